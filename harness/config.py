@@ -1,0 +1,282 @@
+"""What is run, as data: suites, runs, their expansion and their identity.
+
+A suite is a YAML file: a `base`, a `matrix` of axes to cross and a list of `rows` that override the
+base. Each combination is a `Run`. Nothing here imports torch; the options of a method are checked
+by the method's own `Config` when it is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from harness.errors import UserError, nearest
+from harness.method import check_name
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Strict(BaseModel):
+    """Frozen values; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# ---------------------------------------------------------------------------- where a model comes from
+class EmbeddedModel(Strict):
+    """The small trained LLaMA that ships with the project."""
+
+    source: Literal["embedded"] = "embedded"
+
+
+class ShapeModel(Strict):
+    """A LLaMA of a named shape with random weights; `tokenizer` is a folder or hub id where text is read."""
+
+    source: Literal["shape"]
+    name: str
+    tokenizer: str | None = None
+
+
+class LocalModel(Strict):
+    """A Hugging Face folder on disk; never touches the network."""
+
+    source: Literal["local"]
+    path: str
+
+
+class HubModel(Strict):
+    """A Hugging Face hub id at a revision; safetensors only, no remote code."""
+
+    source: Literal["hub"]
+    id: str
+    revision: str = "main"
+
+
+ModelConfig = Annotated[EmbeddedModel | ShapeModel | LocalModel | HubModel, Field(discriminator="source")]
+
+
+# --------------------------------------------------------------------------- where tokens come from
+class EmbeddedData(Strict):
+    """Documents of the synthetic world: "a" is what the base has seen, "b" is new."""
+
+    source: Literal["embedded"] = "embedded"
+    world: Literal["a", "b"] = "b"
+    seq_len: Positive = 128
+
+
+class FilesData(Strict):
+    """Local text or JSONL files.
+
+    `separator` splits a text file into documents (None: a file is one document); `field` is the key
+    of the text in JSONL. The last `holdout` share of the documents is never trained on: it is what
+    the protocol `heldout` scores.
+    """
+
+    source: Literal["files"]
+    paths: tuple[str, ...] = Field(min_length=1)
+    field: str = "text"
+    separator: str | None = None
+    holdout: Share = 0.1
+    seq_len: Positive = 512
+
+
+class DatasetsData(Strict):
+    """A `datasets` id at a revision; the last `holdout` share of the (first `limit`) rows is held out."""
+
+    source: Literal["datasets"]
+    id: str
+    name: str | None = None
+    revision: str = "main"
+    split: str = "train"
+    field: str = "text"
+    limit: Positive | None = None
+    holdout: Share = 0.1
+    seq_len: Positive = 512
+
+
+class RandomData(Strict):
+    """Uniformly random token ids, for speed and memory alone."""
+
+    source: Literal["random"]
+    seq_len: Positive = 512
+
+
+DataConfig = Annotated[EmbeddedData | FilesData | DatasetsData | RandomData, Field(discriminator="source")]
+
+
+# ------------------------------------------------------------------------------------- training
+class OptimConfig(Strict):
+    """AdamW, the optimizer that all methods share (Loshchilov & Hutter 2019, arXiv 1711.05101)."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float, Field(gt=0)] | None = None
+
+
+class TrainConfig(OptimConfig):
+    """How long, on what batches and on which schedule. `steps: 0` evaluates the prepared model as it is.
+
+    `warmup` is in steps; the cosine ends at `min_lr_ratio` of the peak. `batch` is sequences per
+    micro-batch, so one update sees `batch * grad_accum * seq_len` tokens.
+    """
+
+    stage: Literal["pretrain", "finetune"] = "finetune"
+    steps: Annotated[int, Field(ge=0)] = 100
+    batch: Positive = 16
+    grad_accum: Positive = 1
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    activation_checkpointing: bool = False
+
+
+class PerplexityConfig(Strict):
+    """A perplexity protocol by name; `paths` gives local files to protocols that read a published text."""
+
+    protocol: str
+    paths: tuple[str, ...] | None = None
+
+
+class EvaluateConfig(Strict):
+    """What is measured after training.
+
+    `tasks` are lm-eval names, found under `task_paths` first (the embedded tasks are always there).
+    `limit` cuts each task to its first documents; `batch` is sequences at a time for both rulers.
+    """
+
+    perplexity: tuple[PerplexityConfig, ...] = ()
+    tasks: tuple[str, ...] = ()
+    task_paths: tuple[str, ...] = ()
+    limit: Positive | None = None
+    batch: Positive = 32
+
+    @field_validator("perplexity", mode="before")
+    @classmethod
+    def _names_alone(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [{"protocol": item} if isinstance(item, str) else item for item in value]
+        return value
+
+
+# ---------------------------------------------------------------------------------------- a run
+class MethodChoice(Strict):
+    """A method by name with its options; after `resolve` the options are complete."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and len(value) == 1 and "name" not in value:
+            name, options = next(iter(value.items()))
+            return {"name": name, "options": options or {}}
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        check_name(name)
+        return name
+
+
+class Run(Strict):
+    """One model, one method stack, one data set, one seed. The identity leaves out seed, repeat and label."""
+
+    model: ModelConfig = EmbeddedModel()
+    data: DataConfig = EmbeddedData()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    method: tuple[MethodChoice, ...] = Field(min_length=1)
+    save_weights: bool = False
+    seed: Annotated[int, Field(ge=0)] = 0
+    repeat: Annotated[int, Field(ge=0)] = 0
+    label: str | None = None
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _always_a_stack(cls, value: Any) -> Any:
+        return list(value) if isinstance(value, (list, tuple)) else [value]
+
+    @property
+    def config_id(self) -> str:
+        """Twelve hex digits over the canonical config; equal ids mean the same work up to the seed."""
+        content = self.model_dump(mode="json", exclude={"seed", "repeat", "label", "save_weights"})
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def run_id(self) -> str:
+        """The config's id with seed and repeat: one record each."""
+        return f"{self.config_id}-s{self.seed}-r{self.repeat}"
+
+    @property
+    def name(self) -> str:
+        """The label, or the stack with the options that were given, for people."""
+        return self.label or " + ".join(_method_name(choice) for choice in self.method)
+
+    @property
+    def tier(self) -> str:
+        """Which of the three tiers the run's numbers belong to: embedded, shapes or weights."""
+        return {"embedded": "embedded", "shape": "shapes"}.get(self.model.source, "weights")
+
+
+def _method_name(choice: MethodChoice) -> str:
+    options = ", ".join(f"{key}={value}" for key, value in choice.options.items())
+    return f"{choice.name}({options})" if options else choice.name
+
+
+# --------------------------------------------------------------------------------------- messages
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validate(cls: type[Model], value: Any, where: str) -> Model:
+    """Check a value against a schema; UserError says in one line what is wrong, where and what is allowed."""
+    try:
+        return cls.model_validate(value)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(cls, error)}") from error
+
+
+def _explain(cls: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        *parents, key = first["loc"]
+        inside = f" in {'.'.join(str(part) for part in parents)}" if parents else ""
+        return f"unknown key {key!r}{inside}; {nearest(str(key), _fields_at(cls, parents))}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f", given {given!r}" if not isinstance(given, (dict, list)) and first["type"] != "missing" else ""
+    return f"{place}: {message}{shown}" if place else f"{message}{shown}"
+
+
+def _fields_at(cls: type[BaseModel], path: list[Any]) -> list[str]:
+    """The field names of the model found by walking `path` from `cls` (union tags are looked up)."""
+    models: list[type[BaseModel]] = [cls]
+    for part in path:
+        inner = [t for m in models for t in _models_in(m.model_fields[part].annotation) if part in m.model_fields]
+        tagged = [m for m in models if _tag(m) == part]
+        models = inner or tagged or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    source = model.model_fields.get("source")
+    values = getattr(source.annotation, "__args__", ()) if source else ()
+    return values[0] if values else None
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]

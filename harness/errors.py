@@ -1,0 +1,30 @@
+"""Errors that a person can act on, as opposed to defects of the program."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something that was asked for cannot be done: one line says what was given, what is allowed, what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+class UnsupportedError(Exception):
+    """A valid request that a method honestly cannot carry out; it becomes a row with status `unsupported`."""
+
+
+class DivergedError(Exception):
+    """The loss became NaN or infinite; it becomes a row with status `diverged`."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Say which known words come nearest to an unknown one, and list all of them when they are few."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(name) for name in close) + "?"
+    return "known: " + ", ".join(names)

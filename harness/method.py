@@ -1,0 +1,210 @@
+"""The contract between a training method and the harness, and the registry that finds methods.
+
+A method is one class in one file. It says what it needs (`Config`), where it comes from (`source`)
+and what it can do (`caps`); it changes a model (`prepare`), trains it (`stepper`) and hands back a
+plain model (`export`). This module knows no method but by the strings of the registry.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+from harness.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.config import OptimConfig
+
+#: Every method that ships: name -> "module:Class". Other packages add theirs by the entry-point
+#: group `lorebench.methods`; a suite may also name "module:Class" directly.
+REGISTRY: dict[str, str] = {
+    "full": "methods.full:Full",
+    "lora": "methods.lora:LoRA",
+    "uniform": "methods.uniform:Uniform",
+    "welore": "methods.welore:WeLore",
+}
+ENTRY_POINTS = "lorebench.methods"
+
+
+@dataclass(frozen=True)
+class Caps:
+    """What one configured method can honestly do; the caps of a stack are the intersection.
+
+    `period` is the number of steps between expensive refreshes (None: every step costs the same).
+    `value_dependent` says that shapes depend on the values of weights or gradients, so that a
+    simulation needs the ranks from elsewhere. `decoding` says that the prepared model can generate.
+    """
+
+    stages: frozenset[str] = frozenset({"pretrain", "finetune", "compress"})
+    grad_accum: bool = True
+    grad_clip: bool = True
+    ddp: bool = True
+    period: int | None = None
+    value_dependent: bool = False
+    decoding: bool = True
+
+    def meet(self, other: Caps) -> Caps:
+        """The caps of a stack of two methods: what both can do."""
+        periods = [p for p in (self.period, other.period) if p is not None]
+        return Caps(
+            stages=self.stages & other.stages,
+            grad_accum=self.grad_accum and other.grad_accum,
+            grad_clip=self.grad_clip and other.grad_clip,
+            ddp=self.ddp and other.ddp,
+            period=max(periods, default=None),
+            value_dependent=self.value_dependent or other.value_dependent,
+            decoding=self.decoding and other.decoding,
+        )
+
+
+@dataclass
+class Context:
+    """What a method may use while it prepares a model, and where it says what it did.
+
+    `calibration` yields fresh batches of training token ids, each (batch, seq) int64, for methods
+    that look at data. `cache` is a folder for results that are costly and depend on the weights
+    alone. `ranks`, `facts` and `warnings` end up in the record of the run.
+    """
+
+    seed: int = 0
+    cache: Path | None = None
+    calibration: Callable[[], Iterator[Tensor]] | None = None
+    ranks: dict[str, int] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        """Keep a warning for the record, e.g. that a value was clamped."""
+        self.warnings.append(text)
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What happened in one optimizer step.
+
+    `refreshed` labels the step for the clock. `grad_norm` is the global norm before clipping, as a
+    device tensor (reading it would stall the device), or None where it was not computed. `ranks` is
+    given only when ranks moved.
+    """
+
+    refreshed: bool = False
+    grad_norm: Tensor | None = None
+    ranks: Mapping[str, int] | None = None
+
+
+@runtime_checkable
+class Stepper(Protocol):
+    """The optimizer side of a method. One call of `step` is one update, whatever happens inside."""
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the coming update; called before its backward pass."""
+
+    def step(self) -> StepInfo:
+        """Apply the update from the gradients that are there."""
+
+    def zero_grad(self) -> None:
+        """Free all gradients."""
+
+    def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor that is kept between steps, projectors included, each with a name."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers only; together with the model enough for a bit-exact resume."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo `state_dict`."""
+
+
+class MethodConfig(BaseModel):
+    """Base of every method's hyperparameters: typed, frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Method:
+    """Base class of all methods: changes nothing and trains nothing until a member is overridden."""
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    #: Paper, section and equations; says where the implementation departs from them.
+    source: ClassVar[str] = ""
+
+    def __init__(self, config: MethodConfig) -> None:
+        self.config = config
+
+    @property
+    def caps(self) -> Caps:
+        """What this configured instance can do."""
+        return Caps()
+
+    def prepare(self, model: nn.Module, context: Context) -> nn.Module:
+        """Replace layers and set `requires_grad`; return the model to train (often the same object)."""
+        return model
+
+    def stepper(self, model: nn.Module, optim: OptimConfig) -> Stepper | None:
+        """Return the optimizer side for the prepared model, or None when this method does not train it."""
+        return None
+
+    def export(self, model: nn.Module) -> nn.Module:
+        """Undo the training scaffold: a plain transformers model whose linears may stay factored."""
+        return model
+
+
+def available() -> dict[str, str]:
+    """All methods that can be named: those that ship and those of installed packages."""
+    extra = {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    return {**extra, **REGISTRY}
+
+
+def check_name(name: str) -> str:
+    """Return "module:Class" for a method's name without importing it; UserError names the nearest ones."""
+    if ":" in name:
+        return name
+    known = available()
+    if name not in known:
+        raise UserError(f"unknown method {name!r}; {nearest(name, known)}")
+    return known[name]
+
+
+def find(name: str) -> type[Method]:
+    """Import a method's class by its registered name or by "module:Class"."""
+    target = check_name(name)
+    module_name, _, class_name = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"method {name!r}: cannot import module {module_name!r}: {error}") from error
+    found = getattr(module, class_name, None)
+    if not (inspect.isclass(found) and issubclass(found, Method)):
+        raise UserError(f"method {name!r}: {target!r} is not a subclass of harness.method.Method")
+    return found
+
+
+def build(name: str, options: Mapping[str, Any]) -> Method:
+    """Make a configured method; a wrong option raises UserError with what is allowed."""
+    from harness.config import validate  # here because config.py checks names through this module
+
+    cls = find(name)
+    return cls(validate(cls.Config, dict(options), where=f"method {name}"))
+
+
+def stack_caps(methods: Sequence[Method]) -> Caps:
+    """The caps of a stack of methods."""
+    caps = methods[0].caps
+    for method in methods[1:]:
+        caps = caps.meet(method.caps)
+    return caps
+
+
+def caps_as_dict(caps: Caps) -> dict[str, Any]:
+    """Caps as plain values, stages sorted, for printing."""
+    values = {item.name: getattr(caps, item.name) for item in fields(caps)}
+    return {**values, "stages": sorted(caps.stages)}

@@ -1,0 +1,233 @@
+"""The result of one run: a typed schema with a version, written atomically, read strictly.
+
+Units are in the key names (`_bytes`, `_s`). An absent value means that it was not measured; there
+are no sentinel numbers. A record never holds secrets: no environment variables, no tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.errors import UserError
+
+SCHEMA_VERSION = 1
+#: Version of each measurement protocol; records of different versions are never compared. A test
+#: holds the hash of every ruler's source and asks for a bump when one changes.
+PROTOCOLS: dict[str, int] = {"memory": 1, "time": 1, "perplexity": 1, "accuracy": 1}
+
+Status = Literal["ok", "oom", "timeout", "diverged", "unsupported", "error", "interrupted"]
+Phase = Literal["load", "prepare", "train", "evaluate", "export"]
+PHASES: tuple[Phase, ...] = ("load", "prepare", "train", "evaluate", "export")
+
+
+class Part(BaseModel):
+    """Base of all parts of a record; unknown keys are refused when a record is read."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+
+class Outcome(Part):
+    """How the run ended. `interrupted` is what an unfinished record says, so a killed run reads so too."""
+
+    status: Status = "interrupted"
+    phase: Phase | None = None
+    message: str = ""
+    requested_bytes: int | None = None
+    log_tail: list[str] = []
+
+
+class TrainMemory(Part):
+    """Peak allocated bytes of the training phase, within a window of steady-state steps, by component.
+
+    Gradients are those alive before the update; transient is the rest of the peak (activations,
+    workspace, batch). The steps of the window count from 1.
+    """
+
+    peak_allocated_bytes: int
+    weights_trainable_bytes: int
+    weights_frozen_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    buffers_bytes: int
+    transient_bytes: int
+    window_first_step: int
+    window_last_step: int
+    refreshes_in_window: int
+
+
+class Memory(Part):
+    """Peaks per phase by one named meter (`cuda` or `live`); the rest is stored and never compared."""
+
+    meter: Literal["cuda", "live"]
+    phase_peak_allocated_bytes: dict[Phase, int] = {}
+    train: TrainMemory | None = None
+    reserved_bytes: int | None = None
+    host_rss_bytes: int | None = None
+
+
+class Time(Part):
+    """Seconds by a clock that runs only while no meter slows the work down.
+
+    `step_s` are the timed steps in order, `refresh_step` says which of them held a refresh.
+    """
+
+    phase_s: dict[Phase, float] = {}
+    wall_s: float | None = None
+    step_s: list[float] = []
+    refresh_step: list[bool] = []
+    tokens_per_step: int | None = None
+    tokens_per_s: float | None = None
+
+
+class Training(Part):
+    """The course of the training: one loss (nats per token) and learning rate per update."""
+
+    steps: int
+    tokens: int
+    loss: list[float]
+    lr: list[float]
+    grad_norm: list[float] = []
+
+
+class Perplexity(Part):
+    """exp(nll_nats / tokens); `floor` is the same for the generator itself, where it is known."""
+
+    perplexity: float
+    nll_nats: float
+    tokens: int
+    windows: int
+    dropped_tokens: int
+    context: int | None = None
+    text: str
+    floor: float | None = None
+
+
+class Accuracy(Part):
+    """Exact match counts of one task; accuracy times documents is a whole number."""
+
+    accuracy: float
+    stderr: float | None = None
+    correct: int
+    documents: int
+    chance: float | None = None
+    version: str
+
+
+class Quality(Part):
+    """What the trained model is worth."""
+
+    perplexity: dict[str, Perplexity] = {}
+    tasks: dict[str, Accuracy] = {}
+
+
+class Parameters(Part):
+    """Unique parameters of the prepared model; `ranks` and `facts` are what the methods report."""
+
+    total: int
+    trainable: int
+    trainable_names: list[str] = []
+    ranks: dict[str, int] = {}
+    facts: dict[str, Any] = {}
+
+
+class Environment(Part):
+    """What the run ran on, so that only like is compared with like."""
+
+    device: str
+    cpu: str
+    cpu_threads: int
+    system: str
+    python: str
+    packages: dict[str, str]
+    git_sha: str | None = None
+    git_dirty_sha256: str | None = None
+    driver: str | None = None
+    flags: dict[str, str | bool | int] = {}
+
+
+class Data(Part):
+    """Exactly which tokens were trained on and which model they were fed to."""
+
+    name: str
+    revision: str | None = None
+    sha256: str
+    documents: int | None = None
+    tokens: int
+    dropped_tokens: int = 0
+    model: str
+    model_sha256: str | None = None
+
+
+class Record(Part):
+    """Everything about one run."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    config_id: str
+    suite: str
+    label: str
+    seed: int
+    repeat: int
+    tier: str
+    protocols: dict[str, int] = PROTOCOLS
+    config: dict[str, Any]
+    rerun: str
+    started_at: str | None = None
+    outcome: Outcome = Outcome()
+    parameters: Parameters | None = None
+    memory: Memory | None = None
+    time: Time | None = None
+    training: Training | None = None
+    quality: Quality | None = None
+    data: Data | None = None
+    environment: Environment | None = None
+    warnings: list[str] = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do: the run ended in a way of its own, by today's protocols."""
+        return self.outcome.status != "interrupted" and self.protocols == PROTOCOLS
+
+
+def write(record: Record, path: Path) -> None:
+    """Write a record so that a reader sees the old one or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = record.model_dump_json(indent=1, exclude_none=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read(path: Path) -> Record:
+    """Read a record; UserError says what is wrong with the file in one line."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not a record: {error}; move it away and run again") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: schema version {version}, this lorebench reads {SCHEMA_VERSION}; "
+            "use another --results folder or the version of lorebench that wrote it"
+        )
+    try:
+        return Record.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: not a record: {place}: {first['msg']}") from error
+
+
+def read_all(folder: Path) -> list[Record]:
+    """All records of a folder, by name of file; the first unreadable one raises UserError."""
+    return [read(path) for path in sorted(folder.glob("*.json"))]

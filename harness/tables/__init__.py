@@ -1,0 +1,1 @@
+"""Records in, answers out; nothing here runs a model."""

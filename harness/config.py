@@ -264,7 +264,9 @@ def _fields_at(cls: type[BaseModel], path: list[Any]) -> list[str]:
     """The field names of the model found by walking `path` from `cls` (union tags are looked up)."""
     models: list[type[BaseModel]] = [cls]
     for part in path:
-        inner = [t for m in models for t in _models_in(m.model_fields[part].annotation) if part in m.model_fields]
+        inner = [
+            t for m in models for t in _models_in(m.model_fields[part].annotation) if part in m.model_fields
+        ]
         tagged = [m for m in models if _tag(m) == part]
         models = inner or tagged or models
     return sorted({name for model in models for name in model.model_fields})

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from harness.errors import UserError, nearest
 from harness.method import check_name
 
 Positive = Annotated[int, Field(gt=0)]
@@ -61,10 +60,11 @@ ModelConfig = Annotated[EmbeddedModel | ShapeModel | LocalModel | HubModel, Fiel
 
 # --------------------------------------------------------------------------- where tokens come from
 class EmbeddedData(Strict):
-    """Documents of the synthetic world: "a" is what the base has seen, "b" is new."""
+    """The first `documents` training documents of the synthetic world: the base knows "a", "b" is new."""
 
     source: Literal["embedded"] = "embedded"
     world: Literal["a", "b"] = "b"
+    documents: Positive = 6000
     seq_len: Positive = 128
 
 
@@ -73,7 +73,7 @@ class FilesData(Strict):
 
     `separator` splits a text file into documents (None: a file is one document); `field` is the key
     of the text in JSONL. The last `holdout` share of the documents is never trained on: it is what
-    the protocol `heldout` scores.
+    the protocol `heldout` scores. `end_token` ends each document with the tokenizer's end mark.
     """
 
     source: Literal["files"]
@@ -81,6 +81,7 @@ class FilesData(Strict):
     field: str = "text"
     separator: str | None = None
     holdout: Share = 0.1
+    end_token: bool = True
     seq_len: Positive = 512
 
 
@@ -95,6 +96,7 @@ class DatasetsData(Strict):
     field: str = "text"
     limit: Positive | None = None
     holdout: Share = 0.1
+    end_token: bool = True
     seq_len: Positive = 512
 
 
@@ -120,14 +122,14 @@ class OptimConfig(Strict):
 
 
 class TrainConfig(OptimConfig):
-    """How long, on what batches and on which schedule. `steps: 0` evaluates the prepared model as it is.
+    """How long, on what batches and on which schedule. Stage `compress` makes no updates at all.
 
     `warmup` is in steps; the cosine ends at `min_lr_ratio` of the peak. `batch` is sequences per
     micro-batch, so one update sees `batch * grad_accum * seq_len` tokens.
     """
 
-    stage: Literal["pretrain", "finetune"] = "finetune"
-    steps: Annotated[int, Field(ge=0)] = 100
+    stage: Literal["pretrain", "finetune", "compress"] = "finetune"
+    steps: Positive = 100
     batch: Positive = 16
     grad_accum: Positive = 1
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -202,6 +204,11 @@ class Run(Strict):
     repeat: Annotated[int, Field(ge=0)] = 0
     label: str | None = None
 
+    @field_validator("model", "data", mode="before")
+    @classmethod
+    def _embedded_unless_said(cls, value: Any) -> Any:
+        return {"source": "embedded", **value} if isinstance(value, dict) else value
+
     @field_validator("method", mode="before")
     @classmethod
     def _always_a_stack(cls, value: Any) -> Any:
@@ -233,52 +240,3 @@ class Run(Strict):
 def _method_name(choice: MethodChoice) -> str:
     options = ", ".join(f"{key}={value}" for key, value in choice.options.items())
     return f"{choice.name}({options})" if options else choice.name
-
-
-# --------------------------------------------------------------------------------------- messages
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def validate(cls: type[Model], value: Any, where: str) -> Model:
-    """Check a value against a schema; UserError says in one line what is wrong, where and what is allowed."""
-    try:
-        return cls.model_validate(value)
-    except ValidationError as error:
-        raise UserError(f"{where}: {_explain(cls, error)}") from error
-
-
-def _explain(cls: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        *parents, key = first["loc"]
-        inside = f" in {'.'.join(str(part) for part in parents)}" if parents else ""
-        return f"unknown key {key!r}{inside}; {nearest(str(key), _fields_at(cls, parents))}"
-    message = first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
-    shown = f", given {given!r}" if not isinstance(given, (dict, list)) and first["type"] != "missing" else ""
-    return f"{place}: {message}{shown}" if place else f"{message}{shown}"
-
-
-def _fields_at(cls: type[BaseModel], path: list[Any]) -> list[str]:
-    """The field names of the model found by walking `path` from `cls` (union tags are looked up)."""
-    models: list[type[BaseModel]] = [cls]
-    for part in path:
-        inner = [
-            t for m in models for t in _models_in(m.model_fields[part].annotation) if part in m.model_fields
-        ]
-        tagged = [m for m in models if _tag(m) == part]
-        models = inner or tagged or models
-    return sorted({name for model in models for name in model.model_fields})
-
-
-def _tag(model: type[BaseModel]) -> str | None:
-    source = model.model_fields.get("source")
-    values = getattr(source.annotation, "__args__", ()) if source else ()
-    return values[0] if values else None
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]

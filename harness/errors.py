@@ -27,4 +27,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(name) for name in close) + "?"
+    if len(names) > 40:
+        return f"none of the {len(names)} known names comes near"
     return "known: " + ", ".join(names)

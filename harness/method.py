@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from pydantic import BaseModel, ConfigDict
 
 from harness.errors import UserError, nearest
+from harness.validation import validate
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -190,8 +191,6 @@ def find(name: str) -> type[Method]:
 
 def build(name: str, options: Mapping[str, Any]) -> Method:
     """Make a configured method; a wrong option raises UserError with what is allowed."""
-    from harness.config import validate  # here because config.py checks names through this module
-
     cls = find(name)
     return cls(validate(cls.Config, dict(options), where=f"method {name}"))
 

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from harness.errors import UserError
 
@@ -39,6 +39,14 @@ class Outcome(Part):
     message: str = ""
     requested_bytes: int | None = None
     log_tail: list[str] = []
+
+    @field_validator("message", "log_tail", mode="before")
+    @classmethod
+    def _encodable(cls, value: Any) -> Any:
+        """Messages of the system may hold bytes that are no text; a record is always UTF-8."""
+        if isinstance(value, str):
+            return value.encode(errors="replace").decode()
+        return [cls._encodable(line) for line in value] if isinstance(value, list) else value
 
 
 class TrainMemory(Part):

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field
 
-from harness.config import Run, Strict, validate
+from harness.config import Run, Strict
 from harness.errors import UserError, nearest
+from harness.validation import validate
 
 Override = tuple[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which `1e-3` is a number: YAML 1.1 wants a dot there, no person does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 class SuiteFile(Strict):
@@ -25,17 +37,45 @@ class SuiteFile(Strict):
     baseline: str | None = None
     base: dict[str, Any] = Field(default_factory=dict)
     matrix: dict[str, list[Any]] = Field(default_factory=dict)
-    rows: list[dict[str, Any]] = Field(default_factory=lambda: [{}])
+    rows: list[dict[str, Any]] = Field(default_factory=lambda: [dict[str, Any]()])
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A named list of runs with the question that they answer; `baseline` is the label all is relative to."""
+    """A named list of runs with the question that they answer; `baseline` is the label all is relative to.
+
+    `axes` are the dotted settings that vary from run to run, beside label and seed.
+    """
 
     name: str
     question: str
     baseline: str | None
     runs: tuple[Run, ...]
+    axes: tuple[str, ...] = ()
+
+    def with_seeds(self, seeds: Sequence[int]) -> Suite:
+        """The same runs with other seeds; without any, the suite as it is."""
+        if not seeds:
+            return self
+        wanted = [run.model_copy(update={"seed": seed}) for run in self.runs for seed in seeds]
+        return replace(self, runs=tuple({run.run_id: run for run in wanted}.values()))
+
+    def only(self, conditions: Sequence[str]) -> Suite:
+        """The runs that match: of several conditions on one key any suffices, all keys must be met."""
+        wanted: dict[str, list[Any]] = {}
+        for text in conditions:
+            key, value = parse_override(text, option="--only")
+            wanted.setdefault(key, []).append(value)
+        kept = [r for r in self.runs if all(_matches(r, key, values) for key, values in wanted.items())]
+        if not kept:
+            labels = ", ".join(sorted({run.name for run in self.runs}))
+            raise UserError(f"--only {' '.join(conditions)}: no run matches; the labels are: {labels}")
+        return replace(self, runs=tuple(kept))
+
+    def selector(self, run: Run) -> list[str]:
+        """Conditions for `only` that single out one run."""
+        axes = [f"{key}={json.dumps(_value(run, key))}" for key in self.axes]
+        return [f"label={json.dumps(run.name)}", f"seed={run.seed}", *axes]
 
 
 def load(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
@@ -49,7 +89,9 @@ def load(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
         runs.setdefault(run.run_id, run)
     if not runs:
         raise UserError(f"{file}: the suite has no runs; give `matrix` or `rows` at least one entry")
-    return Suite(written.suite, written.question, written.baseline, tuple(runs.values()))
+    varied = [*written.matrix, *(key for row in written.rows for key in row)]
+    axes = tuple(key for key in dict.fromkeys(varied) if key not in ("label", "method", "seed"))
+    return Suite(written.suite, written.question, written.baseline, tuple(runs.values()), axes)
 
 
 def suites_folder() -> Path:
@@ -71,7 +113,7 @@ def _find(path: Path) -> Path:
 def read_yaml(path: Path) -> Any:
     """Parse YAML safely; UserError names file, line and column."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -109,22 +151,31 @@ def _copy(value: Any) -> Any:
     return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
-def parse_override(text: str) -> Override:
+def _matches(run: Run, key: str, values: list[Any]) -> bool:
+    if key == "method":
+        named = {choice.name for choice in run.method}
+        return any(value in named or value == run.name for value in values)
+    return _value(run, key) in values
+
+
+def _value(run: Run, key: str) -> Any:
+    """The value of a dotted setting, of `label` or of an id; UserError for a key that no run has."""
+    if key in ("label", "run_id", "config_id", "tier"):
+        return run.name if key == "label" else getattr(run, key)
+    value: Any = run.model_dump(mode="json")
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise UserError(f"no setting {key!r} to select by; try label, method, seed or e.g. train.lr")
+        value = value[part]
+    return value
+
+
+def parse_override(text: str, option: str = "--set") -> Override:
     """Read `key=value` from the command line; the value is YAML, so `3`, `1e-3` and `[a, b]` are values."""
     key, found, value = text.partition("=")
     if not found or not key.strip():
-        raise UserError(f"--set {text!r}: write KEY=VALUE, for example train.steps=100")
+        raise UserError(f"{option} {text!r}: write KEY=VALUE, for example train.steps=100")
     try:
-        return key.strip(), _number(yaml.safe_load(value))
+        return key.strip(), yaml.load(value, _Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {text!r}: the value is not valid YAML") from error
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads `1e-3` as text because it lacks a dot; a person means the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+        raise UserError(f"{option} {text!r}: the value is not valid YAML") from error

@@ -1,0 +1,297 @@
+"""The command line: `lorebench methods | run | report | export`.
+
+Only the parent's light modules are imported at the top; whatever needs torch is a process of its
+own or is imported inside its command.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.config import Run
+    from harness.suite import Override, Suite
+
+PIPED_COLUMNS = 140
+
+app = typer.Typer(
+    name="lorebench",
+    help="Benchmark memory-efficient LLM training: perplexity, accuracy, peak memory, throughput.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+SuiteName = Annotated[
+    str, typer.Argument(metavar="SUITE", help="A suite that ships, by name, or a YAML file.")
+]
+Results = Annotated[Path, typer.Option(help="Folder of the records.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
+]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="KEY=VALUE", help="Keep matching runs: label, method, seed or any setting."
+    ),
+]
+ModelOption = Annotated[str | None, typer.Option(help="A model folder, or a hub id with optional @revision.")]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(help="A .txt or .jsonl file (repeatable), or a `datasets` id with optional @revision."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Run these seeds instead of the suite's.")]
+
+
+def cache_folder() -> Path:
+    """Where costly results that depend on weights alone are kept: LOREBENCH_CACHE, else the user's cache."""
+    import os
+
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorebench"
+    return Path(os.environ.get("LOREBENCH_CACHE", default))
+
+
+@app.command()
+def methods() -> None:
+    """List the methods with their sources and what each can do."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from harness.method import available, caps_as_dict, find
+
+    table = Table(title="methods", header_style="bold", show_lines=True)
+    for column in ("name", "options (default)", "stages", "source"):
+        table.add_column(column, overflow="fold")
+    for name in sorted(available()):
+        cls = find(name)
+        options = {
+            key: item.get_default(call_default_factory=True) for key, item in cls.Config.model_fields.items()
+        }
+        shown = "\n".join(f"{key} ({value})" for key, value in options.items())
+        try:
+            stages = ", ".join(caps_as_dict(cls(cls.Config()).caps)["stages"])
+        except ValueError:  # an option without a default
+            stages = "-"
+        table.add_row(name, shown, stages, " ".join(cls.source.split()))
+    Console().print(table)
+
+
+@app.command()
+def run(
+    suite: SuiteName,
+    model: ModelOption = None,
+    data: DataOption = None,
+    settings: SetOption = None,
+    only: OnlyOption = None,
+    seed: Seeds = None,
+    device: Device = "auto",
+    results: Results = Path("runs"),
+    budget: Annotated[str | None, typer.Option(help="Start nothing that would not finish, e.g. 25m.")] = None,
+    deadline: Annotated[str, typer.Option(help="Longest time for one run.")] = "6h",
+    retry: Annotated[bool, typer.Option("--retry", help="Repeat finished runs that are not ok.")] = False,
+) -> None:
+    """Run a suite, or what is left of it, and print its tables."""
+    from harness.engine import progress, runner
+
+    chosen = _load(suite, model, data, settings, only, seed)
+    outcome = runner.sweep(
+        chosen,
+        runner.Settings(
+            results=results,
+            cache=cache_folder(),
+            device=device,
+            deadline_s=_seconds(deadline),
+            budget_s=None if budget is None else _seconds(budget),
+            retry=retry,
+        ),
+        progress.choose(),
+        _rerun(suite, chosen, model, data, settings, device),
+    )
+    records = list(outcome.records.values())
+    notes = [f"{len(outcome.left)} runs are left: run the same command again"] if outcome.left else []
+    _publish(chosen, records, notes, outcome.folder / "tables", chosen.name)
+    typer.echo(f"records: {outcome.folder}")
+    if any(record.outcome.status == "error" for record in records):
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    suite: SuiteName,
+    model: ModelOption = None,
+    data: DataOption = None,
+    settings: SetOption = None,
+    only: OnlyOption = None,
+    seed: Seeds = None,
+    results: Results = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help="Folder for the written tables.")] = None,
+) -> None:
+    """Print and write the tables of a suite from its records, without running anything."""
+    from harness.engine import runner
+    from harness.tables import report as tables
+
+    chosen = _load(suite, model, data, settings, only, seed)
+    wanted = [item.run_id for item in runner.resolve(chosen.runs).runs]
+    folders = sorted(path for path in results.glob(f"*/{chosen.name}") if path.is_dir())
+    if not folders:
+        raise UserError(f"no records of suite {chosen.name!r} under {results}; run: lorebench run {suite}")
+    for folder in folders:
+        found, notes = tables.load(folder)
+        by_id = {record.run_id: record for record in found}
+        records = [by_id[key] for key in wanted if key in by_id]
+        if not records:
+            continue
+        missing, other = len(set(wanted) - by_id.keys()), len(by_id.keys() - set(wanted))
+        notes += [f"{missing} of {len(wanted)} runs have no record yet"] if missing else []
+        notes += [f"{other} records of other configurations are not shown"] if other else []
+        name = chosen.name if len(folders) == 1 else f"{chosen.name}-{folder.parent.name}"
+        _publish(chosen, records, notes, out or folder / "tables", name)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run id (or its beginning), or a record file.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the model goes.")],
+    form: Annotated[
+        str, typer.Option(help="dense (plain Hugging Face) or factors (with a manifest).")
+    ] = "dense",
+    results: Results = Path("runs"),
+) -> None:
+    """Write the trained model of a run as a folder that transformers (dense) or lorebench (factors) loads."""
+    from harness.engine.exporting import export_run
+
+    export_run(_find_record(run, results), folder, form)
+    typer.echo(f"{folder}: written as {form}")
+
+
+# ------------------------------------------------------------------------------------------ parts
+def _load(
+    suite: str,
+    model: str | None,
+    data: Sequence[str] | None,
+    settings: Sequence[str] | None,
+    only: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+) -> Suite:
+    from harness import suite as suites
+
+    overrides: list[Override] = [*_model_override(model), *_data_override(data)]
+    overrides += [suites.parse_override(text) for text in settings or ()]
+    return suites.load(suite, overrides).with_seeds(seeds or ()).only(only or ())
+
+
+def _model_override(model: str | None) -> list[Override]:
+    if model is None:
+        return []
+    if _is_path(model):
+        return [("model", {"source": "local", "path": model})]
+    name, _, revision = model.partition("@")
+    return [("model", {"source": "hub", "id": name, "revision": revision or "main"})]
+
+
+def _data_override(data: Sequence[str] | None) -> list[Override]:
+    """A user's text replaces the world: what is held out of it is scored, and no embedded task is asked."""
+    if not data:
+        return []
+    section: dict[str, Any]
+    if all(_is_path(item) or item.endswith((".txt", ".jsonl", ".json", ".gz", ".raw")) for item in data):
+        section = {"source": "files", "paths": list(data)}
+    elif len(data) == 1:
+        name, _, revision = data[0].partition("@")
+        section = {"source": "datasets", "id": name, "revision": revision or "main"}
+    else:
+        raise UserError(f"--data {' '.join(data)}: give several files or one `datasets` id, not a mixture")
+    return [("data", section), ("evaluate.perplexity", ["heldout"]), ("evaluate.tasks", [])]
+
+
+def _is_path(text: str) -> bool:
+    """Whether a person means a path: it exists, or it is written like one."""
+    return Path(text).expanduser().exists() or text.startswith(("/", "./", "../", "~"))
+
+
+def _seconds(text: str) -> float:
+    """Read 90, 90s, 25m or 6h."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    try:
+        value = float(number) * unit
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise UserError(f"{text!r} is no time span; write for example 90s, 25m or 6h")
+    return value
+
+
+def _rerun(
+    suite: str,
+    chosen: Suite,
+    model: str | None,
+    data: Sequence[str] | None,
+    settings: Sequence[str] | None,
+    device: str,
+) -> Any:
+    """A function that gives the command to repeat one run of a suite."""
+    given = [f"--model={model}"] if model else []
+    given += [f"--data={item}" for item in data or ()]
+    given += [f"--set={item}" for item in settings or ()]
+    given += [f"--device={device}"] if device != "auto" else []
+
+    def command(run: Run) -> str:
+        return shlex.join(
+            ["lorebench", "run", suite, *given, *(f"--only={item}" for item in chosen.selector(run))]
+        )
+
+    return command
+
+
+def _publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder: Path, name: str) -> None:
+    from rich.console import Console
+
+    from harness.tables import report as tables
+
+    if not records:
+        typer.echo("nothing has run yet, so there is no table")
+        return
+    order = [record.config_id for record in records]
+    built = tables.build(records, baseline=suite.baseline, question=suite.question, notes=notes, order=order)
+    console = Console()
+    # A pipe or a file has no width of its own; narrow tables would be hard to read there.
+    tables.to_terminal(built, console if console.is_terminal else Console(width=PIPED_COLUMNS))
+    written = tables.write(built, folder, name)
+    typer.echo("tables: " + ", ".join(str(path) for path in written))
+
+
+def _find_record(run: str, results: Path) -> Path:
+    if run.endswith(".json") and Path(run).is_file():
+        return Path(run)
+    found = sorted(results.glob(f"*/*/{run}*.json"))
+    if len(found) == 1:
+        return found[0]
+    problem = f"{len(found)} records begin with" if found else "no record begins with"
+    raise UserError(f"{problem} {run!r} under {results}; give a whole run id or the path of a record")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"lorebench: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("lorebench: stopped; the same command goes on where this one ended", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Checks before a sweep: complete options, supported combinations, input that is there and readable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from harness.config import FilesData, MethodChoice, Run
+from harness.engine import models, protocols, texts
+from harness.errors import UnsupportedError, UserError
+from harness.method import Caps, Method, build, stack_caps
+
+
+def device(name: str) -> torch.device:
+    """The device by name; `auto` is the GPU when there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"no device {name!r}; use auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name!r} asked for, but torch {torch.__version__} sees no CUDA device here")
+    if chosen.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not measured by this harness; use auto, cpu, cuda or cuda:N")
+    return chosen
+
+
+def stack(run: Run) -> list[Method]:
+    """The configured methods of a run, in order."""
+    return [build(choice.name, choice.options) for choice in run.method]
+
+
+def resolve(runs: Sequence[Run]) -> list[Run]:
+    """The runs with every method's options complete; UserError for input that cannot be read.
+
+    What is checked once is remembered, so a sweep over one file reads it once.
+    """
+    done: set[str] = set()
+    return [_resolve(run, done) for run in runs]
+
+
+def _resolve(run: Run, done: set[str]) -> Run:
+    for key, check in (
+        (repr(run.model), lambda: models.check(run.model)),
+        (repr(run.data), lambda: _check_data(run)),
+        (repr((run.evaluate, run.data)), lambda: _check_evaluation(run)),
+    ):
+        if key not in done:
+            check()
+            done.add(key)
+    choices = tuple(
+        MethodChoice(name=choice.name, options=method.config.model_dump(mode="json"))
+        for choice, method in zip(run.method, stack(run), strict=True)
+    )
+    return run.model_copy(update={"method": choices, "label": run.name})
+
+
+def _check_data(run: Run) -> None:
+    if isinstance(run.data, FilesData):
+        texts.documents_of_files(run.data)
+
+
+def _check_evaluation(run: Run) -> None:
+    for protocol in run.evaluate.perplexity:
+        protocols.check(protocol, run.data)
+
+
+def supported(run: Run, methods: Sequence[Method]) -> Caps:
+    """The caps of the stack; UnsupportedError with the reason when the run asks for more."""
+    caps = stack_caps(methods)
+    names = " + ".join(choice.name for choice in run.method)
+    if run.train.stage not in caps.stages:
+        allowed = ", ".join(sorted(caps.stages))
+        raise UnsupportedError(f"{names} does not do stage {run.train.stage!r} (it does: {allowed})")
+    if run.train.grad_accum > 1 and not caps.grad_accum:
+        raise UnsupportedError(
+            f"{names} updates inside the backward pass: gradient accumulation is not possible"
+        )
+    if run.train.clip is not None and not caps.grad_clip:
+        raise UnsupportedError(f"{names} frees gradients inside the backward pass: clipping is not possible")
+    return caps

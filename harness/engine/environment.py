@@ -1,0 +1,160 @@
+"""What a run ran on, so that only like is compared with like; nothing that names a person or a place.
+
+No host name, user name or path, and of the environment variables only those of `VARIABLES`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import harness
+from harness.record import Environment
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "lm-eval",
+    "datasets",
+    "peft",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+)
+#: Environment variables that change speed, memory or determinism.
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)
+#: What decides a result; a change elsewhere (pages, results, tests) does not make a run differ.
+CODE = ("harness", "methods", "benchmarks")
+Flag = str | bool | int
+ROOT = Path(harness.__file__).resolve().parent.parent
+
+
+def describe(device: torch.device | str) -> Environment:
+    """Describe machine, versions and settings for a device; what cannot be found out is absent."""
+    device = torch.device(device)
+    cpu = cpu_model()
+    commit, changes = git_state(ROOT)
+    return Environment(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        cpu=cpu,
+        cpu_threads=torch.get_num_threads(),
+        system=system(),
+        python=platform.python_version(),
+        packages=packages(),
+        git_sha=commit,
+        git_dirty_sha256=changes,
+        driver=driver() if device.type == "cuda" else None,
+        flags=flags(),
+    )
+
+
+def machine_slug(device: torch.device | str) -> str:
+    """A folder name for machines whose times compare: `cpu-2t` (threads), `nvidia-h200`."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+    return f"cpu-{torch.get_num_threads()}t"
+
+
+def system() -> str:
+    """Operating system, kernel version and architecture."""
+    # A kernel's release may go on with names that its builder gave it; the numbers say enough.
+    numbers = re.match(r"[\d.]*", platform.release())
+    return f"{platform.system()} {numbers[0] if numbers else ''} {platform.machine()}"
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel gives it, else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), platform.processor() or platform.machine())
+
+
+def packages() -> dict[str, str]:
+    """Versions of the packages that decide a result, as far as they are installed."""
+    found = {"lorebench": harness.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found["torch"] = str(torch.__version__)  # with its build (+cpu, +cu126), which the metadata may lack
+    return found
+
+
+def driver() -> str:
+    """The NVIDIA driver, where the kernel tells, and the CUDA runtime that torch was built with."""
+    module = Path("/sys/module/nvidia/version")
+    version = module.read_text().strip() if module.exists() else "unknown"
+    return f"driver {version}, CUDA {torch.version.cuda}"
+
+
+def flags() -> dict[str, Flag]:
+    """Settings that change speed or the last bits of a result; what torch cannot say reads `mixed`."""
+    settings: dict[str, Callable[[], Flag]] = {
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled,
+        "float32_matmul_precision": torch.get_float32_matmul_precision,
+        "cudnn_benchmark": lambda: torch.backends.cudnn.benchmark,
+        "cudnn_tf32": lambda: torch.backends.cudnn.allow_tf32,
+        "matmul_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
+    }
+    values = {name: _setting(read) for name, read in settings.items()}
+    return values | {name: os.environ[name] for name in VARIABLES if name in os.environ}
+
+
+def _setting(read: Callable[[], Flag]) -> Flag:
+    try:
+        return read()
+    except RuntimeError:  # torch refuses to answer when a program sets tf32 by its old and its new names
+        return "mixed"
+
+
+def git_state(root: Path) -> tuple[str | None, str | None]:
+    """The commit of the code in `root`, and a SHA-256 over its changed files (None: nothing changed).
+
+    The hash is over name and content of every file of `CODE` that differs from the commit, is new or
+    is gone; ignored files do not count. (None, None) when `root` is not the top of a repository: a
+    package installed below some other repository says nothing about that one.
+    """
+    top = _git(root, "rev-parse", "--show-toplevel")
+    commit = _git(root, "rev-parse", "HEAD")
+    if top is None or commit is None or Path(os.fsdecode(top).strip()).resolve() != root.resolve():
+        return None, None
+    changed = _git(root, "diff", "--name-only", "--no-renames", "-z", "HEAD", "--", *CODE)
+    new = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *CODE)
+    if changed is None or new is None:
+        return commit.decode().strip(), None
+    names = sorted({name for name in (changed + new).split(b"\0") if name})
+    digest = hashlib.sha256()
+    for name in names:
+        file = root / os.fsdecode(name)
+        content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "gone"
+        digest.update(name + b"\0" + content.encode() + b"\0")
+    return commit.decode().strip(), digest.hexdigest() if names else None
+
+
+def _git(root: Path, *arguments: str) -> bytes | None:
+    """What git answers, or None where it cannot."""
+    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
+    try:
+        answer = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout if answer.returncode == 0 else None

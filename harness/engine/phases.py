@@ -1,0 +1,237 @@
+"""The phases of one run: load, prepare, train, evaluate, export; each fills its part of the record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from harness.engine import checks, data, environment, measure, models, protocols
+from harness.engine.meters import meter_for
+from harness.engine.train import Trained, Trainer
+from harness.errors import UnsupportedError
+from harness.method import Caps, Context, Stepper
+from harness.record import Data, Memory, Parameters, Perplexity, Phase, Quality, Training, TrainMemory
+
+if TYPE_CHECKING:
+    from harness.engine.job import Job
+    from harness.engine.reporter import Reporter
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def carry_out(job: Job, reporter: Reporter) -> None:
+    """Do all phases of a job."""
+    RunInProgress(job, reporter).carry_out()
+
+
+class RunInProgress:
+    """The state that one phase hands to the next."""
+
+    model: Any  # a transformers causal LM; the methods see an nn.Module
+    tokenizer: Any
+    tokens: data.Tokens
+    caps: Caps
+
+    def __init__(self, job: Job, reporter: Reporter) -> None:
+        self.job, self.run, self.reporter, self.record = job, job.run, reporter, reporter.record
+
+    def carry_out(self) -> None:
+        """Load, prepare, train, evaluate and export, as far as the run asks for them."""
+        with self.reporter.phase("load"):
+            self.load()
+        with self.reporter.phase("prepare"):
+            stepper = self.prepare()
+        if self.run.train.stage != "compress":
+            with self.reporter.phase("train"):
+                self.train(stepper)
+        del stepper  # evaluation is not charged for optimizer states
+        with self.reporter.phase("evaluate"):
+            self.evaluate()
+        if self.run.save_weights:
+            with self.reporter.phase("export"):
+                self.export()
+
+    # ------------------------------------------------------------------------------------ phases
+    def load(self) -> None:
+        """Get the model and the tokens onto this machine and say what they are."""
+        run = self.run
+        self.device = checks.device(self.job.device)
+        self.meter = meter_for(self.device)
+        self.record.environment = environment.describe(self.device)
+        self.record.memory = Memory(meter=self.meter.name)
+        self.methods = checks.stack(run)
+        self.caps = checks.supported(run, self.methods)
+        torch.manual_seed(run.seed)
+        with self.meter.window() as window:
+            loaded = models.load(run.model, dtype=DTYPES[run.train.dtype], device=self.device, seed=run.seed)
+        self._peak("load", window.peak_allocated_bytes)
+        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        self.tokens = data.load(run.data, self.tokenizer, self.model.config.vocab_size, run.seed)
+        self.record.data = Data(
+            name=self.tokens.name,
+            revision=self.tokens.revision,
+            sha256=self.tokens.sha256,
+            documents=self.tokens.documents,
+            tokens=self.tokens.count,
+            dropped_tokens=self.tokens.dropped_tokens,
+            model=loaded.name,
+            model_sha256=loaded.sha256,
+        )
+
+    def prepare(self) -> Stepper | None:
+        """Let the stack of methods change the model, and find who trains it."""
+        ranks: dict[str, int] = {}
+        facts: dict[str, Any] = {}
+        with self.meter.window() as window:
+            for index, method in enumerate(self.methods):
+                context = self._context()
+                self.model = method.prepare(self.model, context)
+                ranks |= context.ranks
+                name = self.run.method[index].name
+                facts[name if name not in facts else f"{name}#{index + 1}"] = context.facts
+                self.record.warnings += context.warnings
+            stepper = self._stepper() if self.run.train.stage != "compress" else None
+        self._peak("prepare", window.peak_allocated_bytes)
+        unique = {id(parameter): parameter for parameter in self.model.parameters()}.values()
+        trainable = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        self.record.parameters = Parameters(
+            total=sum(parameter.numel() for parameter in unique),
+            trainable=sum(parameter.numel() for parameter in unique if parameter.requires_grad),
+            trainable_names=trainable,
+            ranks=ranks,
+            facts=facts,
+        )
+        return stepper
+
+    def train(self, stepper: Stepper | None) -> None:
+        """Run the loop and note memory, time and the course of the loss, also of a training that broke."""
+        assert stepper is not None
+        run, config = self.run, self.run.train
+        if config.activation_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.config.use_cache = False
+        trainer = Trainer(
+            self.model,
+            stepper,
+            self.tokens.batches(config.batch, run.seed),
+            config,
+            device=self.device,
+            meter=self.meter,
+            clock=measure.StepClock(self.device),
+            period=self.caps.period,
+        )
+        try:
+            trainer.run(lambda event: self.reporter.tell(**event))
+        finally:
+            self._note_training(trainer.result)
+        self.model.config.use_cache = True
+
+    def evaluate(self) -> None:
+        """Score every perplexity protocol and every task."""
+        from harness.engine import quality
+
+        asked = self.run.evaluate
+        self.record.quality = Quality()
+        for item in asked.perplexity:
+            text = protocols.build(item, self.run.data, self.tokenizer)
+            self.reporter.tell(task=item.protocol)
+            with self.meter.window() as window:
+                scored = quality.score(self.model, text.sequences, asked.batch, self.device)
+            self._peak("evaluate", window.peak_allocated_bytes)
+            self.record.quality.perplexity[item.protocol] = Perplexity(
+                perplexity=scored.perplexity,
+                nll_nats=scored.nll_nats,
+                tokens=scored.tokens,
+                windows=len(text.sequences),
+                dropped_tokens=text.dropped_tokens,
+                context=text.context,
+                text=text.text,
+                floor=text.floor,
+            )
+            self._warn_beyond_context(item.protocol, max(map(len, text.sequences)))
+        if asked.tasks:
+            self.reporter.tell(task=", ".join(asked.tasks))
+            self.record.quality.tasks = quality.evaluate_tasks(
+                self.model,
+                self.tokenizer,
+                asked.tasks,
+                task_paths=[quality.EMBEDDED_TASKS, *map(quality.existing_folder, asked.task_paths)],
+                limit=asked.limit,
+                batch=asked.batch,
+                device=self.device,
+                max_length=self.model.config.max_position_embeddings,
+                samples_to=self.job.folder / "samples",
+            )
+
+    def export(self) -> None:
+        """Save the trained weights without the scaffold of training."""
+        for method in reversed(self.methods):
+            self.model = method.export(self.model)
+        models.save(self.model, self.tokenizer, self.job.folder / "weights")
+
+    # ------------------------------------------------------------------------------------ parts
+    def _context(self) -> Context:
+        def calibration() -> Iterator[Tensor]:
+            for batch in self.tokens.batches(self.run.train.batch, self.run.seed):
+                yield torch.from_numpy(batch).to(self.device)
+
+        return Context(seed=self.run.seed, cache=self.job.cache, calibration=calibration)
+
+    def _stepper(self) -> Stepper:
+        """The stepper of the last method that brings one."""
+        for method in reversed(self.methods):
+            stepper = method.stepper(self.model, self.run.train)
+            if stepper is not None:
+                return stepper
+        names = " + ".join(choice.name for choice in self.run.method)
+        raise UnsupportedError(
+            f"{names} trains nothing: set train.stage to compress, or stack a method that trains"
+        )
+
+    def _note_training(self, trained: Trained) -> None:
+        config, window = self.run.train, trained.memory
+        assert self.record.time is not None
+        assert self.record.memory is not None
+        per_step = config.batch * config.grad_accum * self.run.data.seq_len
+        self.record.training = Training(
+            steps=len(trained.loss),
+            tokens=len(trained.loss) * per_step,
+            loss=trained.loss,
+            lr=trained.lr,
+            grad_norm=trained.grad_norm,
+        )
+        self.record.time.step_s, self.record.time.refresh_step = trained.step_s, trained.refresh_step
+        self.record.time.tokens_per_step = per_step
+        self.record.time.tokens_per_s = measure.tokens_per_s(
+            per_step, trained.step_s, trained.refresh_step, self.caps.period
+        )
+        self.record.memory.reserved_bytes = measure.reserved_bytes(self.device)
+        self.record.memory.host_rss_bytes = measure.host_rss_bytes()
+        if self.record.parameters is not None:
+            self.record.parameters.ranks |= trained.ranks
+        if window.parts is None or window.first_step is None or window.last_step is None:
+            return
+        self._peak("train", window.peak_bytes)
+        self.record.memory.train = TrainMemory(
+            peak_allocated_bytes=window.peak_bytes,
+            **vars(window.parts),
+            transient_bytes=window.peak_bytes - window.parts.resident_bytes,
+            window_first_step=window.first_step,
+            window_last_step=window.last_step,
+            refreshes_in_window=window.refreshes,
+        )
+
+    def _peak(self, phase: Phase, peak_bytes: int) -> None:
+        assert self.record.memory is not None
+        peaks = self.record.memory.phase_peak_allocated_bytes
+        peaks[phase] = max(peaks.get(phase, 0), peak_bytes)
+
+    def _warn_beyond_context(self, protocol: str, longest: int) -> None:
+        context = self.model.config.max_position_embeddings
+        if longest > context:
+            self.record.warnings.append(
+                f"{protocol} scores windows of {longest} tokens, the model's own context is {context}"
+            )

@@ -1,0 +1,185 @@
+"""One run in a process of its own: started, followed, killed at its deadline, its record completed.
+
+The worker writes the record itself as long as it lives. What it cannot write, its own violent end,
+is written here. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from harness import record as records
+from harness.engine.job import Job
+from harness.errors import UserError
+from harness.record import PHASES, Outcome, Phase, Record, Status
+
+EXIT_BAD_INPUT = 2
+LOG_TAIL_LINES = 20
+LOG_TAIL_BYTES = 16_384
+
+Event = Mapping[str, Any]
+Show = Callable[[Event], None]
+
+
+def carry_out(job: Job, command: Sequence[str], deadline_s: float, grace_s: float, show: Show) -> Record:
+    """Run a job in a worker and return its record; where the input was bad, it still reads `interrupted`.
+
+    `grace_s` lies between SIGTERM and SIGKILL. KeyboardInterrupt leaves a record that says so.
+    """
+    _clear(job)
+    phase: Phase = "load"
+
+    def follow(event: Event) -> None:
+        nonlocal phase
+        if event.get("phase") in PHASES:
+            phase = cast(Phase, event["phase"])
+        show(event)
+
+    worker = Worker([*command, "run", str(job.file)], job.log)
+    end: tuple[Status, str] | None = None
+    try:
+        if not worker.follow(deadline_s, follow):
+            end = "timeout", f"stopped at the deadline of {deadline_s:g} s"
+    except KeyboardInterrupt:
+        end = "interrupted", "stopped by Ctrl-C"
+        raise
+    finally:
+        # Read before the worker is stopped: SIGTERM may make it write an ending of its own.
+        final = _final(job)
+        worker.stop(grace_s)
+        if final is None and end is not None:
+            final = _complete(job, *end, phase)
+    return final or _refused(job, worker) or _complete(job, "error", worker.last_words(), phase)
+
+
+def _clear(job: Job) -> None:
+    """Put an empty folder, the job and a blank record in place, so nothing old is taken for new."""
+    records.write(job.blank(), job.record)
+    for half in job.record.parent.glob(f".{job.record.name}.*.tmp"):
+        half.unlink()  # what a worker was writing when it was killed
+    if job.folder.exists():
+        shutil.rmtree(job.folder)
+    job.folder.mkdir(parents=True)
+    job.write()
+
+
+def _final(job: Job) -> Record | None:
+    """The record, if the worker brought it to an end."""
+    try:
+        record = records.read(job.record)
+    except UserError:
+        return None
+    return record if record.outcome.status != "interrupted" else None
+
+
+def _refused(job: Job, worker: Worker) -> Record | None:
+    """The record of a run whose input turned out to be bad: unfinished, its message says what to do."""
+    if worker.process.returncode != EXIT_BAD_INPUT:
+        return None
+    with suppress(UserError):
+        record = records.read(job.record)
+        return record if record.outcome.message else None
+    return None
+
+
+def _complete(job: Job, status: Status, message: str, phase: Phase) -> Record:
+    """Give the record of a worker that is gone its end; what it had measured stays."""
+    try:
+        record = records.read(job.record)
+    except UserError:
+        record = job.blank()
+    record.outcome = Outcome(status=status, phase=phase, message=message, log_tail=_tail(job.log))
+    records.write(record, job.record)
+    return record
+
+
+def _tail(log: Path) -> list[str]:
+    """The last lines of a log that may be long and need not be text."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+        return file.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+
+
+class Worker:
+    """A process that leads its own group, prints events as JSON lines, and ends when its stdin does.
+
+    The open stdin is what ties it to this process: when this one is killed, the pipe closes.
+    """
+
+    def __init__(self, argv: Sequence[str], log: Path) -> None:
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                start_new_session=True,
+            )
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._waiter = threading.Thread(target=self._wait, daemon=True)
+        self._reader.start()
+        self._waiter.start()
+
+    def follow(self, deadline_s: float, show: Show) -> bool:
+        """Pass events on until the process has ended (True) or the deadline has come (False)."""
+        deadline = time.monotonic() + deadline_s
+        while True:
+            try:
+                event = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return False
+            if event is None:
+                return True
+            show(event)
+
+    def stop(self, grace_s: float) -> None:
+        """End the whole group: SIGTERM, then SIGKILL; returns when the process is gone."""
+        if self._waiter.is_alive():
+            self._signal(signal.SIGTERM)
+            try:
+                self._waiter.join(grace_s)
+            finally:
+                self._signal(signal.SIGKILL)
+                self._waiter.join()
+        if self.process.stdin:
+            self.process.stdin.close()
+
+    def last_words(self) -> str:
+        """How a process ended that left no result."""
+        code = self.process.returncode
+        if code >= 0:
+            return f"worker exited with code {code} and left no result"
+        # The kernel frees host memory by SIGKILL, and a person should think of that first.
+        hint = "; the kernel does this when host memory runs out" if code == -signal.SIGKILL else ""
+        return f"worker killed by {signal.Signals(-code).name}{hint}"
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                with suppress(ValueError):
+                    event = json.loads(line)
+                    if isinstance(event, dict):
+                        self._events.put(event)
+
+    def _wait(self) -> None:
+        self.process.wait()
+        self._signal(signal.SIGKILL)  # children that outlive their leader
+        self._reader.join(timeout=2.0)  # a child that left the group may hold the pipe open for ever
+        self._events.put(None)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, number)

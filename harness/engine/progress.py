@@ -1,0 +1,181 @@
+"""What a person sees during a sweep: live bars on a terminal, one line per event elsewhere. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
+
+from harness.config import Run
+from harness.record import Record
+
+
+class Display:
+    """Shows nothing; the base of those that do. A context manager around one sweep."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def begin(self, total: int, done: int) -> None:
+        """The sweep starts: `total` runs, of which `done` need nothing more."""
+
+    def note(self, text: str) -> None:
+        """Something that a person should know."""
+
+    def start(self, run: Run, eta_s: float | None) -> None:
+        """A run starts; `eta_s` is what all that is left may take, where that is known."""
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """A worker says where it is: `phase`, and perhaps `step`, `steps`, `loss`, `tokens_per_s`."""
+
+    def end(self, run: Run, record: Record, seconds: float) -> None:
+        """A run has ended."""
+
+
+class Plain(Display):
+    """One line per start, phase, end and note, for logs and pipes; steps are not shown."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._total, self._number = 0, 0
+        self._phase: str | None = None
+
+    def begin(self, total: int, done: int) -> None:
+        """Say how much there is to do."""
+        self._total, self._number = total, done
+        self._say(f"{total} runs, {done} already finished")
+
+    def note(self, text: str) -> None:
+        """Print the note."""
+        self._say(text)
+
+    def start(self, run: Run, eta_s: float | None) -> None:
+        """Print the run with its number."""
+        self._number, self._phase = self._number + 1, None
+        eta = "" if eta_s is None else f", about {duration(eta_s)} left"
+        self._say(f"[{self._number}/{self._total}] {title(run)}: started{eta}")
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Print a phase when it is a new one."""
+        phase = event.get("phase")
+        if phase is not None and phase != self._phase:
+            self._phase = str(phase)
+            self._say(f"[{self._number}/{self._total}] {self._phase}")
+
+    def end(self, run: Run, record: Record, seconds: float) -> None:
+        """Print how the run ended."""
+        self._say(f"[{self._number}/{self._total}] {verdict(run, record, seconds)}")
+
+    def _say(self, text: str) -> None:
+        say(self._console, text)
+
+
+class Live(Display):
+    """Two bars that stay in place, the sweep and the run; finished runs scroll above them."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=2)),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
+            TextColumn("{task.fields[said]}", markup=False, table_column=Column(no_wrap=True, ratio=3)),
+            console=console,
+            refresh_per_second=4,  # the display shares the processor with the work that is timed
+            transient=True,
+            expand=True,
+        )
+        self._sweep: TaskID | None = None
+        self._run: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def begin(self, total: int, done: int) -> None:
+        """Set the bar of the sweep up."""
+        self._sweep = self._bars.add_task("sweep", total=total, completed=done, said="")
+
+    def note(self, text: str) -> None:
+        """Print the note above the bars."""
+        say(self._console, text)
+
+    def start(self, run: Run, eta_s: float | None) -> None:
+        """Set the bar of the run up."""
+        if self._sweep is not None:
+            self._bars.update(self._sweep, said="" if eta_s is None else f"about {duration(eta_s)} left")
+        self._run = self._bars.add_task(title(run), total=1, said="starts")
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Move the bar of the run."""
+        if self._run is not None:
+            self._bars.update(
+                self._run, completed=event.get("step", 0), total=event.get("steps", 1), said=figures(event)
+            )
+
+    def end(self, run: Run, record: Record, seconds: float) -> None:
+        """Print how the run ended above the bars and take its bar away."""
+        say(self._console, verdict(run, record, seconds))
+        if self._run is not None:
+            self._bars.remove_task(self._run)
+            self._run = None
+        if self._sweep is not None:
+            self._bars.advance(self._sweep)
+
+
+def choose(console: Console | None = None) -> Display:
+    """Live bars on a terminal, plain lines elsewhere; standard error, so that results can be piped."""
+    console = console or Console(stderr=True)
+    return Live(console) if console.is_terminal else Plain(console)
+
+
+def say(console: Console, text: str) -> None:
+    """Print text as it is: a method's options in brackets are no markup, and a log wraps nothing."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def title(run: Run) -> str:
+    """A run in few words."""
+    return f"{run.name} seed {run.seed}" + (f" repeat {run.repeat}" if run.repeat else "")
+
+
+def verdict(run: Run, record: Record, seconds: float) -> str:
+    """How a run ended, in one line."""
+    outcome = record.outcome
+    line = f"{title(run)}: {outcome.status} after {duration(seconds)}"
+    if outcome.status == "ok":
+        return line
+    reason = (outcome.message.splitlines() or [""])[0]
+    return f"{line}, in {outcome.phase or 'no phase'}" + (f": {reason}" if reason else "")
+
+
+def figures(event: Mapping[str, Any]) -> str:
+    """An event in few words."""
+    said = [str(event.get("phase", ""))]
+    if isinstance(loss := event.get("loss"), (int, float)):
+        said.append(f"loss {loss:.3f}")
+    if isinstance(speed := event.get("tokens_per_s"), (int, float)):
+        said.append(f"{speed:,.0f} tokens/s")
+    return ", ".join(said)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 4.2 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

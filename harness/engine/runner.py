@@ -1,0 +1,215 @@
+"""Carries out a suite: one process per run, one record per run; running again goes on where it stopped.
+
+The parent never imports torch: it stays small, starts at once and survives whatever a run does. What
+a run does is in `worker.py`; how its process is followed and killed is in `process.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+from filelock import FileLock, Timeout
+
+from harness import record as records
+from harness.config import Run
+from harness.engine.job import Job
+from harness.engine.process import carry_out
+from harness.engine.progress import Display
+from harness.errors import UserError
+from harness.record import Record
+from harness.suite import Suite
+
+WORKER = (sys.executable, "-m", "harness.engine.worker")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where results go and how far a sweep may go.
+
+    `deadline_s` is per run, `budget_s` for the whole sweep, `grace_s` what a worker gets between
+    SIGTERM and SIGKILL. `retry` does again what is finished and not ok. `command` starts a worker.
+    """
+
+    results: Path
+    cache: Path
+    device: str = "auto"
+    deadline_s: float = 3600.0
+    budget_s: float | None = None
+    retry: bool = False
+    grace_s: float = 5.0
+    command: tuple[str, ...] = WORKER
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs with complete method options, and the device and machine that they are for."""
+
+    runs: tuple[Run, ...]
+    device: str
+    machine: str
+
+
+@dataclass
+class Sweep:
+    """What a sweep came to: all finished records by run id, what was done just now, and what is left.
+
+    `left` did not fit into the budget; `refused` says for each run whose input was bad what to do.
+    """
+
+    folder: Path
+    records: dict[str, Record] = field(default_factory=dict)
+    done_now: list[str] = field(default_factory=list)
+    left: list[Run] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+class Estimates:
+    """How long a run may take in seconds, by what equal or similar runs took that ended well."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, list[float]] = {}
+
+    def add(self, record: Record, seconds: float | None) -> None:
+        """Learn from a run; one that failed early says nothing about the next."""
+        if seconds is not None and record.outcome.status == "ok":
+            self._seconds.setdefault(record.config_id, []).append(seconds)
+
+    def of(self, run: Run) -> float | None:
+        """The longest of the same config, else the mean of all, else None."""
+        if run.config_id in self._seconds:
+            return max(self._seconds[run.config_id])
+        return fmean(s for times in self._seconds.values() for s in times) if self._seconds else None
+
+    def total(self, runs: Sequence[Run]) -> float | None:
+        """The sum over runs, or None while one is unknown."""
+        known = [seconds for seconds in map(self.of, runs) if seconds is not None]
+        return sum(known) if len(known) == len(runs) else None
+
+
+def resolve(runs: Sequence[Run], device: str = "auto", command: Sequence[str] = WORKER) -> Plan:
+    """Complete the options of all runs and choose the device, in a worker; UserError for what it refuses."""
+    request = {"runs": [run.model_dump(mode="json") for run in runs], "device": device}
+    answer = subprocess.run([*command, "resolve"], input=json.dumps(request).encode(), capture_output=True)
+    try:
+        content = json.loads(answer.stdout.decode(errors="replace").strip().splitlines()[-1])
+        if "error" in content:
+            raise UserError(str(content["error"]))
+        resolved = tuple(Run.model_validate(value) for value in content["runs"])
+        return Plan(resolved, str(content["device"]), str(content["machine"]))
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        said = answer.stderr.decode(errors="replace").strip().splitlines()
+        last = said[-1] if said else f"exit code {answer.returncode} and no message"
+        raise UserError(f"the worker could not read the runs: {last}") from error
+
+
+def sweep(suite: Suite, settings: Settings, display: Display, rerun: Callable[[Run], str]) -> Sweep:
+    """Carry out all runs of a suite that have no finished record; failures are records, not exceptions.
+
+    `rerun` gives the command that repeats one run. Raises UserError before anything starts when an
+    option is wrong or a file in the way is no record of ours; KeyboardInterrupt after the worker is
+    gone, with a record that says so.
+    """
+    plan = resolve(suite.runs, settings.device, settings.command)
+    folder = _result_folder(settings, plan.machine, suite.name)
+    cache = settings.cache.absolute()
+    unique: dict[str, Run] = {}
+    for run in plan.runs:
+        unique.setdefault(run.run_id, run)  # two spellings of one config are one run
+    # Repeats are outermost, so that a machine that drifts meets all rows alike: A B C A B C.
+    runs = sorted(unique.values(), key=lambda run: run.repeat)
+    jobs = [Job(run, suite.name, folder / run.run_id, plan.device, cache, rerun(run)) for run in runs]
+    with display, _device_lock(plan.device, settings.cache, display):
+        return _carry_out_all(jobs, folder, settings, display)
+
+
+def _carry_out_all(jobs: Sequence[Job], folder: Path, settings: Settings, display: Display) -> Sweep:
+    began = time.monotonic()
+    estimates = Estimates()
+    found = _survey(jobs, folder, estimates)
+    result = Sweep(folder, _finished(jobs, found, settings.retry, display))
+    todo = [job for job in jobs if job.run.run_id not in result.records]
+    display.begin(total=len(jobs), done=len(result.records))
+    for position, job in enumerate(todo):
+        run = job.run
+        if settings.budget_s is not None:
+            remaining_s = settings.budget_s - (time.monotonic() - began)
+            if (estimates.of(run) or 0.0) >= remaining_s:
+                result.left.append(run)
+                continue
+        display.start(run, estimates.total([later.run for later in todo[position:]]))
+        started = time.monotonic()
+        record = carry_out(job, settings.command, settings.deadline_s, settings.grace_s, display.event)
+        seconds = time.monotonic() - started
+        estimates.add(record, seconds)
+        if record.finished:
+            result.records[run.run_id] = record
+            result.done_now.append(run.run_id)
+        else:
+            result.refused[run.run_id] = record.outcome.message
+        display.end(run, record, seconds)
+    if result.left:
+        display.note(f"left: {len(result.left)} of {len(jobs)} runs would not finish within the budget")
+    return result
+
+
+# ------------------------------------------------------------------------------- what is there already
+def _result_folder(settings: Settings, machine: str, suite: str) -> Path:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", suite):
+        raise UserError(f"suite name {suite!r} names a folder: use letters, digits, '.', '_' and '-'")
+    folder = settings.results.absolute() / machine / suite
+    for needed in (folder, settings.cache):
+        try:
+            needed.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{needed}: cannot be made: {error.strerror}; choose another folder") from error
+    return folder
+
+
+def _survey(jobs: Sequence[Job], folder: Path, estimates: Estimates) -> dict[str, Record]:
+    """Read all records of the folder before anything starts; UserError for a file that is not ours."""
+    suite = folder.name
+    found: dict[str, Record] = {}
+    for path in sorted(folder.glob("*.json")):
+        record = records.read(path)
+        if (record.run_id, record.suite) != (path.stem, suite):
+            held = f"{record.run_id} of suite {record.suite!r}"
+            raise UserError(f"{path}: this file holds the record of {held}; move it away and run again")
+        found[record.run_id] = record
+        if record.finished and record.time:
+            estimates.add(record, record.time.wall_s)
+    return {job.run.run_id: found[job.run.run_id] for job in jobs if job.run.run_id in found}
+
+
+def _finished(
+    jobs: Sequence[Job], found: dict[str, Record], retry: bool, display: Display
+) -> dict[str, Record]:
+    older = sum(not r.finished and r.outcome.status != "interrupted" for r in found.values())
+    if older:
+        display.note(f"{older} records follow older measurement protocols: measured again")
+    keep = {key for key, r in found.items() if r.finished and (r.outcome.status == "ok" or not retry)}
+    return {job.run.run_id: found[job.run.run_id] for job in jobs if job.run.run_id in keep}
+
+
+@contextmanager
+def _device_lock(device: str, cache: Path, display: Display) -> Iterator[None]:
+    """Hold the device alone, for two runs at once would measure each other; the lock dies with its holder."""
+    name = "cuda:0" if device == "cuda" else device
+    lock = FileLock(cache / f"device-{name.replace(':', '-')}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        display.note(f"waiting: another sweep uses the device {device}")
+        lock.acquire(poll_interval=0.5)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,61 @@
+"""LLaMA shapes by name: the architectures of the papers, without weights.
+
+The sizes from 9m to 7b are the configurations of the GaLore and SLTrain code (GaLore, arXiv
+2403.03507, Table 5 and its configs); llama-2-7b and llama-2-13b are Touvron et al. 2023 (arXiv
+2307.09288). `nano` is for tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Widths and counts of a LLaMA without grouped-query attention, its head not tied."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    vocab: int = 32000
+    context: int = 1024
+    norm_eps: float = 1e-6
+
+    def config(self) -> dict[str, Any]:
+        """Keyword arguments of `transformers.LlamaConfig`."""
+        return {
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.heads,
+            "vocab_size": self.vocab,
+            "max_position_embeddings": self.context,
+            "rms_norm_eps": self.norm_eps,
+            "initializer_range": 0.02,
+            "tie_word_embeddings": False,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
+
+
+SHAPES: dict[str, Shape] = {
+    "nano": Shape(32, 88, 2, 4, vocab=64, context=128),
+    "9m": Shape(128, 352, 4, 4),
+    "20m": Shape(256, 688, 4, 4),
+    "35m": Shape(384, 1024, 6, 8),
+    "40m": Shape(416, 1024, 8, 8),
+    "60m": Shape(512, 1376, 8, 8),
+    "71m": Shape(512, 1368, 12, 8),
+    "100m": Shape(640, 1708, 12, 10, vocab=32100),
+    "130m": Shape(768, 2048, 12, 12),
+    "250m": Shape(768, 2560, 24, 16),
+    "350m": Shape(1024, 2736, 24, 16),
+    "1b": Shape(2048, 5461, 24, 32),
+    "3b": Shape(2560, 6848, 32, 32),
+    "7b": Shape(4096, 11008, 32, 32, context=2048),
+    "llama-2-7b": Shape(4096, 11008, 32, 32, context=4096, norm_eps=1e-5),
+    "llama-2-13b": Shape(5120, 13824, 40, 40, context=4096, norm_eps=1e-5),
+}

@@ -1,0 +1,96 @@
+"""Text in, documents out: files, JSONL and `datasets` ids, each error naming file and line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.config import DatasetsData, FilesData
+from harness.errors import UserError
+
+JSON_LINES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+
+
+def read_text(path: Path) -> str:
+    """A whole text file: UTF-8 with or without byte-order mark, any line ends, gzip by its ending."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not UTF-8 text (byte {error.start}); convert it or name a text file"
+        ) from error
+    except gzip.BadGzipFile as error:
+        raise UserError(f"{path}: not a gzip file, though its name says so") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def documents_of_file(path: Path, field: str, separator: str | None) -> Iterator[str]:
+    """The documents of one file, without surrounding white space and without empty ones."""
+    if path.name.endswith(JSON_LINES):
+        yield from _json_lines(path, field)
+        return
+    text = read_text(path)
+    for part in text.split(separator) if separator else [text]:
+        if part.strip():
+            yield part.strip()
+
+
+def _json_lines(path: Path, field: str) -> Iterator[str]:
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not valid JSON: {error.msg}") from error
+        if not isinstance(row, dict) or not isinstance(row.get(field), str):
+            keys = ", ".join(sorted(row)) if isinstance(row, dict) else type(row).__name__
+            raise UserError(f"{path}:{number}: no text under {field!r}; the line has: {keys}")
+        if row[field].strip():
+            yield row[field].strip()
+
+
+def documents_of_files(config: FilesData) -> list[str]:
+    """All documents of all files in the order given; UserError when there are none."""
+    found = [
+        text
+        for path in config.paths
+        for text in documents_of_file(existing_file(path), config.field, config.separator)
+    ]
+    if not found:
+        raise UserError(f"no text in {', '.join(config.paths)}: the files are empty")
+    return found
+
+
+def existing_file(path: str) -> Path:
+    """The path, if a file is there."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"no file at {file}; give a .txt or .jsonl file (several: repeat the option)")
+    return file
+
+
+def documents_of_dataset(config: DatasetsData) -> tuple[list[str], str]:
+    """The documents of a `datasets` id and the fingerprint of what was loaded."""
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(
+            config.id, config.name, split=config.split, revision=config.revision, streaming=True
+        )
+        rows = loaded.take(config.limit) if config.limit else loaded
+        texts = [row[config.field].strip() for row in rows if row[config.field].strip()]
+    except KeyError as error:
+        raise UserError(f"data set {config.id!r} has no field {error}; set data.field") from error
+    except Exception as error:  # the library raises many kinds; each is a wrong id, split or no network
+        reason = str(error).strip().splitlines()[0][:300]
+        raise UserError(
+            f"data set {config.id!r} at {config.revision!r} cannot be loaded: {reason}"
+        ) from error
+    if not texts:
+        raise UserError(f"data set {config.id!r} has no text under {config.field!r}")
+    return texts, config.revision

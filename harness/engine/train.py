@@ -1,0 +1,172 @@
+"""The one training loop: methods plug into it, nobody copies it.
+
+An update is: set the learning rate, forward and backward for each micro-batch, step, free the
+gradients. The first updates warm up, the next are watched by the memory meter, the rest are timed:
+a meter never runs on the clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.config import TrainConfig
+from harness.engine.measure import Components, StepClock, components
+from harness.engine.meters import Meter
+from harness.errors import DivergedError
+from harness.method import StepInfo, Stepper
+
+WARMUP_STEPS = 2  # optimizer state appears at the end of the first update
+METERED_STEPS = 3
+REPORTS = 20  # how many times a training speaks; each reading of the loss stalls a GPU
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+def lr_at(step: int, config: TrainConfig) -> float:
+    """The learning rate of an update, counted from 0: linear warm-up, then the schedule down to its floor."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / (config.warmup + 1)
+    if config.schedule == "constant":
+        return config.lr
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    shape = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * shape)
+
+
+@dataclass
+class MemoryWindow:
+    """What the meter saw in the watched updates (counted from 1); None until one was watched."""
+
+    peak_bytes: int = 0
+    first_step: int | None = None
+    last_step: int | None = None
+    refreshes: int = 0
+    parts: Components | None = None
+
+    def add(self, step: int, peak_bytes: int, parts: Components, refreshed: bool) -> None:
+        """Count one watched update."""
+        self.peak_bytes = max(self.peak_bytes, peak_bytes)
+        self.first_step = self.first_step or step
+        self.last_step = step
+        self.refreshes += refreshed
+        if self.parts is None or parts.resident_bytes > self.parts.resident_bytes:
+            self.parts = parts
+
+
+@dataclass
+class Trained:
+    """The course of a training; it is filled while it goes on, so a broken run leaves what it had."""
+
+    loss: list[float] = field(default_factory=list)
+    lr: list[float] = field(default_factory=list)
+    grad_norm: list[float] = field(default_factory=list)
+    ranks: dict[str, int] = field(default_factory=dict)
+    memory: MemoryWindow = field(default_factory=MemoryWindow)
+    step_s: list[float] = field(default_factory=list)
+    refresh_step: list[bool] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains a prepared model; `batches` yields (batch, seq_len) int64 arrays on the host."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stepper: Stepper,
+        batches: Iterator[np.ndarray],
+        config: TrainConfig,
+        *,
+        device: torch.device,
+        meter: Meter,
+        clock: StepClock,
+        period: int | None = None,
+    ) -> None:
+        self.model, self.stepper, self.batches, self.config = model, stepper, batches, config
+        self.device, self.meter, self.clock, self.period = device, meter, clock, period
+        self.result = Trained()
+        self._losses: list[Tensor] = []
+        self._norms: list[Tensor] = []
+
+    def run(self, progress: Progress) -> Trained:
+        """Do all updates; DivergedError when the loss is no longer finite."""
+        self.model.train()
+        every = max(1, self.config.steps // REPORTS)
+        for step in range(self.config.steps):
+            lr = lr_at(step, self.config)
+            self.result.lr.append(lr)
+            self.stepper.set_lr(lr)
+            if self._metered(step):
+                info = self._metered_update(step)
+            else:
+                info = self._timed_update() if step >= WARMUP_STEPS else self._update()
+            self._note(info)
+            if (step + 1) % every == 0 or step + 1 == self.config.steps:
+                self._report(step + 1, progress)
+        self.result.step_s, self.result.refresh_step = self.clock.seconds(), list(self.clock.refreshed)
+        return self.result
+
+    def _metered(self, step: int) -> bool:
+        """Whether the meter watches an update: the first after warm-up, and the first refresh after those."""
+        if WARMUP_STEPS <= step < WARMUP_STEPS + METERED_STEPS:
+            return True
+        return (
+            self.period is not None
+            and step % self.period == 0
+            and step > 0
+            and not self.result.memory.refreshes
+        )
+
+    def _metered_update(self, step: int) -> StepInfo:
+        parts: list[Components] = []
+        with self.meter.window() as window:
+            info = self._update(lambda: parts.append(components(self.model, self.stepper.state_tensors())))
+        self.result.memory.add(step + 1, window.peak_allocated_bytes, parts[0], info.refreshed)
+        return info
+
+    def _timed_update(self) -> StepInfo:
+        self.clock.start()
+        info = self._update()
+        self.clock.stop(info.refreshed)
+        return info
+
+    def _update(self, before_step: Callable[[], None] | None = None) -> StepInfo:
+        share = 1 / self.config.grad_accum
+        total: Tensor | None = None
+        for _ in range(self.config.grad_accum):
+            ids = torch.from_numpy(next(self.batches)).to(self.device, copy=True)
+            loss = self.model(input_ids=ids, labels=ids).loss * share
+            loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        if before_step is not None:
+            before_step()
+        info = self.stepper.step()
+        self.stepper.zero_grad()
+        assert total is not None
+        self._losses.append(total)
+        return info
+
+    def _note(self, info: StepInfo) -> None:
+        if info.grad_norm is not None:
+            self._norms.append(info.grad_norm)
+        if info.ranks is not None:
+            self.result.ranks = dict(info.ranks)
+
+    def _report(self, step: int, progress: Progress) -> None:
+        """Read what has gathered on the device in one go, and stop a training that has diverged."""
+        new = torch.stack(self._losses).double().tolist()
+        self.result.loss += new
+        if self._norms:
+            self.result.grad_norm += torch.stack(self._norms).double().tolist()
+        self._losses, self._norms = [], []
+        broken = [index for index, loss in enumerate(new) if not math.isfinite(loss)]
+        if broken:
+            at = step - len(new) + broken[0] + 1
+            raise DivergedError(f"the loss is {new[broken[0]]} at step {at} of {self.config.steps}")
+        progress({"step": step, "steps": self.config.steps, "loss": new[-1]})

@@ -1,0 +1,138 @@
+"""One run in its own process: phases in order, every way to end classified, a record after each phase.
+
+`worker resolve` completes and checks a list of runs; `worker run JOB` carries out one. Events go to
+the original standard output as JSON lines, everything else that prints ends up in the log.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads collapse beside a busy neighbour
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import json
+import stat
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from harness.config import DatasetsData, HubModel, Run
+from harness.engine.job import Job
+from harness.engine.reporter import Reporter, take_stdout
+from harness.errors import DivergedError, UnsupportedError, UserError
+from harness.record import Outcome, Phase
+from harness.validation import validate
+
+EXIT_BAD_INPUT = 2
+
+
+def run_job(path: Path) -> int:
+    """Carry out a job; the exit code is 0 whenever the record has its final status."""
+    started = time.perf_counter()
+    job = Job.read(path)
+    _go_offline_where_nothing_is_remote(job.run)
+    reporter = Reporter(job, started)
+    try:
+        from harness.engine.phases import carry_out
+
+        carry_out(job, reporter)
+    except UserError as error:
+        reporter.tell(error=str(error))
+        reporter.finish(Outcome(phase=reporter.record.outcome.phase, message=str(error)))
+        return EXIT_BAD_INPUT
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        reporter.finish(classify(error, reporter.record.outcome.phase))
+        return 0
+    reporter.finish(Outcome(status="ok", phase=reporter.record.outcome.phase))
+    return 0
+
+
+def classify(error: BaseException, phase: Phase | None) -> Outcome:
+    """What an exception means for the table: out of memory, diverged, unsupported, or an error."""
+    from harness.engine.exhaustion import is_out_of_memory, requested_bytes
+
+    message = (str(error).strip().splitlines() or [""])[0]
+    if is_out_of_memory(error):
+        return Outcome(
+            status="oom", phase=phase, message=message, requested_bytes=requested_bytes(str(error))
+        )
+    if isinstance(error, DivergedError):
+        return Outcome(status="diverged", phase=phase, message=message)
+    if isinstance(error, UnsupportedError):
+        return Outcome(status="unsupported", phase=phase, message=message)
+    traceback.print_exception(error)
+    tail = traceback.format_exception(error)[-1:] + traceback.format_tb(error.__traceback__)[-3:]
+    lines = [line for part in tail for line in part.rstrip().splitlines()]
+    return Outcome(status="error", phase=phase, message=f"{type(error).__name__}: {message}", log_tail=lines)
+
+
+def resolve(request: dict[str, Any]) -> dict[str, Any]:
+    """Complete the options of every run's methods and check all that can be checked before any run starts."""
+    from harness.engine import checks
+    from harness.engine.environment import machine_slug
+
+    runs = [validate(Run, run, where="run") for run in request["runs"]]
+    for run in runs:
+        _go_offline_where_nothing_is_remote(run)
+    device = checks.device(request["device"])
+    resolved = checks.resolve(runs)
+    return {
+        "runs": [run.model_dump(mode="json") for run in resolved],
+        "device": str(device),
+        "machine": machine_slug(device),
+    }
+
+
+def _go_offline_where_nothing_is_remote(run: Run) -> None:
+    """Local input never touches the network: the hub is switched off unless a run names something there."""
+    names_hub = isinstance(run.model, HubModel) or isinstance(run.data, DatasetsData)
+    protocol = any(
+        item.protocol.startswith("wikitext") and not item.paths for item in run.evaluate.perplexity
+    )
+    tasks = (
+        any(not name.startswith("embedded") for name in run.evaluate.tasks) and not run.evaluate.task_paths
+    )
+    if not (names_hub or protocol or tasks):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+
+def _die_with_the_parent() -> None:
+    """Exit when the pipe from the parent closes, so that a killed parent leaves no orphan."""
+    if not stat.S_ISFIFO(os.fstat(0).st_mode):
+        return
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point: `resolve` with a request on standard input, or `run JOB`."""
+    if arguments == ["resolve"]:
+        request = json.load(sys.stdin)
+        answers = take_stdout()
+        try:
+            answer, code = resolve(request), 0
+        except UserError as error:
+            answer, code = {"error": str(error)}, EXIT_BAD_INPUT
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+        return code
+    if len(arguments) == 2 and arguments[0] == "run":
+        _die_with_the_parent()
+        return run_job(Path(arguments[1]))
+    raise SystemExit("usage: python -m harness.engine.worker resolve | run JOB.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

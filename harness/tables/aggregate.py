@@ -1,0 +1,232 @@
+"""Rows out of records: which runs belong together, and the mean and spread of what they measured.
+
+A row is one configuration on one test stand. Runs of different devices, meters, protocol versions
+or versions of the numerical packages are never averaged. Nothing here writes text for people.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from harness.record import Accuracy, Record, TrainMemory
+from harness.tables.cells import plain
+
+#: Facts that methods report about the prepared model and that get a column, whoever reports them.
+FACTS = ("attempted_err", "measured_err", "parameter_ratio", "flop_ratio")
+#: Components of the peak, in the order of the schema; they add up to the peak.
+COMPONENTS = tuple(
+    name for name in TrainMemory.model_fields if name.endswith("_bytes") and not name.startswith("peak")
+)
+#: Packages whose version can move a number.
+NUMERICAL = ("torch", "transformers", "lm-eval")
+#: Not part of what a row is compared by: these are the row itself, or do not change the work.
+_OWN = ("method", "seed", "repeat", "label", "save_weights")
+
+TaskNames = Mapping[tuple[str, str], str]
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean, sample standard deviation (None for fewer than two finite values) and number of values."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Stat:
+        """Summarise at least one value; an infinite value makes an infinite mean without a spread."""
+        finite = all(math.isfinite(value) for value in values)
+        mean = math.fsum(values) / len(values) if finite else sum(values)
+        return cls(mean, statistics.stdev(values) if finite and len(values) > 1 else None, len(values))
+
+
+@dataclass
+class Row:
+    """The runs of one configuration on one test stand; `stand` holds what is known of it."""
+
+    config_id: str
+    stand: dict[str, str]
+    records: list[Record] = field(default_factory=list)
+    stats: dict[str, Stat] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The name that the suite gives to the configuration."""
+        return self.records[0].label
+
+    @property
+    def seeds(self) -> list[int]:
+        """Every seed that has a record, failed ones included."""
+        return sorted({record.seed for record in self.records})
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """The resolved config apart from method and seed: dotted key -> text."""
+        config = {key: value for key, value in self.records[0].config.items() if key not in _OWN}
+        return dict(_flat(config))
+
+    def section(self, *names: str) -> dict[str, str]:
+        """The settings of some sections of the config."""
+        return {key: value for key, value in self.settings.items() if key.split(".")[0] in names}
+
+    def mean(self, key: str) -> float | None:
+        """The mean of one measured quantity."""
+        stat = self.stats.get(key)
+        return stat.mean if stat else None
+
+
+def rows(records: Iterable[Record], order: Sequence[str] = ()) -> list[Row]:
+    """Group records into rows: in the order of the config ids given, then by label."""
+    places = {config_id: place for place, config_id in reversed(list(enumerate(order)))}
+    grouped = _group(records)
+    grouped.sort(key=lambda row: (places.get(row.config_id, len(order)), row.label, row.config_id))
+    tasks = task_names(grouped)
+    for row in grouped:
+        row.stats = _summary(row.records, tasks)
+    return grouped
+
+
+def baseline_of(row: Row, everything: Sequence[Row], label: str | None) -> Row | None:
+    """The baseline that a row may be compared with: same stand, model and data; same training if several.
+
+    None when there is no such row, or when several remain and nothing says which.
+    """
+    found = [
+        other
+        for other in everything
+        if other.label == label
+        and agree(other.stand, row.stand)
+        and other.section("model", "data") == row.section("model", "data")
+    ]
+    if len(found) > 1:
+        found = [other for other in found if other.settings == row.settings]
+    return found[0] if len(found) == 1 else None
+
+
+def agree(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
+    """Whether two stands have no field with different values; what is not known does not contradict."""
+    return all(second[key] == value for key, value in first.items() if key in second)
+
+
+def stand(record: Record) -> dict[str, str]:
+    """What must be equal before two numbers share a column; a run that failed early knows only a part."""
+    known: dict[str, Any] = {"tier": record.tier, "meter": record.memory.meter if record.memory else None}
+    if record.environment:
+        here = record.environment
+        cpu = here.cpu if here.cpu != here.device else None
+        known |= {"device": here.device, "cpu": cpu, "threads": here.cpu_threads, "driver": here.driver}
+        versions = {name.lower().replace("_", "-"): version for name, version in here.packages.items()}
+        known |= {name: versions.get(name) for name in NUMERICAL}
+    known |= {f"{name} protocol": version for name, version in sorted(record.protocols.items())}
+    return {key: plain(str(value)) for key, value in known.items() if value is not None}
+
+
+def task_names(grouped: Sequence[Row]) -> dict[tuple[str, str], str]:
+    """A column for each task and version; the version is named only where there are several."""
+    found = dict.fromkeys(
+        (task, accuracy.version)
+        for row in grouped
+        for record in row.records
+        for task, accuracy in (record.quality.tasks.items() if record.quality else ())
+    )
+    versions = Counter(task for task, _ in found)
+    return {key: plain(key[0] if versions[key[0]] == 1 else f"{key[0]} v{key[1]}") for key in found}
+
+
+def binomial_stderr(accuracy: Accuracy) -> float:
+    """The standard error of a share over its documents, sqrt(p (1 - p) / n), where none is recorded."""
+    if accuracy.stderr is not None:
+        return accuracy.stderr
+    share = accuracy.correct / accuracy.documents
+    return math.sqrt(share * (1 - share) / accuracy.documents)
+
+
+# --------------------------------------------------------------------------------------- grouping
+def _group(records: Iterable[Record]) -> list[Row]:
+    """Join runs of one configuration whose stands agree; the same run twice is two rows, never a mean."""
+    found = [(stand(record), record) for record in records]
+    found.sort(key=lambda pair: (str(pair[0]), pair[1].run_id, repr(pair[1])))
+    grouped: list[Row] = []
+    for known, record in found:
+        row = next((row for row in grouped if _belongs(record, known, row)), None)
+        if row is None:
+            row = Row(record.config_id, {})
+            grouped.append(row)
+        row.records.append(record)
+        row.stand |= known
+    for row in grouped:
+        row.records.sort(key=lambda record: (record.seed, record.repeat))
+    return grouped
+
+
+def _belongs(record: Record, known: Mapping[str, str], row: Row) -> bool:
+    twice = any(other.run_id == record.run_id for other in row.records)
+    return row.config_id == record.config_id and not twice and agree(known, row.stand)
+
+
+def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Dotted keys of a nested config; what is not set is left out."""
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from _flat(item, f"{prefix}{key}.")
+        elif item not in (None, "", [], ()):
+            yield f"{prefix}{key}", plain(_text(item))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(item) for item in value)
+    if isinstance(value, dict):
+        return " ".join(_text(item) for item in value.values() if item is not None)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# ------------------------------------------------------------------------------------- statistics
+def _summary(records: Sequence[Record], tasks: TaskNames) -> dict[str, Stat]:
+    """Statistics of every measured number: quality over seeds, memory and speed over runs."""
+    found: dict[str, dict[tuple[int, int], list[float]]] = {}
+    for record in records:
+        for name, value in _quality(record, tasks).items():
+            # Repeats of a seed are no new evidence about quality, so they count once.
+            found.setdefault(name, {}).setdefault((record.seed, 0), []).append(value)
+        for name, value in _cost(record).items():
+            found.setdefault(name, {}).setdefault((record.seed, record.repeat), []).append(value)
+    return {name: Stat.of([Stat.of(v).mean for v in by.values()]) for name, by in found.items()}
+
+
+def _quality(record: Record, tasks: TaskNames) -> dict[str, float]:
+    if record.quality is None:
+        return {}
+    values = {f"perplexity_{plain(n)}": p.perplexity for n, p in record.quality.perplexity.items()}
+    scores = {tasks[name, score.version]: score for name, score in record.quality.tasks.items()}
+    errors = {name: binomial_stderr(score) for name, score in scores.items()}
+    values |= {f"accuracy_{name}": score.accuracy for name, score in scores.items()}
+    values |= {f"accuracy_stderr_{name}": error for name, error in errors.items()}
+    if len(scores) == len(tasks) > 1:  # a mean over fewer tasks would not compare
+        values["mean_accuracy"] = math.fsum(score.accuracy for score in scores.values()) / len(scores)
+        values["mean_accuracy_stderr"] = math.hypot(*errors.values()) / len(scores)
+    return values
+
+
+def _cost(record: Record) -> dict[str, float]:
+    values: dict[str, float] = {}
+    if record.memory and record.memory.train:
+        values |= {name: getattr(record.memory.train, name) for name in ("peak_allocated_bytes", *COMPONENTS)}
+    if record.time:
+        values |= {f"{phase}_s": seconds for phase, seconds in record.time.phase_s.items()}
+        measured = {"wall_s": record.time.wall_s, "tokens_per_s": record.time.tokens_per_s}
+        values |= {name: value for name, value in measured.items() if value is not None}
+    if record.parameters:
+        values |= {"parameters": record.parameters.total, "trainable_parameters": record.parameters.trainable}
+        reports = [part for part in record.parameters.facts.values() if isinstance(part, dict)]
+        for report in reports:  # the last method of a stack has seen the model that is trained
+            values |= {key: report[key] for key in FACTS if isinstance(report.get(key), (int, float))}
+    return {name: float(value) for name, value in values.items()}

@@ -1,0 +1,166 @@
+"""How one cell is written: numbers with sensible digits, bytes in one unit, text that cannot act as markup.
+
+Cells are plain Unicode text until a renderer escapes them for its format; nothing here knows records.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+#: What stands where nothing was measured; a zero is always a measured zero.
+DASH = "\N{EN DASH}"
+UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
+#: Tables are split so that each fits a terminal of this many characters.
+WIDTH = 120
+_STUB_WIDTH = 32  # longer text is wrapped by a terminal rather than costing columns
+
+Show = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading and its cells; `joined` columns stay beside their left neighbour when a table is split."""
+
+    name: str
+    cells: tuple[str, ...]
+    numeric: bool = True
+    joined: bool = False
+
+    @property
+    def width(self) -> int:
+        """Characters that the column needs, its separator included."""
+        widest = max(len(cell) for cell in (self.name, *self.cells))
+        return 2 + (widest if self.numeric else min(widest, _STUB_WIDTH))
+
+    @property
+    def empty(self) -> bool:
+        """Whether no cell says anything."""
+        return all(cell in (DASH, "") for cell in self.cells)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A small table of text: `stub` columns name the rows and come back in each piece of a split table."""
+
+    title: str
+    stub: tuple[Column, ...]
+    columns: tuple[Column, ...]
+
+    @property
+    def all_columns(self) -> tuple[Column, ...]:
+        """Stub and values."""
+        return (*self.stub, *self.columns)
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """The cells row by row."""
+        return list(zip(*(column.cells for column in self.all_columns), strict=True))
+
+    def split(self, width: int = WIDTH) -> list[Table]:
+        """Pieces of at most `width` characters, each with the stub and at least one group of columns."""
+        room = width - sum(column.width for column in self.stub)
+        pieces: list[list[Column]] = [[]]
+        for group in _groups(self.columns):
+            used = sum(column.width for column in pieces[-1])
+            if pieces[-1] and used + sum(column.width for column in group) > room:
+                pieces.append([])
+            pieces[-1].extend(group)
+        first, *rest = (replace(self, columns=tuple(piece)) for piece in pieces)
+        return [first, *(replace(piece, title=f"{self.title} (continued)") for piece in rest)]
+
+
+def _groups(columns: Iterable[Column]) -> list[list[Column]]:
+    groups: list[list[Column]] = []
+    for column in columns:
+        if column.joined and groups:
+            groups[-1].append(column)
+        else:
+            groups.append([column])
+    return groups
+
+
+# ---------------------------------------------------------------------------------------- numbers
+def fixed(decimals: int) -> Show:
+    """Write with thousands separators and so many decimals; what rounds to zero but is not reads `<0.1`."""
+
+    def show(value: float) -> str:
+        if 0 < value < 0.5 * 10**-decimals:
+            return f"<{10**-decimals:.{decimals}f}"
+        return f"{value:,.{decimals}f}" if value else "0"
+
+    return show
+
+
+def significant(values: Iterable[float], digits: int) -> Show:
+    """Write a column with one number of decimals, so that its smallest value keeps `digits` digits."""
+    sizes = [abs(value) for value in values if value and abs(value) < float("inf")]
+    before = len(str(int(min(sizes, default=1.0))))
+    return fixed(max(0, digits - before))
+
+
+def ratio(value: float) -> str:
+    """Write a ratio to the baseline."""
+    return f"\N{MULTIPLICATION SIGN}{value:.3f}"
+
+
+def points(value: float) -> str:
+    """Write a difference of two shares in percentage points, with its sign."""
+    return f"{100 * value:+.1f}"
+
+
+def percent(value: float) -> str:
+    """Write a share of one in percent, the sign left to the heading."""
+    return f"{100 * value:.1f}"
+
+
+def byte_unit(largest: float) -> tuple[str, Show]:
+    """The unit for a table whose largest value is `largest` bytes, and how to write bytes in it."""
+    unit, size = next((pair for pair in UNITS if largest >= 4 * pair[1]), UNITS[-1])
+    show = fixed(1 if largest / size >= 100 else 2)
+    return unit, lambda value: show(value / size)
+
+
+def bytes_text(value: float) -> str:
+    """A number of bytes with its unit, for a sentence."""
+    unit, size = next((pair for pair in UNITS if value >= pair[1]), UNITS[-1])
+    return f"{value / size:,.1f} {unit}"
+
+
+# ------------------------------------------------------------------------------------------- text
+def plain(text: str, limit: int | None = None) -> str:
+    """One line of visible characters: control, format and surrogate code points become spaces."""
+    visible = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
+    line = " ".join(visible.split())
+    return line if limit is None or len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def markdown(text: str) -> str:
+    """Escape for Markdown; underscores inside a word are harmless and stay readable."""
+    escaped = re.sub(r"([\\`*{}\[\]<>#|~$&!])", r"\\\1", text)
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # a bracket at the start of a line would be an argument of the line break before it
+    "]": "{]}",
+    "±": r"$\pm$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "Δ": r"$\Delta$",
+    DASH: "--",
+    "…": r"\dots{}",
+    **{char: "\\" + char for char in "&%$#_{}"},
+}
+
+
+def latex(text: str) -> str:
+    """Escape for LaTeX text mode."""
+    return "".join(_LATEX.get(char, char) for char in text)

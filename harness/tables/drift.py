@@ -1,0 +1,96 @@
+"""Keep the tables in pages equal to the records that they come from.
+
+`python -m harness.tables.drift` writes `results/tables/` and the marked parts of README.md from the
+reference records under `results/raw/`; with `--check` it changes nothing, names what has drifted and
+exits with code 1. No number in a page is typed by hand.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from harness import suite as suites
+from harness.record import Record
+from harness.tables import report
+
+ROOT = Path(__file__).resolve().parents[2]
+#: `<!-- table: SUITE -->` ... `<!-- /table -->` in a page is replaced by that suite's first table.
+MARKED = re.compile(r"(<!-- table: (?P<suite>[\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+PAGES = ("README.md",)
+
+
+def expected(root: Path) -> Iterator[tuple[Path, str]]:
+    """Every generated file with the text that it should have."""
+    reports = dict(_reports(root / "results" / "raw"))
+    for name, built in reports.items():
+        for suffix, text in report.texts(built).items():
+            yield root / "results" / "tables" / f"{name}.{suffix}", text
+    for page in PAGES:
+        path = root / page
+        if path.exists():
+            yield path, MARKED.sub(lambda found: _filled(found, reports), path.read_text(encoding="utf-8"))
+
+
+def drifted(root: Path) -> list[Path]:
+    """The generated files whose text is not what the records say."""
+    return [path for path, text in expected(root) if not path.exists() or path.read_text("utf-8") != text]
+
+
+def _reports(raw: Path) -> Iterator[tuple[str, report.Report]]:
+    """One report for each suite of each machine, named after the suite where only one machine has it."""
+    folders = [folder for folder in sorted(raw.glob("*/*")) if folder.is_dir()]
+    for folder in folders:
+        alone = sum(other.name == folder.name for other in folders) == 1
+        name = folder.name if alone else f"{folder.name}-{folder.parent.name}"
+        defined = suites.load(folder.name)
+        records, notes = report.load(folder)
+        labels = [run.name for run in defined.runs]
+        records.sort(key=lambda record: _position(record, labels))
+        built = report.build(
+            records,
+            baseline=defined.baseline,
+            question=defined.question,
+            notes=notes,
+            order=list(dict.fromkeys(record.config_id for record in records)),
+        )
+        yield name, built
+
+
+def _position(record: Record, labels: Sequence[str]) -> tuple[int, str, int, int]:
+    place = labels.index(record.label) if record.label in labels else len(labels)
+    return place, record.config_id, record.seed, record.repeat
+
+
+def _filled(found: re.Match[str], reports: dict[str, report.Report]) -> str:
+    built = reports.get(found["suite"])
+    if built is None or not built.tables:
+        return found[0]
+    table = "\n".join(report.markdown_table(built.tables[0]))
+    return f"{found[1]}\n{table}\n\n{found[3]}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write what has drifted, or with `--check` only say so."""
+    if list(arguments) not in ([], ["--check"]):
+        print("usage: python -m harness.tables.drift [--check]", file=sys.stderr)
+        return 2
+    stale = set(drifted(ROOT))
+    for path, text in expected(ROOT):
+        if path not in stale:
+            continue
+        print(f"drifted: {path.relative_to(ROOT)}")
+        if not arguments:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="\n")
+    if stale and arguments:
+        print("run: nox -s readme")
+        return 1
+    print("all tables follow from the records" if not stale else "written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

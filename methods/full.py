@@ -1,0 +1,29 @@
+"""Full fine-tuning or pre-training: every parameter is trained. The reference row of every table."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from harness.config import OptimConfig
+from harness.method import Caps, Context, Method
+from methods._adamw import AdamWStepper
+
+
+class Full(Method):
+    """All parameters train with AdamW; the model is not changed. No hyperparameters of its own."""
+
+    source = "AdamW: Loshchilov & Hutter, Decoupled Weight Decay Regularization, 2019, arXiv 1711.05101."
+
+    @property
+    def caps(self) -> Caps:
+        """Every stage: without training (`compress`) it stands for the model as it was loaded."""
+        return Caps()
+
+    def prepare(self, model: nn.Module, context: Context) -> nn.Module:
+        """Make every parameter trainable, whatever a method below in the stack has frozen."""
+        context.facts["trainable"] = "all parameters"
+        return model.requires_grad_(True)
+
+    def stepper(self, model: nn.Module, optim: OptimConfig) -> AdamWStepper:
+        """AdamW over all parameters."""
+        return AdamWStepper(model, optim)

@@ -1,0 +1,115 @@
+"""LoRA: the model is frozen, and beside each chosen linear layer a product of two thin matrices trains.
+
+y = W x + (alpha / rank) B A x with A (rank, in) random and B (out, rank) zero, so that training
+starts from the model as it is. The adapters are those of the `peft` package.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from pydantic import Field
+from torch import nn
+
+from harness.config import OptimConfig
+from harness.method import Caps, Context, Method, MethodConfig
+from methods._adamw import AdamWStepper
+from methods._targets import LINEAR_KINDS, target_linears
+
+
+class LoRAConfig(MethodConfig):
+    """Hyperparameters of LoRA."""
+
+    rank: Annotated[int, Field(gt=0)] = 8
+    """Inner width of each adapter; a matrix with a shorter side gets that side, with a warning."""
+
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """Numerator of the scaling alpha / rank; None is `rank`, hence scaling 1 (paper, section 4.1)."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the input of the adapters."""
+
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = LINEAR_KINDS
+    """Kinds of linear layers; of a factored layer both factors get an adapter. Paper: q and v only."""
+
+
+class LoRA(Method):
+    """Only the adapters train; `export` adds them into the weights."""
+
+    Config = LoRAConfig
+    config: LoRAConfig
+    source = (
+        "Hu et al., LoRA, ICLR 2022, arXiv 2106.09685, eq. 3. Departs from it in the default targets: all "
+        "seven linears of a block, as the baselines of GaLore and WeLore."
+    )
+
+    @property
+    def caps(self) -> Caps:
+        """Trains, but compresses nothing."""
+        return Caps(stages=frozenset({"pretrain", "finetune"}))
+
+    @property
+    def scaling(self) -> float:
+        """Factor of the adapters' output: the same for all matrices, clamped ranks included."""
+        return (self.config.alpha or self.config.rank) / self.config.rank
+
+    def prepare(self, model: nn.Module, context: Context) -> nn.Module:
+        """Freeze the model and put an adapter around each target, in place, in the target's dtype."""
+        linears = target_linears(model, self.config.targets)
+        ranks = {name: min(self.config.rank, *layer.weight.shape) for name, layer in linears.items()}
+        model.requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):  # peft draws the adapters on the CPU
+            torch.default_generator.manual_seed(context.seed)
+            inject_adapter_in_model(self._peft_config(ranks), model)
+        self._report(ranks, context)
+        return model
+
+    def stepper(self, model: nn.Module, optim: OptimConfig) -> AdamWStepper:
+        """AdamW over the adapters."""
+        return AdamWStepper(model, optim)
+
+    def export(self, model: nn.Module) -> nn.Module:
+        """Add each adapter into its weight and put the plain linear layers back, in place."""
+        for name, layer in _adapted(model).items():
+            layer.merge()
+            model.set_submodule(name, layer.get_base_layer())
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+        return model
+
+    def _peft_config(self, ranks: Mapping[str, int]) -> LoraConfig:
+        """Full names as targets; a clamped rank gets a smaller alpha, so that its scaling stays."""
+        clamped = {re.escape(name): rank for name, rank in ranks.items() if rank < self.config.rank}
+        return LoraConfig(
+            r=self.config.rank,
+            lora_alpha=self.scaling * self.config.rank,
+            lora_dropout=self.config.dropout,
+            target_modules=list(ranks),
+            rank_pattern=clamped,
+            alpha_pattern={pattern: self.scaling * rank for pattern, rank in clamped.items()},
+        )
+
+    def _report(self, ranks: Mapping[str, int], context: Context) -> None:
+        clamped = [rank for rank in ranks.values() if rank < self.config.rank]
+        if clamped:
+            context.warn(
+                f"lora: rank {self.config.rank} is more than the short side of {len(clamped)} matrices; "
+                f"these got their short side as rank, the smallest {min(clamped)}"
+            )
+        context.ranks.update({f"{name}.lora": rank for name, rank in ranks.items()})
+        context.facts.update(
+            targets=len(ranks),
+            alpha=self.scaling * self.config.rank,
+            scaling=self.scaling,
+            trainable=f"the adapters of {len(ranks)} linear layers",
+        )
+
+
+def _adapted(model: nn.Module) -> dict[str, LoraLayer]:
+    """Every layer with an adapter, by name."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}

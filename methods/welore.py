@@ -1,0 +1,96 @@
+"""WeLore: one threshold on normalised singular values decides which matrices are low-rank, and to which rank.
+
+Singular values are scaled to [0, 1] per matrix. Those below a threshold tau, the same for the whole
+model, are pruned. A matrix that loses more than `min_ratio` of its ranks is a low-rank component
+(LRC): it is stored as two factors, and these train. The other matrices stay as they are, frozen.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from math import prod
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from harness.method import Caps, Context
+from methods._lowrank import LowRank, LowRankConfig, Shapes
+from methods._spectrum import Svd
+
+#: Normalised singular values of each target layer by name, ascending.
+Spectra = Mapping[str, list[float]]
+
+
+class WeLoreConfig(LowRankConfig):
+    """Hyperparameters of WeLore beside `err`, `train` and `targets`."""
+
+    tau: Annotated[float, Field(gt=0)] | None = None
+    """Use this threshold (the paper's code has tables of them); `err` is then only the label attempted."""
+
+    min_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.4999
+    """A matrix is an LRC if it loses more than this share of its ranks. 0 is the compression mode of
+    the paper: every matrix that loses a rank is factored, and `err` means something else."""
+
+    factor_below_break_even: bool = False
+    """An LRC must also be smaller as two factors: rank (out + in) < out in. What fails stays dense and
+    whole, and counts as no LRC; without this, factors may be larger than the matrix they replace."""
+
+
+class WeLore(LowRank):
+    """WeLore-COMP (`prepare`) and WeLore-PEFT (`train: lrc`)."""
+
+    Config = WeLoreConfig
+    config: WeLoreConfig
+    source = (
+        "Jaiswal et al., From Low Rank Gradient Subspace Stabilization to Low-Rank Weights, ICML 2025, arXiv "
+        "2407.11239; the rules of their code. Departs from it in how tau is found, exactly by bisection: the "
+        "paper searches in steps of 0.005, and the code has a table for two models."
+    )
+
+    @property
+    def caps(self) -> Caps:
+        """Works on trained weights, whose values decide the ranks."""
+        return Caps(stages=frozenset({"finetune", "compress"}), value_dependent=True)
+
+    def choose_ranks(self, shapes: Shapes, svd: Mapping[str, Svd], context: Context) -> dict[str, int]:
+        """Find tau unless it is given; return the rank of every LRC."""
+        spectra = {name: normalised(part.s) for name, part in svd.items()}
+        tau = self.config.tau or self.find_tau(shapes, spectra)
+        context.facts["tau"] = tau
+        return self.components(shapes, spectra, tau)
+
+    def components(self, shapes: Shapes, spectra: Spectra, tau: float) -> dict[str, int]:
+        """The kept rank of each LRC at a threshold. As tau grows LRCs only join and ranks only fall."""
+        kept = {name: max(1, len(values) - bisect_left(values, tau)) for name, values in spectra.items()}
+        return {name: rank for name, rank in kept.items() if self._is_component(rank, shapes[name])}
+
+    def _is_component(self, rank: int, shape: tuple[int, ...]) -> bool:
+        low = (min(shape) - rank) / min(shape) > self.config.min_ratio
+        return low and (rank * sum(shape) < prod(shape) or not self.config.factor_below_break_even)
+
+    def find_tau(self, shapes: Shapes, spectra: Spectra) -> float:
+        """The threshold whose reduction is nearest to `err`; the smaller of two that are equally near.
+
+        The reduction is a step function of tau that never falls and steps only behind the values
+        themselves, so bisection over the pooled values is exact. With `min_ratio` 0 the result is
+        the err-quantile of these values; else ERR misses by at most half of what one matrix adds.
+        """
+        total = sum(map(min, shapes.values()))
+
+        def reduction(tau: float) -> float:
+            kept = self.components(shapes, spectra, tau)
+            return sum(min(shapes[name]) - rank for name, rank in kept.items()) / total
+
+        candidates = sorted({value for values in spectra.values() for value in values})
+        first = bisect_left(candidates, self.config.err, key=reduction)
+        near = candidates[max(0, first - 1) : first + 1]
+        return min(near, key=lambda tau: (abs(reduction(tau) - self.config.err), tau))
+
+
+def normalised(singular_values: Tensor) -> list[float]:
+    """Scale one matrix's singular values to [0, 1], ascending; equal ones are all 1: none is spare."""
+    values = singular_values.double().sort().values
+    span = values[-1] - values[0]
+    return ((values - values[0]) / span if span > 0 else values * 0 + 1).tolist()

@@ -1,0 +1,111 @@
+"""Everything that is run on this project, each by one command; all sessions share one environment.
+
+The environment is made on first use under `.nox/shared` (with uv where it is installed, else with
+pip), pinned by constraints.txt, and made again when the pins or the dependencies change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+SHARED = ROOT / ".nox" / "shared"
+CONSTRAINTS = ROOT / "constraints.txt"
+QUICK = "not slow and not gpu"
+
+nox.needs_version = ">=2024.10"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "none"
+nox.options.error_on_missing_interpreters = True
+
+
+def environment(session: nox.Session) -> str:
+    """Return the Python of the shared environment, after making it where it is missing or out of date."""
+    python = SHARED / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp = SHARED / "stamp"
+    wanted = _fingerprint()
+    if python.exists() and stamp.exists() and stamp.read_text() == wanted:
+        return str(python)
+    shutil.rmtree(SHARED, ignore_errors=True)
+    project = "-e", ".[dev]"
+    uv = shutil.which("uv")
+    if uv:
+        links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS")
+        env = {"UV_CONSTRAINT": str(CONSTRAINTS), **({"UV_FIND_LINKS": links} if links else {})}
+        session.run(uv, "venv", "--quiet", "--python", sys.executable, str(SHARED), external=True)
+        install = (uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python))
+        session.run(*install, *project, env=env, external=True)
+    else:
+        session.run(sys.executable, "-m", "venv", str(SHARED), external=True)
+        install = (str(python), "-m", "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS))
+        session.run(*install, *project, external=True)
+    stamp.write_text(wanted)
+    return str(python)
+
+
+def _fingerprint() -> str:
+    """What the environment depends on: the interpreter, the dependencies, the pins and this folder."""
+    parts = (sys.version, str(ROOT), (ROOT / "pyproject.toml").read_text(), CONSTRAINTS.read_text())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def lorebench(session: nox.Session, *arguments: str) -> None:
+    """Call the command line in the shared environment."""
+    session.run(environment(session), "-m", "harness.cli", *arguments, external=True)
+
+
+@nox.session(name="bench-welore")
+def bench_welore(session: nox.Session) -> None:
+    """Run the WeLore suite: `nox -s bench-welore -- --model DIR_OR_HUB_ID --data FILE_OR_DATASET`."""
+    lorebench(session, "run", "welore", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests that need neither a GPU nor minutes."""
+    arguments = session.posargs or ["-m", QUICK]
+    session.run(environment(session), "-m", "pytest", *arguments, external=True)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Run the tests that take minutes."""
+    session.run(environment(session), "-m", "pytest", "-m", "slow and not gpu", *session.posargs, external=True)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Run the tests that need a CUDA device."""
+    session.run(environment(session), "-m", "pytest", "-m", "gpu", *session.posargs, external=True)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    python = environment(session)
+    session.run(python, "-m", "ruff", "check", ".", external=True)
+    session.run(python, "-m", "ruff", "format", "--check", ".", external=True)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types."""
+    session.run(environment(session), "-m", "mypy", external=True)
+
+
+@nox.session
+def readme(session: nox.Session) -> None:
+    """Regenerate the tables in README and docs; `-- --check` only says whether they have drifted."""
+    session.run(environment(session), "-m", "harness.tables.drift", *session.posargs, external=True)
+
+
+@nox.session(name="base-checkpoint")
+def base_checkpoint(session: nox.Session) -> None:
+    """Rebuild the embedded tokenizer and checkpoint by their recipe (about half an hour)."""
+    session.run(environment(session), "-m", "benchmarks.embedded.build", *session.posargs, external=True)

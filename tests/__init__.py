@@ -1,0 +1,1 @@
+"""The tests; a package, so that they share fixtures by `from tests.tiny import ...`."""

@@ -1,0 +1,193 @@
+"""The record: what is written is read back, and nothing else is."""
+
+import json
+import math
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from harness import record
+from harness.errors import UserError
+from harness.record import PROTOCOLS, Outcome, Part, Record, Time, Training
+
+
+def fabricate(**values):
+    content = {
+        "run_id": "abc-s0-r0",
+        "config_id": "abc",
+        "suite": "demo",
+        "label": "full",
+        "seed": 0,
+        "repeat": 0,
+        "tier": "embedded",
+        "config": {"train": {"lr": 1e-3, "clip": None}},
+        "rerun": "lorebench run demo",
+        "time": Time(step_s=[0.1, 0.2], refresh_step=[False, True]),
+    }
+    return Record.model_validate({**content, **values})
+
+
+def changed(path, **values):
+    """Rewrite some keys of a record's file; a value of None takes the key away."""
+    content = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+@pytest.fixture
+def written(tmp_path):
+    path = tmp_path / "run.json"
+    record.write(fabricate(), path)
+    return path
+
+
+# ------------------------------------------------------------------------------------------ writing
+def test_a_record_reads_back_as_it_was_written(written):
+    assert record.read(written) == fabricate()
+
+
+def test_folders_are_made_and_nothing_but_the_record_is_left(tmp_path):
+    record.write(fabricate(), tmp_path / "machine" / "suite" / "run.json")
+    assert [path.name for path in (tmp_path / "machine" / "suite").iterdir()] == ["run.json"]
+
+
+def test_what_was_not_measured_is_absent(written):
+    content = json.loads(written.read_text())
+    assert "memory" not in content
+    assert "wall_s" not in content["time"]
+    assert record.read(written).memory is None
+
+
+def test_losses_of_a_diverged_run_survive(tmp_path):
+    training = Training(steps=2, tokens=2, loss=[math.nan, math.inf], lr=[0.1, 0.1])
+    record.write(fabricate(training=training), tmp_path / "run.json")
+    loss = record.read(tmp_path / "run.json").training.loss
+    assert math.isnan(loss[0])
+    assert loss[1] == math.inf
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_crash_while_writing_leaves_the_old_record(written, monkeypatch, failing):
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os if failing == "fsync" else Path, failing, crash)
+    with pytest.raises(KeyboardInterrupt):
+        record.write(fabricate(label="new"), written)
+    monkeypatch.undo()
+    assert record.read(written).label == "full"
+    assert [item.label for item in record.read_all(written.parent)] == ["full"]
+
+
+def test_bytes_are_on_disk_before_the_name_moves(written, monkeypatch):
+    order = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (order.append("fsync"), fsync(number)))
+    monkeypatch.setattr(Path, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
+    record.write(fabricate(), written)
+    assert order == ["fsync", "replace"]
+
+
+def test_a_reader_never_sees_half_a_record(written):
+    stop, problems = threading.Event(), []
+
+    def keep_reading():
+        while not stop.is_set():
+            try:
+                record.read(written)
+            except UserError as error:
+                problems.append(error)
+
+    reader = threading.Thread(target=keep_reading)
+    reader.start()
+    for length in range(60):
+        record.write(fabricate(warnings=["x" * 1000] * (length % 7)), written)
+    stop.set()
+    reader.join()
+    assert problems == []
+
+
+# ------------------------------------------------------------------------------------------ reading
+def test_a_truncated_record_is_refused_wherever_it_is_cut(written):
+    whole = written.read_bytes().rstrip()
+    for length in range(0, len(whole), 7):
+        written.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="not a record"):
+            record.read(written)
+
+
+@pytest.mark.parametrize("version", [0, record.SCHEMA_VERSION + 1, "1", None])
+def test_another_schema_version_is_refused_with_both_versions(written, version):
+    changed(written, schema_version=version)
+    with pytest.raises(UserError, match=f"schema version {version}, this lorebench reads") as caught:
+        record.read(written)
+    assert "--results" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"surprise": 1}, "surprise"),
+        ({"time": {"wall_ms": 1}}, "time.wall_ms"),
+        ({"outcome": {"status": "fine"}}, "outcome.status"),
+        ({"seed": "first"}, "seed"),
+        ({"config_id": None}, "config_id"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_refused_and_the_place_is_named(written, change, place):
+    changed(written, **change)
+    with pytest.raises(UserError, match=rf"{written.name}: not a record: {place}: ") as caught:
+        record.read(written)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"3", b"null", b"\xff\xfe", b"[" * 100_000])
+def test_files_that_are_no_record_at_all_are_refused(tmp_path, content):
+    path = tmp_path / "run.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"run\.json"):
+        record.read(path)
+
+
+def test_a_missing_file_is_an_error_of_the_user(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        record.read(tmp_path / "nothing.json")
+
+
+def test_all_records_of_a_folder_are_read_by_name_and_other_files_are_left_alone(tmp_path):
+    for name in ("b", "a"):
+        record.write(fabricate(label=name), tmp_path / f"{name}.json")
+    (tmp_path / "a.log").write_text("no record")
+    (tmp_path / ".a.json.1.tmp").write_text("half")
+    assert [item.label for item in record.read_all(tmp_path)] == ["a", "b"]
+
+
+# ------------------------------------------------------------------------------------------- meaning
+def test_an_unfinished_record_says_that_it_was_interrupted():
+    assert fabricate().outcome.status == "interrupted"
+    assert not fabricate().finished
+
+
+@pytest.mark.parametrize("status", ["ok", "oom", "timeout", "diverged", "unsupported", "error"])
+def test_every_other_end_is_final(status):
+    assert fabricate(outcome=Outcome(status=status)).finished
+
+
+def test_a_record_of_other_protocol_versions_is_not_finished():
+    old = {**PROTOCOLS, "memory": PROTOCOLS["memory"] + 1}
+    assert not fabricate(outcome=Outcome(status="ok"), protocols=old).finished
+
+
+def test_records_do_not_share_what_can_change():
+    first, second = fabricate(), fabricate()
+    first.protocols["memory"] = 99
+    first.warnings.append("mine")
+    assert second.protocols == PROTOCOLS
+    assert PROTOCOLS["memory"] != 99
+    assert second.warnings == []
+
+
+def test_every_part_refuses_unknown_keys():
+    assert Part.__subclasses__()
+    assert all(part.model_config["extra"] == "forbid" for part in Part.__subclasses__())

@@ -15,9 +15,10 @@ from pathlib import Path
 from harness import suite as suites
 from harness.record import Record
 from harness.tables import report
+from harness.tables.sections import GLANCE
 
 ROOT = Path(__file__).resolve().parents[2]
-#: `<!-- table: SUITE -->` ... `<!-- /table -->` in a page is replaced by that suite's first table.
+#: `<!-- table: SUITE -->` ... `<!-- /table -->` in a page is replaced by that suite's table at a glance.
 MARKED = re.compile(r"(<!-- table: (?P<suite>[\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 PAGES = ("README.md",)
 
@@ -66,9 +67,10 @@ def _position(record: Record, labels: Sequence[str]) -> tuple[int, str, int, int
 
 def _filled(found: re.Match[str], reports: dict[str, report.Report]) -> str:
     built = reports.get(found["suite"])
-    if built is None or not built.tables:
+    chosen = [table for table in built.tables if table.title == GLANCE] if built else []
+    if not chosen:
         return found[0]
-    table = "\n".join(report.markdown_table(built.tables[0]))
+    table = "\n".join(report.markdown_table(chosen[0]))
     return f"{found[1]}\n{table}\n\n{found[3]}"
 
 

@@ -13,11 +13,14 @@ from harness.tables.view import View
 
 FLOOR = "floor (oracle)"
 CHANCE = "chance"
+GLANCE = "At a glance"
 
 
 def sections(view: View) -> list[Table]:
     """The tables that have something to say; the first says how each row ended and what differs."""
     drafts = [draft for make in (_perplexity, _accuracy, _memory, _speed) if (draft := make(view))]
+    if len(drafts) > 1:
+        drafts.insert(0, _glance(view))
     name = Column("method", tuple(view.names), numeric=False)
     differs = [Column(key, tuple(view.trait(key)), numeric=False) for key in view.varying]
     stub = [name] if len(set(view.names)) == len(view.names) else [name, *differs]
@@ -55,6 +58,34 @@ def _blank_below(column: Column) -> Column:
 
 
 # -------------------------------------------------------------------------------------- the tables
+def _glance(view: View) -> _Draft:
+    """One figure of each kind: what a reader looks at first."""
+    peaks = [row.mean("peak_allocated_bytes") for row in view.rows]
+    unit, bytes_shown = cells.byte_unit(max((peak for peak in peaks if peak is not None), default=0))
+    rates = cells.significant([row.mean("tokens_per_s") or 0 for row in view.rows], 4)
+    wanted: list[tuple[str, str, Show]] = [
+        ("mean_accuracy", "accuracy %", cells.percent),
+        ("peak_allocated_bytes", f"peak {unit}", bytes_shown),
+        ("tokens_per_s", "tokens/s", rates),
+    ]
+    for key in [key for key in _keys(view) if key.startswith("perplexity_")][:1]:
+        shown = cells.significant([row.mean(key) or 0 for row in view.rows], 4)
+        wanted.insert(0, (key, f"ppl {key.removeprefix('perplexity_')}", shown))
+    columns = []
+    for key, title, show in wanted:
+        columns.append(Column(title, tuple(_measured(view, key, show))))
+        if key != "mean_accuracy":
+            relative = _texts(view.relative(key, _ratio), cells.ratio)
+            columns.append(Column(view.versus, tuple(relative), joined=True))
+    columns.append(Column("trainable %", tuple(_texts(_trainable_shares(view), cells.percent))))
+    return _Draft(GLANCE, columns)
+
+
+def _trainable_shares(view: View) -> list[float | None]:
+    pairs = [(row.mean("trainable_parameters"), row.mean("parameters")) for row in view.rows]
+    return [part / total if total and part is not None else None for part, total in pairs]
+
+
 def _perplexity(view: View) -> _Draft | None:
     keys = [key for key in _keys(view) if key.startswith("perplexity_")]
     floors = {key: view.floor(key) for key in keys}
@@ -126,8 +157,7 @@ def _speed(view: View) -> _Draft | None:
     rates = [row.mean("tokens_per_s") or 0 for row in view.rows]
     totals = [row.mean("parameters") for row in view.rows]
     trainable = [row.mean("trainable_parameters") for row in view.rows]
-    pairs = zip(trainable, totals, strict=True)
-    share = [part / total if total and part is not None else None for part, total in pairs]
+    share = _trainable_shares(view)
     relative = _texts(view.relative("tokens_per_s", _ratio), cells.ratio)
     whole = cells.fixed(0)
     columns = [

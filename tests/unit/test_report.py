@@ -170,7 +170,7 @@ def test_one_seed_has_no_spread():
 
 def test_the_oracle_is_the_last_row_and_relative_too():
     made = report.build(three("full") + three("zzz"), baseline="full")
-    table = made.tables[0]
+    (table,) = [table for table in made.tables if table.title.startswith("Perplexity")]
     assert table.rows[-1][0] == "floor (oracle)"
     assert cell(made, "Perplexity", "floor (oracle)", "world-b") == "4.000"
     assert cell(made, "Perplexity", "floor (oracle)", "vs full") == TIMES + "0.500"
@@ -266,9 +266,18 @@ def test_a_failure_is_a_row_that_says_why(record, expected):
 def test_a_partly_failed_row_counts_what_it_has():
     records = [*three("full"), *three("shaky")[:2], failed("diverged", "train", label="shaky", seed=2)]
     made = report.build(records, baseline="full")
-    assert cell(made, "Perplexity", "shaky", "status") == "ok 2/3; diverged in train 1/3"
+    assert cell(made, "Runs", "shaky", "status") == "ok 2/3; diverged in train 1/3"
     assert cell(made, "Perplexity", "shaky", "world-b").endswith("(n=2)")
     assert cell(made, "Perplexity", "full", "world-b") == "8.000 ± 1.000"
+
+
+def test_a_glance_shows_one_figure_of_each_kind_and_what_is_relative_to_the_baseline():
+    made = report.build(three("full", correct=60) + three("small", correct=50), baseline="full")
+    assert made.tables[0].title == "At a glance"
+    assert cell(made, "At a glance", "full", "vs full") == TIMES + "1.000"
+    assert cell(made, "At a glance", "full", "ppl world-b") == cell(made, "Perplexity", "full", "world-b")
+    accuracy = cell(made, "Accuracy", "small", "mean").partition(" [")[0]
+    assert cell(made, "At a glance", "small", "accuracy %") == accuracy
 
 
 def test_missing_seeds_are_named():
@@ -356,8 +365,8 @@ def test_the_baseline_is_the_row_with_the_same_settings_when_several_carry_its_l
 def test_what_differs_has_a_column_and_what_is_shared_is_in_the_caption():
     made = report.build([fabricate(), fabricate("small", train={"lr": 0.5})], baseline="full")
     caption = "\n".join(made.caption)
-    assert cell(made, "Perplexity", "small", "train.lr") == "0.5"
-    assert cell(made, "Perplexity", "full", "train.lr") == "0.001"
+    assert cell(made, "At a glance", "small", "train.lr") == "0.5"
+    assert cell(made, "At a glance", "full", "train.lr") == "0.001"
     assert " lr " not in caption
     for shared in ("steps 200", "batch 16", "dtype float32", "tokens 409600", "torch 2.9.0", "threads 2"):
         assert shared in caption
@@ -367,8 +376,8 @@ def test_what_differs_has_a_column_and_what_is_shared_is_in_the_caption():
 
 def test_a_setting_that_only_one_row_has_differs_too():
     made = report.build([fabricate(), fabricate("small", train={"clip": 1.0})], baseline="full")
-    assert cell(made, "Perplexity", "small", "train.clip") == "1.0"
-    assert cell(made, "Perplexity", "full", "train.clip") == DASH
+    assert cell(made, "At a glance", "small", "train.clip") == "1.0"
+    assert cell(made, "At a glance", "full", "train.clip") == DASH
 
 
 def test_equal_settings_over_other_tokens_are_noted():
@@ -482,7 +491,7 @@ def test_text_of_records_cannot_act_as_terminal_markup():
 
 def test_latex_tables_are_balanced_booktabs():
     text = report.to_latex(report.build(three("full") + three("small"), baseline="full"))
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule") == 4
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule") == 5
     for body in re.findall(r"\\begin\{tabular\}\{([lr]+)\}\n(.*?)\\end\{tabular\}", text, re.S):
         lines = [line for line in body[1].splitlines() if line.endswith(r"\\")]
         assert all(len(re.findall(r"(?<!\\)&", line)) == len(body[0]) - 1 for line in lines)

@@ -121,6 +121,8 @@ def run(
     notes = [f"{len(outcome.left)} runs are left: run the same command again"] if outcome.left else []
     _publish(chosen, records, notes, outcome.folder / "tables", chosen.name)
     typer.echo(f"records: {outcome.folder}")
+    if outcome.refused:
+        raise UserError("; ".join(dict.fromkeys(outcome.refused.values())))
     if any(record.outcome.status == "error" for record in records):
         raise typer.Exit(1)
 

@@ -11,7 +11,9 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads collapse beside a busy neighbour
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import ctypes
 import json
+import signal
 import stat
 import sys
 import threading
@@ -28,6 +30,7 @@ from harness.record import Outcome, Phase
 from harness.validation import validate
 
 EXIT_BAD_INPUT = 2
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def run_job(path: Path) -> int:
@@ -104,7 +107,10 @@ def _go_offline_where_nothing_is_remote(run: Run) -> None:
 
 
 def _die_with_the_parent() -> None:
-    """Exit when the pipe from the parent closes, so that a killed parent leaves no orphan."""
+    """Exit when the pipe from the parent closes, so that a killed parent leaves no orphan.
+
+    Linux is asked to do the same: a thread of Python cannot act while native code holds the interpreter.
+    """
     if not stat.S_ISFIFO(os.fstat(0).st_mode):
         return
 
@@ -114,6 +120,8 @@ def _die_with_the_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main(arguments: list[str]) -> int:

@@ -1,0 +1,105 @@
+"""A worker that starts at once and does what the options of a run tell it to; no torch, no harness.
+
+What it did is appended to `started.txt` in the cache folder, one line per run: run id and process id.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+
+def resolve():
+    request = json.load(sys.stdin)
+    for run in request["runs"]:
+        options = run["method"][0]["options"]
+        if options.get("do") == "bad-option":
+            print(json.dumps({"error": "method stub: unknown key 'rnak'; did you mean 'rank'?"}))
+            return 2
+        if options.get("do") == "bad-import":
+            raise ImportError("no module named 'nowhere'")
+        run["label"] = run["label"] or options.get("do", "ok")
+        options.setdefault("size", 1)
+    print(json.dumps({"runs": request["runs"], "device": "stub", "machine": "stub-1"}))
+    return 0
+
+
+def die_with_the_parent():
+    def watch():
+        while os.read(0, 4096):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run(job):
+    options = job["run"]["method"][0]["options"]
+    record_path, cache = Path(job["record"]), Path(job["cache"])
+    with (cache / "started.txt").open("a") as file:
+        file.write(f"{record_path.stem} {os.getpid()}\n")
+    record = json.loads(record_path.read_text())
+
+    def finish(status, **outcome):
+        record["outcome"] = {"status": status, "phase": options.get("phase", "train"), **outcome}
+        record["time"] = {"wall_s": options.get("wall_s", 0.1)}
+        half = record_path.with_suffix(".half")
+        half.write_text(json.dumps(record))
+        half.replace(record_path)
+
+    print(
+        json.dumps({"phase": options.get("phase", "train"), "step": 1, "steps": 2, "loss": 2.0}), flush=True
+    )
+    print("a line for the log", file=sys.stderr, flush=True)
+    do = options.get("do", "ok")
+    if do == "hang":
+        time.sleep(600)
+    elif do == "ignore-sigterm":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print(json.dumps({"phase": "export"}), flush=True)
+        time.sleep(60)
+    elif do == "answer-sigterm":
+        signal.signal(signal.SIGTERM, lambda *_: (finish("error", message="terminated"), os._exit(0)))
+        print(json.dumps({"phase": "evaluate"}), flush=True)
+        time.sleep(600)
+    elif do == "leave-children":
+        child = subprocess.Popen(["sleep", "600"])
+        (cache / "child.txt").write_text(str(child.pid))
+        finish("ok")
+    elif do == "sigkill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif do == "lose-record":
+        record_path.unlink()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif do == "exit":
+        print("\n".join(f"line {number}" for number in range(100)), file=sys.stderr, flush=True)
+        return 3
+    elif do == "bad-input":
+        record["outcome"] = {"status": "interrupted", "phase": "load", "message": "text.txt: no such file"}
+        record_path.write_text(json.dumps(record))
+        return 2
+    elif do == "finish-then-hang":
+        finish("ok")
+        time.sleep(600)
+    elif do == "babble":
+        print("not json\n[1, 2]\n\x00", flush=True)
+        finish("ok")
+    elif do == "slow":
+        time.sleep(options["seconds"])
+        finish("ok")
+    else:
+        finish(do, message="as asked")
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "resolve":
+        sys.exit(resolve())
+    job = json.loads(Path(sys.argv[2]).read_text())
+    if job["run"]["method"][0]["options"].get("do") != "ignore-sigterm":  # that one heeds nothing
+        die_with_the_parent()
+    sys.exit(run(job))

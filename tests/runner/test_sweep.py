@@ -1,0 +1,367 @@
+"""What a sweep does, run by run, with a stub for the worker."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from sweeping import ROOT, Remember, alive, starts, stub_run, suite_of, wait_until, workers
+
+from harness import record as records
+from harness.engine.job import Job
+from harness.engine.process import LOG_TAIL_LINES
+from harness.engine.runner import Estimates, Settings, Sweep, resolve, sweep
+from harness.errors import UserError
+from harness.record import PHASES, Outcome
+
+Go = Callable[..., Sweep]
+
+
+def only(result: Sweep) -> records.Record:
+    (record,) = result.records.values()
+    return record
+
+
+# ------------------------------------------------------------------------------- before anything starts
+def test_resolved_runs_have_complete_options_and_a_place(settings: Settings) -> None:
+    plan = resolve([stub_run(seed=1)], command=settings.command)
+    assert plan.runs[0].method[0].options == {"do": "ok", "size": 1}
+    assert (plan.device, plan.machine) == ("stub", "stub-1")
+
+
+def test_a_bad_option_stops_the_sweep_before_anything_starts(carry_out: Go, settings: Settings) -> None:
+    with pytest.raises(UserError, match="did you mean 'rank'"):
+        carry_out(stub_run("ok"), stub_run("bad-option"))
+    assert starts(settings) == []
+
+
+def test_a_worker_that_cannot_resolve_is_told_in_one_line(carry_out: Go) -> None:
+    with pytest.raises(UserError, match="no module named 'nowhere'") as caught:
+        carry_out(stub_run("bad-import"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "", ".", "a/b"])
+def test_a_suite_name_that_is_no_folder_name_is_refused(
+    name: str, settings: Settings, display: Remember
+) -> None:
+    with pytest.raises(UserError, match="names a folder"):
+        sweep(suite_of(stub_run(), name=name), settings, display, lambda run: "")
+
+
+def test_a_results_folder_that_cannot_be_made_is_a_user_error(carry_out: Go, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose another folder"):
+        carry_out(stub_run(), results=tmp_path / "file")
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"schema_version": 99}'])
+def test_a_file_in_the_way_that_is_no_record_is_never_overwritten(
+    content: str, carry_out: Go, settings: Settings
+) -> None:
+    first = carry_out(stub_run(seed=1))
+    path = first.folder / f"{only(first).run_id}.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=path.name):
+        carry_out(stub_run(seed=0), stub_run(seed=1), retry=True)
+    assert path.read_text() == content
+    assert len(starts(settings)) == 1
+
+
+def test_a_record_under_another_name_is_refused(carry_out: Go) -> None:
+    first = carry_out(stub_run(seed=1))
+    path = first.folder / f"{only(first).run_id}.json"
+    path.rename(path.with_name("renamed.json"))
+    with pytest.raises(UserError, match=r"renamed\.json.*move it away"):
+        carry_out(stub_run(seed=1))
+
+
+# ------------------------------------------------------------------------------------- layout and order
+def test_a_run_leaves_its_record_beside_its_folder(carry_out: Go, settings: Settings) -> None:
+    result = carry_out(stub_run(seed=3))
+    record = only(result)
+    assert result.folder == settings.results / "stub-1" / "stubs"
+    assert sorted(path.name for path in result.folder.iterdir()) == [record.run_id, f"{record.run_id}.json"]
+    assert (result.folder / record.run_id / "log.txt").read_text() == "a line for the log\n"
+    assert record == records.read(result.folder / f"{record.run_id}.json")
+    assert (record.suite, record.seed, record.rerun) == (
+        "stubs",
+        3,
+        f"lorebench run --only {record.run_id}",
+    )
+
+
+def test_a_job_file_reads_back_as_the_job(tmp_path: Path) -> None:
+    job = Job(stub_run(seed=2), "stubs", tmp_path / "id", "cpu", tmp_path / "cache", "lorebench run")
+    job.folder.mkdir()
+    job.write()
+    assert Job.read(job.file) == job
+    assert json.loads(job.file.read_text())["record"] == str(job.record) == str(tmp_path / "id.json")
+
+
+def test_repeats_are_interleaved_and_else_the_order_is_the_suites(carry_out: Go, display: Remember) -> None:
+    carry_out(
+        *(
+            stub_run(label=f"{name}{repeat}", repeat=repeat, size=ord(name))
+            for name in "ba"
+            for repeat in (0, 1)
+        )
+    )
+    assert display.started == ["b0", "a0", "b1", "a1"]
+
+
+def test_two_spellings_of_one_config_are_one_run(carry_out: Go, settings: Settings) -> None:
+    result = carry_out(stub_run(label="short"), stub_run(label="long", size=1))
+    assert [record.label for record in result.records.values()] == ["short"]
+    assert len(starts(settings)) == 1
+
+
+def test_events_of_the_worker_reach_the_display_and_babble_does_not(carry_out: Go, display: Remember) -> None:
+    assert only(carry_out(stub_run("babble"))).outcome.status == "ok"
+    assert display.events == [{"phase": "train", "step": 1, "steps": 2, "loss": 2.0}]
+
+
+# --------------------------------------------------------------------------------------- ways to end
+@pytest.mark.parametrize("status", ["oom", "diverged", "unsupported", "error"])
+def test_a_failure_that_the_worker_records_is_a_row_and_the_sweep_goes_on(status: str, carry_out: Go) -> None:
+    result = carry_out(stub_run(status), stub_run("ok"))
+    assert [record.outcome.status for record in result.records.values()] == [status, "ok"]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_killed_worker_is_an_error_in_its_phase(phase: str, carry_out: Go) -> None:
+    outcome = only(carry_out(stub_run("sigkill", phase=phase))).outcome
+    assert (outcome.status, outcome.phase) == ("error", phase)
+    assert outcome.message.startswith("worker killed by SIGKILL")
+    assert outcome.log_tail == ["a line for the log"]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_worker_that_hangs_is_a_timeout_in_its_phase(phase: str, carry_out: Go, settings: Settings) -> None:
+    outcome = only(carry_out(stub_run("hang", phase=phase), deadline_s=0.5)).outcome
+    assert (outcome.status, outcome.phase) == ("timeout", phase)
+    assert outcome.message == "stopped at the deadline of 0.5 s"
+    assert not alive(workers(settings)[0])
+
+
+def test_a_worker_that_ignores_sigterm_is_killed_after_the_grace(carry_out: Go, settings: Settings) -> None:
+    began = time.monotonic()
+    record = only(carry_out(stub_run("ignore-sigterm"), deadline_s=0.5, grace_s=0.3))
+    assert (record.outcome.status, record.outcome.phase) == ("timeout", "export")
+    assert not alive(workers(settings)[0])
+    assert time.monotonic() - began < 5
+
+
+def test_a_worker_that_answers_sigterm_with_an_error_is_still_a_timeout(carry_out: Go) -> None:
+    outcome = only(carry_out(stub_run("answer-sigterm"), deadline_s=0.5)).outcome
+    assert (outcome.status, outcome.phase) == ("timeout", "evaluate")
+
+
+def test_a_result_that_was_written_before_the_deadline_stands(carry_out: Go) -> None:
+    assert only(carry_out(stub_run("finish-then-hang"), deadline_s=0.5)).outcome.status == "ok"
+
+
+def test_a_worker_that_exits_without_a_result_is_an_error_with_the_end_of_its_log(carry_out: Go) -> None:
+    outcome = only(carry_out(stub_run("exit"))).outcome
+    assert (outcome.status, outcome.message) == ("error", "worker exited with code 3 and left no result")
+    assert outcome.log_tail == [f"line {number}" for number in range(100 - LOG_TAIL_LINES, 100)]
+
+
+def test_a_record_that_is_gone_is_written_again(carry_out: Go) -> None:
+    record = only(carry_out(stub_run("lose-record")))
+    assert (record.outcome.status, record.outcome.message) == ("error", "worker killed by SIGSEGV")
+
+
+def test_children_of_a_worker_end_with_it(carry_out: Go, settings: Settings) -> None:
+    assert only(carry_out(stub_run("leave-children"))).outcome.status == "ok"
+    child = int((settings.cache / "child.txt").read_text())
+    wait_until(lambda: not alive(child), seconds=5.0)
+
+
+def test_bad_input_found_late_is_told_and_tried_again_once_it_is_repaired(
+    carry_out: Go, settings: Settings
+) -> None:
+    result = carry_out(stub_run("bad-input"), stub_run("ok"))
+    assert list(result.refused.values()) == ["text.txt: no such file"]
+    assert [record.outcome.status for record in result.records.values()] == ["ok"]
+    carry_out(stub_run("bad-input"), stub_run("ok"))
+    assert len(starts(settings)) == 3
+
+
+# ------------------------------------------------------------------------------------------- going on
+def test_running_again_does_nothing_twice(carry_out: Go, settings: Settings) -> None:
+    runs = [stub_run("ok"), stub_run("oom"), stub_run("sigkill")]
+    first = carry_out(*runs)
+    again = carry_out(*runs)
+    assert len(starts(settings)) == 3
+    assert again.records == first.records
+    assert (len(first.done_now), again.done_now) == (3, [])
+
+
+def test_retry_does_again_only_what_is_not_ok(carry_out: Go, settings: Settings) -> None:
+    runs = [stub_run("ok"), stub_run("oom"), stub_run("sigkill")]
+    carry_out(*runs)
+    result = carry_out(*runs, retry=True)
+    assert len(starts(settings)) == 5
+    assert len(result.records) == 3
+
+
+def test_an_interrupted_record_and_its_files_are_replaced(carry_out: Go, settings: Settings) -> None:
+    first = carry_out(stub_run())
+    record = only(first)
+    records.write(record.model_copy(update={"outcome": Outcome()}), first.folder / f"{record.run_id}.json")
+    stale = first.folder / record.run_id / "samples" / "old.jsonl"
+    stale.parent.mkdir()
+    stale.write_text("{}")
+    half = first.folder / f".{record.run_id}.json.123.tmp"
+    half.write_text("{")
+    assert only(carry_out(stub_run())).outcome.status == "ok"
+    assert len(starts(settings)) == 2
+    assert not stale.exists()
+    assert not half.exists()
+
+
+def test_a_record_of_an_older_protocol_is_measured_again(
+    carry_out: Go, settings: Settings, display: Remember
+) -> None:
+    first = carry_out(stub_run())
+    old = only(first).model_copy(update={"protocols": {**records.PROTOCOLS, "time": 0}})
+    records.write(old, first.folder / f"{old.run_id}.json")
+    assert only(carry_out(stub_run())).protocols == records.PROTOCOLS
+    assert len(starts(settings)) == 2
+    assert any("older measurement protocols" in note for note in display.notes)
+
+
+# -------------------------------------------------------------------------------------------- budget
+def test_a_budget_starts_nothing_that_would_not_finish(
+    carry_out: Go, settings: Settings, display: Remember
+) -> None:
+    carry_out(stub_run(seed=0, wall_s=500.0), stub_run(seed=0, wall_s=1.0))
+    long, short = stub_run(seed=1, wall_s=500.0), stub_run(seed=1, wall_s=1.0)
+    result = carry_out(long, short, budget_s=60.0)
+    assert [run.method[0].options["wall_s"] for run in result.left] == [500.0]
+    assert [record.config["method"][0]["options"]["wall_s"] for record in result.records.values()] == [1.0]
+    assert display.notes == ["left: 1 of 2 runs would not finish within the budget"]
+    assert len(carry_out(long, short).records) == 2
+    assert len(starts(settings)) == 4
+
+
+def test_with_a_budget_a_run_that_nothing_is_known_of_starts(carry_out: Go) -> None:
+    assert len(carry_out(stub_run(), budget_s=30.0).records) == 1
+
+
+def test_a_budget_that_is_spent_starts_nothing(carry_out: Go, settings: Settings) -> None:
+    assert len(carry_out(stub_run(), budget_s=0.0).left) == 1
+    assert starts(settings) == []
+
+
+def test_a_run_is_estimated_by_its_own_config_first_and_by_its_suite_else() -> None:
+    estimates = Estimates()
+    mine, other, new = stub_run(size=1), stub_run(size=2), stub_run(size=3)
+    assert estimates.of(mine) is None
+    for run, seconds in ((mine, 10.0), (mine, 20.0), (other, 60.0)):
+        ok = Job(run, "s", Path("x"), "cpu", Path("c"), "").blank()
+        ok.outcome.status = "ok"
+        estimates.add(ok, seconds)
+    assert estimates.of(mine) == 20.0
+    assert estimates.of(new) == 30.0
+    assert estimates.total([mine, new]) == 50.0
+
+
+def test_a_run_that_failed_early_does_not_make_the_next_look_short() -> None:
+    estimates = Estimates()
+    failed = Job(stub_run(), "s", Path("x"), "cpu", Path("c"), "").blank()
+    failed.outcome.status = "error"
+    estimates.add(failed, 0.1)
+    assert estimates.of(stub_run()) is None
+
+
+# ------------------------------------------------------------------------------------- lock and Ctrl-C
+def test_one_sweep_at_a_time_has_the_device_and_the_other_says_that_it_waits(
+    settings: Settings, display: Remember, carry_out: Go
+) -> None:
+    settings.cache.mkdir()
+    lock = FileLock(settings.cache / "device-stub.lock")
+    lock.acquire()
+    thread = threading.Thread(target=lambda: carry_out(stub_run()))
+    thread.start()
+    time.sleep(0.7)
+    assert starts(settings) == []
+    assert display.notes == ["waiting: another sweep uses the device stub"]
+    lock.release()
+    thread.join(timeout=20)
+    assert len(starts(settings)) == 1
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = {paths!r}
+from pathlib import Path
+from sweeping import stub_run, stub_settings, suite_of
+from harness.engine.progress import choose
+from harness.engine.runner import sweep
+runs = [stub_run("ok"), stub_run("slow", seconds=float(sys.argv[2])), stub_run("ok", seed=1)]
+result = sweep(suite_of(*runs), stub_settings(Path(sys.argv[1])), choose(), lambda run: "")
+assert "torch" not in sys.modules, "the parent imported torch"
+print(len(result.records), len(result.done_now))
+"""
+
+
+def start_sweep(tmp_path: Path, seconds: float) -> subprocess.Popen[str]:
+    """A sweep in a process of its own whose second run takes so many seconds."""
+    script = SCRIPT.format(paths=[str(ROOT), str(Path(__file__).parent)])
+    argv = [sys.executable, "-c", script, str(tmp_path), str(seconds)]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_the_parent_never_imports_torch(tmp_path: Path) -> None:
+    out, err = start_sweep(tmp_path, 0.0).communicate(timeout=60)
+    assert (out, err.count("Traceback")) == ("3 3\n", 0), err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
+def test_a_sweep_that_is_killed_leaves_no_orphan_and_goes_on_where_it_was(
+    number: signal.Signals, tmp_path: Path, settings: Settings
+) -> None:
+    parent = start_sweep(tmp_path, 1.0)
+    wait_until(lambda: len(starts(settings)) == 2)
+    parent.send_signal(number)
+    _, err = parent.communicate(timeout=20)
+    worker = workers(settings)[1]
+    wait_until(lambda: not alive(worker), seconds=5.0)
+    interrupted = settings.results / "stub-1" / "stubs" / f"{starts(settings)[1]}.json"
+    assert records.read(interrupted).outcome.status == "interrupted"
+    assert ("KeyboardInterrupt" in err) == (number == signal.SIGINT)
+    out, err = start_sweep(tmp_path, 1.0).communicate(timeout=60)
+    assert out == "3 2\n", err
+    assert starts(settings)[0] not in starts(settings)[1:]
+
+
+def test_ctrl_c_says_so_in_the_record_and_stops_the_worker(tmp_path: Path, settings: Settings) -> None:
+    parent = start_sweep(tmp_path, 60.0)
+    wait_until(lambda: len(starts(settings)) == 2)
+    time.sleep(0.2)
+    parent.send_signal(signal.SIGINT)
+    parent.communicate(timeout=20)
+    assert not alive(workers(settings)[1])
+    outcome = records.read(settings.results / "stub-1" / "stubs" / f"{starts(settings)[1]}.json").outcome
+    assert (outcome.status, outcome.phase, outcome.message) == ("interrupted", "train", "stopped by Ctrl-C")
+
+
+def test_a_display_that_breaks_takes_the_worker_down(settings: Settings) -> None:
+    class Broken(Remember):
+        def event(self, event: object) -> None:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        sweep(suite_of(stub_run("hang")), replace(settings, grace_s=1.0), Broken(), lambda run: "")
+    assert not alive(workers(settings)[0])

@@ -66,6 +66,18 @@ def bench_welore(session: nox.Session) -> None:
     lorebench(session, "run", "welore", *session.posargs)
 
 
+@nox.session(name="tune-welore")
+def tune_welore(session: nox.Session) -> None:
+    """Run the grid that the learning rates of the WeLore suite come from."""
+    lorebench(session, "run", "welore_lr", *session.posargs)
+
+
+@nox.session
+def overhead(session: nox.Session) -> None:
+    """Measure what the harness costs beside a bare training loop, as a ratio in one process."""
+    session.run(environment(session), "-m", "benchmarks.overhead", *session.posargs, external=True)
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests that need neither a GPU nor minutes."""

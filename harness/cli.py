@@ -143,17 +143,17 @@ def report(
     from harness.tables import report as tables
 
     chosen = _load(suite, model, data, settings, only, seed)
-    wanted = [item.run_id for item in runner.resolve(chosen.runs).runs]
+    wanted = runner.resolve(chosen.runs).runs
     folders = sorted(path for path in results.glob(f"*/{chosen.name}") if path.is_dir())
     if not folders:
         raise UserError(f"no records of suite {chosen.name!r} under {results}; run: lorebench run {suite}")
     for folder in folders:
         found, notes = tables.load(folder)
-        by_id = {record.run_id: record for record in found}
-        records = [by_id[key] for key in wanted if key in by_id]
+        by_id = runner.labelled(wanted, {record.run_id: record for record in found})
+        records = list(by_id.values())
         if not records:
             continue
-        missing, other = len(set(wanted) - by_id.keys()), len(by_id.keys() - set(wanted))
+        missing, other = len(wanted) - len(by_id), len(found) - len(by_id)
         notes += [f"{missing} of {len(wanted)} runs have no record yet"] if missing else []
         notes += [f"{other} records of other configurations are not shown"] if other else []
         name = chosen.name if len(folders) == 1 else f"{chosen.name}-{folder.parent.name}"

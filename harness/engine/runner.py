@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +158,17 @@ def _carry_out_all(jobs: Sequence[Job], folder: Path, settings: Settings, displa
         display.end(run, record, seconds)
     if result.left:
         display.note(f"left: {len(result.left)} of {len(jobs)} runs would not finish within the budget")
+    result.records = labelled([job.run for job in jobs], result.records)
     return result
+
+
+def labelled(runs: Sequence[Run], found: Mapping[str, Record]) -> dict[str, Record]:
+    """The records of these runs, in order, under today's labels: a label is no part of an identity."""
+    return {
+        run.run_id: found[run.run_id].model_copy(update={"label": run.name})
+        for run in runs
+        if run.run_id in found
+    }
 
 
 # ------------------------------------------------------------------------------- what is there already

@@ -81,8 +81,8 @@ def overhead(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests that need neither a GPU nor minutes."""
-    arguments = session.posargs or ["-m", QUICK]
-    session.run(environment(session), "-m", "pytest", *arguments, external=True)
+    arguments = session.posargs or ["-m", QUICK, "-n", "auto", "--dist", "worksteal"]
+    session.run(environment(session), "-m", "pytest", *arguments, env={"OMP_NUM_THREADS": "1"}, external=True)
 
 
 @nox.session

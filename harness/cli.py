@@ -115,7 +115,7 @@ def run(
             retry=retry,
         ),
         progress.choose(),
-        _rerun(suite, chosen, model, data, settings, device),
+        _rerun(suite, chosen, model, data, settings, seed, device),
     )
     records = list(outcome.records.values())
     notes = [f"{len(outcome.left)} runs are left: run the same command again"] if outcome.left else []
@@ -240,6 +240,7 @@ def _rerun(
     model: str | None,
     data: Sequence[str] | None,
     settings: Sequence[str] | None,
+    seeds: Sequence[int] | None,
     device: str,
 ) -> Any:
     """A function that gives the command to repeat one run of a suite."""
@@ -249,9 +250,9 @@ def _rerun(
     given += [f"--device={device}"] if device != "auto" else []
 
     def command(run: Run) -> str:
-        return shlex.join(
-            ["lorebench", "run", suite, *given, *(f"--only={item}" for item in chosen.selector(run))]
-        )
+        seed = [f"--seed={run.seed}"] if seeds else []  # a seed that the suite itself may not have
+        only = [f"--only={item}" for item in chosen.selector(run)]
+        return shlex.join(["lorebench", "run", suite, *given, *seed, *only])
 
     return command
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,9 @@ SCHEMA_VERSION = 1
 #: Version of each measurement protocol; records of different versions are never compared. A test
 #: holds the hash of every ruler's source and asks for a bump when one changes.
 PROTOCOLS: dict[str, int] = {"memory": 1, "time": 1, "perplexity": 1, "accuracy": 1}
+
+#: What a line of a traceback says before the part of a path that is the same on every machine.
+TRACEBACK_PATH = re.compile(r'File "[^"]*/(?=(?:site-packages|lib/python[\d.]+|harness|methods|benchmarks)/)')
 
 Status = Literal["ok", "oom", "timeout", "diverged", "unsupported", "error", "interrupted"]
 Phase = Literal["load", "prepare", "train", "evaluate", "export"]
@@ -43,9 +47,9 @@ class Outcome(Part):
     @field_validator("message", "log_tail", mode="before")
     @classmethod
     def _encodable(cls, value: Any) -> Any:
-        """Messages of the system may hold bytes that are no text; a record is always UTF-8."""
+        """Messages of the system may hold bytes that are no text, and tracebacks where this is installed."""
         if isinstance(value, str):
-            return value.encode(errors="replace").decode()
+            return TRACEBACK_PATH.sub('File "', value).encode(errors="replace").decode()
         return [cls._encodable(line) for line in value] if isinstance(value, list) else value
 
 

@@ -60,6 +60,12 @@ def lorebench(session: nox.Session, *arguments: str) -> None:
     session.run(environment(session), "-m", "harness.cli", *arguments, external=True)
 
 
+def pytest(session: nox.Session, *arguments: str) -> None:
+    """Run pytest, each process on one thread; arguments from the command line come last and so win."""
+    python, threads = environment(session), {"OMP_NUM_THREADS": "1"}
+    session.run(python, "-m", "pytest", *arguments, *session.posargs, env=threads, external=True)
+
+
 @nox.session(name="bench-welore")
 def bench_welore(session: nox.Session) -> None:
     """Run the WeLore suite: `nox -s bench-welore -- --model DIR_OR_HUB_ID --data FILE_OR_DATASET`."""
@@ -81,20 +87,19 @@ def overhead(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests that need neither a GPU nor minutes."""
-    arguments = session.posargs or ["-m", QUICK, "-n", "auto", "--dist", "worksteal"]
-    session.run(environment(session), "-m", "pytest", *arguments, env={"OMP_NUM_THREADS": "1"}, external=True)
+    pytest(session, "-m", QUICK, "-n", "auto", "--dist", "worksteal")
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
     """Run the tests that take minutes."""
-    session.run(environment(session), "-m", "pytest", "-m", "slow and not gpu", *session.posargs, external=True)
+    pytest(session, "-m", "slow and not gpu")
 
 
 @nox.session
 def gpu(session: nox.Session) -> None:
     """Run the tests that need a CUDA device."""
-    session.run(environment(session), "-m", "pytest", "-m", "gpu", *session.posargs, external=True)
+    pytest(session, "-m", "gpu")
 
 
 @nox.session

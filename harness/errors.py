@@ -21,6 +21,11 @@ class DivergedError(Exception):
     """The loss became NaN or infinite; it becomes a row with status `diverged`."""
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """What an exception of a library says, on one line; its kind where it says nothing."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Say which known words come nearest to an unknown one, and list all of them when they are few."""
     names = sorted(known)

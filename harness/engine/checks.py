@@ -22,6 +22,10 @@ def device(name: str) -> torch.device:
         raise UserError(f"no device {name!r}; use auto, cpu, cuda or cuda:N") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name!r} asked for, but torch {torch.__version__} sees no CUDA device here")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"no device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0"
+        )
     if chosen.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not measured by this harness; use auto, cpu, cuda or cuda:N")
     return chosen

@@ -48,13 +48,18 @@ class Tokens:
 
 
 def load(config: DataConfig, tokenizer: Any, vocab_size: int, seed: int) -> Tokens:
-    """Tokenise and pack the training part of the data; UserError when it is less than one window."""
+    """Tokenise and pack the training part of the data; UserError when it cannot be trained on."""
     if isinstance(config, RandomData):
         windows = np.random.default_rng(seed).integers(0, vocab_size, (RANDOM_WINDOWS, config.seq_len))
         return Tokens(windows, "random", _sha256(windows))
     documents, name, revision = _training_documents(config)
     stream = encode(documents, tokenizer, end=getattr(config, "end_token", True))
     windows, dropped = pack(stream, config.seq_len, name)
+    if windows.max() >= vocab_size:
+        raise UserError(
+            f"the tokenizer gives ids up to {windows.max()}, but the model has a vocabulary of {vocab_size}; "
+            "use the tokenizer that belongs to the model"
+        )
     return Tokens(windows, name, _sha256(windows), len(documents), revision, dropped)
 
 
@@ -64,7 +69,7 @@ def split_documents(documents: Sequence[str], holdout: float) -> tuple[list[str]
     A single document is cut at a paragraph or line end near the same share, so that a novel works too.
     """
     if len(documents) > 1:
-        cut = min(len(documents) - 1, round(len(documents) * (1 - holdout)))
+        cut = max(1, min(len(documents) - 1, round(len(documents) * (1 - holdout))))
         return list(documents[:cut]), list(documents[cut:])
     text = documents[0]
     cut = text.find("\n", int(len(text) * (1 - holdout)))

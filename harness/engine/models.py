@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -21,10 +23,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from harness import factored
 from harness.config import EmbeddedModel, HubModel, LocalModel, ModelConfig, ShapeModel
 from harness.engine.shapes import SHAPES
-from harness.errors import UserError, nearest
+from harness.errors import UserError, nearest, one_line
 
 FACTORS_MANIFEST = "factors.json"
 FACTORED_WEIGHTS = "factored.safetensors"  # not `model.safetensors`: a plain loader must refuse, not guess
+#: How a library says that a folder or a hub id holds nothing of use: files, contents, values of a setting.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
 EMBEDDED_BASE = Path(__file__).resolve().parents[2] / "benchmarks" / "embedded" / "base"
 
 
@@ -123,11 +127,12 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _causal_config(folder: Path) -> Any:
     """The folder's configuration; UserError unless it is a causal LM that transformers knows."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: not a Hugging Face model folder: it has no config.json")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"{folder}: not a Hugging Face model folder: {reason}") from error
+    except UNREADABLE as error:
+        raise UserError(f"{folder}: not a Hugging Face model folder: {one_line(error)}") from error
     if not is_causal(config):
         given = ", ".join(config.architectures or [type(config).__name__])
         raise UserError(
@@ -145,29 +150,55 @@ def is_causal(config: Any) -> bool:
 
 def _load_plain(folder: Path, dtype: torch.dtype) -> nn.Module:
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        return _whole(folder, dtype=dtype, local_files_only=True)
+    except UNREADABLE as error:
+        raise UserError(f"{folder}: cannot be loaded: {one_line(error)}") from error
+
+
+def _whole(source: str | Path, **options: Any) -> nn.Module:
+    """The model, with every weight read: transformers would fill those that are missing with noise."""
+    model, found = AutoModelForCausalLM.from_pretrained(
+        source,
+        use_safetensors=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # refused below, with the names
+        output_loading_info=True,
+        **options,
+    )
+    wrong = sorted(str(key) for key in (*found["missing_keys"], *found["mismatched_keys"]))
+    if wrong:
+        raise UserError(
+            f"{source}: weights are missing or of another shape than config.json says: {', '.join(wrong[:3])}"
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0][:300]}") from error
+    return model
 
 
 def _load_factored(folder: Path, dtype: torch.dtype) -> nn.Module:
     """Rebuild the factored structure from its manifest, then load the weights: no decomposition is needed."""
-    manifest = json.loads((folder / FACTORS_MANIFEST).read_text())
-    if manifest.get("format") != 1:
-        raise UserError(
-            f"{folder / FACTORS_MANIFEST}: format {manifest.get('format')}, this lorebench reads 1"
-        )
     model = AutoModelForCausalLM.from_config(_causal_config(folder), dtype=dtype)
-    factored.restructure(model, manifest["ranks"])
+    factored.restructure(model, _manifest_ranks(folder / FACTORS_MANIFEST))
     tied = set(getattr(model, "all_tied_weights_keys", {}))
-    missing, unexpected = model.load_state_dict(load_file(folder / FACTORED_WEIGHTS), strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(load_file(folder / FACTORED_WEIGHTS), strict=False)
+    except UNREADABLE as error:
+        raise UserError(f"{folder}: weights do not fit the manifest: {one_line(error)}") from error
     if unexpected or set(missing) - tied:
         raise UserError(
             f"{folder}: weights do not fit the manifest: {sorted({*missing, *unexpected} - tied)[:3]}"
         )
     return model
+
+
+def _manifest_ranks(path: Path) -> dict[str, int]:
+    """The rank of each factored layer by its name."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        written_as, ranks = manifest["format"], dict(manifest["ranks"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a manifest of factors: {one_line(error)}") from error
+    if written_as != 1:
+        raise UserError(f"{path}: format {written_as}, this lorebench reads 1")
+    return ranks
 
 
 def _load_shape(config: ShapeModel, dtype: torch.dtype, device: torch.device, seed: int) -> Loaded:
@@ -184,20 +215,23 @@ def _load_hub(config: HubModel, dtype: torch.dtype, device: torch.device) -> Loa
         described = AutoConfig.from_pretrained(config.id, **options)
         if not is_causal(described):
             raise UserError(f"hub model {config.id!r} is not a causal language model")
-        model = AutoModelForCausalLM.from_pretrained(config.id, dtype=dtype, use_safetensors=True, **options)
+        model: Any = _whole(config.id, dtype=dtype, revision=config.revision)
         tokenizer = AutoTokenizer.from_pretrained(config.id, **options)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
+    except UNREADABLE as error:
         raise UserError(
-            f"hub model {config.id!r} at {config.revision!r} cannot be loaded: {reason}"
+            f"hub model {config.id!r} at {config.revision!r} cannot be loaded: {one_line(error)}"
         ) from error
-    commit = getattr(model.config, "_commit_hash", None) or config.revision
-    return Loaded(model.to(device), tokenizer, f"{config.id}@{commit}", None)
+    # The library keeps each commit in a folder of its own: a branch moves, the name in the record must not.
+    cached = try_to_load_from_cache(config.id, "config.json", revision=config.revision)
+    if not isinstance(cached, str):
+        return Loaded(model.to(device), tokenizer, f"{config.id}@{config.revision}", None)
+    snapshot = Path(cached).parent
+    sha256 = sha256_of_files(_weight_files(snapshot))
+    return Loaded(model.to(device), tokenizer, f"{config.id}@{snapshot.name}", sha256)
 
 
 def _tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"{folder}: no tokenizer can be loaded from there: {reason}") from error
+    except UNREADABLE as error:
+        raise UserError(f"{folder}: no tokenizer can be loaded from there: {one_line(error)}") from error

@@ -33,6 +33,7 @@ class RunInProgress:
     model: Any  # a transformers causal LM; the methods see an nn.Module
     tokenizer: Any
     tokens: data.Tokens
+    texts: dict[str, protocols.ScoredText]
     caps: Caps
 
     def __init__(self, job: Job, reporter: Reporter) -> None:
@@ -70,6 +71,10 @@ class RunInProgress:
         self._peak("load", window.peak_allocated_bytes)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.tokens = data.load(run.data, self.tokenizer, self.model.config.vocab_size, run.seed)
+        # Read now, though scored at the end: a text that cannot be had must not cost a training first.
+        self.texts = {
+            item.protocol: protocols.build(item, run.data, self.tokenizer) for item in run.evaluate.perplexity
+        }
         self.record.data = Data(
             name=self.tokens.name,
             revision=self.tokens.revision,
@@ -135,13 +140,12 @@ class RunInProgress:
 
         asked = self.run.evaluate
         self.record.quality = Quality()
-        for item in asked.perplexity:
-            text = protocols.build(item, self.run.data, self.tokenizer)
-            self.reporter.tell(task=item.protocol)
+        for protocol, text in self.texts.items():
+            self.reporter.tell(task=protocol)
             with self.meter.window() as window:
                 scored = quality.score(self.model, text.sequences, asked.batch, self.device)
             self._peak("evaluate", window.peak_allocated_bytes)
-            self.record.quality.perplexity[item.protocol] = Perplexity(
+            self.record.quality.perplexity[protocol] = Perplexity(
                 perplexity=scored.perplexity,
                 nll_nats=scored.nll_nats,
                 tokens=scored.tokens,
@@ -151,7 +155,7 @@ class RunInProgress:
                 text=text.text,
                 floor=text.floor,
             )
-            self._warn_beyond_context(item.protocol, max(map(len, text.sequences)))
+            self._warn_beyond_context(protocol, max(map(len, text.sequences)))
         if asked.tasks:
             self.reporter.tell(task=", ".join(asked.tasks))
             self.record.quality.tasks = quality.evaluate_tasks(
@@ -200,7 +204,7 @@ class RunInProgress:
             steps=len(trained.loss),
             tokens=len(trained.loss) * per_step,
             loss=trained.loss,
-            lr=trained.lr,
+            lr=trained.lr[: len(trained.loss)],  # a broken run has begun an update whose loss nobody read
             grad_norm=trained.grad_norm,
         )
         self.record.time.step_s, self.record.time.refresh_step = trained.step_s, trained.refresh_step

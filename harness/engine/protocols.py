@@ -9,14 +9,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness.config import DataConfig, DatasetsData, FilesData, PerplexityConfig
 from harness.engine import data, texts
-from harness.errors import UserError, nearest
+from harness.errors import UserError, nearest, one_line
 
 WORLD_DOCUMENTS = 600
 #: The hub's copy of WikiText-2 raw, for those who give no file.
@@ -105,6 +104,14 @@ def wikitext_text(paths: Sequence[str] | None) -> str:
         identifier, name, revision = WIKITEXT_HUB
         import datasets
 
-        return "\n\n".join(datasets.load_dataset(identifier, name, split="test", revision=revision)["text"])
-    lines = [line for path in paths for line in texts.read_text(Path(path)).removesuffix("\n").split("\n")]
+        try:
+            rows = datasets.load_dataset(identifier, name, split="test", revision=revision)["text"]
+        except Exception as error:  # the library raises many kinds; without a network each means the same
+            raise UserError(
+                f"WikiText-2 cannot be had from the hub ({one_line(error)}); "
+                "give the protocol the file: {protocol: wikitext2-2048, paths: [wiki.test.raw]}"
+            ) from error
+        return "\n\n".join(rows)
+    files = [texts.read_text(texts.existing_file(path)) for path in paths]
+    lines = [line for text in files for line in text.removesuffix("\n").split("\n")]
     return "\n\n".join(line + "\n" if line.strip() else "" for line in lines)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from harness.config import DatasetsData, FilesData
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 
 JSON_LINES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 
 def read_text(path: Path) -> str:
-    """A whole text file: UTF-8 with or without byte-order mark, any line ends, gzip by its ending."""
+    """A whole text file: UTF-8 with or without byte-order mark, line ends LF or CRLF, gzip by its ending."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return raw.decode("utf-8-sig").replace("\r\n", "\n")
@@ -22,8 +24,8 @@ def read_text(path: Path) -> str:
         raise UserError(
             f"{path}: not UTF-8 text (byte {error.start}); convert it or name a text file"
         ) from error
-    except gzip.BadGzipFile as error:
-        raise UserError(f"{path}: not a gzip file, though its name says so") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a whole gzip file, though its name says so ({error})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -45,11 +47,15 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not valid JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: not valid JSON: {getattr(error, 'msg', error)}") from error
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
             keys = ", ".join(sorted(row)) if isinstance(row, dict) else type(row).__name__
             raise UserError(f"{path}:{number}: no text under {field!r}; the line has: {keys}")
+        try:
+            row[field].encode()
+        except UnicodeEncodeError as error:  # a tokenizer would stop there, without saying where
+            raise UserError(f"{path}:{number}: {field!r} holds half a character: {error.reason}") from error
         if row[field].strip():
             yield row[field].strip()
 
@@ -83,14 +89,27 @@ def documents_of_dataset(config: DatasetsData) -> tuple[list[str], str]:
             config.id, config.name, split=config.split, revision=config.revision, streaming=True
         )
         rows = loaded.take(config.limit) if config.limit else loaded
-        texts = [row[config.field].strip() for row in rows if row[config.field].strip()]
-    except KeyError as error:
-        raise UserError(f"data set {config.id!r} has no field {error}; set data.field") from error
+        texts = [text for row in rows if (text := _text_of(row, config).strip())]
+    except UserError:
+        raise
     except Exception as error:  # the library raises many kinds; each is a wrong id, split or no network
-        reason = str(error).strip().splitlines()[0][:300]
         raise UserError(
-            f"data set {config.id!r} at {config.revision!r} cannot be loaded: {reason}"
+            f"data set {config.id!r} at {config.revision!r} cannot be loaded: {one_line(error)}"
         ) from error
     if not texts:
         raise UserError(f"data set {config.id!r} has no text under {config.field!r}")
     return texts, config.revision
+
+
+def _text_of(row: Mapping[str, Any], config: DatasetsData) -> str:
+    """The text of a row, empty where the data set has none."""
+    if config.field not in row:
+        fields = ", ".join(sorted(row))
+        raise UserError(
+            f"data set {config.id!r} has no field {config.field!r}: set data.field to one of {fields}"
+        )
+    text = row[config.field]
+    if text is not None and not isinstance(text, str):
+        kind = type(text).__name__
+        raise UserError(f"data set {config.id!r}: {config.field!r} holds {kind}, not text: set data.field")
+    return text or ""

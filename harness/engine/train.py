@@ -109,19 +109,13 @@ class Trainer:
             self._note(info)
             if (step + 1) % every == 0 or step + 1 == self.config.steps:
                 self._report(step + 1, progress)
-        self.result.step_s, self.result.refresh_step = self.clock.seconds(), list(self.clock.refreshed)
         return self.result
 
     def _metered(self, step: int) -> bool:
         """Whether the meter watches an update: the first after warm-up, and the first refresh after those."""
-        if WARMUP_STEPS <= step < WARMUP_STEPS + METERED_STEPS:
-            return True
-        return (
-            self.period is not None
-            and step % self.period == 0
-            and step > 0
-            and not self.result.memory.refreshes
-        )
+        if step < WARMUP_STEPS + METERED_STEPS:
+            return step >= WARMUP_STEPS
+        return self.period is not None and step % self.period == 0 and not self.result.memory.refreshes
 
     def _metered_update(self, step: int) -> StepInfo:
         parts: list[Components] = []
@@ -165,6 +159,7 @@ class Trainer:
         if self._norms:
             self.result.grad_norm += torch.stack(self._norms).double().tolist()
         self._losses, self._norms = [], []
+        self.result.step_s, self.result.refresh_step = self.clock.seconds(), list(self.clock.refreshed)
         broken = [index for index, loss in enumerate(new) if not math.isfinite(loss)]
         if broken:
             at = step - len(new) + broken[0] + 1

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +111,7 @@ def test_stored_accuracies_are_those_of_the_checkpoint(
             asked = questions(world, skill, "test", count)
             # One question may flip where two processors round differently.
             assert abs(measure.accuracy(model, tokenizer, asked) - stored["accuracy"]) <= 1 / count + 1e-9
-            assert measure.chance(asked) == stored["chance"]
+            assert measure.chance(asked) == pytest.approx(stored["chance"])
 
 
 def test_singular_values_are_not_uniform(manifest: dict[str, Any], model: LlamaForCausalLM) -> None:
@@ -166,7 +169,9 @@ def test_windows_start_with_a_document(tokenizer: PreTrainedTokenizerFast) -> No
         assert window[0] == tokenizer.bos_token_id
 
 
-def test_perplexity_does_not_depend_on_padding(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_perplexity_does_not_depend_on_padding(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
     texts = documents("a", "test", 30)
     alone = measure.perplexity_and_floor(model, tokenizer, texts, batch=1)
     assert measure.perplexity_and_floor(model, tokenizer, texts, batch=30) == pytest.approx(alone, rel=1e-5)
@@ -199,7 +204,9 @@ def test_a_build_depends_on_its_seed_and_its_steps(tmp_path: Path) -> None:
 
 
 def test_shipped_tokenizer_is_what_a_build_trains(tmp_path: Path) -> None:
-    build.build(tmp_path, replace(TINY, tokenizer_documents=Recipe.tokenizer_documents, vocabulary=Recipe.vocabulary))
+    build.build(
+        tmp_path, replace(TINY, tokenizer_documents=Recipe.tokenizer_documents, vocabulary=Recipe.vocabulary)
+    )
     assert (tmp_path / "tokenizer.json").read_bytes() == (build.BASE / "tokenizer.json").read_bytes()
 
 
@@ -228,6 +235,25 @@ def test_every_task_file_loads_and_declares_its_chance() -> None:
             assert task.config.metadata["version"] == 1
 
 
+def test_tasks_load_outside_the_repository(tmp_path: Path) -> None:
+    program = (
+        "import sys; from lm_eval.tasks import TaskManager; "
+        "manager = TaskManager(include_path=sys.argv[1], include_defaults=False); "
+        "task = manager.load(['embedded_b_coins'])['tasks']['embedded_b_coins']; "
+        "print(task.test_docs()[0]['prompt'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.run(
+        [sys.executable, "-I", "-c", program, str(TASKS)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip().endswith(questions("b", "coins", "test", 1)[0].prompt)
+
+
 def test_lm_eval_finds_the_accuracy_that_the_manifest_measures(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -241,7 +267,7 @@ def test_lm_eval_finds_the_accuracy_that_the_manifest_measures(
     assert [*context, *answer].count(tokenizer.bos_token_id) == 1
     names = ["embedded_a_facts", "embedded_b_shuffle"]
     results = lm_eval.simple_evaluate(
-        model=wrapped, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=False
+        model=wrapped, tasks=names, task_manager=manager, bootstrap_iters=10, log_samples=False
     )["results"]
     for name in names:
         _, world, skill = name.split("_")

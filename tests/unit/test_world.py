@@ -1,6 +1,7 @@
-"""The embedded worlds: the grammar is enumerated completely for a tiny size, so its probabilities are known exactly."""
+"""The embedded worlds: for a tiny size all texts are enumerated, so probabilities are known exactly."""
 
 import math
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -17,11 +18,13 @@ from benchmarks.embedded.world import (
     document_generator,
     document_stream,
     documents,
+    question_from,
     questions,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Size(
+    strangers=0,
     people=4,
     towns=2,
     regions=2,
@@ -35,6 +38,13 @@ TINY = Size(
     swaps=1,
     statements=2,
 )
+
+# Written down from version 1. If these change, raise WORLD_VERSION: versions are not comparable.
+FIRST_TEXTS = [
+    "Question: in which town does Nora live? Options: Dorrin, Arlen, Hythe, Celm. Answer: Dorrin.",
+    "Question: do Gwen and Liam live in the same town? Answer: no.",
+]
+FIRST_LOG_PROB = -2071.846978407
 
 
 @pytest.fixture(scope="module", params=["a", "b"])
@@ -86,9 +96,7 @@ def test_documents_are_prefix_stable_and_the_same_in_another_process() -> None:
     first = documents("b", "train", 50)
     assert documents("b", "train", 200)[:50] == first
     assert questions("b", "facts", "test", 30)[:10] == questions("b", "facts", "test", 10)
-    program = (
-        "from benchmarks.embedded.world import documents; print(hash('x') and documents('b', 'train', 50)[-1].text)"
-    )
+    program = "from benchmarks.embedded.world import documents; print(documents('b', 'train', 50)[-1].text)"
     found = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -97,7 +105,9 @@ def test_documents_are_prefix_stable_and_the_same_in_another_process() -> None:
 
 def test_the_first_documents_of_world_version_1_never_change() -> None:
     assert [document.text for document in documents("a", "train", 2)] == FIRST_TEXTS
-    assert math.fsum(document.log_prob for document in documents("a", "train", 100)) == pytest.approx(FIRST_LOG_PROB)
+    assert math.fsum(document.log_prob for document in documents("a", "train", 100)) == pytest.approx(
+        FIRST_LOG_PROB
+    )
 
 
 def test_splits_and_worlds_are_different_streams() -> None:
@@ -114,7 +124,9 @@ def test_splits_and_worlds_are_different_streams() -> None:
 def test_both_worlds_have_the_same_vocabulary() -> None:
     def words(world: str) -> set[str]:
         return {
-            word.strip(".,:?") for document in documents(world, "train", 30_000) for word in document.text.split()
+            word.strip(".,:?")
+            for document in documents(world, "train", 30_000)
+            for word in document.text.split()
         }
 
     assert words("a") == words("b")
@@ -142,12 +154,14 @@ def test_every_value_of_a_relation_belongs_to_equally_many_subjects(name: str) -
 
 @pytest.mark.parametrize("world", ["a", "b"])
 @pytest.mark.parametrize("skill", SKILLS)
-def test_every_question_with_its_right_answer_is_a_document_of_the_tiny_grammar(world: str, skill: str) -> None:
+def test_every_question_with_its_right_answer_is_a_document_of_the_tiny_grammar(
+    world: str, skill: str
+) -> None:
     """The tiny grammar is enumerable; the same code asks the questions of the full one."""
-    from benchmarks.embedded.world import question_from
-
     built = build_world(world, TINY)
-    texts = {draft.text for draft, _ in enumerate_derivations(lambda chooser: GENERATORS[skill](chooser, built))}
+    texts = {
+        draft.text for draft, _ in enumerate_derivations(lambda chooser: GENERATORS[skill](chooser, built))
+    }
     chooser = Sampler(random_stream("test"))
     for _ in range(50):
         question = question_from(GENERATORS[skill](chooser, built), skill, chooser)
@@ -172,21 +186,21 @@ def test_guessing_strategies_score_chance(world: str, skill: str) -> None:
     offered = Counter(word for question in asked for word in question.choices)
     right = Counter(question.choices[question.answer] for question in asked)
     for word, times in offered.items():
-        assert abs(right[word] / times - 1 / choices) < 5 * math.sqrt((1 / choices) * (1 - 1 / choices) / times)
+        assert abs(right[word] / times - 1 / choices) < 5 * math.sqrt(
+            (1 / choices) * (1 - 1 / choices) / times
+        )
 
 
 def test_answers_follow_from_the_world() -> None:
-    """The facts that documents state are the facts that the world stores."""
-    world: World = build_world("b")
-    for question in questions("b", "facts", "test", 100):
-        words = question.prompt.split()
-        relation = next(
-            name
-            for name, sign in (("home", "town"), ("job", "job"), ("pet", "animal"), ("colour", "colour"))
-            if words[1:].index("which") and sign in words[: words.index("Options:")]
-        )
-        person = next(word for word in words if word in world.people)
-        assert question.choices[question.answer] == world.facts[relation][person]
+    """The right answer to a question about a fact is the fact that the world stores."""
+    signs = {"town": "home", "job": "job", "animal": "pet", "colour": "colour"}
+    for name in ("a", "b"):
+        world: World = build_world(name)
+        for question in questions(name, "facts", "test", 100):
+            words = re.findall("[A-Za-z]+", question.prompt.split("Options")[0])
+            relation = next(signs[word] for word in words if word in signs)
+            person = next(word for word in words if word in world.people)
+            assert question.choices[question.answer] == world.facts[relation][person]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,146 @@
+"""Build the tokenizer and the base checkpoint: `python -m benchmarks.embedded.build [--out DIR] [--steps N]`.
+
+The same versions of the packages on the same kind of processor write the same bytes again. The manifest has
+no times and no paths for that reason. Another processor or another version of torch rounds differently, and
+training amplifies that: then the bytes differ, and the figures agree about as well as those of two seeds.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from benchmarks.embedded.lore import WORLDS
+from benchmarks.embedded.measure import accuracy, chance, perplexity_and_floor
+from benchmarks.embedded.recipe import Recipe
+from benchmarks.embedded.spectrum import kept_ranks
+from benchmarks.embedded.tokenizer import train_tokenizer
+from benchmarks.embedded.training import new_model, train, windows
+from benchmarks.embedded.world import SKILLS, WORLD_VERSION, document_stream, documents, questions
+
+BASE = Path(__file__).parent / "base"
+MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
+_HASHED_DOCUMENTS = 1000
+
+
+def build(out: Path, recipe: Recipe, verbose: bool = False) -> dict[str, Any]:
+    """Train tokenizer and model, write them with their manifest to `out`, and return the manifest."""
+    tokenizer = train_tokenizer(_tokenizer_texts(recipe), recipe.vocabulary, recipe.max_length)
+    model = new_model(recipe, tokenizer)
+    batches = windows(document_stream("a", "train"), tokenizer, recipe.window)
+    train(model, tokenizer, recipe, batches, _Progress(recipe) if verbose else lambda step, loss: None)
+    out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    manifest = describe(out, recipe, model, tokenizer)
+    (out / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def describe(
+    out: Path, recipe: Recipe, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> dict[str, Any]:
+    """Return the manifest of a checkpoint that is saved in `out`: recipe, origin and measured figures."""
+    return {
+        "recipe": asdict(recipe),
+        "world_version": WORLD_VERSION,
+        "data_sha256": data_sha256(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "vocabulary": len(tokenizer),
+        "tokens_seen": recipe.tokens,
+        "worlds": {world: measure_world(world, recipe, model, tokenizer) for world in WORLDS},
+        "kept_ranks_at_err_0.5": kept_ranks(model, 0.5),
+        "model_sha256": file_sha256(out / WEIGHTS),
+    }
+
+
+def measure_world(
+    world: str, recipe: Recipe, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> dict[str, Any]:
+    """Return test perplexity, floor and their ratio, and for each skill accuracy and chance, of one world."""
+    texts = documents(world, "test", recipe.test_documents)
+    perplexity, floor = perplexity_and_floor(model, tokenizer, texts)
+    skills = {}
+    for skill in SKILLS:
+        asked = questions(world, skill, "test", recipe.test_questions)
+        skills[skill] = {"accuracy": accuracy(model, tokenizer, asked), "chance": chance(asked)}
+    return {"test_perplexity": perplexity, "floor": floor, "ratio": perplexity / floor, "skills": skills}
+
+
+def data_sha256() -> dict[str, str]:
+    """Return a hash of the first documents of each world and split: it changes when the data does."""
+    return {
+        f"{world}/{split}": _sha256(document.text for document in documents(world, split, _HASHED_DOCUMENTS))
+        for world in WORLDS
+        for split in ("train", "test")
+    }
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _sha256(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def _tokenizer_texts(recipe: Recipe) -> list[str]:
+    return [
+        document.text
+        for world in WORLDS
+        for document in documents(world, "train", recipe.tokenizer_documents)
+    ]
+
+
+class _Progress:
+    """Prints the mean loss and the speed twenty times per training."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.losses, self.start = recipe, list[float](), time.perf_counter()
+
+    def __call__(self, step: int, loss: float) -> None:
+        self.losses.append(loss)
+        if (step + 1) % max(1, self.recipe.steps // 20) == 0:
+            elapsed_s = time.perf_counter() - self.start
+            speed = (step + 1) * self.recipe.batch * self.recipe.window / elapsed_s
+            mean = sum(self.losses) / len(self.losses)
+            print(
+                f"step {step + 1}: loss {mean:.4f} nats/token, {elapsed_s:.0f} s, {speed:.0f} tokens/s",
+                flush=True,
+            )
+            self.losses.clear()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.embedded.build", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--out", type=Path, default=BASE, help="folder to write (default: the shipped base/)")
+    parser.add_argument(
+        "--steps", type=int, default=Recipe.steps, help=f"training steps (default: {Recipe.steps})"
+    )
+    options = parser.parse_args(arguments)
+    if options.steps < 1:
+        parser.error(f"--steps is {options.steps}: give at least 1")
+    manifest = build(options.out, replace(Recipe(), steps=options.steps), verbose=True)
+    print(json.dumps(manifest["worlds"], indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""The recipe of the embedded base checkpoint: every number that decides which bytes a build writes."""
+
+import math
+from dataclasses import dataclass
+
+from transformers import LlamaConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters of tokenizer, model and training.
+
+    `window` is the length of a training sequence in tokens, `batch` the number of windows of one step. The
+    learning rate rises linearly over `warmup_steps`, then falls along a cosine to `final_learning_rate`. The
+    loss counts the answer of a question `answer_weight` times at the first step, and falls to once at the
+    last: an answer is one token in twenty-five, and most others cannot be foretold, so without that weight
+    the skills hide behind their noise.
+    """
+
+    seed: int = 1
+    vocabulary: int = 1536
+    tokenizer_documents: int = 5000
+    hidden: int = 128
+    intermediate: int = 256
+    layers: int = 4
+    heads: int = 4
+    initial_std: float = 0.08
+    max_length: int = 512
+    steps: int = 2400
+    batch: int = 32
+    window: int = 128
+    answer_weight: float = 4.0
+    learning_rate: float = 3e-3
+    final_learning_rate: float = 1e-5
+    warmup_steps: int = 50
+    beta1: float = 0.9
+    beta2: float = 0.98
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    test_documents: int = 2000
+    test_questions: int = 400
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that training sees."""
+        return self.steps * self.batch * self.window
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of step 0, 1, ..., steps - 1."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        fall = (1 + math.cos(math.pi * progress)) / 2
+        return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * fall
+
+    def answer_weight_at(self, step: int) -> float:
+        """Return how often the loss of step 0, 1, ..., steps - 1 counts an answer."""
+        return self.answer_weight + (1 - self.answer_weight) * step / max(1, self.steps - 1)
+
+    def model_config(self, vocabulary: int, bos: int, eos: int, pad: int) -> LlamaConfig:
+        """Return the configuration of the model: untied head, as many key/value heads as query heads."""
+        return LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            initializer_range=self.initial_std,
+            max_position_embeddings=self.max_length,
+            tie_word_embeddings=False,
+            bos_token_id=bos,
+            eos_token_id=eos,
+            pad_token_id=pad,
+        )

@@ -1,0 +1,86 @@
+"""Pre-training of the embedded base model: a plain AdamW loop, on purpose independent of the harness.
+
+The checkpoint is an input of the benchmark. If the harness trained it, a change of the harness could change
+what the harness is measured on.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from benchmarks.embedded.recipe import Recipe
+from benchmarks.embedded.tokenizer import encode_documents
+from benchmarks.embedded.world import Document
+
+_CHUNK = 512  # documents encoded at once: enough for speed, little for memory
+
+
+def windows(
+    stream: Iterable[Document], tokenizer: PreTrainedTokenizerFast, length: int
+) -> Iterator[list[int]]:
+    """Yield windows of `length` tokens, filled with whole documents; the last document of a window is cut.
+
+    A window always starts with a document, because documents are scored alone: the model must have seen `<s>`
+    at position zero.
+    """
+    source, window = iter(stream), list[int]()
+    while texts := [document.text for document in islice(source, _CHUNK)]:
+        for ids in encode_documents(tokenizer, texts):
+            window.extend(ids)
+            if len(window) >= length:
+                yield window[:length]
+                window = []
+
+
+def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Return a freshly initialised model; the recipe's seed decides its weights."""
+    torch.manual_seed(recipe.seed)
+    special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return LlamaForCausalLM(recipe.model_config(len(tokenizer), *special))
+
+
+def answers(tokens: torch.Tensor, cue: Sequence[int]) -> torch.Tensor:
+    """Return a mask, `(batch, length)`, of the tokens that directly follow the tokens `cue`."""
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    found = torch.ones_like(tokens[:, len(cue) :], dtype=torch.bool)
+    for position, piece in enumerate(cue):
+        found &= tokens[:, position : position - len(cue)] == piece
+    mask[:, len(cue) :] = found
+    return mask
+
+
+def train(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    batches: Iterator[list[int]],
+    report: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """Train `model` in place; `report` gets each step and its loss (nats per token, unweighted)."""
+    decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    kept = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        groups, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), foreach=False
+    )
+    cue = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(" Answer:"))
+    model.train()
+    for step in range(recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate_at(step)
+        tokens = torch.tensor(list(islice(batches, recipe.batch)))
+        logits = model(tokens[:, :-1]).logits.flatten(0, 1)
+        losses = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="none")
+        weights = torch.where(answers(tokens, cue)[:, 1:].flatten(), recipe.answer_weight_at(step), 1.0)
+        loss = (weights * losses).sum() / weights.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        report(step, losses.mean().item())
+    model.eval()

@@ -1,0 +1,152 @@
+"""Short English documents about two small invented worlds, each with its exact probability.
+
+World "a" is for pre-training. World "b" has the same people, places and words, but every stored fact is
+another one and the kinds of documents are mixed in other shares: it is what fine-tuning must learn. Six
+skills mirror the downstream tasks that papers on memory-efficient training report:
+
+    facts       multiple-choice questions about stored facts      (as CommonsenseQA)
+    arithmetic  one-step word problems with small numbers         (as SVAMP)
+    reading     a short passage, then a yes/no question           (as BoolQ)
+    coins       is a coin that people flip still the same way up  (as CoinFlip)
+    shuffle     who has what after people swap objects            (as BIG-bench tracking shuffled objects)
+    twohop      yes/no questions that need two stored facts       (as StrategyQA)
+
+A seventh kind of document, "statements", states facts plainly. Documents are drawn independently from one
+distribution, so a test document may repeat a training document: the facts are few, and a split that forbade
+it would no longer follow the distribution. The honest yardstick is the floor: no model can have a lower
+expected loss than the generator itself, whose log-probability comes with every document. The perplexity floor
+of a set of documents is `exp(-sum(log_prob) / tokens)`, for the same number of tokens as the model's
+perplexity counts.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+
+from benchmarks.embedded.chooser import Chooser, Sampler, random_stream
+from benchmarks.embedded.lore import WORLD_VERSION, Size, World, build_world
+from benchmarks.embedded.skills import GENERATORS, Draft
+
+__all__ = ["SKILLS", "SPLITS", "WORLD_VERSION", "Document", "Question", "documents", "questions"]
+
+SKILLS: tuple[str, ...] = ("facts", "arithmetic", "reading", "coins", "shuffle", "twohop")
+SPLITS: tuple[str, ...] = ("train", "validation", "test")
+
+# Shares of the kinds of documents; the skills that take longest to learn have most of world "a".
+MIXTURES: dict[str, dict[str, float]] = {
+    "a": {
+        "statements": 0.12,
+        "facts": 0.14,
+        "arithmetic": 0.16,
+        "reading": 0.14,
+        "coins": 0.12,
+        "shuffle": 0.20,
+        "twohop": 0.12,
+    },
+    "b": {
+        "statements": 0.30,
+        "facts": 0.25,
+        "arithmetic": 0.06,
+        "reading": 0.06,
+        "coins": 0.06,
+        "shuffle": 0.07,
+        "twohop": 0.20,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, its exact log-probability under the generator (nats), and its kind: a skill or "statements"."""
+
+    text: str
+    log_prob: float
+    skill: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, its possible answers, and the index of the right one.
+
+    `prompt + " " + choices[answer] + "."` is the text of a document of the same world.
+    """
+
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int
+    skill: str
+
+
+def documents(world: str, split: str, count: int) -> list[Document]:
+    """Return the first `count` documents of a split ("train", "validation", "test") of world "a" or "b".
+
+    Each split is an endless random stream of its own, independent of the others; a larger `count` only adds
+    to the end. Raises ValueError for an unknown world or split.
+    """
+    return list(islice(document_stream(world, split), _checked(count)))
+
+
+def document_stream(world: str, split: str, size: Size | None = None) -> Iterator[Document]:
+    """Yield the documents of a split without end; `size` makes the world smaller for tests."""
+    built = build_world(world, size) if size else _world(world)
+    generate = document_generator(built)
+    stream = random_stream("documents", WORLD_VERSION, world, _split(split))
+    while True:
+        sampler = Sampler(stream)
+        kind, draft = generate(sampler)
+        yield Document(draft.text, sampler.log_prob, kind)
+
+
+def document_generator(world: World) -> Callable[[Chooser], tuple[str, Draft]]:
+    """Return the generator of a world's documents: it draws a kind, then a draft of that kind."""
+    kinds, shares = tuple(MIXTURES[world.name]), tuple(MIXTURES[world.name].values())
+
+    def generate(chooser: Chooser) -> tuple[str, Draft]:
+        kind = chooser.pick(kinds, shares)
+        return kind, GENERATORS[kind](chooser, world)
+
+    return generate
+
+
+def questions(world: str, skill: str, split: str, count: int) -> list[Question]:
+    """Return the first `count` questions of one skill, from a random stream of its own for every split.
+
+    The order of the choices is random (where the prompt lists them: as listed there), so that no position is
+    right more often than another. Raises ValueError for an unknown world, skill or split.
+    """
+    if skill not in SKILLS:
+        raise ValueError(f"unknown skill {skill!r}: choose one of {', '.join(SKILLS)}")
+    built = _world(world)
+    chooser = Sampler(random_stream("questions", WORLD_VERSION, world, skill, _split(split)))
+    return [question_from(GENERATORS[skill](chooser, built), skill, chooser) for _ in range(_checked(count))]
+
+
+def question_from(draft: Draft, skill: str, chooser: Chooser) -> Question:
+    """Turn a draft into a question; answers that the prompt does not list are completed to four at random."""
+    choices = list(draft.choices)
+    if not choices:
+        wrong = [answer for answer in draft.pool if answer != draft.answer]
+        for _ in range(min(3, len(wrong))):
+            option = chooser.pick(wrong)
+            wrong.remove(option)
+            choices.append(option)
+        choices.insert(chooser.pick(range(len(choices) + 1)), draft.answer)
+    return Question(draft.prompt, tuple(choices), choices.index(draft.answer), skill)
+
+
+@cache
+def _world(name: str) -> World:
+    return build_world(name)
+
+
+def _split(split: str) -> str:
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    return split
+
+
+def _checked(count: int) -> int:
+    if count < 0:
+        raise ValueError(f"count is {count}: give zero or more")
+    return count

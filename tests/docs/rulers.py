@@ -1,0 +1,119 @@
+"""The source of each ruler as a hash: `python -m tests.docs.rulers` writes them to rulers.json.
+
+Run it after a change of a ruler, with the protocol's version in harness/record.py one higher unless
+no measured value can have changed. Comments, docstrings and blank lines are no part of a ruler.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import json
+import tokenize
+from pathlib import Path
+from typing import Any
+
+from harness.record import PROTOCOLS
+from tests.docs.sources import ROOT, docstrings
+
+FILE = Path(__file__).with_name("rulers.json")
+#: What decides the values of a protocol: a whole file, or one of its classes, functions or constants.
+RULERS = {
+    "memory": (
+        "harness/engine/meters.py",
+        "harness/engine/measure.py:Components",
+        "harness/engine/measure.py:components",
+        "harness/engine/train.py:WARMUP_STEPS",
+        "harness/engine/train.py:METERED_STEPS",
+        "harness/engine/train.py:MemoryWindow",
+        "harness/engine/train.py:Trainer._metered",
+        "harness/engine/train.py:Trainer._metered_update",
+        "harness/engine/train.py:Trainer._update",
+        "harness/engine/phases.py:RunInProgress._note_training",
+    ),
+    "time": (
+        "harness/engine/measure.py:StepClock",
+        "harness/engine/measure.py:tokens_per_s",
+        "harness/engine/train.py:WARMUP_STEPS",
+        "harness/engine/train.py:Trainer.run",
+        "harness/engine/train.py:Trainer._timed_update",
+        "harness/engine/train.py:Trainer._update",
+        "harness/engine/reporter.py:Reporter.phase",
+    ),
+    "perplexity": (
+        "harness/engine/protocols.py:WORLD_DOCUMENTS",
+        "harness/engine/protocols.py:WIKITEXT",
+        "harness/engine/protocols.py:_world",
+        "harness/engine/protocols.py:_heldout",
+        "harness/engine/protocols.py:_wikitext",
+        "harness/engine/protocols.py:wikitext_text",
+        "harness/engine/quality.py:Scored",
+        "harness/engine/quality.py:score",
+        "harness/engine/quality.py:_batch_nll",
+        "harness/engine/data.py:encode",
+        "harness/engine/data.py:pack",
+        "harness/engine/data.py:split_documents",
+    ),
+    "accuracy": (
+        "harness/engine/quality.py:SEED",
+        "harness/engine/quality.py:evaluate_tasks",
+        "harness/engine/quality.py:_language_model",
+        "harness/engine/quality.py:_answers",
+        "harness/engine/quality.py:_metric",
+        "harness/engine/quality.py:_is_right",
+        "harness/engine/quality.py:_accuracy",
+        "harness/engine/quality.py:_chance",
+    ),
+}
+
+
+def current() -> dict[str, dict[str, Any]]:
+    """Version and hash of every protocol as the code is now."""
+    return {
+        name: {
+            "version": PROTOCOLS[name],
+            "sha256": hashlib.sha256("\n".join(map(code, places)).encode()).hexdigest(),
+        }
+        for name, places in RULERS.items()
+    }
+
+
+def code(place: str) -> str:
+    """The lines of a file or of one of its definitions, without what does not act."""
+    file, _, path = place.partition(":")
+    source = (ROOT / file).read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    lines = source.splitlines()
+    for constant in docstrings(tree):
+        assert constant.end_lineno is not None
+        for number in range(constant.lineno, constant.end_lineno + 1):
+            lines[number - 1] = ""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT and lines[token.start[0] - 1]:
+            lines[token.start[0] - 1] = token.line[: token.start[1]]
+    first, last = _span(tree, path) if path else (1, len(lines))
+    return "\n".join(line.rstrip() for line in lines[first - 1 : last] if line.strip())
+
+
+def _span(tree: ast.Module, path: str) -> tuple[int, int]:
+    """First and last line of a definition by its dotted name, decorators included."""
+    body = tree.body
+    found: ast.stmt | None = None
+    for name in path.split("."):
+        found = next(node for node in body if name in _names(node))
+        body = getattr(found, "body", [])
+    assert found is not None
+    assert found.end_lineno is not None
+    marks = [mark.lineno for mark in getattr(found, "decorator_list", [])]
+    return min([found.lineno, *marks]), found.end_lineno
+
+
+def _names(node: ast.stmt) -> set[str]:
+    if isinstance(node, ast.Assign):
+        return {ast.unparse(target) for target in node.targets}
+    return {getattr(node, "name", "")} - {""}
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(current(), indent=1) + "\n", encoding="utf-8")

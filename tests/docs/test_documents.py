@@ -1,0 +1,169 @@
+"""What the documents name exists: files, links, nox sessions, commands, options and settings."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from harness import cli
+from harness import suite as suites
+from harness.config import Run
+from harness.tables.drift import MARKED
+from tests.docs.sources import DOCUMENTS, ROOT, document, functions
+
+#: `lorebench ...` and `nox ...` at the start of a line of a block of shell commands, `\` continuing it.
+SHELL = re.compile(r"^```(?:bash|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+YAML = re.compile(r"^```yaml\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\[[^\]]*\]\((?!https?://|mailto:)([^)#]*)#?[^)]*\)")
+QUOTED = re.compile(r"`([^`\n]+)`")
+FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+#: The sessions that call lorebench, and with what before the arguments behind `--`.
+RUNS = {"bench-welore": ("run", "welore"), "tune-welore": ("run", "welore_lr")}
+
+
+def prose(name: str) -> str:
+    return FENCED.sub("", document(name))
+
+
+def sessions() -> set[str]:
+    """The sessions of noxfile.py by the names that `nox -s` takes."""
+    found = set()
+    for node in functions(ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))):
+        for mark in node.decorator_list:
+            if ast.unparse(mark) == "nox.session":
+                found.add(node.name)
+            elif isinstance(mark, ast.Call) and ast.unparse(mark.func) == "nox.session":
+                names = [k.value for k in mark.keywords if k.arg == "name"]
+                found.add(ast.literal_eval(names[0]) if names else node.name)
+    return found
+
+
+def commands(name: str) -> Iterator[list[str]]:
+    """Every shell command that a document shows, split into words, its comment left out."""
+    text = document(name)
+    shown = [line for block in SHELL.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    shown += [quoted for quoted in QUOTED.findall(prose(name)) if " " in quoted]
+    for line in shown:
+        if line.lstrip("$ ").startswith(("lorebench ", "nox ")):
+            words = shlex.split(line.lstrip("$ "), comments=True)
+            yield [word for word in words if word != "..."]
+
+
+def lorebench(words: list[str]) -> list[str] | None:
+    """The arguments of lorebench within a command; None where it is none or a session without a run."""
+    if words[0] == "lorebench":
+        return words[1:]
+    session = words[words.index("-s") + 1] if "-s" in words else ""
+    if session not in RUNS:
+        return None
+    return [*RUNS[session], *(words[words.index("--") + 1 :] if "--" in words else [])]
+
+
+def lorebench_commands() -> dict[str, Any]:
+    """The commands of the command line by name."""
+    found: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    return found
+
+
+def parsed(arguments: list[str]) -> dict[str, Any]:
+    """What the command line understands; an unknown command or option is an error."""
+    name, *rest = arguments
+    found: dict[str, Any] = lorebench_commands()[name].make_context(name, rest).params
+    return found
+
+
+def chosen_runs(given: dict[str, Any]) -> tuple[Run, ...]:
+    parts = [given[key] for key in ("model", "data", "settings", "only", "seed")]
+    return cli._load(given["suite"], *parts).runs
+
+
+ALL_COMMANDS = [(name, words) for name in DOCUMENTS for words in commands(name)]
+LOREBENCH = [arguments for _, words in ALL_COMMANDS if (arguments := lorebench(words))]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_link_leads_to_a_file(name: str) -> None:
+    assert not [target for target in LINK.findall(document(name)) if not (ROOT / target).exists()]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_path_that_is_named_exists(name: str) -> None:
+    """A path with a placeholder such as <machine> or * stands for what a run writes."""
+    top = {path.name for path in ROOT.iterdir()}
+    wrong = [
+        quoted
+        for quoted in QUOTED.findall(document(name))
+        if re.fullmatch(r"[\w./-]+", quoted) and "/" in quoted.rstrip("/") and quoted.split("/")[0] in top
+        if not (ROOT / quoted).exists()
+    ]
+    assert not wrong
+
+
+def test_every_nox_session_that_is_named_exists_and_every_one_is_explained() -> None:
+    named = {
+        session
+        for _, words in ALL_COMMANDS
+        if words[0] == "nox"
+        for session in words[words.index("-s") + 1 : words.index("--") if "--" in words else None]
+    }
+    assert not named - sessions()
+    explained = set(QUOTED.findall(document("CONTRIBUTING.md")))
+    assert not {session for session in sessions() if f"nox -s {session}" not in explained}
+
+
+def test_the_readme_shows_every_command_of_lorebench() -> None:
+    assert {arguments[0] for arguments in LOREBENCH} == set(lorebench_commands())
+
+
+@pytest.mark.parametrize("arguments", LOREBENCH, ids=" ".join)
+def test_every_command_is_understood(arguments: list[str]) -> None:
+    """The command exists with these options; where it names a suite that ships, it chooses some runs."""
+    if len(arguments) == 1:  # a command that is only mentioned
+        assert arguments[0] in lorebench_commands()
+        return
+    given = parsed(arguments)
+    if given.get("suite") in ("welore", "welore_lr"):
+        assert chosen_runs(given)
+
+
+def test_the_command_in_a_record_repeats_exactly_that_run() -> None:
+    options = (None, ["notes.txt"], ["train.steps=7"], ["label=full"], [41, 42])
+    chosen = cli._load("welore", *options)
+    command = cli._rerun("welore", chosen, None, ["notes.txt"], ["train.steps=7"], [41, 42], "cpu")
+    assert [run.seed for run in chosen.runs] == [41, 42]
+    for run in chosen.runs:
+        again = chosen_runs(parsed(shlex.split(command(run))[1:]))
+        assert [other.run_id for other in again] == [run.run_id]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_suite_that_is_printed_loads(name: str, tmp_path: Path) -> None:
+    for number, text in enumerate(YAML.findall(document(name))):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(text, encoding="utf-8")
+        assert suites.load(path).runs
+
+
+def test_the_readme_has_a_place_for_the_table_of_its_suite() -> None:
+    places = [found["suite"] for found in MARKED.finditer(document("README.md"))]
+    assert places == ["welore"]
+
+
+def test_no_table_of_figures_is_typed_by_hand() -> None:
+    """Rows of a table outside the generated part hold no decimal fraction."""
+    page = QUOTED.sub("", MARKED.sub("", document("README.md")))
+    assert not [line for line in page.splitlines() if line.startswith("|") and re.search(r"\d\.\d", line)]
+
+
+def test_ci_calls_sessions_that_exist() -> None:
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    calls = [shlex.split(line) for line in lines if line.startswith("nox -s ")]
+    called = {name for words in calls for name in words[2 : words.index("--") if "--" in words else None]}
+    assert {"lint", "types", "tests"} <= called <= sessions()

@@ -1,0 +1,67 @@
+"""No setting is accepted and ignored: each one is read by code that acts on it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+
+import pytest
+
+from harness import config
+from harness.config import Strict
+from harness.method import REGISTRY, find
+from tests.docs.sources import Module, of
+
+#: What variables and attributes that hold a section are called: `run.train.lr` is read from `train`.
+HOLDERS = {
+    "Model": {"config", "model"},
+    "Data": {"config", "data", "source"},
+    "OptimConfig": {"optim", "config", "train"},
+    "TrainConfig": {"config", "train"},
+    "PerplexityConfig": {"config", "item", "protocol"},
+    "EvaluateConfig": {"asked", "evaluate"},
+    "MethodChoice": {"choice"},
+    "Run": {"run"},
+}
+SECTIONS = [
+    value
+    for value in vars(config).values()
+    if inspect.isclass(value) and issubclass(value, Strict) and value is not Strict
+]
+#: Without the tags by which a class is chosen, and without the label, which the property `name` reads.
+SETTINGS = [
+    (section.__name__, name)
+    for section in SECTIONS
+    for name in section.__annotations__
+    if name != "source" and (section.__name__, name) != ("Run", "label")
+]
+METHODS = [(name, option) for name in sorted(REGISTRY) for option in find(name).Config.model_fields]
+ELSEWHERE = [module for module in of("harness", "methods") if module.name != "harness.config"]
+
+
+def reads(modules: list[Module], holders: set[str]) -> Iterator[str]:
+    """Names of attributes that are read from something with one of these names."""
+    for module in modules:
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                holder, name = node.value, node.attr
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
+                holder, name = node.args[0], str(getattr(node.args[1], "value", ""))
+            else:
+                continue
+            if ast.unparse(holder).rpartition(".")[2] in holders:
+                yield name
+
+
+@pytest.mark.parametrize(("section", "name"), SETTINGS)
+def test_every_setting_is_read(section: str, name: str) -> None:
+    kind = next(kind for kind in HOLDERS if section.endswith(kind))
+    assert name in set(reads(ELSEWHERE, HOLDERS[kind]))
+
+
+@pytest.mark.parametrize(("method", "option"), METHODS)
+def test_every_option_of_a_method_is_read(method: str, option: str) -> None:
+    classes = {cls.__module__ for cls in find(method).__mro__}
+    own = [module for module in of("methods") if module.name in classes]
+    assert option in set(reads(own, {"config"}))

@@ -89,7 +89,10 @@ def documents_of(config: FilesData | DatasetsData) -> tuple[list[str], str, str 
 def encode(documents: Sequence[str], tokenizer: Any, end: bool = True) -> np.ndarray:
     """One int64 stream of all documents with their marks."""
     if tokenizer is None:
-        raise UserError("this model has no tokenizer: set model.tokenizer, or data.source to random")
+        raise UserError(
+            "this model has no tokenizer: put its files into the model's folder, set model.tokenizer "
+            "of a shape, or data.source to random"
+        )
     first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     last = [tokenizer.eos_token_id] if end and tokenizer.eos_token_id is not None else []
     encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]

@@ -34,7 +34,7 @@ EMBEDDED_BASE = Path(__file__).resolve().parents[2] / "benchmarks" / "embedded" 
 
 @dataclass
 class Loaded:
-    """A model ready for `prepare`; `tokenizer` is None for shapes without one."""
+    """A model ready for `prepare`; `tokenizer` is None for shapes and folders without one."""
 
     model: nn.Module
     tokenizer: Any
@@ -75,7 +75,8 @@ def load(config: ModelConfig, *, dtype: torch.dtype, device: torch.device, seed:
         _load_factored(folder, dtype) if (folder / FACTORS_MANIFEST).exists() else _load_plain(folder, dtype)
     )
     name = "embedded" if isinstance(config, EmbeddedModel) else folder.resolve().name
-    return Loaded(model.to(device), _tokenizer(folder), name, sha256_of_files(_weight_files(folder)))
+    tokenizer = _tokenizer(folder) if any(folder.glob("tokenizer*")) else None
+    return Loaded(model.to(device), tokenizer, name, sha256_of_files(_weight_files(folder)))
 
 
 def save(model: nn.Module, tokenizer: Any, folder: Path) -> None:

@@ -105,7 +105,7 @@ def test_the_marks_of_a_tokenizer_that_adds_its_own_are_not_doubled() -> None:
 
 def test_text_without_a_tokenizer_is_refused_with_a_way_out(tmp_path: Path) -> None:
     path = text_file(tmp_path, "ada gives ben")
-    with pytest.raises(UserError, match=r"set model\.tokenizer, or data\.source to random"):
+    with pytest.raises(UserError, match=r"no tokenizer: .*, or data\.source to random"):
         data.load(files(path), None, 64, seed=0)
 
 

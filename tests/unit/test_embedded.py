@@ -273,4 +273,6 @@ def test_lm_eval_finds_the_accuracy_that_the_manifest_measures(
         _, world, skill = name.split("_")
         mine = measure.accuracy(model, tokenizer, questions(world, skill, "test", 200))
         assert results[name]["acc,none"] == pytest.approx(mine, abs=1 / 200 + 1e-9)
-        assert results[name]["acc_stderr,none"] > 0
+        share = results[name]["acc,none"]
+        exact = math.sqrt(share * (1 - share) / (200 - 1))
+        assert results[name]["acc_stderr,none"] == pytest.approx(exact, abs=1e-9)

@@ -130,10 +130,6 @@ BROKEN_WITHIN: dict[str, tuple[Break, str]] = {
         rewrite_config(intermediate_size=96),
         "weights are missing or of another shape than config.json says: ",
     ),
-    "no tokenizer": (
-        lambda at: [file.unlink() for file in at.glob("tokenizer*")],
-        "{}: no tokenizer can be loaded from there",
-    ),
     "broken tokenizer": (
         lambda at: (at / "tokenizer.json").write_text('{"a": 1}'),
         "{}: no tokenizer can be loaded from there",
@@ -187,6 +183,12 @@ def test_a_folder_is_loaded_bit_for_bit_and_named_and_hashed(folder: Path) -> No
     other = tiny_llama(seed=1)
     models.save(other, tiny_tokenizer(), folder)
     assert load(local(folder)).sha256 != loaded.sha256
+
+
+def test_a_folder_without_a_tokenizer_is_good_for_random_tokens(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert load(local(folder)).tokenizer is None
 
 
 def test_weights_are_loaded_in_the_dtype_asked_for(whole: Path) -> None:

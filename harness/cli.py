@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from harness.suite import Override, Suite
 
 PIPED_COLUMNS = 140
+LONGEST_S = 366 * 24 * 3600.0
 
 app = typer.Typer(
     name="lorebench",
@@ -152,6 +153,8 @@ def report(
         by_id = runner.labelled(wanted, {record.run_id: record for record in found})
         records = list(by_id.values())
         if not records:
+            for note in notes:
+                typer.echo(note, err=True)
             continue
         missing, other = len(wanted) - len(by_id), len(found) - len(by_id)
         notes += [f"{missing} of {len(wanted)} runs have no record yet"] if missing else []
@@ -229,8 +232,8 @@ def _seconds(text: str) -> float:
         value = float(number) * unit
     except ValueError:
         value = 0.0
-    if not value > 0:
-        raise UserError(f"{text!r} is no time span; write for example 90s, 25m or 6h")
+    if not 0 < value <= LONGEST_S:
+        raise UserError(f"{text!r} is no time span; write for example 90s, 25m or 6h (at most a year)")
     return value
 
 

@@ -33,7 +33,7 @@ class EmbeddedModel(Strict):
 
 
 class ShapeModel(Strict):
-    """A LLaMA of a named shape with random weights; `tokenizer` is a folder or hub id where text is read."""
+    """A LLaMA of a named shape with random weights; `tokenizer` is a folder, for runs that read text."""
 
     source: Literal["shape"]
     name: str

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness.engine import checks, data, environment, measure, models, protocols
+from harness.engine import checks, data, environment, measure, models, protocols, quality
 from harness.engine.meters import meter_for
 from harness.engine.train import Trained, Trainer
 from harness.errors import UnsupportedError
@@ -71,9 +71,12 @@ class RunInProgress:
         self._peak("load", window.peak_allocated_bytes)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.tokens = data.load(run.data, self.tokenizer, self.model.config.vocab_size, run.seed)
-        # Read now, though scored at the end: a text that cannot be had must not cost a training first.
+        # Read now, though scored at the end: text or tasks that cannot be had must not cost a training first.
+        asked = run.evaluate
+        folders = [quality.EMBEDDED_TASKS, *map(quality.existing_folder, asked.task_paths)]
+        self.tasks = quality.load_tasks(asked.tasks, folders) if asked.tasks else {}
         self.texts = {
-            item.protocol: protocols.build(item, run.data, self.tokenizer) for item in run.evaluate.perplexity
+            item.protocol: protocols.build(item, run.data, self.tokenizer) for item in asked.perplexity
         }
         self.record.data = Data(
             name=self.tokens.name,
@@ -136,8 +139,6 @@ class RunInProgress:
 
     def evaluate(self) -> None:
         """Score every perplexity protocol and every task."""
-        from harness.engine import quality
-
         asked = self.run.evaluate
         self.record.quality = Quality()
         for protocol, text in self.texts.items():
@@ -161,8 +162,7 @@ class RunInProgress:
             self.record.quality.tasks = quality.evaluate_tasks(
                 self.model,
                 self.tokenizer,
-                asked.tasks,
-                task_paths=[quality.EMBEDDED_TASKS, *map(quality.existing_folder, asked.task_paths)],
+                self.tasks,
                 limit=asked.limit,
                 batch=asked.batch,
                 device=self.device,

@@ -41,7 +41,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-# ----------------------------------------------------------------------------------------- perplexity
 @dataclass(frozen=True)
 class Scored:
     """Summed negative log-likelihood over `tokens` predictions, and each sequence's own sum, in order."""
@@ -109,7 +108,6 @@ def _batch_nll(
     return torch.stack(sums).tolist()
 
 
-# ------------------------------------------------------------------------------------------- lm-eval
 def existing_folder(path: str | Path) -> Path:
     """The path of a folder with tasks; UserError when there is none."""
     folder = Path(path).expanduser()
@@ -121,33 +119,30 @@ def existing_folder(path: str | Path) -> Path:
 def evaluate_tasks(
     model: nn.Module,
     tokenizer: Any,
-    tasks: Sequence[str],
+    tasks: Mapping[str, Any],
     *,
-    task_paths: Sequence[Path],
     limit: int | None,
     batch: int,
     device: torch.device,
     max_length: int,
     samples_to: Path | None,
 ) -> dict[str, Accuracy]:
-    """Accuracy on lm-eval tasks, groups as their tasks; one JSONL per task with every answer in `samples_to`.
+    """Accuracy on tasks of `load_tasks`; one JSONL per task with every answer in `samples_to`.
 
     A task's metric is `acc` where it reports that, else `exact_match`; with several filters the first
     one of the task counts. Every document counts, so an answer that cannot be parsed is a wrong one.
     Special tokens are the tokenizer's own choice: HFLM 0.4.13 with `add_bos_token=None` encodes the
     context as the tokenizer does, never adds a second `<s>` to a text that begins with one, and where
-    a context is empty predicts from `<s>` (else `</s>`). UserError for an unknown task, one whose data
-    cannot be had, and one with neither metric.
+    a context is empty predicts from `<s>` (else `</s>`).
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with _evaluating(model):
-        loaded = _load(tasks, task_paths)
-        metrics = {name: _metric(name, task) for name, task in loaded.items()}
-        answers = _answers(_language_model(model, tokenizer, batch, device, max_length), loaded, limit)
+        answers = _answers(_language_model(model, tokenizer, batch, device, max_length), tasks, limit)
     found = {}
     for name, samples in answers.items():
-        right = [_is_right(name, sample, metrics[name]) for sample in samples]
-        found[name] = _accuracy(loaded[name], samples, right)
+        metric = _metric(name, tasks[name])
+        right = [_is_right(name, sample, metric) for sample in samples]
+        found[name] = _accuracy(tasks[name], samples, right)
         if samples_to is not None:
             _write_samples(samples_to / f"{name}.jsonl", samples, right)
     return found
@@ -164,8 +159,8 @@ def _language_model(model: nn.Module, tokenizer: Any, batch: int, device: torch.
 
     log = logging.getLogger("lm_eval.models.huggingface")
     log.setLevel(logging.ERROR)  # it warns that the model is in memory already
-    sizes = {"batch_size": batch, "max_length": length}
-    lm = QuietHFLM(model, tokenizer=tokenizer, device=str(device), softmax_dtype="float32", **sizes)
+    options = {"batch_size": batch, "max_length": length, "device": str(device), "softmax_dtype": "float32"}
+    lm = QuietHFLM(model, tokenizer=tokenizer, **options)
     log.setLevel(logging.WARNING)  # it warns when it cuts a prompt
     return lm
 
@@ -183,10 +178,15 @@ def _answers(lm: Any, loaded: Mapping[str, Any], limit: int | None) -> dict[str,
     return {name: [one for one in all_ if one["filter"] == all_[0]["filter"]] for name, all_ in every.items()}
 
 
-def _load(names: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:
-    """Task objects by name. The thousands of tasks of lm-eval itself are read only when one is asked for."""
+def load_tasks(names: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:
+    """Task objects by name, groups as their tasks, with their data.
+
+    The thousands of tasks of lm-eval itself are read only when one is asked for. UserError for an
+    unknown task, one whose data cannot be had, and one with neither metric.
+    """
     from lm_eval.tasks import TaskManager
 
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     include = [str(path) for path in paths]
     manager = TaskManager(include_path=include, include_defaults=False)
     if not set(names) <= set(manager.all_tasks):
@@ -200,7 +200,7 @@ def _load(names: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:
         except Exception as error:  # whatever a task's own code or the hub raises
             why = f"{type(error).__name__}: {error}; its data must be reachable or in the local cache"
             raise UserError(f"task {name!r} cannot be loaded: {why}") from error
-    return loaded
+    return {name: task for name, task in loaded.items() if _metric(name, task)}
 
 
 def _metric(name: str, task: Any) -> str:

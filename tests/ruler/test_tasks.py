@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.engine.quality import EMBEDDED_TASKS, evaluate_tasks, existing_folder
+from harness.engine.quality import EMBEDDED_TASKS, evaluate_tasks, existing_folder, load_tasks
 from harness.errors import UserError
 from harness.record import Accuracy
 
@@ -122,8 +122,7 @@ def evaluate(
     model: Any, tokenizer: Any, tasks: list[str], folder: Path, **options: Any
 ) -> dict[str, Accuracy]:
     defaults: dict[str, Any] = {"limit": None, "batch": 4, "max_length": 64, "samples_to": None}
-    where = {"task_paths": [folder], "device": CPU}
-    return evaluate_tasks(model, tokenizer, tasks, **where, **(defaults | options))
+    return evaluate_tasks(model, tokenizer, load_tasks(tasks, [folder]), device=CPU, **(defaults | options))
 
 
 def test_invariant_35_a_known_number_of_right_choices_is_the_accuracy(

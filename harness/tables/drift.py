@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness import suite as suites
 from harness.record import Record
@@ -49,7 +50,7 @@ def _reports(raw: Path) -> Iterator[tuple[str, report.Report]]:
         defined = suites.load(folder.name)
         records, notes = report.load(folder)
         labels = [run.name for run in defined.runs]
-        records.sort(key=lambda record: _position(record, labels))
+        records.sort(key=lambda record: _position(record, labels, defined.axes))
         built = report.build(
             records,
             baseline=defined.baseline,
@@ -60,9 +61,18 @@ def _reports(raw: Path) -> Iterator[tuple[str, report.Report]]:
         yield name, built
 
 
-def _position(record: Record, labels: Sequence[str]) -> tuple[int, str, int, int]:
+def _position(record: Record, labels: Sequence[str], axes: Sequence[str]) -> tuple[Any, ...]:
+    """Rows in the order of the suite's labels, then by what the suite varies."""
     place = labels.index(record.label) if record.label in labels else len(labels)
-    return place, record.config_id, record.seed, record.repeat
+    varied = [_setting(record.config, key) for key in axes]
+    numbers = [value if isinstance(value, (int, float)) else 0 for value in varied]
+    return place, numbers, str(varied), record.config_id, record.seed, record.repeat
+
+
+def _setting(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
 
 
 def _filled(found: re.Match[str], reports: dict[str, report.Report]) -> str:

@@ -303,7 +303,10 @@ def test_one_sweep_at_a_time_has_the_device_and_the_other_says_that_it_waits(
 
 
 SCRIPT = """
+import signal
 import sys
+# As in a terminal: where a test runs in the background, its children would inherit that SIGINT is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = {paths!r}
 from pathlib import Path
 from sweeping import stub_run, stub_settings, suite_of

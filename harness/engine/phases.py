@@ -132,7 +132,7 @@ class RunInProgress:
             period=self.caps.period,
         )
         try:
-            trainer.run(lambda event: self.reporter.tell(**event))
+            trainer.run(lambda event: self.reporter.tell(**event, **self._speed(trainer.result)))
         finally:
             self._note_training(trainer.result)
         self.model.config.use_cache = True
@@ -196,10 +196,10 @@ class RunInProgress:
         )
 
     def _note_training(self, trained: Trained) -> None:
-        config, window = self.run.train, trained.memory
+        window = trained.memory
         assert self.record.time is not None
         assert self.record.memory is not None
-        per_step = config.batch * config.grad_accum * self.run.data.seq_len
+        per_step = self._tokens_per_step()
         self.record.training = Training(
             steps=len(trained.loss),
             tokens=len(trained.loss) * per_step,
@@ -209,9 +209,7 @@ class RunInProgress:
         )
         self.record.time.step_s, self.record.time.refresh_step = trained.step_s, trained.refresh_step
         self.record.time.tokens_per_step = per_step
-        self.record.time.tokens_per_s = measure.tokens_per_s(
-            per_step, trained.step_s, trained.refresh_step, self.caps.period
-        )
+        self.record.time.tokens_per_s = self._speed(trained).get("tokens_per_s")
         self.record.memory.reserved_bytes = measure.reserved_bytes(self.device)
         self.record.memory.host_rss_bytes = measure.host_rss_bytes()
         if self.record.parameters is not None:
@@ -227,6 +225,16 @@ class RunInProgress:
             window_last_step=window.last_step,
             refreshes_in_window=window.refreshes,
         )
+
+    def _tokens_per_step(self) -> int:
+        return self.run.train.batch * self.run.train.grad_accum * self.run.data.seq_len
+
+    def _speed(self, trained: Trained) -> dict[str, float]:
+        """Tokens per second by the steps timed so far; empty while there are none."""
+        speed = measure.tokens_per_s(
+            self._tokens_per_step(), trained.step_s, trained.refresh_step, self.caps.period
+        )
+        return {} if speed is None else {"tokens_per_s": speed}
 
     def _peak(self, phase: Phase, peak_bytes: int) -> None:
         assert self.record.memory is not None

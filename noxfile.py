@@ -72,10 +72,54 @@ def bench_welore(session: nox.Session) -> None:
     lorebench(session, "run", "welore", *session.posargs)
 
 
+@nox.session(name="bench-galore")
+def bench_galore(session: nox.Session) -> None:
+    """Run the suite on GaLore's options; arguments as for bench-welore."""
+    lorebench(session, "run", "galore", *session.posargs)
+
+
+@nox.session(name="bench-adarankgrad")
+def bench_adarankgrad(session: nox.Session) -> None:
+    """Run the suite on AdaRankGrad's options."""
+    lorebench(session, "run", "adarankgrad", *session.posargs)
+
+
+@nox.session(name="bench-velora")
+def bench_velora(session: nox.Session) -> None:
+    """Run the suite on VeLoRA's options."""
+    lorebench(session, "run", "velora", *session.posargs)
+
+
+@nox.session(name="bench-sltrain")
+def bench_sltrain(session: nox.Session) -> None:
+    """Run the suite on SLTrain's options."""
+    lorebench(session, "run", "sltrain", *session.posargs)
+
+
+@nox.session(name="bench-all")
+def bench_all(session: nox.Session) -> None:
+    """Compare all methods: from scratch, in fine-tuning, and on a compressed model (three suites)."""
+    for suite in ("pretrain", "finetune", "compressed"):
+        lorebench(session, "run", suite, *session.posargs)
+
+
+@nox.session(name="bench-peers")
+def bench_peers(session: nox.Session) -> None:
+    """Time our methods beside the code that a user would otherwise run, in one process, in turns."""
+    session.run(environment(session), "-m", "benchmarks.peers", *session.posargs, external=True)
+
+
 @nox.session(name="tune-welore")
 def tune_welore(session: nox.Session) -> None:
     """Run the grid that the learning rates of the WeLore suite come from."""
     lorebench(session, "run", "welore_lr", *session.posargs)
+
+
+@nox.session(name="tune-all")
+def tune_all(session: nox.Session) -> None:
+    """Run the grids that the learning rates of bench-all come from."""
+    for suite in ("pretrain_lr", "finetune_lr", "compressed_lr"):
+        lorebench(session, "run", suite, *session.posargs)
 
 
 @nox.session

@@ -112,17 +112,28 @@ DataConfig = Annotated[EmbeddedData | FilesData | DatasetsData | RandomData, Fie
 
 # ------------------------------------------------------------------------------------- training
 class OptimConfig(Strict):
-    """AdamW, the optimizer that all methods share (Loshchilov & Hutter 2019, arXiv 1711.05101)."""
+    """AdamW, the optimizer that all methods share (Loshchilov & Hutter 2019, arXiv 1711.05101).
+
+    `state_bits` is the precision of the optimizer's states: 32 (float32), 16 (bfloat16) or 8
+    (block-wise quantised, Dettmers et al. 2022, arXiv 2110.02861); None is the method's own choice.
+    `per_layer` updates each tensor inside the backward pass, as soon as its gradient is there, and
+    frees the gradient. Both are no part of a run's identity while they are off.
+    """
 
     lr: Annotated[float, Field(gt=0)] = 1e-3
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Annotated[float, Field(gt=0)] | None = None
+    state_bits: Literal[32, 16, 8] | None = Field(default=None, exclude_if=lambda bits: bits is None)
+    per_layer: bool = Field(default=False, exclude_if=lambda on: not on)
 
 
 class TrainConfig(OptimConfig):
-    """How long, on what batches and on which schedule. Stage `compress` makes no updates at all.
+    """How long, on what batches and on which schedule.
+
+    Stage `pretrain` starts from random weights in the model's architecture, `finetune` from its own
+    weights; `compress` makes no updates at all.
 
     `warmup` is in steps; the cosine ends at `min_lr_ratio` of the peak. `batch` is sequences per
     micro-batch, so one update sees `batch * grad_accum * seq_len` tokens.
@@ -191,6 +202,13 @@ class MethodChoice(Strict):
         return name
 
 
+class TuningConfig(Strict):
+    """Where a run's learning rate comes from: one grid for all methods, tried by the suite of that name."""
+
+    suite: str
+    grid: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+
+
 class Run(Strict):
     """One model, one method stack, one data set, one seed. The identity leaves out seed, repeat and label."""
 
@@ -203,6 +221,7 @@ class Run(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
     repeat: Annotated[int, Field(ge=0)] = 0
     label: str | None = None
+    tuning: TuningConfig | None = Field(default=None, exclude_if=lambda tuning: tuning is None)
 
     @field_validator("model", "data", mode="before")
     @classmethod
@@ -217,7 +236,7 @@ class Run(Strict):
     @property
     def config_id(self) -> str:
         """Twelve hex digits over the canonical config; equal ids mean the same work up to the seed."""
-        content = self.model_dump(mode="json", exclude={"seed", "repeat", "label", "save_weights"})
+        content = self.model_dump(mode="json", exclude={"seed", "repeat", "label", "save_weights", "tuning"})
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 #: Every method that ships: name -> "module:Class". Other packages add theirs by the entry-point
 #: group `lorebench.methods`; a suite may also name "module:Class" directly.
 REGISTRY: dict[str, str] = {
+    "adarankgrad": "methods.adarankgrad:AdaRankGrad",
     "full": "methods.full:Full",
+    "galore": "methods.galore:GaLore",
     "lora": "methods.lora:LoRA",
     "uniform": "methods.uniform:Uniform",
+    "velora": "methods.velora:VeLoRA",
     "welore": "methods.welore:WeLore",
 }
 ENTRY_POINTS = "lorebench.methods"
@@ -43,6 +46,8 @@ class Caps:
     `period` is the number of steps between expensive refreshes (None: every step costs the same).
     `value_dependent` says that shapes depend on the values of weights or gradients, so that a
     simulation needs the ranks from elsewhere. `decoding` says that the prepared model can generate.
+    `per_layer` and `state_bits` say which options of the train section are honoured: updates inside
+    the backward pass, and the precisions of optimizer states beside the method's own.
     """
 
     stages: frozenset[str] = frozenset({"pretrain", "finetune", "compress"})
@@ -52,6 +57,8 @@ class Caps:
     period: int | None = None
     value_dependent: bool = False
     decoding: bool = True
+    per_layer: bool = False
+    state_bits: frozenset[int] = frozenset()
 
     def meet(self, other: Caps) -> Caps:
         """The caps of a stack of two methods: what both can do."""
@@ -64,6 +71,8 @@ class Caps:
             period=max(periods, default=None),
             value_dependent=self.value_dependent or other.value_dependent,
             decoding=self.decoding and other.decoding,
+            per_layer=self.per_layer and other.per_layer,
+            state_bits=self.state_bits & other.state_bits,
         )
 
 
@@ -92,14 +101,19 @@ class Context:
 class StepInfo:
     """What happened in one optimizer step.
 
-    `refreshed` labels the step for the clock. `grad_norm` is the global norm before clipping, as a
-    device tensor (reading it would stall the device), or None where it was not computed. `ranks` is
-    given only when ranks moved.
+    `refreshed` labels the step for the clock; `refresh_next` announces that the coming step will hold a
+    refresh, so that a meter can watch it. `grad_norm` is the global norm before clipping, as a device
+    tensor (reading it would stall the device), or None where it was not computed. `ranks` holds those
+    that moved. `refreshes` and `skipped` count tensors: those that got a new subspace, and those that
+    were left alone because their gradient was not finite; None from a method that has no such thing.
     """
 
     refreshed: bool = False
+    refresh_next: bool = False
     grad_norm: Tensor | None = None
     ranks: Mapping[str, int] | None = None
+    refreshes: int | None = None
+    skipped: int | None = None
 
 
 @runtime_checkable
@@ -206,4 +220,4 @@ def stack_caps(methods: Sequence[Method]) -> Caps:
 def caps_as_dict(caps: Caps) -> dict[str, Any]:
     """Caps as plain values, stages sorted, for printing."""
     values = {item.name: getattr(caps, item.name) for item in fields(caps)}
-    return {**values, "stages": sorted(caps.stages)}
+    return {**values, "stages": sorted(caps.stages), "state_bits": sorted(caps.state_bits)}

@@ -96,14 +96,28 @@ class Time(Part):
     tokens_per_s: float | None = None
 
 
+class RankMove(Part):
+    """Ranks by matrix that a method chose anew in one update, counted from 1."""
+
+    step: int
+    ranks: dict[str, int]
+
+
 class Training(Part):
-    """The course of the training: one loss (nats per token) and learning rate per update."""
+    """The course of the training: one loss (nats per token) and learning rate per update.
+
+    `refreshes` counts new subspaces over all matrices, `skipped_gradients` matrices left alone in an
+    update because their gradient was not finite; absent from methods that have no such thing.
+    """
 
     steps: int
     tokens: int
     loss: list[float]
     lr: list[float]
     grad_norm: list[float] = []
+    refreshes: int | None = None
+    skipped_gradients: int | None = None
+    rank_moves: list[RankMove] = []
 
 
 class Perplexity(Part):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from harness.config import Run, Strict
 from harness.errors import UserError, nearest
@@ -86,12 +86,25 @@ def load(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     for values in _combinations(written):
         content = _merge(written.base, [*values.items(), *overrides])
         run = validate(Run, content, where=str(file))
+        _check_rate(run, file)
         runs.setdefault(run.run_id, run)
     if not runs:
         raise UserError(f"{file}: the suite has no runs; give `matrix` or `rows` at least one entry")
     varied = [*written.matrix, *(key for row in written.rows for key in row)]
     axes = tuple(key for key in dict.fromkeys(varied) if key not in ("label", "method", "seed"))
     return Suite(written.suite, written.question, written.baseline, tuple(runs.values()), axes)
+
+
+def _check_rate(run: Run, file: Path) -> None:
+    """A learning rate that is said to be tuned like the others must be one of those that were tried."""
+    tuning = run.tuning
+    if tuning is None or run.train.stage == "compress" or run.train.lr in tuning.grid:
+        return
+    tried = ", ".join(f"{rate:g}" for rate in tuning.grid)
+    raise UserError(
+        f"{file}: {run.name}: train.lr {run.train.lr:g} is none of those that suite {tuning.suite!r} tried "
+        f"({tried}); choose one of them, or say that it was not tuned: --set tuning=null"
+    )
 
 
 def suites_folder() -> Path:
@@ -162,12 +175,13 @@ def _value(run: Run, key: str) -> Any:
     """The value of a dotted setting, of `label` or of an id; UserError for a key that no run has."""
     if key in ("label", "run_id", "config_id", "tier"):
         return run.name if key == "label" else getattr(run, key)
-    value: Any = run.model_dump(mode="json")
-    for part in key.split("."):
-        if not isinstance(value, dict) or part not in value:
+    value: Any = run
+    for part in key.split("."):  # attributes, not a dump: that leaves out options that are off
+        held = value if isinstance(value, dict) else dict(value) if isinstance(value, Strict) else {}
+        if part not in held:
             raise UserError(f"no setting {key!r} to select by; try label, method, seed or e.g. train.lr")
-        value = value[part]
-    return value
+        value = held[part]
+    return TypeAdapter(Any).dump_python(value, mode="json")
 
 
 def parse_override(text: str, option: str = "--set") -> Override:

@@ -17,7 +17,7 @@ from harness.config import OptimConfig, Share
 from harness.errors import UnsupportedError, UserError
 from harness.factored import FactoredLinear, factor, ranks, restructure
 from harness.method import Caps, Context, Method, MethodConfig
-from methods._adamw import AdamWStepper
+from methods._adamw import TRAIN_OPTIONS, AdamWStepper
 from methods._spectrum import Svd, decompose
 from methods._targets import LINEAR_KINDS, kind_of, target_linears
 
@@ -47,7 +47,7 @@ class LowRank(Method):
     @property
     def caps(self) -> Caps:
         """Works on trained weights only."""
-        return Caps(stages=frozenset({"finetune", "compress"}))
+        return Caps(stages=frozenset({"finetune", "compress"}), **TRAIN_OPTIONS)
 
     def choose_ranks(self, shapes: Shapes, svd: Mapping[str, Svd], context: Context) -> dict[str, int]:
         """Return the rank of each layer that is to be factored, by name; the others stay as they are."""

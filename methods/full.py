@@ -6,7 +6,7 @@ from torch import nn
 
 from harness.config import OptimConfig
 from harness.method import Caps, Context, Method
-from methods._adamw import AdamWStepper
+from methods._adamw import TRAIN_OPTIONS, AdamWStepper
 
 
 class Full(Method):
@@ -17,7 +17,7 @@ class Full(Method):
     @property
     def caps(self) -> Caps:
         """Every stage: without training (`compress`) it stands for the model as it was loaded."""
-        return Caps()
+        return Caps(**TRAIN_OPTIONS)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Make every parameter trainable, whatever a method below in the stack has frozen."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -18,7 +18,7 @@ from torch import nn
 
 from harness.config import OptimConfig
 from harness.method import Caps, Context, Method, MethodConfig
-from methods._adamw import AdamWStepper
+from methods._adamw import TRAIN_OPTIONS, AdamWStepper
 from methods._targets import LINEAR_KINDS, target_linears
 
 
@@ -37,6 +37,10 @@ class LoRAConfig(MethodConfig):
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = LINEAR_KINDS
     """Kinds of linear layers; of a factored layer both factors get an adapter. Paper: q and v only."""
 
+    others: Literal["frozen", "train"] = Field(default="frozen", exclude_if=lambda value: value == "frozen")
+    """What has no adapter (embeddings, norms, head): `frozen` as in fine-tuning, or `train`, for
+    pre-training beside fixed random matrices (the LoRA baseline of GaLore's table 2)."""
+
 
 class LoRA(Method):
     """Only the adapters train; `export` adds them into the weights."""
@@ -51,7 +55,7 @@ class LoRA(Method):
     @property
     def caps(self) -> Caps:
         """Trains, but compresses nothing."""
-        return Caps(stages=frozenset({"pretrain", "finetune"}))
+        return Caps(stages=frozenset({"pretrain", "finetune"}), **TRAIN_OPTIONS)
 
     @property
     def scaling(self) -> float:
@@ -66,6 +70,10 @@ class LoRA(Method):
         with torch.random.fork_rng(devices=[]):  # peft draws the adapters on the CPU
             torch.default_generator.manual_seed(context.seed)
             inject_adapter_in_model(self._peft_config(ranks), model)
+        if self.config.others == "train":
+            for name, parameter in model.named_parameters():
+                if ".base_layer." not in name:
+                    parameter.requires_grad_(True)
         self._report(ranks, context)
         return model
 
@@ -101,12 +109,13 @@ class LoRA(Method):
                 f"lora: rank {self.config.rank} is more than the short side of {len(clamped)} matrices; "
                 f"these got their short side as rank, the smallest {min(clamped)}"
             )
+        others = " and what has none" if self.config.others == "train" else ""
         context.ranks.update({f"{name}.lora": rank for name, rank in ranks.items()})
         context.facts.update(
             targets=len(ranks),
             alpha=self.scaling * self.config.rank,
             scaling=self.scaling,
-            trainable=f"the adapters of {len(ranks)} linear layers",
+            trainable=f"the adapters of {len(ranks)} linear layers{others}",
         )
 
 

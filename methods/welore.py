@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from typing import Annotated
 
@@ -52,7 +53,7 @@ class WeLore(LowRank):
     @property
     def caps(self) -> Caps:
         """Works on trained weights, whose values decide the ranks."""
-        return Caps(stages=frozenset({"finetune", "compress"}), value_dependent=True)
+        return replace(super().caps, value_dependent=True)
 
     def choose_ranks(self, shapes: Shapes, svd: Mapping[str, Svd], context: Context) -> dict[str, int]:
         """Find tau unless it is given; return the rank of every LRC."""

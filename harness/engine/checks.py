@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from harness.config import FilesData, MethodChoice, Run
 from harness.engine import models, protocols, texts
 from harness.errors import UnsupportedError, UserError
-from harness.method import Caps, Method, build, stack_caps
+from harness.method import Caps, Method, Stepper, build, stack_caps
 
 
 def device(name: str) -> torch.device:
@@ -84,4 +85,37 @@ def supported(run: Run, methods: Sequence[Method]) -> Caps:
         )
     if run.train.clip is not None and not caps.grad_clip:
         raise UnsupportedError(f"{names} frees gradients inside the backward pass: clipping is not possible")
+    _check_train_options(run, caps, names)
     return caps
+
+
+def _check_train_options(run: Run, caps: Caps, names: str) -> None:
+    """Options that a stepper must know about; one that does not would ignore them silently."""
+    train = run.train
+    if train.state_bits is not None and train.state_bits not in caps.state_bits:
+        allowed = ", ".join(map(str, sorted(caps.state_bits))) or "only its own"
+        raise UnsupportedError(
+            f"{names} does not keep optimizer states in {train.state_bits} bits (it does: {allowed})"
+        )
+    if not train.per_layer:
+        return
+    if not caps.per_layer:
+        raise UnsupportedError(f"{names} does not update inside the backward pass: leave out train.per_layer")
+    for setting, reason in (
+        (train.grad_accum > 1, f"grad_accum {train.grad_accum} would update once per micro-batch; use 1"),
+        (train.clip is not None, "the global norm is known only after the updates; leave out clip"),
+    ):
+        if setting:
+            raise UnsupportedError(f"per_layer updates inside the backward pass: {reason}")
+
+
+def stepper(run: Run, methods: Sequence[Method], model: nn.Module) -> Stepper:
+    """The stepper of the last method that brings one; UnsupportedError when none does."""
+    for method in reversed(methods):
+        found = method.stepper(model, run.train)
+        if found is not None:
+            return found
+    names = " + ".join(choice.name for choice in run.method)
+    raise UnsupportedError(
+        f"{names} trains nothing: stack a method that trains on it, or set train.stage to compress"
+    )

@@ -8,7 +8,7 @@ import torch
 
 from harness import factored, record
 from harness.config import LocalModel
-from harness.engine import models
+from harness.engine import folders, models
 from harness.errors import UserError
 
 FORMS = ("dense", "factors")
@@ -38,4 +38,4 @@ def export_run(path: Path, folder: Path, form: str) -> None:
         factored.merge(loaded.model)
     elif not factored.ranks(loaded.model):
         raise UserError(f"run {found.run_id} has no factors; use --form dense")
-    models.save(loaded.model, loaded.tokenizer, folder)
+    folders.save(loaded.model, loaded.tokenizer, folder)

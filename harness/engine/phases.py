@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness.engine import checks, data, environment, measure, models, protocols, quality
+from harness.engine import checks, data, environment, folders, measure, models, protocols, quality
 from harness.engine.meters import meter_for
 from harness.engine.train import Trained, Trainer
-from harness.errors import UnsupportedError
 from harness.method import Caps, Context, Stepper
-from harness.record import Data, Memory, Parameters, Perplexity, Phase, Quality, Training, TrainMemory
+from harness.record import Data, Memory, Parameters, Perplexity, Quality, RankMove, Training, TrainMemory
 
 if TYPE_CHECKING:
     from harness.engine.job import Job
     from harness.engine.reporter import Reporter
+    from harness.record import Phase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -67,7 +67,13 @@ class RunInProgress:
         self.caps = checks.supported(run, self.methods)
         torch.manual_seed(run.seed)
         with self.meter.window() as window:
-            loaded = models.load(run.model, dtype=DTYPES[run.train.dtype], device=self.device, seed=run.seed)
+            loaded = models.load(
+                run.model,
+                dtype=DTYPES[run.train.dtype],
+                device=self.device,
+                seed=run.seed,
+                scratch=run.train.stage == "pretrain",
+            )
         self._peak("load", window.peak_allocated_bytes)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.tokens = data.load(run.data, self.tokenizer, self.model.config.vocab_size, run.seed)
@@ -101,7 +107,8 @@ class RunInProgress:
                 name = self.run.method[index].name
                 facts[name if name not in facts else f"{name}#{index + 1}"] = context.facts
                 self.record.warnings += context.warnings
-            stepper = self._stepper() if self.run.train.stage != "compress" else None
+            training = self.run.train.stage != "compress"
+            stepper = checks.stepper(self.run, self.methods, self.model) if training else None
         self._peak("prepare", window.peak_allocated_bytes)
         unique = {id(parameter): parameter for parameter in self.model.parameters()}.values()
         trainable = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
@@ -174,7 +181,7 @@ class RunInProgress:
         """Save the trained weights without the scaffold of training."""
         for method in reversed(self.methods):
             self.model = method.export(self.model)
-        models.save(self.model, self.tokenizer, self.job.folder / "weights")
+        folders.save(self.model, self.tokenizer, self.job.folder / "weights")
 
     # ------------------------------------------------------------------------------------ parts
     def _context(self) -> Context:
@@ -183,17 +190,6 @@ class RunInProgress:
                 yield torch.from_numpy(batch).to(self.device)
 
         return Context(seed=self.run.seed, cache=self.job.cache, calibration=calibration)
-
-    def _stepper(self) -> Stepper:
-        """The stepper of the last method that brings one."""
-        for method in reversed(self.methods):
-            stepper = method.stepper(self.model, self.run.train)
-            if stepper is not None:
-                return stepper
-        names = " + ".join(choice.name for choice in self.run.method)
-        raise UnsupportedError(
-            f"{names} trains nothing: set train.stage to compress, or stack a method that trains"
-        )
 
     def _note_training(self, trained: Trained) -> None:
         window = trained.memory
@@ -206,6 +202,9 @@ class RunInProgress:
             loss=trained.loss,
             lr=trained.lr[: len(trained.loss)],  # a broken run has begun an update whose loss nobody read
             grad_norm=trained.grad_norm,
+            refreshes=trained.refreshes,
+            skipped_gradients=trained.skipped,
+            rank_moves=[RankMove(step=step, ranks=ranks) for step, ranks in trained.rank_moves],
         )
         self.record.time.step_s, self.record.time.refresh_step = trained.step_s, trained.refresh_step
         self.record.time.tokens_per_step = per_step

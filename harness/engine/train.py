@@ -68,6 +68,9 @@ class Trained:
     lr: list[float] = field(default_factory=list)
     grad_norm: list[float] = field(default_factory=list)
     ranks: dict[str, int] = field(default_factory=dict)
+    rank_moves: list[tuple[int, dict[str, int]]] = field(default_factory=list)
+    refreshes: int | None = None
+    skipped: int | None = None
     memory: MemoryWindow = field(default_factory=MemoryWindow)
     step_s: list[float] = field(default_factory=list)
     refresh_step: list[bool] = field(default_factory=list)
@@ -93,6 +96,7 @@ class Trainer:
         self.result = Trained()
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
+        self._refresh_announced = False
 
     def run(self, progress: Progress) -> Trained:
         """Do all updates; DivergedError when the loss is no longer finite."""
@@ -106,7 +110,7 @@ class Trainer:
                 info = self._metered_update(step)
             else:
                 info = self._timed_update() if step >= WARMUP_STEPS else self._update()
-            self._note(info)
+            self._note(step, info)
             if (step + 1) % every == 0 or step + 1 == self.config.steps:
                 self._report(step + 1, progress)
         return self.result
@@ -115,7 +119,8 @@ class Trainer:
         """Whether the meter watches an update: the first after warm-up, and the first refresh after those."""
         if step < WARMUP_STEPS + METERED_STEPS:
             return step >= WARMUP_STEPS
-        return self.period is not None and step % self.period == 0 and not self.result.memory.refreshes
+        expected = self._refresh_announced or (self.period is not None and step % self.period == 0)
+        return expected and not self.result.memory.refreshes
 
     def _metered_update(self, step: int) -> StepInfo:
         parts: list[Components] = []
@@ -146,11 +151,18 @@ class Trainer:
         self._losses.append(total)
         return info
 
-    def _note(self, info: StepInfo) -> None:
+    def _note(self, step: int, info: StepInfo) -> None:
+        result = self.result
         if info.grad_norm is not None:
             self._norms.append(info.grad_norm)
-        if info.ranks is not None:
-            self.result.ranks = dict(info.ranks)
+        if info.ranks:
+            result.ranks |= info.ranks
+            result.rank_moves.append((step + 1, dict(info.ranks)))
+        if info.refreshes is not None:
+            result.refreshes = (result.refreshes or 0) + info.refreshes
+        if info.skipped is not None:
+            result.skipped = (result.skipped or 0) + info.skipped
+        self._refresh_announced = info.refresh_next
 
     def _report(self, step: int, progress: Progress) -> None:
         """Read what has gathered on the device in one go, and stop a training that has diverged."""

@@ -90,7 +90,7 @@ def shared(rows: Sequence[Row]) -> list[str]:
     for key, value in common.items():
         section, dot, name = key.partition(".")
         versioned = key.removesuffix(" protocol")
-        if dot and section in ("model", "data", "train", "evaluate"):
+        if dot and section in ("model", "data", "train", "evaluate", "tuning"):
             groups.setdefault(section, []).append(f"{name} {value}")
         elif versioned != key:
             groups.setdefault("protocol versions", []).append(f"{versioned} {value}")

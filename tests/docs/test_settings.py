@@ -21,6 +21,7 @@ HOLDERS = {
     "TrainConfig": {"config", "train"},
     "PerplexityConfig": {"config", "item", "protocol"},
     "EvaluateConfig": {"asked", "evaluate"},
+    "TuningConfig": {"tuning"},
     "MethodChoice": {"choice"},
     "Run": {"run"},
 }

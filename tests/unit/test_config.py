@@ -1,7 +1,9 @@
 """Suites and runs: identity, expansion, overrides, and a helpful line for each mistake."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +14,7 @@ from harness.errors import UserError
 from harness.suite import parse_override
 from harness.validation import validate
 
+REFERENCE = Path(__file__).parents[2] / "results" / "raw"
 SUITES = sorted(suite.suites_folder().glob("*.yaml"))
 HUB = {"source": "hub", "id": "owner/name"}
 SMALL = {
@@ -43,6 +46,22 @@ def test_seed_repeat_label_and_saved_weights_are_not_part_of_the_config():
     assert len({item.config_id for item in same}) == 1
 
 
+def test_options_that_are_off_and_the_origin_of_a_rate_are_no_part_of_the_config():
+    off = run(train={"per_layer": False, "state_bits": None}, tuning=None)
+    tuned = run(tuning={"suite": "other", "grid": [1e-3]})
+    assert off.config_id == tuned.config_id == run().config_id
+    assert not {"per_layer", "state_bits"} & run().model_dump()["train"].keys()
+
+
+def test_the_reference_records_still_have_the_ids_of_their_configs():
+    """A setting that is added must leave earlier records valid, or they must be measured again."""
+    records = [json.loads(path.read_text()) for path in REFERENCE.glob("*/*/*.json")]
+    assert records
+    assert [Run.model_validate(item["config"]).config_id for item in records] == [
+        item["config_id"] for item in records
+    ]
+
+
 def test_a_run_is_identified_by_config_seed_and_repeat():
     assert run(seed=3, repeat=2).run_id == f"{run().config_id}-s3-r2"
     assert run(label="mine").run_id == run().run_id
@@ -63,6 +82,8 @@ def test_a_run_is_identified_by_config_seed_and_repeat():
         {"train": {"betas": [0.9, 0.95]}},
         {"train": {"clip": 1.0}},
         {"train": {"dtype": "bfloat16"}},
+        {"train": {"per_layer": True}},
+        {"train": {"state_bits": 32}},
         {"evaluate": {"perplexity": ["world-b"]}},
         {"evaluate": {"tasks": ["embedded"]}},
         {"evaluate": {"limit": 5}},
@@ -298,6 +319,35 @@ def test_an_unknown_suite_is_refused_by_name(tmp_path, monkeypatch):
     assert suite.load("shapes").name == "shapes"
     with pytest.raises(UserError, match=r"no suite 'shape': .*did you mean 'shapes'"):
         suite.load("shape")
+
+
+# ------------------------------------------------------------------------------------ tuning
+def test_a_rate_that_is_said_to_be_tuned_must_be_one_that_was_tried(load):
+    tuned = {**SMALL, "base": {"tuning": {"suite": "some_lr", "grid": [1e-3, 1e-2]}}}
+    assert load(tuned, "train.lr=0.01").runs[0].tuning.grid == (1e-3, 1e-2)
+    with pytest.raises(
+        UserError, match=r"train.lr 0.02 is none of those that suite 'some_lr' tried \(0.001, 0.01\)"
+    ):
+        load(tuned, "train.lr=0.02")
+    assert load(tuned, "train.lr=0.02", "tuning=null").runs[0].train.lr == 0.02
+    assert load(tuned, "train.lr=0.02", "train.stage=compress").runs, "nothing is trained there"
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "compressed"])
+def test_a_tuned_suite_and_its_grid_have_the_same_rows_settings_and_rates(name):
+    """No method is tuned more than another, and what was tuned is what is reported."""
+    reported, tried = suite.load(name), suite.load(f"{name}_lr")
+    rows = {item.name: item for item in reported.runs if item.train.stage != "compress"}
+    assert {item.tuning.suite for item in rows.values()} == {tried.name}
+    assert {item.name for item in tried.runs} == set(rows)
+    assert not {item.seed for item in reported.runs} & {item.seed for item in tried.runs}
+    for label, row in rows.items():
+        grid = [item for item in tried.runs if item.name == label]
+        assert tuple(sorted(item.train.lr for item in grid)) == row.tuning.grid
+        for item in grid:
+            assert item.method == row.method
+            assert item.data == row.data
+            assert item.train.model_copy(update={"lr": row.train.lr}) == row.train
 
 
 # ------------------------------------------------------------------------------------ what ships

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, BertConfig, LlamaForCausalLM
 
 from harness import factored, record
 from harness.config import HubModel, LocalModel, MethodChoice, Run, ShapeModel
-from harness.engine import exporting, models
+from harness.engine import exporting, folders, models
 from harness.engine.shapes import SHAPES
 from harness.errors import UserError
 from tests.tiny import logits, tiny_llama, tiny_tokenizer
@@ -26,8 +26,10 @@ CPU = torch.device("cpu")
 Break = Callable[[Path], Any]
 
 
-def load(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> models.Loaded:
-    return models.load(config, dtype=dtype, device=CPU, seed=seed)
+def load(
+    config: Any, dtype: torch.dtype = torch.float32, seed: int = 0, scratch: bool = False
+) -> models.Loaded:
+    return models.load(config, dtype=dtype, device=CPU, seed=seed, scratch=scratch)
 
 
 def local(folder: Path) -> LocalModel:
@@ -50,7 +52,7 @@ def factor_some(model: nn.Module, rank: int = 5) -> nn.Module:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small LLaMA and its tokenizer, as transformers writes it."""
     folder = tmp_path_factory.mktemp("model")
-    models.save(tiny_llama(), tiny_tokenizer(), folder)
+    folders.save(tiny_llama(), tiny_tokenizer(), folder)
     return folder
 
 
@@ -181,7 +183,7 @@ def test_a_folder_is_loaded_bit_for_bit_and_named_and_hashed(folder: Path) -> No
     assert torch.equal(logits(loaded.model), logits(tiny_llama()))
     assert (loaded.name, loaded.tokenizer.bos_token_id) == ("model", 1)
     other = tiny_llama(seed=1)
-    models.save(other, tiny_tokenizer(), folder)
+    folders.save(other, tiny_tokenizer(), folder)
     assert load(local(folder)).sha256 != loaded.sha256
 
 
@@ -204,7 +206,7 @@ def test_shards_are_hashed_and_checked_together(folder: Path) -> None:
     assert len(shards) > 1
     loaded = load(local(folder))
     assert torch.equal(logits(loaded.model), logits(model))
-    assert loaded.sha256 == models.sha256_of_files(shards)
+    assert loaded.sha256 == folders.sha256_of_files(shards)
     shards[-1].unlink()
     with pytest.raises(UserError, match="cannot be loaded"):
         load(local(folder))
@@ -216,7 +218,7 @@ def test_factors_come_back_bit_for_bit_without_any_decomposition(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kv_heads: int | None, tie: bool
 ) -> None:
     model = factor_some(tiny_llama(kv_heads=kv_heads, tie=tie))
-    models.save(model, tiny_tokenizer(), tmp_path)
+    folders.save(model, tiny_tokenizer(), tmp_path)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a decomposition was computed")
@@ -231,14 +233,14 @@ def test_factors_come_back_bit_for_bit_without_any_decomposition(
 
 
 def test_plain_loaders_refuse_a_folder_of_factors(tmp_path: Path) -> None:
-    models.save(factor_some(tiny_llama()), tiny_tokenizer(), tmp_path)
+    folders.save(factor_some(tiny_llama()), tiny_tokenizer(), tmp_path)
     with pytest.raises(OSError, match="no file named"):
         AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True)
 
 
 def test_factors_that_do_not_fit_their_manifest_are_refused(tmp_path: Path) -> None:
-    models.save(factor_some(tiny_llama()), tiny_tokenizer(), tmp_path)
-    path = tmp_path / models.FACTORS_MANIFEST
+    folders.save(factor_some(tiny_llama()), tiny_tokenizer(), tmp_path)
+    path = tmp_path / folders.FACTORS_MANIFEST
     manifest = json.loads(path.read_text())
     for broken, says in (
         ({**manifest, "format": 2}, "format 2, this lorebench reads 1"),
@@ -264,7 +266,7 @@ def finished_run(folder: Path, model: nn.Module | None) -> Path:
     ids = {"run_id": run.run_id, "config_id": run.config_id, "config": run.model_dump(mode="json")}
     record.write(record.Record(**content, **ids), path)
     if model is not None:
-        models.save(model, tiny_tokenizer(), path.with_suffix("") / "weights")
+        folders.save(model, tiny_tokenizer(), path.with_suffix("") / "weights")
     return path
 
 
@@ -315,7 +317,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, whole: Path) -> Path:
         target = root / "snapshots" / sha
         shutil.copytree(whole, target)
         if model is not None:
-            models.save(model, None, target)
+            folders.save(model, None, target)
         (root / "refs").mkdir(exist_ok=True)
         for name in names:
             (root / "refs" / name).write_text(sha)
@@ -415,6 +417,31 @@ def test_a_shape_has_weights_that_depend_on_the_seed_alone() -> None:
     assert torch.equal(logits(first.model), logits(again.model))
     assert not torch.equal(logits(first.model), logits(other.model))
     assert (first.name, first.tokenizer, first.sha256) == ("nano", None, None)
+
+
+def test_from_scratch_a_folder_gives_its_architecture_and_tokenizer_but_not_its_weights(whole: Path) -> None:
+    trained, first = load(local(whole)), load(local(whole), seed=1, scratch=True)
+    again, other = load(local(whole), seed=1, scratch=True), load(local(whole), seed=2, scratch=True)
+    assert type(first.model) is type(trained.model)
+    assert first.tokenizer.get_vocab() == trained.tokenizer.get_vocab()
+    assert (first.name, first.sha256) == (f"{trained.name}, random weights", None)
+    for weights in (trained, other):
+        assert not torch.equal(logits(first.model), logits(weights.model))
+    assert torch.equal(logits(first.model), logits(again.model))
+
+
+def test_from_scratch_a_hub_model_gives_its_architecture_and_tokenizer(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(which: type[Any]) -> Any:
+        real = which.from_pretrained
+        return lambda name, **options: real(whole, local_files_only=True)
+
+    for which in (models.AutoConfig, models.AutoTokenizer):
+        monkeypatch.setattr(which, "from_pretrained", offline(which))
+    found = load(HubModel(source="hub", id="someone/model", revision="v1"), seed=1, scratch=True)
+    assert found.name == "someone/model@v1, random weights"
+    assert torch.equal(logits(found.model), logits(load(local(whole), seed=1, scratch=True).model))
 
 
 def test_a_shape_may_borrow_a_tokenizer(whole: Path, tmp_path: Path) -> None:

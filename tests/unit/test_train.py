@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -82,8 +82,13 @@ class Watch:
 
     name = "live"
 
-    def __init__(self, refresh_every: int | None = None, nan_after: int | None = None) -> None:
-        self.refresh_every, self.nan_after = refresh_every, nan_after
+    def __init__(
+        self,
+        refresh_every: int | None = None,
+        nan_after: int | None = None,
+        refresh_at: Collection[int] = (),
+    ) -> None:
+        self.refresh_every, self.nan_after, self.refresh_at = refresh_every, nan_after, refresh_at
         self.now, self.updates, self.events, self.reading = 0.0, 0, list[str](), set[str]()
         self.updates_under: list[set[str]] = []
         self.model = Toy(self)
@@ -102,12 +107,21 @@ class Watch:
     def step(self) -> StepInfo:
         self.events.append("step")
         self.updates_under.append(set(self.reading))
-        refreshed = self.refresh_every is not None and self.updates % self.refresh_every == 0
+        regular = self.refresh_every is not None and self.updates % self.refresh_every == 0
         self.updates += 1
+        refreshed = regular or self.updates in self.refresh_at
         if self.updates == self.nan_after:
             with torch.no_grad():
                 self.model.weight.fill_(math.nan)
-        return StepInfo(refreshed=refreshed, grad_norm=torch.tensor(float(self.updates)))
+        ranks = {"a": self.updates} if self.updates in self.refresh_at else None
+        return StepInfo(
+            refreshed=refreshed,
+            refresh_next=self.updates + 1 in self.refresh_at,
+            grad_norm=torch.tensor(float(self.updates)),
+            ranks=ranks,
+            refreshes=2 * refreshed if self.refresh_at else None,
+            skipped=1 if self.refresh_at else None,
+        )
 
     def zero_grad(self) -> None:
         self.events.append("zero_grad")
@@ -186,6 +200,25 @@ def test_a_refresh_within_the_window_needs_no_second_metered_one() -> None:
     assert watch.under("meter") == [3, 4, 5]
     assert result.memory.refreshes == 1
     assert result.refresh_step == [False, True, False, False, True][: len(result.refresh_step)]
+
+
+def test_a_refresh_that_a_method_announces_is_metered_once_and_later_ones_are_timed() -> None:
+    watch = Watch(refresh_at=(9, 11))
+    result = watch.train(14)
+    assert watch.under("meter") == [3, 4, 5, 9]
+    assert result.memory.refreshes == 1
+    assert [
+        number for number, fresh in zip(watch.under("clock"), result.refresh_step, strict=True) if fresh
+    ] == [11]
+
+
+def test_what_a_method_says_of_ranks_and_counts_is_kept_over_the_whole_training() -> None:
+    result = Watch(refresh_at=(2, 5)).train(6)
+    assert result.rank_moves == [(2, {"a": 2}), (5, {"a": 5})]
+    assert result.ranks == {"a": 5}
+    assert (result.refreshes, result.skipped) == (4, 6)
+    silent = Watch().train(6)
+    assert (silent.refreshes, silent.skipped, silent.rank_moves) == (None, None, [])
 
 
 def test_the_window_splits_what_is_there_before_the_update() -> None:

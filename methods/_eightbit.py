@@ -1,0 +1,118 @@
+"""Adam with moments in 8 bits: block-wise dynamic quantisation (Dettmers et al. 2022, arXiv 2110.02861).
+
+Each block of 256 elements shares a scale, and a code of 256 values stands for what lies between. The
+kernels are those of bitsandbytes, because the papers used it, it runs on CPU, GPU and fake tensors
+alike, and its states are plain tensors; torchao's states are tensor subclasses, and its first step
+compiles for seconds.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import UserError
+
+BLOCK = 256  # as in bitsandbytes' own optimizers
+
+
+def new_state(tensor: Tensor) -> dict[str, Any]:
+    """Zero moments for a tensor: one byte per element and moment, four bytes per block and moment."""
+    blocks = -(-tensor.numel() // BLOCK)
+    return {
+        "step": 0,
+        "exp_avg": torch.zeros_like(tensor, dtype=torch.uint8, memory_format=torch.contiguous_format),
+        "exp_avg_sq": torch.zeros_like(tensor, dtype=torch.uint8, memory_format=torch.contiguous_format),
+        "absmax1": torch.zeros(blocks, device=tensor.device),
+        "absmax2": torch.zeros(blocks, device=tensor.device),
+    }
+
+
+def holds(state: dict[str, Any]) -> bool:
+    """Whether a state is one of ours."""
+    return "absmax1" in state
+
+
+@torch.no_grad()
+def update(
+    tensor: Tensor, grad: Tensor, state: dict[str, Any], betas: tuple[float, float], **common: float
+) -> None:
+    """One Adam step in place on a contiguous tensor; `common` is lr, eps and weight_decay."""
+    state["step"] += 1
+    signed, unsigned = _codebooks(state["absmax1"])
+    library().functional.optimizer_update_8bit_blockwise(
+        "adam",
+        grad.contiguous(),
+        tensor,
+        state["exp_avg"],
+        state["exp_avg_sq"],
+        *betas,
+        beta3=0.0,
+        alpha=0.0,
+        step=state["step"],
+        qmap1=signed,
+        qmap2=unsigned,
+        absmax1=state["absmax1"],
+        absmax2=state["absmax2"],
+        **common,
+    )
+
+
+def moments(state: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Both moments as float32."""
+    codes = _codebooks(state["absmax1"])
+    dequantise = library().functional.dequantize_blockwise
+    first, second = (
+        dequantise(state[key], absmax=state[scale], code=code, blocksize=BLOCK)
+        for key, scale, code in zip(("exp_avg", "exp_avg_sq"), ("absmax1", "absmax2"), codes, strict=True)
+    )
+    return first, second
+
+
+def set_moments(state: dict[str, Any], first: Tensor, second: Tensor) -> None:
+    """Quantise both moments into a state of their shape."""
+    codes = _codebooks(state["absmax1"])
+    quantise = library().functional.quantize_blockwise
+    for key, scale, code, value in zip(
+        ("exp_avg", "exp_avg_sq"), ("absmax1", "absmax2"), codes, (first, second), strict=True
+    ):
+        quantised, statistics = quantise(value.contiguous(), code=code, blocksize=BLOCK)
+        state[key].copy_(quantised)
+        state[scale].copy_(statistics.absmax)
+
+
+def _codebooks(like: Tensor) -> tuple[Tensor, Tensor]:
+    """A signed and an unsigned code: 2 KiB that all tensors of a device share, but no fake ones."""
+    make = _made_codebooks if type(like) is Tensor else _made_codebooks.__wrapped__
+    return make(like.device)
+
+
+@lru_cache(maxsize=8)
+def _made_codebooks(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(code(signed=True), device=device), torch.tensor(code(signed=False), device=device)
+
+
+def code(signed: bool) -> list[float]:
+    """Dynamic tree quantisation: 0, 1 and seven decades below 1, each with twice the values of the last.
+
+    Made of plain numbers, because bitsandbytes reads values of tensors to make it, and fake tensors have none.
+    """
+    values = [0.0, 1.0]
+    for decade in range(7):
+        count = 2**decade if signed else 2 ** (decade + 1)
+        middles = [10.0 ** (decade - 6) * (0.1 + 0.9 * (item + 0.5) / count) for item in range(count)]
+        values += middles + [-middle for middle in middles if signed]
+    return sorted(values)
+
+
+def library() -> ModuleType:
+    """bitsandbytes, imported only where 8 bits are asked for: that takes seconds."""
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise UserError(f"state_bits 8 needs bitsandbytes ({error}); pip install bitsandbytes") from error
+    return bitsandbytes

@@ -1,0 +1,134 @@
+"""AdaRankGrad: as GaLore, but each matrix's rank follows its gradient, and so does the time of a refresh.
+
+At a refresh a randomized range finder gives the leading directions of the gradient, and the smallest
+rank that keeps the share `energy` of its squared norm is taken. The moments are mapped into the new
+subspace. A subspace serves until its gradient has shrunk to `convergence` of what it was there, at
+most `period` updates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from harness.config import OptimConfig
+from harness.method import Caps
+from methods._matrix import Matrix
+from methods._projected import ProjectedStepper
+from methods._projecting import Positive, Projecting, ProjectingConfig, matrices_of
+from methods._projection import Projector, find
+from methods._subspace import Finder, seeded
+
+
+class AdaRankGradConfig(ProjectingConfig):
+    """Hyperparameters; of the paper only the upper ranks are known to us, so the rest are our choices.
+
+    `rank` is the upper bound of all ranks, `period` that of the updates between two refreshes (200 in
+    a third party's code), and one-sided projection is of the short side.
+    """
+
+    energy: Annotated[float, Field(gt=0, le=1)] = 0.96
+    """Share of the squared norm of the gradient that the subspace must keep: the paper's information
+    threshold. 0.96 is a residual of 0.2 of the norm, the default of a third party's code."""
+
+    min_rank: Positive = 1
+    """The lower bound of all ranks."""
+
+    convergence: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Refresh when the norm of the projected gradient is at most this share of what it was in the first
+    update of the subspace; 0 leaves refreshes to `period`. The paper's thresholds are not known to us."""
+
+    refresh: Finder = "randomized"
+    """How the directions are found: `randomized` (paper), or the exact `svd` or `gram`."""
+
+    moments: Literal["square", "ldadam", "reset", "keep", "paper"] = "square"
+    """How moments follow a new subspace, with R the change of basis: first moments by R; second moments
+    by R o R (`square`), as variances (`ldadam`), or by R clamped at 0 (`paper`: as printed it can turn
+    negative). `reset` starts anew, `keep` changes nothing while the rank stays."""
+
+    projection: Literal["std", "reverse_std", "left", "right"] = "std"
+    """Which side is projected: `std` the short one, `reverse_std` the long one, `left`, `right`."""
+
+    @model_validator(mode="after")
+    def _ranks_in_order(self) -> AdaRankGradConfig:
+        if self.min_rank > self.rank:
+            raise ValueError(f"min_rank {self.min_rank} is above rank {self.rank}; give one that is not")
+        return self
+
+
+class AdaRankGrad(Projecting):
+    """Projected AdamW of varying rank over the targets, AdamW over the rest."""
+
+    Config = AdaRankGradConfig
+    config: AdaRankGradConfig
+    name = "adarankgrad"
+    source = (
+        "Refael et al., AdaRankGrad, ICLR 2025, arXiv 2410.17881: the blocks of its algorithm as others "
+        "summarise them. Our choices where the source is silent: one `energy` on the captured share (as "
+        "printed the rule bounds the residual, and its supremum is the full rank), relative convergence, "
+        "squared coefficients for second moments, one step count for the bias over all subspaces."
+    )
+
+    @property
+    def caps(self) -> Caps:
+        """Ranks follow from the values of gradients."""
+        return replace(super().caps, value_dependent=True)
+
+    def stepper(self, model: nn.Module, optim: OptimConfig) -> AdaRankGradStepper:
+        """Refreshes by convergence and by the clock."""
+        return AdaRankGradStepper(model, optim, self.config, self.seed)
+
+
+class AdaRankGradStepper(ProjectedStepper):
+    """Chooses ranks at refreshes, and refreshes where a gradient has shrunk in its subspace."""
+
+    def __init__(self, model: nn.Module, optim: OptimConfig, config: AdaRankGradConfig, seed: int) -> None:
+        super().__init__(model, optim, matrices_of(model, config))
+        self.config, self.seed = config, seed
+        self.scale, self.rule = config.scale, config.moments
+        self._norms_here: dict[str, Tensor] = {}
+
+    def find(self, name: str, matrix: Matrix, gradient: Tensor) -> Projector | None:
+        """The least rank that keeps enough of the gradient; None for a gradient of zeros."""
+        generator = seeded(self.seed, name, self.updates, gradient.device)
+        width = min(self.config.rank, *gradient.shape)
+        how, old = self.config.refresh, matrix.projector
+        found, values = find(gradient, matrix.side, width, how, generator, old)
+        total = float(gradient.float().square().sum())
+        if total == 0:
+            return None
+        rank = least_rank(values, total, self.config.energy)
+        rank = max(min(self.config.min_rank, width), rank)
+        return Projector(**{side: basis[:, :rank].clone() for side, basis in found.tensors().items()})
+
+    def after_refresh(self, matrix: Matrix, old: Projector | None) -> None:
+        """A new subspace measures convergence anew."""
+        matrix.notes["norm"] = None
+        super().after_refresh(matrix, old)
+
+    def after_projection(self, name: str, matrix: Matrix, coordinates: Tensor) -> None:
+        """Keep the norm on the device until the end of the step."""
+        if self.config.convergence:
+            self._norms_here[name] = torch.linalg.vector_norm(coordinates, dtype=torch.float32)
+
+    def after_step(self) -> None:
+        """Read all norms in one go; a matrix whose gradient has shrunk enough is due in the next update."""
+        norms, self._norms_here = self._norms_here, {}
+        values = torch.stack(list(norms.values())).tolist() if norms else []
+        for name, norm in zip(norms, values, strict=True):
+            matrix = self.matrices[name]
+            if matrix.notes["norm"] is None:
+                matrix.notes["norm"] = norm
+            elif norm <= self.config.convergence * matrix.notes["norm"]:
+                matrix.next_refresh = min(matrix.next_refresh, self.updates + 1)
+
+
+def least_rank(values: Tensor, total: float, energy: float) -> int:
+    """The smallest rank whose squared singular values (descending) reach `energy` of `total`, else all."""
+    kept = values.double().square().cumsum(0)
+    enough = int(torch.searchsorted(kept, kept.new_tensor(energy * total * (1 - 1e-6))))
+    return min(enough + 1, len(values))

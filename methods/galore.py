@@ -1,0 +1,103 @@
+"""GaLore: all parameters train, but Adam's moments live in a low-rank subspace of each gradient.
+
+Every `period` updates the leading singular directions of the current gradient of each attention and
+feed-forward matrix become its subspace. In between the gradient is projected, Adam works on the
+coordinates, and the result is mapped back, times `scale`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from harness.config import OptimConfig
+from harness.method import Caps
+from methods._adam import Arithmetic
+from methods._matrix import Matrix
+from methods._projected import ProjectedStepper
+from methods._projecting import Projecting, ProjectingConfig, matrices_of
+from methods._projection import Projector, find
+from methods._subspace import seeded
+
+LAZY_MEMORY = 5  # refreshes that a lazy period looks back on, as Q-GaLore's queue
+
+
+class GaLoreConfig(ProjectingConfig):
+    """Hyperparameters of GaLore; rank, period and scale as in the paper's recipe for 60M parameters."""
+
+    moments: Literal["keep", "rotate", "reset"] = "keep"
+    """At a refresh: `keep` them in coordinates that are gone (paper's code), `rotate` them into the new
+    subspace (second moments by squared coefficients), or `reset` them."""
+
+    stagger: bool = False
+    """Spread the refreshes evenly over a period, so that no step but the first holds all of them."""
+
+    lazy: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Double a matrix's period when its last 5 refreshes kept at least this share of the subspace on
+    average (Q-GaLore, with the overlap of subspaces in place of a signed cosine of one vector)."""
+
+    precision: Literal["float32", "gradient"] = "float32"
+    """Of bases and moments. `gradient` is the paper's code: bfloat16 in a bfloat16 model, where second
+    moments cannot decay (0.999 v rounds to v). `train.state_bits` overrules it for the moments."""
+
+    arithmetic: Arithmetic = "torch"
+    """`official`: eps beside the root of the uncorrected second moment, and weight decay after the update."""
+
+
+class GaLore(Projecting):
+    """Projected AdamW over the targets, AdamW over the rest."""
+
+    Config = GaLoreConfig
+    config: GaLoreConfig
+    name = "galore"
+    source = (
+        "Zhao et al., GaLore, ICML 2024, arXiv 2403.03507, algorithm 2 and section 4. Departs from their "
+        "code by default in float32 bases and moments, and in eps and weight decay as in torch; `precision` "
+        "and `arithmetic` bring theirs back. Lazy refresh: Zhang et al., Q-GaLore, 2024, arXiv 2407.08296."
+    )
+
+    @property
+    def caps(self) -> Caps:
+        """One period for all matrices, unless refreshes are staggered or lazy."""
+        common = not self.config.stagger and self.config.lazy is None
+        return replace(super().caps, period=self.config.period if common else None)
+
+    def stepper(self, model: nn.Module, optim: OptimConfig) -> GaLoreStepper:
+        """Refreshes by the clock."""
+        return GaLoreStepper(model, optim, self.config, self.seed)
+
+
+class GaLoreStepper(ProjectedStepper):
+    """Refreshes at updates 0, T, 2T, … or, staggered or lazy, at each matrix's own times."""
+
+    def __init__(self, model: nn.Module, optim: OptimConfig, config: GaLoreConfig, seed: int) -> None:
+        super().__init__(model, optim, matrices_of(model, config))
+        self.config, self.seed = config, seed
+        self.scale, self.arithmetic = config.scale, config.arithmetic
+        self.rule = "square" if config.moments == "rotate" else config.moments
+        if config.stagger:
+            for index, matrix in enumerate(self.matrices.values()):
+                matrix.notes["first_period"] = 1 + index * config.period // len(self.matrices)
+
+    def find(self, name: str, matrix: Matrix, gradient: Tensor) -> Projector:
+        """The leading directions of this gradient."""
+        generator = seeded(self.seed, name, self.updates, gradient.device)
+        how, old = self.config.refresh, matrix.projector
+        found, _ = find(gradient, matrix.side, matrix.rank, how, generator, old)
+        if self.config.precision == "float32":
+            return found
+        return Projector(**{side: basis.to(gradient.dtype) for side, basis in found.tensors().items()})
+
+    def after_refresh(self, matrix: Matrix, old: Projector | None) -> None:
+        """Set the clock, and slow it down for a subspace that has hardly moved."""
+        if self.config.lazy is not None and old is not None:
+            assert matrix.projector is not None
+            overlaps = [*matrix.notes.get("overlaps", ()), matrix.projector.overlap(old)][-LAZY_MEMORY:]
+            matrix.notes["overlaps"] = overlaps
+            if len(overlaps) == LAZY_MEMORY and sum(overlaps) / LAZY_MEMORY >= self.config.lazy:
+                matrix.period *= 2
+        first = matrix.notes.pop("first_period", None)
+        matrix.next_refresh = self.updates + (first or matrix.period)

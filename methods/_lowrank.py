@@ -55,9 +55,9 @@ class LowRank(Method):
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Replace the chosen layers by factors, in place; on the meta device by empty ones."""
-        if ranks(model):
-            raise UserError("the model is factored already; put one low-rank method first in the stack")
         layers = target_linears(model, self.config.targets)
+        if ranks(model) or any(type(layer) is not nn.Linear for layer in layers.values()):
+            raise UserError("layers are factored already, or replaced; put one low-rank method first in the stack")
         shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
         sizes = parameters(model), multiplications(model)
         on_meta = any(layer.weight.is_meta for layer in layers.values())

@@ -32,6 +32,8 @@ REGISTRY: dict[str, str] = {
     "full": "methods.full:Full",
     "galore": "methods.galore:GaLore",
     "lora": "methods.lora:LoRA",
+    "lowrank": "methods.lowrank:LowRankPretraining",
+    "sltrain": "methods.sltrain:SLTrain",
     "uniform": "methods.uniform:Uniform",
     "velora": "methods.velora:VeLoRA",
     "welore": "methods.welore:WeLore",

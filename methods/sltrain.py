@@ -1,0 +1,146 @@
+"""SLTrain: each attention and feed-forward matrix is a low-rank product plus a sparse matrix, from scratch.
+
+W = (alpha / rank) B A + S. The positions of S are drawn once, at random, and never move; B, A and the
+entries of S train, and so does all that is not a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from harness.config import OptimConfig
+from harness.errors import UserError
+from harness.factored import ranks
+from harness.method import Caps, Context, Method, MethodConfig
+from methods._adamw import TRAIN_OPTIONS, AdamWStepper
+from methods._lowrank import parameters
+from methods._sltrain import Execution, SLTrainLinear
+from methods._subspace import seeded
+from methods._targets import LINEAR_KINDS, target_linears
+
+
+class SLTrainConfig(MethodConfig):
+    """Hyperparameters of SLTrain; those of its code for 60M parameters."""
+
+    rank: Annotated[int, Field(gt=0)] = 128
+    """Inner width of B A; a matrix with a shorter side gets that side, with a warning."""
+
+    delta: Annotated[float, Field(gt=0, le=1)] = 0.03
+    """Share of the entries of each matrix that S holds."""
+
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """Numerator of the factor alpha / rank of B A, the same for all matrices; S has no factor."""
+
+    execution: Execution = "auto"
+    """`dense` rebuilds matrices, as the paper does; `factored` multiplies by their parts; `auto` takes what
+    is cheaper for shape and tokens (cost model in `methods/_sltrain.py`), on a GPU always `dense`."""
+
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = LINEAR_KINDS
+    """Kinds of linear layers that are replaced."""
+
+
+class SLTrain(Method):
+    """All parameters train; of the targets there are few, hence few gradients and optimizer states."""
+
+    Config = SLTrainConfig
+    config: SLTrainConfig
+    source = (
+        "Han et al., SLTrain, NeurIPS 2024, arXiv 2406.02214, algorithm 1; initialisation of their code. Pre-"
+        "trains only: matrices are replaced by fresh B A + S, so trained weights could not be kept. Departs "
+        "from it in int32 positions, and in the order of multiplication where that is cheaper (`execution`)."
+    )
+
+    @property
+    def caps(self) -> Caps:
+        """From scratch only, since `prepare` gives up the weights of the targets."""
+        return Caps(stages=frozenset({"pretrain"}), **TRAIN_OPTIONS)
+
+    def prepare(self, model: nn.Module, context: Context) -> nn.Module:
+        """Put a new layer in the place of each target, one by one; on the meta device without values."""
+        if ranks(model):
+            raise UserError("sltrain: the model is factored already; start from one with plain linear layers")
+        dense_parameters = parameters(model)
+        layers = {}
+        names = list(target_linears(model, self.config.targets))  # alone: each dense layer can go in its turn
+        for index, name in enumerate(names):
+            dense = model.get_submodule(name)
+            assert isinstance(dense, nn.Linear)
+            layers[name] = self._replacement(dense, context.seed, index)
+            model.set_submodule(name, layers[name])
+        self._report(layers, context)
+        total = parameters(model)
+        context.facts.update(parameters=total, parameter_ratio=total / dense_parameters)
+        if total > dense_parameters:
+            context.warn("sltrain: factors and sparse entries are more than the matrices that they replace")
+        return model.requires_grad_(True)
+
+    def stepper(self, model: nn.Module, optim: OptimConfig) -> AdamWStepper:
+        """AdamW over all parameters."""
+        return AdamWStepper(model, optim)
+
+    def export(self, model: nn.Module) -> nn.Module:
+        """Multiply out: plain linear layers again, in place."""
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, SLTrainLinear):
+                model.set_submodule(name, layer.merged())
+        return model
+
+    def _replacement(self, dense: nn.Linear, seed: int, index: int) -> SLTrainLinear:
+        shape = tuple(dense.weight.shape)
+        if dense.weight.is_meta:
+            size, dtype = support_size(shape, self.config.delta), support_dtype(shape)
+            positions = torch.empty(size, dtype=dtype, device="meta")
+        else:
+            positions = support(shape, self.config.delta, seed, index)
+        rank, scale = min(self.config.rank, *shape), self.config.alpha / self.config.rank
+        generator = seeded(seed, "weights", index, torch.device("cpu"))
+        return SLTrainLinear(dense, positions, rank, scale, self.config.execution, generator)
+
+    def _report(self, layers: Mapping[str, SLTrainLinear], context: Context) -> None:
+        widths = {name: len(layer.factor_a) for name, layer in layers.items()}
+        clamped = [rank for rank in widths.values() if rank < self.config.rank]
+        if clamped:
+            context.warn(
+                f"sltrain: rank {self.config.rank} is more than the short side of {len(clamped)} matrices; "
+                f"these got their short side as rank, the smallest {min(clamped)}"
+            )
+        context.ranks.update(widths)
+        supports = {f"{layer.out_features}x{layer.in_features}": layer.support for layer in layers.values()}
+        context.facts.update(
+            targets=len(layers),
+            scaling=self.config.alpha / self.config.rank,
+            support_by_shape={shape: len(positions) for shape, positions in supports.items()},
+            support_bytes=sum(layer.support.nbytes for layer in layers.values()),
+            trainable="all parameters",
+        )
+
+
+def support_size(shape: tuple[int, ...], delta: float) -> int:
+    """The number of entries of S: floor(delta out in)."""
+    return int(delta * prod(shape))
+
+
+def support_dtype(shape: tuple[int, ...]) -> torch.dtype:
+    """int32 unless the positions of the matrix are beyond it."""
+    return torch.int32 if prod(shape) < 1 << 31 else torch.int64
+
+
+def support(shape: tuple[int, ...], delta: float, seed: int, index: int) -> Tensor:
+    """Sorted flat positions of S in layer number `index`; the same for the same arguments, on the CPU.
+
+    Uniform among all sets of this size. Positions are drawn until enough are distinct, in a mask of
+    one byte each (a permutation has eight); of more than half, those that are left out are drawn.
+    """
+    total, size = prod(shape), support_size(shape, delta)
+    generator = seeded(seed, "support", index, torch.device("cpu"))
+    drawn = torch.zeros(total, dtype=torch.bool, device="cpu")
+    while missing := min(size, total - size) - int(drawn.count_nonzero()):
+        drawn[torch.randint(total, (missing,), generator=generator, device="cpu")] = True
+    inside = drawn if 2 * size <= total else ~drawn
+    return inside.nonzero().flatten().to(support_dtype(shape))

@@ -57,7 +57,7 @@ class LowRank(Method):
         """Replace the chosen layers by factors, in place; on the meta device by empty ones."""
         layers = target_linears(model, self.config.targets)
         if ranks(model) or any(type(layer) is not nn.Linear for layer in layers.values()):
-            raise UserError("layers are factored already, or replaced; put one low-rank method first in the stack")
+            raise UserError("layers are factored already, or replaced; put one low-rank method first")
         shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
         sizes = parameters(model), multiplications(model)
         on_meta = any(layer.weight.is_meta for layer in layers.values())

@@ -49,7 +49,8 @@ class Caps:
     `value_dependent` says that shapes depend on the values of weights or gradients, so that a
     simulation needs the ranks from elsewhere. `decoding` says that the prepared model can generate.
     `per_layer` and `state_bits` say which options of the train section are honoured: updates inside
-    the backward pass, and the precisions of optimizer states beside the method's own.
+    the backward pass, and the precisions of optimizer states beside the method's own. `because` tells a
+    user whose run is refused why the stages are what they are.
     """
 
     stages: frozenset[str] = frozenset({"pretrain", "finetune", "compress"})
@@ -61,6 +62,7 @@ class Caps:
     decoding: bool = True
     per_layer: bool = False
     state_bits: frozenset[int] = frozenset()
+    because: str = ""
 
     def meet(self, other: Caps) -> Caps:
         """The caps of a stack of two methods: what both can do."""
@@ -75,6 +77,7 @@ class Caps:
             decoding=self.decoding and other.decoding,
             per_layer=self.per_layer and other.per_layer,
             state_bits=self.state_bits & other.state_bits,
+            because="; ".join(dict.fromkeys(filter(None, (self.because, other.because)))),
         )
 
 

@@ -47,7 +47,8 @@ class LowRank(Method):
     @property
     def caps(self) -> Caps:
         """Works on trained weights only."""
-        return Caps(stages=frozenset({"finetune", "compress"}), **TRAIN_OPTIONS)
+        because = "random weights have no small singular values to leave out"
+        return Caps(stages=frozenset({"finetune", "compress"}), because=because, **TRAIN_OPTIONS)
 
     def choose_ranks(self, shapes: Shapes, svd: Mapping[str, Svd], context: Context) -> dict[str, int]:
         """Return the rank of each layer that is to be factored, by name; the others stay as they are."""

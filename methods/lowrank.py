@@ -48,7 +48,8 @@ class LowRankPretraining(Method):
     @property
     def caps(self) -> Caps:
         """From scratch only, since `prepare` gives up the weights of the targets."""
-        return Caps(stages=frozenset({"pretrain"}), **TRAIN_OPTIONS)
+        because = "it begins with fresh factors, so trained weights would be lost"
+        return Caps(stages=frozenset({"pretrain"}), because=because, **TRAIN_OPTIONS)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Put two factors in the place of each target, one by one; on the meta device without values."""

@@ -78,7 +78,8 @@ def supported(run: Run, methods: Sequence[Method]) -> Caps:
     names = " + ".join(choice.name for choice in run.method)
     if run.train.stage not in caps.stages:
         allowed = ", ".join(sorted(caps.stages))
-        raise UnsupportedError(f"{names} does not do stage {run.train.stage!r} (it does: {allowed})")
+        reason = f": {caps.because}" if caps.because else ""
+        raise UnsupportedError(f"{names} does not do stage {run.train.stage!r} (it does: {allowed}){reason}")
     if run.train.grad_accum > 1 and not caps.grad_accum:
         raise UnsupportedError(
             f"{names} updates inside the backward pass: gradient accumulation is not possible"

@@ -206,3 +206,12 @@ def test_every_way_to_run_out_of_memory_is_recognised(error: Exception, asked: i
 def test_other_errors_are_not_taken_for_it(error: BaseException) -> None:
     assert not is_out_of_memory(error)
     assert requested_bytes(str(error)) is None
+
+
+@pytest.mark.parametrize("name", ["sltrain", "lowrank"])
+def test_a_method_that_would_lose_trained_weights_says_so(name: str) -> None:
+    asked = run(train={"stage": "finetune"}).model_copy(update={"method": (MethodChoice(name=name),)})
+    with pytest.raises(
+        UnsupportedError, match=f"{name} does not do stage 'finetune' .* trained weights would be lost"
+    ):
+        checks.supported(asked, checks.stack(asked))

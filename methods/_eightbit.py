@@ -99,7 +99,7 @@ def _made_codebooks(device: torch.device) -> tuple[Tensor, Tensor]:
 def code(signed: bool) -> list[float]:
     """Dynamic tree quantisation: 0, 1 and seven decades below 1, each with twice the values of the last.
 
-    Made of plain numbers, because bitsandbytes reads values of tensors to make it, and fake tensors have none.
+    Made of plain numbers: bitsandbytes makes it by reading values of tensors, and fake tensors have none.
     """
     values = [0.0, 1.0]
     for decade in range(7):

@@ -112,7 +112,7 @@ class ProjectedStepper(AdamWStepper):
         Looking at values stalls a GPU, so only refreshes do it. The old basis then serves on until the
         next refresh; without one the next gradient is tried.
         """
-        old, finite = matrix.projector, bool(grad.isfinite().all())
+        old, finite = matrix.projector, bool(torch.stack(torch.aminmax(grad)).isfinite().all())
         try:
             new = self.find(name, matrix, grad) if finite else None
         except torch.linalg.LinAlgError:

@@ -94,13 +94,12 @@ class AdaRankGradStepper(ProjectedStepper):
 
     def find(self, name: str, matrix: Matrix, gradient: Tensor) -> Projector | None:
         """The least rank that keeps enough of the gradient; None for a gradient of zeros."""
+        if (total := squared_norm(gradient)) == 0:
+            return None
         generator = seeded(self.seed, name, self.updates, gradient.device)
         width = min(self.config.rank, *gradient.shape)
         how, old = self.config.refresh, matrix.projector
         found, values = find(gradient, matrix.side, width, how, generator, old)
-        total = float(gradient.float().square().sum())
-        if total == 0:
-            return None
         rank = least_rank(values, total, self.config.energy)
         rank = max(min(self.config.min_rank, width), rank)
         return Projector(**{side: basis[:, :rank].clone() for side, basis in found.tensors().items()})
@@ -113,7 +112,7 @@ class AdaRankGradStepper(ProjectedStepper):
     def after_projection(self, name: str, matrix: Matrix, coordinates: Tensor) -> None:
         """Keep the norm on the device until the end of the step."""
         if self.config.convergence:
-            self._norms_here[name] = torch.linalg.vector_norm(coordinates, dtype=torch.float32)
+            self._norms_here[name] = torch.linalg.vector_norm(coordinates)
 
     def after_step(self) -> None:
         """Read all norms in one go; a matrix whose gradient has shrunk enough is due in the next update."""
@@ -125,6 +124,13 @@ class AdaRankGradStepper(ProjectedStepper):
                 matrix.notes["norm"] = norm
             elif norm <= self.config.convergence * matrix.notes["norm"]:
                 matrix.next_refresh = min(matrix.next_refresh, self.updates + 1)
+
+
+def squared_norm(gradient: Tensor) -> float:
+    """|G|_F^2 row by row, since one float32 sum over millions of squares would be too rough for `energy` 1."""
+    exact = torch.promote_types(gradient.dtype, torch.float32)
+    rows = torch.linalg.vector_norm(gradient, dim=1, dtype=exact)
+    return float(rows.double().square().sum())
 
 
 def least_rank(values: Tensor, total: float, energy: float) -> int:

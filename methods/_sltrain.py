@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from methods import _sparse
-from methods._sparse import Block, Weight
+from methods._sparse import Weight
 
 Execution = Literal["auto", "dense", "factored"]
 
 #: Cost of a sparse multiply-add and of turning over one element, in dense multiply-adds. Fitted to forward
 #: and backward in float32 on one core with AVX2 and MKL: matrices from 256 x 256 to 5461 x 2048, delta 0.01
-#: to 0.1, 256 and 1024 tokens. Times predicted so are mostly within 20 % of those measured.
-SPARSE_COST, TURNING_COST = 6, 90
+#: to 0.1, 256 and 1024 tokens. Times predicted by it are mostly within 20 % of those measured.
+SPARSE_COST, TURNING_COST = 6.5, 100
 
 
 def dense_is_cheaper(weight: Weight, tokens: int) -> bool:
@@ -120,8 +120,8 @@ class SLTrainLinear(nn.Module):
         """W (out, in), in at least float32."""
         wide = torch.promote_types(self.values.dtype, torch.float32)
         b, a, values = (part.to(wide) for part in (self.factor_b, self.factor_a, self.values))
-        all_rows = Block(slice(None), slice(None), self.support)
-        return Weight(b, a, values, self.support, self.scale).rows(all_rows)
+        weight = Weight(b, a, values, self.support, self.scale)
+        return weight.dense(slice(None), slice(None), self.support)
 
     def merged(self) -> nn.Linear:
         """A plain layer with this weight, rounded once to the dtype of the parts, and the same bias."""

@@ -4,16 +4,15 @@ Shapes: W (out, in), B (out, rank), A (rank, in), x (tokens, in), y (tokens, out
 list of distinct flat positions row * in + column. Two executions give the same result:
 
 * `dense`: W is rebuilt and its gradient formed, as SLTrain's paper does it, here some rows at a time.
-* `factored`: neither exists. y = s (x A^T) B^T + x S^T; dB = s dy^T (x A^T), dA = s (dy B)^T x, and dv is
-  dy^T x at the support alone. Sparse products want the tokens of one feature side by side, so x and dy
-  are turned over, some tokens at a time.
+* `factored`: neither exists. y = s (x A^T) B^T + x S^T, dx likewise; dB = s dy^T (x A^T), dA = s (dy B)^T x,
+  dv is dy^T x at the support alone. Sparse products want the tokens of one feature side by side, so x
+  and dy are turned over, some tokens at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,14 +21,6 @@ from torch import Tensor
 BLOCK_ELEMENTS = 1 << 20
 #: Tokens that are turned over at a time: their features still fit into the cache of a processor.
 CHUNK_TOKENS = 256
-
-
-class Block(NamedTuple):
-    """Some rows of W: which, their share of the support, and its flat places within the block."""
-
-    rows: slice
-    share: slice
-    places: Tensor
 
 
 @dataclass(frozen=True)
@@ -52,10 +43,11 @@ class Weight:
         """Whether positions can be read at once: not on an accelerator, nor where tensors are simulated."""
         return type(self.support) is Tensor and self.support.device.type == "cpu"
 
-    def blocks(self) -> Iterator[Block]:
-        """All rows in turn; all in one block where the support cannot be read, hence not be cut.
+    def blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Some rows of W, their share of the support and its flat places within them, until all are done.
 
-        So too in 16 bits, where sums over blocks would be rounded block by block.
+        All in one block where the support cannot be read, hence not be cut, and in 16 bits, where sums
+        over blocks would be rounded block by block.
         """
         outputs, inputs = self.shape
         cut = self.readable and self.b.element_size() >= 4
@@ -67,35 +59,32 @@ class Weight:
             edges[1:1] = torch.searchsorted(self.support, inner).tolist()
         for start, first, last in zip(starts, edges[:-1], edges[1:], strict=True):
             places = self.support[first:last] - start * inputs
-            yield Block(slice(start, start + height), slice(first, last), places)
+            yield slice(start, start + height), slice(first, last), places
 
-    def rows(self, block: Block) -> Tensor:
-        """The rows of a block of W (rows, in)."""
-        rows = torch.mm(self.b[block.rows], self.a).mul_(self.scale)
-        rows.view(-1).index_add_(0, block.places, self.values[block.share])
-        return rows
+    def dense(self, rows: slice, share: slice, places: Tensor) -> Tensor:
+        """A block of W (rows, in)."""
+        block = torch.mm(self.b[rows], self.a).mul_(self.scale)
+        block.view(-1).index_add_(0, places, self.values[share])
+        return block
 
     def sparse(self) -> Tensor:
         """S in compressed rows (out, in), in at least float32: there are no kernels for 16 bits."""
         outputs, inputs = self.shape
-        starts = torch.arange(outputs + 1, dtype=self.support.dtype, device=self.support.device) * inputs
-        starts = torch.searchsorted(self.support, starts)
-        return _compressed(starts, self.support % inputs, self.values, self.shape)
+        return _compressed(self.support, inputs, self.support % inputs, self.values, (outputs, inputs))
 
     def sparse_transposed(self) -> Tensor:
         """S^T in compressed rows (in, out), in at least float32."""
         outputs, inputs = self.shape
         columns, order = torch.sort(self.support % inputs, stable=True)
         rows = self.support.div(inputs, rounding_mode="floor")[order]
-        starts = torch.arange(inputs + 1, dtype=columns.dtype, device=columns.device)
-        return _compressed(torch.searchsorted(columns, starts), rows, self.values[order], (inputs, outputs))
+        return _compressed(columns, 1, rows, self.values[order], (inputs, outputs))
 
 
 def dense(x: Tensor, weight: Weight) -> Tensor:
     """y = x W^T by rows of W."""
     y = x.new_empty(len(x), weight.shape[0])
-    for block in weight.blocks():
-        torch.mm(x, weight.rows(block).t(), out=y[:, block.rows])
+    for rows, share, places in weight.blocks():
+        torch.mm(x, weight.dense(rows, share, places).t(), out=y[:, rows])
     return y
 
 
@@ -103,48 +92,54 @@ def dense_backward(x: Tensor, dy: Tensor, weight: Weight, wants_dx: bool) -> tup
     """The gradients of x, B, A and the values, by rows of W and of its gradient."""
     dx = torch.zeros_like(x) if wants_dx else None
     db, da, dv = torch.empty_like(weight.b), torch.zeros_like(weight.a), torch.empty_like(weight.values)
-    for block in weight.blocks():
-        dy_rows = dy[:, block.rows]
+    for rows, share, places in weight.blocks():
         if dx is not None:
-            dx.addmm_(dy_rows, weight.rows(block))  # not named: gone before its gradient is there
-        dw = torch.mm(dy_rows.t(), x)
-        torch.mm(dw, weight.a.t(), out=db[block.rows])
-        da.addmm_(weight.b[block.rows].t(), dw, alpha=weight.scale)
-        torch.index_select(dw.view(-1), 0, block.places, out=dv[block.share])
+            dx.addmm_(dy[:, rows], weight.dense(rows, share, places))
+        dw = torch.mm(dy[:, rows].t(), x)
+        torch.mm(dw, weight.a.t(), out=db[rows])
+        da.addmm_(weight.b[rows].t(), dw, alpha=weight.scale)
+        torch.index_select(dw.view(-1), 0, places, out=dv[share])
     return dx, db.mul_(weight.scale), da, dv
 
 
 def factored(x: Tensor, weight: Weight) -> Tensor:
     """y = x W^T by the parts of W."""
-    y, sparse = x.new_empty(len(x), weight.shape[0]), weight.sparse()
-    for x_part, y_part in zip(x.split(CHUNK_TOKENS), y.split(CHUNK_TOKENS), strict=True):
-        y_part.copy_(torch.mm(sparse, _turned(x_part)).t())
-    return y.addmm_(x @ weight.a.t(), weight.b.t(), alpha=weight.scale)
+    y = x.new_empty(len(x), weight.shape[0])
+    sparse, b, a = weight.sparse(), _wide(weight.b), _wide(weight.a)
+    for start in range(0, len(x), CHUNK_TOKENS):
+        part = slice(start, start + CHUNK_TOKENS)
+        x_turned = _wide(x[part]).t().contiguous()
+        inner = torch.mm(a, x_turned).mul_(weight.scale)
+        y[part] = torch.mm(b, inner).addmm_(sparse, x_turned).t()
+    return y
 
 
 def factored_backward(x: Tensor, dy: Tensor, weight: Weight, wants_dx: bool) -> tuple[Tensor | None, ...]:
     """The gradients of x, B, A and the values, by the parts of W."""
-    dx = torch.empty_like(x) if wants_dx else None
-    sparse, transposed = weight.sparse(), weight.sparse_transposed()
-    dv = torch.zeros_like(sparse.values())
+    dx, dtype = torch.empty_like(x) if wants_dx else None, weight.values.dtype
+    sparse, transposed, b, a = weight.sparse(), weight.sparse_transposed(), _wide(weight.b), _wide(weight.a)
+    db, da, dv = torch.zeros_like(b), torch.zeros_like(a), torch.zeros_like(sparse.values())
     for start in range(0, len(x), CHUNK_TOKENS):
         part = slice(start, start + CHUNK_TOKENS)
-        dy_turned, x_turned = _turned(dy[part]), _turned(x[part])
+        x_turned, dy_turned = (_wide(z[part]).t().contiguous() for z in (x, dy))
+        dy_inner = torch.mm(b.t(), dy_turned).mul_(weight.scale)
+        da.addmm_(dy_inner, x_turned.t())
+        db.addmm_(dy_turned, torch.mm(a, x_turned).t(), alpha=weight.scale)
         dv += torch.sparse.sampled_addmm(sparse, dy_turned, x_turned.t(), beta=0).values()
         if dx is not None:
-            dx[part] = torch.mm(transposed, dy_turned).t()
-    x_inner, dy_inner = x @ weight.a.t(), dy @ weight.b
-    if dx is not None:
-        dx.addmm_(dy_inner, weight.a, alpha=weight.scale)
-    db, da = torch.mm(dy.t(), x_inner), torch.mm(dy_inner.t(), x)
-    return dx, db.mul_(weight.scale), da.mul_(weight.scale), dv.to(weight.values.dtype)
+            dx[part] = torch.mm(a.t(), dy_inner).addmm_(transposed, dy_turned).t()
+    return dx, db.to(dtype), da.to(dtype), dv.to(dtype)
 
 
-def _turned(x: Tensor) -> Tensor:
-    """A contiguous transpose, in at least float32."""
-    return x.t().to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+def _wide(tensor: Tensor) -> Tensor:
+    """In at least float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _compressed(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    wide = values.to(torch.promote_types(values.dtype, torch.float32))
-    return torch.sparse_csr_tensor(starts.int(), columns.int(), wide, shape, check_invariants=False)
+def _compressed(
+    keys: Tensor, keys_per_row: int, columns: Tensor, values: Tensor, shape: tuple[int, int]
+) -> Tensor:
+    """A sparse matrix from entries in order: row r has those with keys from r * keys_per_row on."""
+    firsts = torch.arange(shape[0] + 1, dtype=keys.dtype, device=keys.device) * keys_per_row
+    starts = torch.searchsorted(keys, firsts).int()
+    return torch.sparse_csr_tensor(starts, columns.int(), _wide(values), shape, check_invariants=False)

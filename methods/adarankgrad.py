@@ -97,11 +97,15 @@ class AdaRankGradStepper(ProjectedStepper):
         if (total := squared_norm(gradient)) == 0:
             return None
         generator = seeded(self.seed, name, self.updates, gradient.device)
-        width = min(self.config.rank, *gradient.shape)
+        upper = min(self.config.rank, *gradient.shape)
         how, old = self.config.refresh, matrix.projector
-        found, values = find(gradient, matrix.side, width, how, generator, old)
-        rank = least_rank(values, total, self.config.energy)
-        rank = max(min(self.config.min_rank, width), rank)
+        # Ranks mostly fall or stay, so a cheap finder looks for few directions before it looks for all.
+        first = min(2 * old.rank, upper) if old is not None and how == "randomized" else upper
+        for width in sorted({first, upper}):
+            found, values = find(gradient, matrix.side, width, how, generator, old)
+            rank = max(min(self.config.min_rank, width), least_rank(values, total, self.config.energy))
+            if rank < width:
+                break
         return Projector(**{side: basis[:, :rank].clone() for side, basis in found.tensors().items()})
 
     def after_refresh(self, matrix: Matrix, old: Projector | None) -> None:
@@ -127,7 +131,7 @@ class AdaRankGradStepper(ProjectedStepper):
 
 
 def squared_norm(gradient: Tensor) -> float:
-    """|G|_F^2 row by row, since one float32 sum over millions of squares would be too rough for `energy` 1."""
+    """|G|_F^2 row by row: one float32 sum over millions of squares would be too rough for `energy` 1."""
     exact = torch.promote_types(gradient.dtype, torch.float32)
     rows = torch.linalg.vector_norm(gradient, dim=1, dtype=exact)
     return float(rows.double().square().sum())

@@ -1,0 +1,40 @@
+"""Each reported learning rate is the best of its grid, by the reference records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness import record, suite
+
+REFERENCE = Path(__file__).parents[2] / "results" / "raw"
+TUNED = [
+    path.stem for path in sorted(suite.suites_folder().glob("*.yaml")) if suite.load(path).runs[0].tuning
+]
+
+
+def perplexity(tried: record.Record) -> float:
+    """The one perplexity of a run of a grid; infinite where it has none, e.g. because it diverged."""
+    scores = tried.quality.perplexity.values() if tried.quality else ()
+    return min((score.perplexity for score in scores), default=float("inf"))
+
+
+def test_there_are_tuned_suites() -> None:
+    assert {"pretrain", "finetune", "compressed"} <= set(TUNED)
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_each_row_trains_at_the_best_rate_that_was_tried_for_it(name: str) -> None:
+    rows = {run.name: run for run in suite.load(name).runs if run.train.stage != "compress"}
+    for label, row in rows.items():
+        assert row.tuning is not None
+        records = [
+            tried
+            for folder in REFERENCE.glob(f"*/{row.tuning.suite}")
+            for tried in record.read_all(folder)
+            if tried.label == label
+        ]
+        best = min(records, key=perplexity)
+        assert sorted(tried.config["train"]["lr"] for tried in records) == sorted(row.tuning.grid)
+        assert best.config["train"]["lr"] == row.train.lr, label

@@ -107,7 +107,8 @@ class AdamWStepper:
             def update_and_free(parameter: Tensor, name: str = name) -> None:
                 this = stepper()
                 if this is not None:
-                    this._norms.append(torch.linalg.vector_norm(gradient(parameter), dtype=torch.float32))
+                    exact = torch.promote_types(parameter.dtype, torch.float32)
+                    this._norms.append(torch.linalg.vector_norm(gradient(parameter), dtype=exact))
                     this.update([name])
                     parameter.grad = None
 

@@ -15,8 +15,8 @@ Execution = Literal["auto", "dense", "factored"]
 
 #: Cost of a sparse multiply-add and of turning over one element, in dense multiply-adds. Fitted to forward
 #: and backward in float32 on one and two cores with AVX2 and MKL: matrices from 256 x 256 to 2736 x 1024 and
-#: 2048 x 2048, delta 0.03 and 0.1, 256 to 2048 tokens. With two threads the execution it chooses is the faster
-#: one or within 5 % of it; with one thread, where turning over costs less, within 10 %.
+#: 2048 x 2048, delta 0.03 and 0.1, 256 to 2048 tokens. The execution that is chosen is the faster one or
+#: within 5 % of it with two threads, and within 10 % with one, where turning over costs less.
 SPARSE_COST, TURNING_COST = 6.5, 160
 
 

@@ -325,3 +325,14 @@ def test_the_gradient_of_a_refresh_has_a_spectrum_that_falls_like_a_power() -> N
     values = torch.linalg.svdvals(galore.setting(96, 64, 8).gradient)
     assert 4 < float(values[0] / values[7]) < 12
     assert 0.9 < float(values[:16].square().sum() / values.square().sum()) < 0.99
+
+
+def test_a_missed_target_has_its_reason_on_the_page_and_a_met_one_none() -> None:
+    def said(ours: float) -> str:
+        result = {"method": "galore", "work": "plain step", "shape": "s", "peer": "p", "target": 0.5}
+        times = {"ours_s": [ours], "peer_s": [1.0], "facts": {}}
+        environment = {"cpu": "c", "threads": 1, "python": "3", "packages": {}}
+        return render({"environment": environment, "results": [{**result, **times}]})
+
+    assert "why targets are missed" in said(0.9)
+    assert "why targets are missed" not in said(0.4)

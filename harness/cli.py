@@ -1,4 +1,4 @@
-"""The command line: `lorebench methods | run | report | export`.
+"""The command line: `lorebench methods | plan | run | report | export`.
 
 Only the parent's light modules are imported at the top; whatever needs torch is a process of its
 own or is imported inside its command.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,9 +18,15 @@ from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.config import Run
+    from harness.engine.capacity import Capacity, Setting
+    from harness.engine.forecasts import Answer, Question
+    from harness.engine.runner import Estimates
     from harness.suite import Override, Suite
+    from harness.tables.plan import Plan, Row
+    from harness.tables.report import Report
 
 PIPED_COLUMNS = 140
+LARGEST_GIB = 100_000.0
 LONGEST_S = 366 * 24 * 3600.0
 
 app = typer.Typer(
@@ -51,6 +57,28 @@ DataOption = Annotated[
     typer.Option(help="A .txt or .jsonl file (repeatable), or a `datasets` id with optional @revision."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+DeviceGib = Annotated[
+    list[str] | None,
+    typer.Option("--device-gib", metavar="GIB", help="Say what fits such a device; repeatable."),
+]
+ReserveGib = Annotated[
+    str,
+    typer.Option(
+        "--reserve-gib",
+        metavar="GIB",
+        help="Kept free on a device for what a simulation does not see: the device context, workspaces of "
+        "libraries, fragmentation.",
+    ),
+]
+RanksOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ranks",
+        metavar="NAME|FILE",
+        help="Ranks that depend on values: the name of an approximation, a record, or a JSON file of "
+        "{layer: rank} or {method: {layer: rank}}.",
+    ),
+]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Run these seeds instead of the suite's.")]
 
 
@@ -100,6 +128,9 @@ def run(
     budget: Annotated[str | None, typer.Option(help="Start nothing that would not finish, e.g. 25m.")] = None,
     deadline: Annotated[str, typer.Option(help="Longest time for one run.")] = "6h",
     retry: Annotated[bool, typer.Option("--retry", help="Repeat finished runs that are not ok.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start also runs that cannot fit the device.")
+    ] = False,
 ) -> None:
     """Run a suite, or what is left of it, and print its tables."""
     from harness.engine import progress, runner
@@ -114,6 +145,7 @@ def run(
             deadline_s=_seconds(deadline),
             budget_s=None if budget is None else _seconds(budget),
             retry=retry,
+            force=force,
         ),
         progress.choose(),
         _rerun(suite, chosen, model, data, settings, seed, device),
@@ -126,6 +158,48 @@ def run(
         raise UserError("; ".join(dict.fromkeys(outcome.refused.values())))
     if any(record.outcome.status == "error" for record in records):
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    suite: SuiteName,
+    model: ModelOption = None,
+    data: DataOption = None,
+    settings: SetOption = None,
+    only: OnlyOption = None,
+    seed: Seeds = None,
+    device: Device = "auto",
+    results: Results = Path("runs"),
+    device_gib: DeviceGib = None,
+    reserve_gib: ReserveGib = "1",
+    max_batch: Annotated[bool, typer.Option("--max-batch", help="Find the largest batch that fits.")] = False,
+    max_seq: Annotated[bool, typer.Option("--max-seq", help="Find the largest length that fits.")] = False,
+    ranks: RanksOption = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the plan as JSON.")
+    ] = None,
+) -> None:
+    """Predict the memory of a suite's runs without running them or reading any weights."""
+    import json
+
+    from harness.engine import capacity
+    from harness.tables import plan as tables
+
+    sizes = _sizes(device_gib or (), reserve_gib)
+    searched = [s for s, on in zip(capacity.SETTINGS, (max_batch, max_seq), strict=True) if on]
+    if searched and not device_gib:
+        option = "--max-batch" if max_batch else "--max-seq"
+        raise UserError(f"{option} needs the size of a device: add for example --device-gib 24")
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise UserError(f"--json {json_file}: no file can be written there; choose another")
+    chosen = _load(suite, model, data, settings, only, seed)
+    made = _plan(chosen, device, results, sizes, searched, ranks)
+    _print(tables.build(made))
+    if json_file is not None:
+        try:
+            json_file.write_text(json.dumps(tables.as_dict(made), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json {json_file}: cannot be written: {error.strerror}") from error
 
 
 @app.command()
@@ -177,6 +251,125 @@ def export(
 
     export_run(_find_record(run, results), folder, form)
     typer.echo(f"{folder}: written as {form}")
+
+
+# ------------------------------------------------------------------------------------------- plan
+def _plan(
+    chosen: Suite,
+    device: str,
+    results: Path,
+    sizes: tuple[Sequence[float], float],
+    searched: Sequence[Setting],
+    ranks: str | None,
+) -> Plan:
+    """All that there is to know about a suite before it runs; `sizes` are devices and reserve in GiB."""
+    from harness.engine import foresight, runner
+    from harness.engine.forecasts import Question
+    from harness.forecast import UNSEEN
+    from harness.tables.plan import GIB, Plan
+
+    source, said = (None, None) if ranks is None else foresight.read_ranks(ranks)
+    resolved = runner.resolve(chosen.runs, device)
+    configs: dict[str, list[Run]] = {}
+    for run in {run.run_id: run for run in resolved.runs}.values():
+        configs.setdefault(run.config_id, []).append(run)
+    estimates = runner.Estimates()
+    found = runner.survey(resolved.runs, results / resolved.machine / chosen.name, estimates)
+    finished = {key for key, record in found.items() if record.finished}
+    devices, reserve = sizes
+    questions = [Question(runs[0]) for runs in configs.values()]
+    searches = {
+        (runs[0].config_id, setting, gib): Question(runs[0], setting, int((gib - reserve) * GIB))
+        for runs in configs.values()
+        for setting in searched
+        for gib in devices
+        if runs[0].train.stage != "compress"  # no batch, no length
+    }
+    oracle = foresight.Oracle(cache_folder(), runner.WORKER, source, _say)
+    answers = iter(oracle.ask([*questions, *searches.values()], _tell))
+    forecasts = dict(zip(configs, answers, strict=False))
+    largest = dict(zip(searches, answers, strict=True))
+    rows = []
+    for config_id, runs in configs.items():
+        mine = {(setting, gib): answer for (key, setting, gib), answer in largest.items() if key == config_id}
+        label = _config_name(chosen, resolved.runs, runs[0])
+        rows.append(_planned(label, runs, finished, estimates, forecasts[config_id], mine))
+    return Plan(
+        suite=chosen.name,
+        question=chosen.question,
+        machine=resolved.machine,
+        rows=tuple(rows),
+        device_gib=tuple(devices),
+        reserve_gib=reserve,
+        unseen=UNSEEN,
+        ranks=said,
+    )
+
+
+def _planned(
+    label: str,
+    runs: Sequence[Run],
+    finished: set[str],
+    estimates: Estimates,
+    answer: Answer,
+    largest: Mapping[tuple[Setting, float], Answer],
+) -> Row:
+    """The row of one config; what could not be answered says why."""
+    from harness.tables.plan import Row
+
+    done = sum(run.run_id in finished for run in runs)
+    seconds = estimates.known(runs[0])
+    left = len(runs) - done
+    by_setting: dict[str, dict[float, Capacity | str]] = {}
+    for (setting, gib), found in largest.items() if answer.report else ():
+        by_setting.setdefault(setting, {})[gib] = found.capacity or found.reason
+    return Row(
+        label=label,
+        config_id=runs[0].config_id,
+        done=done,
+        todo=left,
+        seconds=0.0 if left == 0 else None if seconds is None else left * seconds,
+        forecast=answer.report or answer.reason,
+        largest=by_setting,
+    )
+
+
+def _config_name(chosen: Suite, runs: Sequence[Run], run: Run) -> str:
+    """The label, with what varies beside it where other configs have the same one."""
+    if len({other.config_id for other in runs if other.name == run.name}) == 1:
+        return run.name
+    varies = [text for text in chosen.selector(run) if not text.startswith(("label=", "seed="))]
+    return " ".join([run.name, *varies])
+
+
+def _sizes(devices: Sequence[str], reserve: str) -> tuple[tuple[float, ...], float]:
+    """The devices and what is kept free on each, in GiB; UserError where nothing would be left."""
+    given = tuple(dict.fromkeys(_gib(text, "--device-gib") for text in devices))
+    kept = _gib(reserve, "--reserve-gib", zero=True)
+    if given and kept >= min(given):
+        raise UserError(f"--reserve-gib {kept:g} leaves nothing of --device-gib {min(given):g}; reserve less")
+    return given, kept
+
+
+def _gib(text: str, option: str, zero: bool = False) -> float:
+    """A size in GiB; UserError for what is no number, too large, negative, or 0 unless that is a size too."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not (0 < value <= LARGEST_GIB or (zero and value == 0)):
+        allowed = "from 0" if zero else "above 0"
+        raise UserError(f"{option} {text}: give GiB as a number {allowed}, at most {LARGEST_GIB:g}")
+    return value
+
+
+def _tell(question: Question, done: int, total: int) -> None:
+    searched = "" if question.setting is None else f", largest {question.setting}"
+    _say(f"[{done}/{total}] {question.run.name}{searched}: simulated")
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 # ------------------------------------------------------------------------------------------ parts
@@ -261,8 +454,6 @@ def _rerun(
 
 
 def _publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder: Path, name: str) -> None:
-    from rich.console import Console
-
     from harness.tables import report as tables
 
     if not records:
@@ -270,11 +461,19 @@ def _publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder:
         return
     order = [record.config_id for record in records]
     built = tables.build(records, baseline=suite.baseline, question=suite.question, notes=notes, order=order)
-    console = Console()
-    # A pipe or a file has no width of its own; narrow tables would be hard to read there.
-    tables.to_terminal(built, console if console.is_terminal else Console(width=PIPED_COLUMNS))
+    _print(built)
     written = tables.write(built, folder, name)
     typer.echo("tables: " + ", ".join(str(path) for path in written))
+
+
+def _print(built: Report) -> None:
+    from rich.console import Console
+
+    from harness.tables.report import to_terminal
+
+    console = Console()
+    # A pipe or a file has no width of its own; narrow tables would be hard to read there.
+    to_terminal(built, console if console.is_terminal else Console(width=PIPED_COLUMNS))
 
 
 def _find_record(run: str, results: Path) -> Path:

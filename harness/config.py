@@ -19,6 +19,11 @@ Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
+def _absent(value: Any) -> bool:
+    """Whether an option is off: it is then no part of a run's identity."""
+    return value is None
+
+
 class Strict(BaseModel):
     """Frozen values; unknown keys are errors."""
 
@@ -33,11 +38,23 @@ class EmbeddedModel(Strict):
 
 
 class ShapeModel(Strict):
-    """A LLaMA of a named shape with random weights; `tokenizer` is a folder, for runs that read text."""
+    """A LLaMA of a named shape with random weights; `tokenizer` is a folder, for runs that read text.
+
+    `spectrum: llama` gives the weights singular values shaped like those of trained ones
+    (harness/spectrum.py), for methods whose ranks follow from them; None leaves them Gaussian. Widths
+    and counts that are given replace those of the named shape.
+    """
 
     source: Literal["shape"]
     name: str
     tokenizer: str | None = None
+    hidden: Annotated[int, Field(gt=0, le=1 << 16)] | None = Field(default=None, exclude_if=_absent)
+    intermediate: Annotated[int, Field(gt=0, le=1 << 18)] | None = Field(default=None, exclude_if=_absent)
+    layers: Annotated[int, Field(gt=0, le=1 << 10)] | None = Field(default=None, exclude_if=_absent)
+    heads: Annotated[int, Field(gt=0, le=1 << 10)] | None = Field(default=None, exclude_if=_absent)
+    vocab: Annotated[int, Field(gt=0, le=1 << 20)] | None = Field(default=None, exclude_if=_absent)
+    context: Annotated[int, Field(gt=0, le=1 << 20)] | None = Field(default=None, exclude_if=_absent)
+    spectrum: Literal["llama"] | None = Field(default=None, exclude_if=_absent)
 
 
 class LocalModel(Strict):
@@ -125,7 +142,7 @@ class OptimConfig(Strict):
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Annotated[float, Field(gt=0)] | None = None
-    state_bits: Literal[32, 16, 8] | None = Field(default=None, exclude_if=lambda bits: bits is None)
+    state_bits: Literal[32, 16, 8] | None = Field(default=None, exclude_if=_absent)
     per_layer: bool = Field(default=False, exclude_if=lambda on: not on)
 
 
@@ -136,7 +153,9 @@ class TrainConfig(OptimConfig):
     weights; `compress` makes no updates at all.
 
     `warmup` is in steps; the cosine ends at `min_lr_ratio` of the peak. `batch` is sequences per
-    micro-batch, so one update sees `batch * grad_accum * seq_len` tokens.
+    micro-batch, so one update sees `batch * grad_accum * seq_len` tokens. `refresh_at` lists updates
+    (counted from 1) in which methods with expensive refreshes make one out of turn, so that a run much
+    shorter than their period still shows what one costs; it changes the training.
     """
 
     stage: Literal["pretrain", "finetune", "compress"] = "finetune"
@@ -148,6 +167,7 @@ class TrainConfig(OptimConfig):
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     activation_checkpointing: bool = False
+    refresh_at: tuple[Positive, ...] = Field(default=(), exclude_if=lambda updates: not updates)
 
 
 class PerplexityConfig(Strict):
@@ -221,7 +241,7 @@ class Run(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
     repeat: Annotated[int, Field(ge=0)] = 0
     label: str | None = None
-    tuning: TuningConfig | None = Field(default=None, exclude_if=lambda tuning: tuning is None)
+    tuning: TuningConfig | None = Field(default=None, exclude_if=_absent)
 
     @field_validator("model", "data", mode="before")
     @classmethod

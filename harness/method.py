@@ -81,18 +81,32 @@ class Caps:
         )
 
 
+@dataclass(frozen=True)
+class Simulated:
+    """Says to a method that tensors have shapes and no values, and where ranks then come from.
+
+    `ranks` by layer are those to use in place of what the method would choose; None asks for its own
+    approximation (`Method.approximations`) of that name, or for the first of them.
+    """
+
+    ranks: Mapping[str, int] | None = None
+    approximation: str | None = None
+
+
 @dataclass
 class Context:
     """What a method may use while it prepares a model, and where it says what it did.
 
     `calibration` yields fresh batches of training token ids, each (batch, seq) int64, for methods
     that look at data. `cache` is a folder for results that are costly and depend on the weights
-    alone. `ranks`, `facts` and `warnings` end up in the record of the run.
+    alone. `ranks`, `facts` and `warnings` end up in the record of the run. `simulated` is there when
+    tensors have no values.
     """
 
     seed: int = 0
     cache: Path | None = None
     calibration: Callable[[], Iterator[Tensor]] | None = None
+    simulated: Simulated | None = None
     ranks: dict[str, int] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -156,6 +170,8 @@ class Method:
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     #: Paper, section and equations; says where the implementation departs from them.
     source: ClassVar[str] = ""
+    #: How a method whose shapes depend on values can do without: name -> what is assumed, the default first.
+    approximations: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config

@@ -73,19 +73,27 @@ class TrainMemory(Part):
 
 
 class Memory(Part):
-    """Peaks per phase by one named meter (`cuda` or `live`); the rest is stored and never compared."""
+    """Peaks per phase by one named meter (`cuda` or `live`); the rest is stored and never compared.
+
+    `requested_bytes` is what tensors asked for at most since the last metered update began, without what
+    CUDA's allocator adds to each; `cap_bytes` is what the run was held under on the device.
+    """
 
     meter: Literal["cuda", "live"]
     phase_peak_allocated_bytes: dict[Phase, int] = {}
     train: TrainMemory | None = None
     reserved_bytes: int | None = None
+    requested_bytes: int | None = None
+    cap_bytes: int | None = None
     host_rss_bytes: int | None = None
 
 
 class Time(Part):
     """Seconds by a clock that runs only while no meter slows the work down.
 
-    `step_s` are the timed steps in order, `refresh_step` says which of them held a refresh.
+    `step_s` are the timed steps in order, `refresh_step` says which of them held a refresh. `mfu` is the
+    share of the device's peak FLOP/s that training the dense architecture in full would take at this
+    throughput (`measure.flops_per_token`); absent where the peak is not known.
     """
 
     phase_s: dict[Phase, float] = {}
@@ -94,6 +102,7 @@ class Time(Part):
     refresh_step: list[bool] = []
     tokens_per_step: int | None = None
     tokens_per_s: float | None = None
+    mfu: float | None = None
 
 
 class RankMove(Part):
@@ -152,12 +161,16 @@ class Quality(Part):
 
 
 class Parameters(Part):
-    """Unique parameters of the prepared model; `ranks` and `facts` are what the methods report."""
+    """Unique parameters of the prepared model; `ranks` and `facts` are what the methods report.
+
+    `chosen_ranks` are those that followed from values, by method: a simulation needs them from here.
+    """
 
     total: int
     trainable: int
     trainable_names: list[str] = []
     ranks: dict[str, int] = {}
+    chosen_ranks: dict[str, dict[str, int]] = {}
     facts: dict[str, Any] = {}
 
 

@@ -86,13 +86,12 @@ def set_moments(state: dict[str, Any], first: Tensor, second: Tensor) -> None:
 
 
 def _codebooks(like: Tensor) -> tuple[Tensor, Tensor]:
-    """A signed and an unsigned code: 2 KiB that all tensors of a device share, but no fake ones."""
-    make = _made_codebooks if type(like) is Tensor else _made_codebooks.__wrapped__
-    return make(like.device)
+    """A signed and an unsigned code: 2 KiB that all tensors of a device share, or of one simulation."""
+    return _made_codebooks(like.device, getattr(like, "fake_mode", None))
 
 
 @lru_cache(maxsize=8)
-def _made_codebooks(device: torch.device) -> tuple[Tensor, Tensor]:
+def _made_codebooks(device: torch.device, simulation: object) -> tuple[Tensor, Tensor]:
     return torch.tensor(code(signed=True), device=device), torch.tensor(code(signed=False), device=device)
 
 

@@ -7,22 +7,20 @@ is here: decomposition, replacement, what is trainable, and the facts for the re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from harness.config import OptimConfig, Share
 from harness.errors import UnsupportedError, UserError
 from harness.factored import FactoredLinear, factor, ranks, restructure
 from harness.method import Caps, Context, Method, MethodConfig
 from methods._adamw import TRAIN_OPTIONS, AdamWStepper
-from methods._spectrum import Svd, decompose
-from methods._targets import LINEAR_KINDS, kind_of, target_linears
-
-#: Shape (out, in) of each target layer by name.
-Shapes = Mapping[str, tuple[int, ...]]
+from methods._sizes import Shapes, multiplications, parameters, reduction_facts
+from methods._spectrum import AskForValues, factors, singular_values
+from methods._targets import LINEAR_KINDS, target_linears
 
 
 class LowRankConfig(MethodConfig):
@@ -50,7 +48,7 @@ class LowRank(Method):
         because = "random weights have no small singular values to leave out"
         return Caps(stages=frozenset({"finetune", "compress"}), because=because, **TRAIN_OPTIONS)
 
-    def choose_ranks(self, shapes: Shapes, svd: Mapping[str, Svd], context: Context) -> dict[str, int]:
+    def choose_ranks(self, shapes: Shapes, values: AskForValues, context: Context) -> dict[str, int]:
         """Return the rank of each layer that is to be factored, by name; the others stay as they are."""
         raise NotImplementedError
 
@@ -62,16 +60,17 @@ class LowRank(Method):
         shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
         sizes = parameters(model), multiplications(model)
         on_meta = any(layer.weight.is_meta for layer in layers.values())
-        if on_meta and self.caps.value_dependent:
+        given = None if context.simulated is None else context.simulated.ranks
+        if on_meta and self.caps.value_dependent and given is None:
             raise UnsupportedError("the ranks depend on the values of the weights, and there are none")
-        svd = {} if on_meta else decompose(layers, context)
-        del layers  # so that each dense weight is freed when it is replaced
-        kept = self.choose_ranks(shapes, svd, context)
+        values = partial(singular_values, layers, context)
+        kept = self.choose_ranks(shapes, values, context) if given is None else self._given(shapes, given)
+        del layers, values  # so that each dense weight is freed when it is replaced
         if on_meta:
             restructure(model, kept)
         else:
             for name, rank in kept.items():
-                _replace(model, name, *svd[name].factors(rank))
+                _replace(model, name, rank)
         if self.config.train == "lrc":
             _train_factors_and_norms(model)
         self._report(shapes, kept, context)
@@ -82,6 +81,13 @@ class LowRank(Method):
     def stepper(self, model: nn.Module, optim: OptimConfig) -> AdamWStepper | None:
         """AdamW over factors and norms, or None where only compression is asked for."""
         return AdamWStepper(model, optim) if self.config.train == "lrc" else None
+
+    def _given(self, shapes: Shapes, given: Mapping[str, int]) -> dict[str, int]:
+        """Ranks from elsewhere, for a simulation; UserError for a rank that fits no target."""
+        for name, rank in given.items():
+            if not 0 < rank <= min(shapes.get(name, (0,))):
+                raise UserError(f"the given rank {rank} of {name} fits no target layer of this model")
+        return dict(given)
 
     def _report(self, shapes: Shapes, kept: Mapping[str, int], context: Context) -> None:
         """Say what became of the target layers; a layer that stayed dense counts with its full rank."""
@@ -98,30 +104,11 @@ class LowRank(Method):
         context.ranks.update(kept)
 
 
-def reduction_facts(shapes: Shapes, kept: Mapping[str, int]) -> dict[str, Any]:
-    """Measured reduction (pruned ranks of factored layers over all ranks), mean kept ranks, size ratios.
-
-    Multiply-adds per token of a linear layer are its weights, so both ratios of the targets are equal.
-    """
-    pruned = sum(min(shapes[name]) - rank for name, rank in kept.items())
-    kinds: dict[str, list[int]] = {}
-    for name, shape in shapes.items():
-        kinds.setdefault(kind_of(name), []).append(kept.get(name, min(shape)))
-    weights = sum(kept[name] * sum(shape) if name in kept else prod(shape) for name, shape in shapes.items())
-    ratio = weights / sum(map(prod, shapes.values()))
-    return {
-        "measured_err": pruned / sum(map(min, shapes.values())),
-        "kept_rank_by_kind": {kind: sum(kept_ranks) / len(kept_ranks) for kind, kept_ranks in kinds.items()},
-        "parameter_ratio_targets": ratio,
-        "flop_ratio_targets": ratio,
-    }
-
-
-def _replace(model: nn.Module, name: str, up: Tensor, down: Tensor) -> None:
+def _replace(model: nn.Module, name: str, rank: int) -> None:
     """Put two factors in the place of a dense layer; they train exactly if it did."""
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear)
-    factored = factor(layer, up, down)
+    factored = factor(layer, *factors(name, layer.weight, rank))
     factored.requires_grad_(layer.weight.requires_grad)
     model.set_submodule(name, factored)
 
@@ -135,16 +122,3 @@ def _train_factors_and_norms(model: nn.Module) -> None:
             module.up.weight.requires_grad_(True)
         elif type(module).__name__.endswith("RMSNorm"):
             module.requires_grad_(True)
-
-
-def parameters(model: nn.Module) -> int:
-    """The number of parameters, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def multiplications(model: nn.Module) -> int:
-    """Multiply-adds per token in all linear layers, the head included (half their FLOPs).
-
-    The embedding lookup has none; attention scores depend on the context length and are left out.
-    """
-    return sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))

@@ -38,7 +38,6 @@ class ProjectedStepper(AdamWStepper):
         self._moved: dict[str, int] = {}
         self._counts = 0, 0  # refreshes and skipped gradients before this step
 
-    # --------------------------------------------------------------------- what a subclass decides
     def find(self, name: str, matrix: Matrix, gradient: Tensor) -> Projector | None:
         """A new projector from a finite gradient, or None to keep the old one."""
         raise NotImplementedError
@@ -53,7 +52,6 @@ class ProjectedStepper(AdamWStepper):
     def after_step(self) -> None:
         """Decide about the coming update when all matrices have had this one."""
 
-    # ------------------------------------------------------------------------------------ the step
     def step(self) -> StepInfo:
         """Update whatever has not been updated inside backward; say what happened."""
         info = super().step()
@@ -70,6 +68,11 @@ class ProjectedStepper(AdamWStepper):
             refreshes=refreshes,
             skipped=skipped,
         )
+
+    def refresh_soon(self) -> None:
+        """Let the coming update find new subspaces out of turn, so that a short run shows what one costs."""
+        for matrix in self.matrices.values():
+            matrix.next_refresh = self.updates
 
     @torch.no_grad()
     def update(self, names: Sequence[str], **rules: float) -> None:
@@ -130,7 +133,6 @@ class ProjectedStepper(AdamWStepper):
         self.after_refresh(matrix, old)
         return True
 
-    # ----------------------------------------------------------------------------------- the state
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the moments of every parameter and, of projected ones, `<parameter>.left` and `.right`."""
         yield from moment_tensors(self.states)

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import nn
 
-from harness.method import Caps, Context, Method, MethodConfig
+from harness.method import Caps, Context, Method, MethodConfig, Simulated
 from methods._adamw import TRAIN_OPTIONS
 from methods._matrix import Matrix, state_facts
 from methods._projection import Projection, side_of
@@ -48,6 +48,7 @@ class Projecting(Method):
     config: ProjectingConfig
     name: ClassVar[str]
     seed = 0
+    simulated: Simulated | None = None
 
     @property
     def caps(self) -> Caps:
@@ -56,7 +57,7 @@ class Projecting(Method):
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Make every parameter trainable and say how large the states will be beside Adam's."""
-        self.seed = context.seed
+        self.seed, self.simulated = context.seed, context.simulated
         layers = target_linears(model, self.config.targets)
         shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
         facts = state_facts(shapes, self.config.rank, self.config.projection)

@@ -1,6 +1,7 @@
-"""Singular value decompositions of linear layers, computed once per checkpoint and kept on disk.
+"""Singular values of linear layers, computed once per checkpoint and kept on disk; factors of one layer.
 
-A cache entry is a manifest `svd-<sha256 of the weights>.json` that names a safetensors file by its
+Values alone are kept: with their vectors LLaMA-2 7B would need 41 GB, and a run factors only some layers, one
+at a time. A cache entry is a manifest `svd-<sha256 of the weights>.json` that names a safetensors file by its
 own sha256. Data is written before the manifest and both by `os.replace`, so two processes may write
 at once; a reader checks both hashes, and what does not match is computed again, with a warning.
 """
@@ -10,9 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -22,24 +22,16 @@ from torch import Tensor, nn
 from harness.errors import UserError
 from harness.method import Context
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
+
+#: Singular values in float32 on the CPU, descending, for each layer by name.
+Values = Mapping[str, Tensor]
+#: The same, for who needs them: they are costly.
+AskForValues = Callable[[], Values]
 
 
-class Svd(NamedTuple):
-    """W = u diag(s) vh in float32 on the CPU: u (out, r), s (r,) descending, vh (r, in), r = min(out, in)."""
-
-    u: Tensor
-    s: Tensor
-    vh: Tensor
-
-    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Balanced factors of the best approximation: u sqrt(s) (out, rank) and sqrt(s) vh (rank, in)."""
-        root = self.s[:rank].sqrt()
-        return self.u[:, :rank] * root, root[:, None] * self.vh[:rank]
-
-
-def decompose(layers: Mapping[str, nn.Linear], context: Context) -> dict[str, Svd]:
-    """Decompose every weight, from the cache where it has them; NaN or infinity raises UserError."""
+def singular_values(layers: Mapping[str, nn.Linear], context: Context) -> Values:
+    """Those of every weight, from the cache where it has them; NaN or infinity raises UserError."""
     if context.cache is None:
         return _compute(layers)
     key = _digest(layers)
@@ -57,16 +49,28 @@ def decompose(layers: Mapping[str, nn.Linear], context: Context) -> dict[str, Sv
     return result
 
 
-def _compute(layers: Mapping[str, nn.Linear]) -> dict[str, Svd]:
-    return {name: _svd(name, layer.weight) for name, layer in layers.items()}
+@torch.no_grad()
+def factors(name: str, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Balanced float32 factors of the best approximation of a weight (out, in) = u diag(s) vh.
+
+    u sqrt(s) (out, rank) and sqrt(s) vh (rank, in). UserError for NaN or infinity.
+    """
+    _check(name, weight)
+    u, s, vh = torch.linalg.svd(weight.float(), full_matrices=False)
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, root[:, None] * vh[:rank]
 
 
 @torch.no_grad()
-def _svd(name: str, weight: Tensor) -> Svd:
+def _compute(layers: Mapping[str, nn.Linear]) -> Values:
+    for name, layer in layers.items():
+        _check(name, layer.weight)
+    return {name: torch.linalg.svdvals(layer.weight.float()).cpu() for name, layer in layers.items()}
+
+
+def _check(name: str, weight: Tensor) -> None:
     if not weight.isfinite().all():
         raise UserError(f"the weight of {name} holds NaN or infinity, so it has no singular values")
-    parts = torch.linalg.svd(weight.float(), full_matrices=False)
-    return Svd(*(part.cpu().contiguous() for part in parts))
 
 
 @torch.no_grad()
@@ -85,7 +89,7 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(manifest: Path, key: str, layers: Mapping[str, nn.Linear]) -> dict[str, Svd]:
+def _read(manifest: Path, key: str, layers: Mapping[str, nn.Linear]) -> Values:
     """Load an entry; what is not as it was written raises an error that the caller expects."""
     content = json.loads(manifest.read_text(encoding="utf-8"))
     if content["weights_sha256"] != key:
@@ -94,18 +98,15 @@ def _read(manifest: Path, key: str, layers: Mapping[str, nn.Linear]) -> dict[str
     if _file_digest(data) != content["file_sha256"]:
         raise ValueError(f"{data.name} has changed since it was written")
     tensors = load_file(data)
-    return {name: Svd(*(tensors[f"{name}.{part}"] for part in Svd._fields)) for name in layers}
+    return {name: tensors[name] for name in layers}
 
 
-def _write(manifest: Path, key: str, result: Mapping[str, Svd]) -> None:
+def _write(manifest: Path, key: str, result: Values) -> None:
     folder = manifest.parent
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        f"{name}.{part}": tensor for name, svd in result.items() for part, tensor in svd._asdict().items()
-    }
     with tempfile.TemporaryDirectory(dir=folder, prefix=".svd-") as scratch:
         data, note = Path(scratch, "data"), Path(scratch, "note")
-        save_file(tensors, data)
+        save_file(dict(result), data)
         checksum = _file_digest(data)
         target = folder / f"svd-{checksum}.safetensors"
         content = {"weights_sha256": key, "file": target.name, "file_sha256": checksum}

@@ -1,4 +1,4 @@
-"""Leading singular subspaces of a matrix: exact, by its Gram matrix, or by randomized iteration.
+"""Leading singular subspaces of a matrix: exact, by its Gram matrix, or by randomized iteration; their rank.
 
 Each finder takes `matrix` (d, k) and returns orthonormal columns (d, q) with their singular values (q,),
 both descending, in float32 (float64 for float64). The columns span (exactly or nearly) the leading
@@ -81,3 +81,17 @@ def _randomized(
     inner = basis.T @ matrix
     squares, turn = torch.linalg.eigh(inner @ inner.T)
     return basis @ turn.flip(1)[:, :width], squares.flip(0).clamp(min=0).sqrt()
+
+
+def squared_norm(gradient: Tensor) -> float:
+    """|G|_F^2 row by row: one float32 sum over millions of squares would be too rough for `energy` 1."""
+    exact = torch.promote_types(gradient.dtype, torch.float32)
+    rows = torch.linalg.vector_norm(gradient, dim=1, dtype=exact)
+    return float(rows.double().square().sum())
+
+
+def least_rank(values: Tensor, total: float, energy: float) -> int:
+    """The smallest rank whose squared singular values (descending) reach `energy` of `total`, else all."""
+    kept = values.double().square().cumsum(0)
+    enough = int(torch.searchsorted(kept, kept.new_tensor(energy * total * (1 - 1e-6))))
+    return min(enough + 1, len(values))

@@ -8,8 +8,9 @@ most `period` updates.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -21,7 +22,9 @@ from methods._matrix import Matrix
 from methods._projected import ProjectedStepper
 from methods._projecting import Positive, Projecting, ProjectingConfig, matrices_of
 from methods._projection import Projector, find
-from methods._subspace import Finder, seeded
+from methods._subspace import Finder, least_rank, seeded, squared_norm
+
+Given = Mapping[str, int] | None
 
 
 class AdaRankGradConfig(ProjectingConfig):
@@ -73,6 +76,8 @@ class AdaRankGrad(Projecting):
         "squared coefficients for second moments, one step count for the bias over all subspaces."
     )
 
+    approximations: ClassVar[Mapping[str, str]] = {"upper": "every rank is at its upper bound"}
+
     @property
     def caps(self) -> Caps:
         """Ranks follow from the values of gradients."""
@@ -80,15 +85,21 @@ class AdaRankGrad(Projecting):
 
     def stepper(self, model: nn.Module, optim: OptimConfig) -> AdaRankGradStepper:
         """Refreshes by convergence and by the clock."""
-        return AdaRankGradStepper(model, optim, self.config, self.seed)
+        given = None if self.simulated is None else self.simulated.ranks or {}
+        return AdaRankGradStepper(model, optim, self.config, self.seed, given)
 
 
 class AdaRankGradStepper(ProjectedStepper):
-    """Chooses ranks at refreshes, and refreshes where a gradient has shrunk in its subspace."""
+    """Chooses ranks at refreshes, and refreshes where a gradient has shrunk in its subspace.
 
-    def __init__(self, model: nn.Module, optim: OptimConfig, config: AdaRankGradConfig, seed: int) -> None:
+    In a simulation `given` are the ranks by layer; all others are then at their upper bound.
+    """
+
+    def __init__(
+        self, model: nn.Module, optim: OptimConfig, config: AdaRankGradConfig, seed: int, given: Given = None
+    ) -> None:
         super().__init__(model, optim, matrices_of(model, config))
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.given = config, seed, given
         self.scale, self.rule = config.scale, config.moments
         self._norms_here: dict[str, Tensor] = {}
 
@@ -103,10 +114,16 @@ class AdaRankGradStepper(ProjectedStepper):
         first = min(2 * old.rank, upper) if old is not None and how == "randomized" else upper
         for width in sorted({first, upper}):
             found, values = find(gradient, matrix.side, width, how, generator, old)
-            rank = max(min(self.config.min_rank, width), least_rank(values, total, self.config.energy))
+            rank = self._rank(name, values, total)
             if rank < width:
                 break
         return Projector(**{side: basis[:, :rank].clone() for side, basis in found.tensors().items()})
+
+    def _rank(self, name: str, values: Tensor, total: float) -> int:
+        """What the energy asks for, of as many singular values as were looked for."""
+        if self.given is not None:
+            return min(self.given.get(name.removesuffix(".weight"), len(values)), len(values))
+        return max(min(self.config.min_rank, len(values)), least_rank(values, total, self.config.energy))
 
     def after_refresh(self, matrix: Matrix, old: Projector | None) -> None:
         """A new subspace measures convergence anew."""
@@ -128,17 +145,3 @@ class AdaRankGradStepper(ProjectedStepper):
                 matrix.notes["norm"] = norm
             elif norm <= self.config.convergence * matrix.notes["norm"]:
                 matrix.next_refresh = min(matrix.next_refresh, self.updates + 1)
-
-
-def squared_norm(gradient: Tensor) -> float:
-    """|G|_F^2 row by row: one float32 sum over millions of squares would be too rough for `energy` 1."""
-    exact = torch.promote_types(gradient.dtype, torch.float32)
-    rows = torch.linalg.vector_norm(gradient, dim=1, dtype=exact)
-    return float(rows.double().square().sum())
-
-
-def least_rank(values: Tensor, total: float, energy: float) -> int:
-    """The smallest rank whose squared singular values (descending) reach `energy` of `total`, else all."""
-    kept = values.double().square().cumsum(0)
-    enough = int(torch.searchsorted(kept, kept.new_tensor(energy * total * (1 - 1e-6))))
-    return min(enough + 1, len(values))

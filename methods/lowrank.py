@@ -19,7 +19,7 @@ from harness.errors import UserError
 from harness.factored import FactoredLinear, factor, ranks, restructure
 from harness.method import Caps, Context, Method, MethodConfig
 from methods._adamw import TRAIN_OPTIONS, AdamWStepper
-from methods._lowrank import Shapes, multiplications, parameters
+from methods._sizes import Shapes, multiplications, parameters
 from methods._subspace import seeded
 from methods._targets import LINEAR_KINDS, target_linears
 

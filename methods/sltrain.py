@@ -19,7 +19,7 @@ from harness.errors import UserError
 from harness.factored import ranks
 from harness.method import Caps, Context, Method, MethodConfig
 from methods._adamw import TRAIN_OPTIONS, AdamWStepper
-from methods._lowrank import parameters
+from methods._sizes import parameters
 from methods._sltrain import Execution, SLTrainLinear
 from methods._subspace import seeded
 from methods._targets import LINEAR_KINDS, target_linears
@@ -72,7 +72,7 @@ class SLTrain(Method):
         for index, name in enumerate(names):
             dense = model.get_submodule(name)
             assert isinstance(dense, nn.Linear)
-            layers[name] = self._replacement(dense, context.seed, index)
+            layers[name] = self._replacement(dense, context, index)
             model.set_submodule(name, layers[name])
         self._report(layers, context)
         total = parameters(model)
@@ -92,11 +92,11 @@ class SLTrain(Method):
                 model.set_submodule(name, layer.merged())
         return model
 
-    def _replacement(self, dense: nn.Linear, seed: int, index: int) -> SLTrainLinear:
-        shape = tuple(dense.weight.shape)
-        if dense.weight.is_meta:
+    def _replacement(self, dense: nn.Linear, context: Context, index: int) -> SLTrainLinear:
+        shape, seed = tuple(dense.weight.shape), context.seed
+        if dense.weight.is_meta or context.simulated:
             size, dtype = support_size(shape, self.config.delta), support_dtype(shape)
-            positions = torch.empty(size, dtype=dtype, device="meta")
+            positions = torch.empty(size, dtype=dtype, device=dense.weight.device)
         else:
             positions = support(shape, self.config.delta, seed, index)
         rank, scale = min(self.config.rank, *shape), self.config.alpha / self.config.rank

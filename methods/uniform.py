@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from harness.method import Context
-from methods._lowrank import LowRank, Shapes
-from methods._spectrum import Svd
+from methods._lowrank import LowRank
+from methods._sizes import Shapes
+from methods._spectrum import AskForValues
 
 
 class Uniform(LowRank):
@@ -17,6 +16,6 @@ class Uniform(LowRank):
         "r0 = min(out, in) ranks int(err r0) go from every matrix, even where the factors are then larger."
     )
 
-    def choose_ranks(self, shapes: Shapes, svd: Mapping[str, Svd], context: Context) -> dict[str, int]:
+    def choose_ranks(self, shapes: Shapes, values: AskForValues, context: Context) -> dict[str, int]:
         """Keep r0 - int(err r0) of r0 ranks, which is at least 1 because err < 1."""
         return {name: min(shape) - int(self.config.err * min(shape)) for name, shape in shapes.items()}

@@ -8,17 +8,19 @@ model, are pruned. A matrix that loses more than `min_ratio` of its ranks is a l
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
+from harness import spectrum
 from harness.method import Caps, Context
-from methods._lowrank import LowRank, LowRankConfig, Shapes
-from methods._spectrum import Svd
+from methods._lowrank import LowRank, LowRankConfig
+from methods._sizes import Shapes
+from methods._spectrum import AskForValues
 
 #: Normalised singular values of each target layer by name, ascending.
 Spectra = Mapping[str, list[float]]
@@ -50,17 +52,30 @@ class WeLore(LowRank):
         "paper searches in steps of 0.005, and the code has a table for two models."
     )
 
+    approximations: ClassVar[Mapping[str, str]] = {
+        "published": "spectra shaped so that the paper's thresholds and parameter ratios nearly come out",
+        "power-law": "the i-th singular value of every matrix is 1 / i",
+    }
+
     @property
     def caps(self) -> Caps:
         """Works on trained weights, whose values decide the ranks."""
         return replace(super().caps, value_dependent=True)
 
-    def choose_ranks(self, shapes: Shapes, svd: Mapping[str, Svd], context: Context) -> dict[str, int]:
+    def choose_ranks(self, shapes: Shapes, values: AskForValues, context: Context) -> dict[str, int]:
         """Find tau unless it is given; return the rank of every LRC."""
-        spectra = {name: normalised(part.s) for name, part in svd.items()}
+        if context.simulated:
+            spectra = self._assumed(shapes, context.simulated.approximation)
+        else:
+            spectra = {name: normalised(part) for name, part in values().items()}
         tau = self.config.tau or self.find_tau(shapes, spectra)
         context.facts["tau"] = tau
         return self.components(shapes, spectra, tau)
+
+    def _assumed(self, shapes: Shapes, approximation: str | None) -> Spectra:
+        """Spectra in place of those of weights that have no values."""
+        assume = spectrum.power_law if approximation == "power-law" else spectrum.like_llama
+        return {name: scaled(assume(min(shape), name, shapes)) for name, shape in shapes.items()}
 
     def components(self, shapes: Shapes, spectra: Spectra, tau: float) -> dict[str, int]:
         """The kept rank of each LRC at a threshold. As tau grows LRCs only join and ranks only fall."""
@@ -92,6 +107,10 @@ class WeLore(LowRank):
 
 def normalised(singular_values: Tensor) -> list[float]:
     """Scale one matrix's singular values to [0, 1], ascending; equal ones are all 1: none is spare."""
-    values = singular_values.double().sort().values
-    span = values[-1] - values[0]
-    return ((values - values[0]) / span if span > 0 else values * 0 + 1).tolist()
+    return scaled(singular_values.double().tolist())
+
+
+def scaled(values: Sequence[float]) -> list[float]:
+    """The same for a list."""
+    low, high = min(values), max(values)
+    return [(value - low) / (high - low) if high > low else 1.0 for value in sorted(values)]

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 import harness
+from harness.errors import UserError
 from harness.record import Environment
 
 PACKAGES = (
@@ -36,7 +37,10 @@ VARIABLES = (
     "CUBLAS_WORKSPACE_CONFIG",
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
+    "LOREBENCH_CUDA_GIB",
 )
+#: How many GiB a run may take on its GPU, as if the device were smaller.
+CAP = "LOREBENCH_CUDA_GIB"
 #: What decides a result; a change elsewhere (pages, results, tests) does not make a run differ.
 CODE = ("harness", "methods", "benchmarks")
 Flag = str | bool | int
@@ -60,6 +64,27 @@ def describe(device: torch.device | str) -> Environment:
         driver=driver() if device.type == "cuda" else None,
         flags=flags(),
     )
+
+
+def cap(device: torch.device) -> int | None:
+    """Hold this process under the GiB of `CAP` on a GPU; the bytes, or None where no cap is asked for.
+
+    What is held down is what PyTorch's allocator reserves: the device context comes on top.
+    """
+    asked = os.environ.get(CAP)
+    if asked is None:
+        return None
+    if device.type != "cuda":
+        raise UserError(f"{CAP} is set, but holds down a GPU alone; unset it, or use --device cuda")
+    total = torch.cuda.get_device_properties(device).total_memory
+    try:
+        size = round(float(asked) * 2**30)
+    except (ValueError, OverflowError):
+        size = 0
+    if not 0 < size <= total:
+        raise UserError(f"{CAP}={asked!r}: give GiB above 0, at most the {total / 2**30:.1f} of the device")
+    torch.cuda.set_per_process_memory_fraction(size / total, device)
+    return size
 
 
 def machine_slug(device: torch.device | str) -> str:

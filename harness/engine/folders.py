@@ -115,8 +115,7 @@ def whole(source: str | Path, **options: Any) -> nn.Module:
 
 def _load_factored(folder: Path, dtype: torch.dtype) -> nn.Module:
     """Rebuild the factored structure from its manifest, then load the weights: no decomposition is needed."""
-    model = AutoModelForCausalLM.from_config(causal_config(folder), dtype=dtype)
-    factored.restructure(model, _manifest_ranks(folder / FACTORS_MANIFEST))
+    model = restructured(AutoModelForCausalLM.from_config(causal_config(folder), dtype=dtype), folder)
     tied = set(getattr(model, "all_tied_weights_keys", {}))
     try:
         missing, unexpected = model.load_state_dict(load_file(folder / FACTORED_WEIGHTS), strict=False)
@@ -127,6 +126,12 @@ def _load_factored(folder: Path, dtype: torch.dtype) -> nn.Module:
             f"{folder}: weights do not fit the manifest: {sorted({*missing, *unexpected} - tied)[:3]}"
         )
     return model
+
+
+def restructured(model: nn.Module, folder: Path) -> nn.Module:
+    """Give a plain model the factored layers of a folder, empty; nothing changes where it has none."""
+    manifest = folder / FACTORS_MANIFEST
+    return factored.restructure(model, _manifest_ranks(manifest)) if manifest.exists() else model
 
 
 def _manifest_ranks(path: Path) -> dict[str, int]:

@@ -15,8 +15,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from harness.engine.meters import parts
+from harness.engine.storages import parts
 from harness.errors import UserError
+from harness.factored import FactoredLinear
 
 
 # ------------------------------------------------------------------------------- memory by component
@@ -75,6 +76,15 @@ def components(model: nn.Module, state: Iterable[tuple[str, Tensor]]) -> Compone
 def host_rss_bytes() -> int:
     """Resident memory of this process now."""
     return psutil.Process().memory_info().rss
+
+
+def requested_bytes(device: torch.device) -> int | None:
+    """The most that tensors asked for since the peak was reset; None on a device without such a count.
+
+    Allocated bytes are more: CUDA's caching allocator counts the whole block that it hands out, which may
+    be up to 1 MiB longer than what was asked for.
+    """
+    return torch.cuda.memory_stats(device)["requested_bytes.all.peak"] if device.type == "cuda" else None
 
 
 def reserved_bytes(device: torch.device) -> int | None:
@@ -149,3 +159,46 @@ def tokens_per_s(
         refresh_steps * statistics.median(refresh) if refresh_steps else 0.0
     )
     return (plain_steps + refresh_steps) * tokens_per_step / seconds if seconds > 0 else None
+
+
+# ---------------------------------------------------------------------------- model FLOPs utilisation
+#: Peak of dense bfloat16 matrix products in FLOP/s, by the name that torch gives to a whole device. NVIDIA's
+#: data sheets of H200 and H100 (with sparsity, which doubles the figure: 1,979 and 1,513 TFLOPS), A100 (312).
+PEAK_FLOPS = {
+    "NVIDIA H200": 1979e12 / 2,
+    "NVIDIA H100 80GB HBM3": 1979e12 / 2,
+    "NVIDIA H100 PCIe": 1513e12 / 2,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+}
+
+
+def peak_flops(device: str, dtype: str) -> float | None:
+    """Peak FLOP/s of a device by name; None where not listed (a CPU, a share of a GPU) or not bfloat16."""
+    return PEAK_FLOPS.get(device) if dtype == "bfloat16" else None
+
+
+def flops_per_token(model: nn.Module, length: int) -> float:
+    """FLOPs per token of training the dense architecture of a causal LM in full, on sequences of `length`.
+
+    6 N + 12 L H Q T: N weights of linear layers, the head included and the embedding not (it is looked up), L
+    layers of H heads of width Q, T = `length` (Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
+    A factored layer counts as the dense one that it stands for. Recomputation does not count, nor does it
+    matter what is trained: methods that save work reach higher figures.
+    """
+    factored = [module for module in model.modules() if isinstance(module, FactoredLinear)]
+    factors = {id(factor) for layer in factored for factor in (layer.down, layer.up)}
+    dense = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in factors]
+    weights = sum(layer.in_features * layer.out_features for layer in dense)
+    weights += sum(layer.in_features * layer.out_features for layer in factored)
+    config: Any = model.config
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 6.0 * weights + 12.0 * config.num_hidden_layers * heads * width * length
+
+
+def utilisation(tokens_per_s: float | None, flops: float, peak: float | None) -> float | None:
+    """Model FLOPs utilisation: the share of the peak FLOP/s that the model's own arithmetic takes."""
+    return tokens_per_s * flops / peak if tokens_per_s is not None and peak is not None else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness.engine.storages import parts, tensors_alive, tensors_within
 from harness.errors import UserError
 
 
@@ -32,13 +33,11 @@ class Window:
 class Meter(Protocol):
     """A ruler of memory; windows of one meter may nest."""
 
-    name: Literal["cuda", "live"]
-
     def window(self) -> AbstractContextManager[Window]:
         """Open a window: all that is alive now counts from the start, garbage does not."""
 
 
-def meter_for(device: torch.device) -> Meter:
+def meter_for(device: torch.device) -> CudaMeter | LiveMeter:
     """The meter of a device: `cuda` on a GPU, `live` on a CPU; UserError for any other."""
     if device.type == "cuda":
         return CudaMeter(device)
@@ -155,7 +154,7 @@ class LiveStorages(TorchDispatchMode):
             return NotImplemented
         result = func(*args, **(kwargs or {}))
         # Arguments are looked at too: they may come from outside (numpy, a file) or be resized in place.
-        for tensor in _tensors((result, args, kwargs)):
+        for tensor in tensors_within((result, args, kwargs)):
             self._enter(tensor)
         self._mark()
         return result
@@ -195,51 +194,3 @@ class LiveStorages(TorchDispatchMode):
 class _Storage:
     size_bytes: int
     reference: weakref.ref[torch.UntypedStorage]
-
-
-# --------------------------------------------------------------------------------------- storages
-_SPARSE_PARTS: dict[torch.layout, tuple[str, ...]] = {
-    torch.sparse_coo: ("_indices", "_values"),
-    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
-    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
-    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
-    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
-}
-
-
-def parts(tensor: Tensor) -> Iterator[Tensor]:
-    """The plain tensors behind a tensor: itself, or the parts of a wrapper subclass or a sparse layout.
-
-    Each part has a storage of its own or shared. Works on fake tensors; the part knows the device that
-    a fake storage does not.
-    """
-    if tensor.layout in _SPARSE_PARTS:
-        for name in _SPARSE_PARTS[tensor.layout]:
-            yield getattr(tensor, name)()
-    elif hasattr(type(tensor), "__tensor_flatten__"):
-        for name in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
-            yield from parts(getattr(tensor, name))
-    else:
-        yield tensor
-
-
-def tensors_alive() -> Iterator[Tensor]:
-    """Every tensor that Python can reach, hidden caches included, with the gradients of leaves."""
-    for thing in gc.get_objects():
-        if not issubclass(type(thing), Tensor):  # isinstance() would run the code of proxies
-            continue
-        yield thing
-        with suppress(RuntimeError, NotImplementedError, ValueError):
-            if thing.is_leaf and thing.grad is not None:
-                yield thing.grad
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)

@@ -15,10 +15,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from harness.config import EmbeddedModel, HubModel, LocalModel, ModelConfig, ShapeModel
-from harness.engine import folders
-from harness.engine.shapes import SHAPES
-from harness.errors import UserError, nearest, one_line
+from harness.engine import folders, spectral
+from harness.engine.shapes import shape_of
+from harness.errors import UserError, one_line
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EMBEDDED_BASE = Path(__file__).resolve().parents[2] / "benchmarks" / "embedded" / "base"
 
 
@@ -34,8 +35,8 @@ class Loaded:
 
 def check(config: ModelConfig) -> None:
     """Raise UserError when a model cannot be loaded, as far as that shows without loading its weights."""
-    if isinstance(config, ShapeModel) and config.name not in SHAPES:
-        raise UserError(f"no shape {config.name!r}; {nearest(config.name, SHAPES)}")
+    if isinstance(config, ShapeModel):
+        shape_of(config)
     folder = _folder(config)
     if folder is None:
         return
@@ -51,7 +52,10 @@ def load(
     """Load a causal LM onto `device`; a shape, or any model from `scratch`, is initialised from `seed`."""
     check(config)
     if scratch or isinstance(config, ShapeModel):
-        return _load_random(config, dtype, device, seed)
+        loaded = _load_random(config, dtype, device, seed)
+        if isinstance(config, ShapeModel) and config.spectrum:
+            spectral.impose(loaded.model, seed)
+        return loaded
     if isinstance(config, HubModel):
         return _load_hub(config, dtype, device)
     folder = _folder(config)
@@ -61,9 +65,11 @@ def load(
     return Loaded(model, folders.own_tokenizer(folder), _name(config, folder), sha256)
 
 
-def shape_config(name: str) -> LlamaConfig:
-    """The transformers configuration of a named shape."""
-    return LlamaConfig(**SHAPES[name].config(), use_cache=False)
+def shape_config(model: ShapeModel | str) -> LlamaConfig:
+    """The transformers configuration of a shape, or of a named one."""
+    if isinstance(model, str):
+        model = ShapeModel(source="shape", name=model)
+    return LlamaConfig(**shape_of(model).config(), use_cache=False)
 
 
 def _folder(config: ModelConfig) -> Path | None:
@@ -76,7 +82,7 @@ def _load_random(config: ModelConfig, dtype: torch.dtype, device: torch.device, 
     """Random weights in the architecture of a shape, or of a model whose weights are not read."""
     if isinstance(config, ShapeModel):
         tokenizer = folders.tokenizer_of(Path(config.tokenizer)) if config.tokenizer else None
-        architecture, name = shape_config(config.name), config.name
+        architecture, name = shape_config(config), config.name
     elif isinstance(config, HubModel):
         architecture, tokenizer = _hub_parts(config)
         name = f"{config.id}@{config.revision}, random weights"
@@ -88,8 +94,19 @@ def _load_random(config: ModelConfig, dtype: torch.dtype, device: torch.device, 
         name = f"{_name(config, folder)}, random weights"
     torch.manual_seed(seed)
     with device:
-        model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32).to(dtype)
+        model = AutoModelForCausalLM.from_config(architecture, dtype=dtype)
     return Loaded(model, tokenizer, name, None)
+
+
+def hollow(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
+    """The model as a run would train it, in structure alone; its values are arbitrary, no weight is read.
+
+    Made for fake tensors, which hold no values: elsewhere it costs as much memory as the model.
+    """
+    check(config)
+    folder = _folder(config)
+    model = _load_random(config, dtype, torch.device("cpu"), seed=0).model
+    return model if folder is None else folders.restructured(model, folder)
 
 
 def _hub_parts(config: HubModel) -> tuple[Any, Any]:

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness.engine import checks, data, environment, folders, measure, models, protocols, quality
+from harness.engine import checks, data, environment, folders, measure, models, preparing, protocols, quality
 from harness.engine.meters import meter_for
-from harness.engine.train import Trained, Trainer
+from harness.engine.models import DTYPES
+from harness.engine.train import Trained, Trainer, ready_to_train
 from harness.method import Caps, Context, Stepper
-from harness.record import Data, Memory, Parameters, Perplexity, Quality, RankMove, Training, TrainMemory
+from harness.record import Data, Memory, Perplexity, Quality, RankMove, Training
 
 if TYPE_CHECKING:
     from harness.engine.job import Job
     from harness.engine.reporter import Reporter
     from harness.record import Phase
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def carry_out(job: Job, reporter: Reporter) -> None:
@@ -62,7 +61,7 @@ class RunInProgress:
         self.device = checks.device(self.job.device)
         self.meter = meter_for(self.device)
         self.record.environment = environment.describe(self.device)
-        self.record.memory = Memory(meter=self.meter.name)
+        self.record.memory = Memory(meter=self.meter.name, cap_bytes=environment.cap(self.device))
         self.methods = checks.stack(run)
         self.caps = checks.supported(run, self.methods)
         torch.manual_seed(run.seed)
@@ -76,6 +75,7 @@ class RunInProgress:
             )
         self._peak("load", window.peak_allocated_bytes)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        self.flops_per_token = measure.flops_per_token(self.model, run.data.seq_len)
         self.tokens = data.load(run.data, self.tokenizer, self.model.config.vocab_size, run.seed)
         # Read now, though scored at the end: text or tasks that cannot be had must not cost a training first.
         asked = run.evaluate
@@ -97,37 +97,21 @@ class RunInProgress:
 
     def prepare(self) -> Stepper | None:
         """Let the stack of methods change the model, and find who trains it."""
-        ranks: dict[str, int] = {}
-        facts: dict[str, Any] = {}
         with self.meter.window() as window:
-            for index, method in enumerate(self.methods):
-                context = self._context()
-                self.model = method.prepare(self.model, context)
-                ranks |= context.ranks
-                name = self.run.method[index].name
-                facts[name if name not in facts else f"{name}#{index + 1}"] = context.facts
-                self.record.warnings += context.warnings
+            self.model, self.record.parameters, warnings = preparing.prepare(
+                self.run, self.methods, self.model, lambda key, method: self._context()
+            )
             training = self.run.train.stage != "compress"
             stepper = checks.stepper(self.run, self.methods, self.model) if training else None
         self._peak("prepare", window.peak_allocated_bytes)
-        unique = {id(parameter): parameter for parameter in self.model.parameters()}.values()
-        trainable = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        self.record.parameters = Parameters(
-            total=sum(parameter.numel() for parameter in unique),
-            trainable=sum(parameter.numel() for parameter in unique if parameter.requires_grad),
-            trainable_names=trainable,
-            ranks=ranks,
-            facts=facts,
-        )
+        self.record.warnings += warnings
         return stepper
 
     def train(self, stepper: Stepper | None) -> None:
         """Run the loop and note memory, time and the course of the loss, also of a training that broke."""
         assert stepper is not None
         run, config = self.run, self.run.train
-        if config.activation_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.model.config.use_cache = False
+        ready_to_train(self.model, config)
         trainer = Trainer(
             self.model,
             stepper,
@@ -142,6 +126,7 @@ class RunInProgress:
             trainer.run(lambda event: self.reporter.tell(**event, **self._speed(trainer.result)))
         finally:
             self._note_training(trainer.result)
+            self._note_device()
         self.model.config.use_cache = True
 
     def evaluate(self) -> None:
@@ -213,17 +198,21 @@ class RunInProgress:
         self.record.memory.host_rss_bytes = measure.host_rss_bytes()
         if self.record.parameters is not None:
             self.record.parameters.ranks |= trained.ranks
-        if window.parts is None or window.first_step is None or window.last_step is None:
-            return
-        self._peak("train", window.peak_bytes)
-        self.record.memory.train = TrainMemory(
-            peak_allocated_bytes=window.peak_bytes,
-            **vars(window.parts),
-            transient_bytes=window.peak_bytes - window.parts.resident_bytes,
-            window_first_step=window.first_step,
-            window_last_step=window.last_step,
-            refreshes_in_window=window.refreshes,
-        )
+            for chosen in list(self.record.parameters.chosen_ranks.values())[-1:]:
+                chosen |= {name: rank for name, rank in trained.ranks.items() if name in chosen}
+        self.record.memory.train = window.summary()
+        if self.record.memory.train is not None:
+            self._peak("train", window.peak_bytes)
+
+    def _note_device(self) -> None:
+        """What depends on the kind of device: the allocator's view, and how busy the matrix units were."""
+        assert self.record.time is not None
+        assert self.record.memory is not None
+        assert self.record.environment is not None
+        self.record.memory.requested_bytes = measure.requested_bytes(self.device)
+        peak = measure.peak_flops(self.record.environment.device, self.run.train.dtype)
+        speed = self.record.time.tokens_per_s
+        self.record.time.mfu = measure.utilisation(speed, self.flops_per_token, peak)
 
     def _tokens_per_step(self) -> int:
         return self.run.train.batch * self.run.train.grad_accum * self.run.data.seq_len

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from harness import record as records
 from harness.config import Run
+from harness.engine.foresight import refusals
 from harness.engine.job import Job
 from harness.engine.process import carry_out
 from harness.engine.progress import Display
@@ -36,7 +37,8 @@ class Settings:
     """Where results go and how far a sweep may go.
 
     `deadline_s` is per run, `budget_s` for the whole sweep, `grace_s` what a worker gets between
-    SIGTERM and SIGKILL. `retry` does again what is finished and not ok. `command` starts a worker.
+    SIGTERM and SIGKILL. `retry` does again what is finished and not ok, `force` starts also what cannot fit
+    the device. `command` starts a worker.
     """
 
     results: Path
@@ -46,23 +48,29 @@ class Settings:
     budget_s: float | None = None
     retry: bool = False
     grace_s: float = 5.0
+    force: bool = False
     command: tuple[str, ...] = WORKER
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs with complete method options, and the device and machine that they are for."""
+    """Runs with complete method options, and the device and machine that they are for.
+
+    `device_bytes` is all the memory that the device has, None where that is not known.
+    """
 
     runs: tuple[Run, ...]
     device: str
     machine: str
+    device_bytes: int | None = None
 
 
 @dataclass
 class Sweep:
     """What a sweep came to: all finished records by run id, what was done just now, and what is left.
 
-    `left` did not fit into the budget; `refused` says for each run whose input was bad what to do.
+    `left` did not fit into the budget; `refused` says for each run whose input was bad, or that cannot
+    fit its device, what to do.
     """
 
     folder: Path
@@ -83,10 +91,14 @@ class Estimates:
         if seconds is not None and record.outcome.status == "ok":
             self._seconds.setdefault(record.config_id, []).append(seconds)
 
+    def known(self, run: Run) -> float | None:
+        """The longest of the same config, else None."""
+        return max(self._seconds.get(run.config_id, ()), default=None)
+
     def of(self, run: Run) -> float | None:
         """The longest of the same config, else the mean of all, else None."""
-        if run.config_id in self._seconds:
-            return max(self._seconds[run.config_id])
+        if (known := self.known(run)) is not None:
+            return known
         return fmean(s for times in self._seconds.values() for s in times) if self._seconds else None
 
     def total(self, runs: Sequence[Run]) -> float | None:
@@ -104,7 +116,8 @@ def resolve(runs: Sequence[Run], device: str = "auto", command: Sequence[str] = 
         if "error" in content:
             raise UserError(str(content["error"]))
         resolved = tuple(Run.model_validate(value) for value in content["runs"])
-        return Plan(resolved, str(content["device"]), str(content["machine"]))
+        total = content.get("device_bytes")
+        return Plan(resolved, str(content["device"]), str(content["machine"]), total and int(total))
     except (IndexError, KeyError, TypeError, ValueError) as error:
         said = answer.stderr.decode(errors="replace").strip().splitlines()
         last = said[-1] if said else f"exit code {answer.returncode} and no message"
@@ -128,15 +141,26 @@ def sweep(suite: Suite, settings: Settings, display: Display, rerun: Callable[[R
     runs = sorted(unique.values(), key=lambda run: run.repeat)
     jobs = [Job(run, suite.name, folder / run.run_id, plan.device, cache, rerun(run)) for run in runs]
     with display, _device_lock(plan.device, settings.cache, display):
-        return _carry_out_all(jobs, folder, settings, display)
+        return _carry_out_all(jobs, folder, settings, display, plan.device_bytes)
 
 
-def _carry_out_all(jobs: Sequence[Job], folder: Path, settings: Settings, display: Display) -> Sweep:
+def _carry_out_all(
+    jobs: Sequence[Job], folder: Path, settings: Settings, display: Display, device_bytes: int | None
+) -> Sweep:
     began = time.monotonic()
     estimates = Estimates()
-    found = _survey(jobs, folder, estimates)
+    found = survey([job.run for job in jobs], folder, estimates)
     result = Sweep(folder, _finished(jobs, found, settings.retry, display))
     todo = [job for job in jobs if job.run.run_id not in result.records]
+    if device_bytes is not None and not settings.force:
+        # What ran here to a good end fits, whatever its seed.
+        unsure = [job.run for job in todo if estimates.known(job.run) is None]
+        result.refused = refusals(
+            unsure, jobs[0].device, device_bytes, settings.cache, settings.command, display.note
+        )
+        todo = [job for job in todo if job.run.run_id not in result.refused]
+    for reason in dict.fromkeys(result.refused.values()):
+        display.note(f"refused: {reason}")
     display.begin(total=len(jobs), done=len(result.records))
     for position, job in enumerate(todo):
         run = job.run
@@ -184,8 +208,8 @@ def _result_folder(settings: Settings, machine: str, suite: str) -> Path:
     return folder
 
 
-def _survey(jobs: Sequence[Job], folder: Path, estimates: Estimates) -> dict[str, Record]:
-    """Read all records of the folder before anything starts; UserError for a file that is not ours."""
+def survey(runs: Sequence[Run], folder: Path, estimates: Estimates) -> dict[str, Record]:
+    """Read all of a suite's folder and return the records of the runs; UserError for what is not ours."""
     suite = folder.name
     found: dict[str, Record] = {}
     for path in sorted(folder.glob("*.json")):
@@ -196,7 +220,7 @@ def _survey(jobs: Sequence[Job], folder: Path, estimates: Estimates) -> dict[str
         found[record.run_id] = record
         if record.finished and record.time:
             estimates.add(record, record.time.wall_s)
-    return {job.run.run_id: found[job.run.run_id] for job in jobs if job.run.run_id in found}
+    return {run.run_id: found[run.run_id] for run in runs if run.run_id in found}
 
 
 def _finished(

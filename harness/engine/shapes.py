@@ -7,8 +7,11 @@ The sizes from 9m to 7b are the configurations of the GaLore and SLTrain code (G
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from harness.config import ShapeModel
+from harness.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -59,3 +62,25 @@ SHAPES: dict[str, Shape] = {
     "llama-2-7b": Shape(4096, 11008, 32, 32, context=4096, norm_eps=1e-5),
     "llama-2-13b": Shape(5120, 13824, 40, 40, context=4096, norm_eps=1e-5),
 }
+
+
+def shape_of(model: ShapeModel) -> Shape:
+    """The named shape with the sizes that the model gives; UserError where they do not go together."""
+    if model.name not in SHAPES:
+        raise UserError(f"no shape {model.name!r}; {nearest(model.name, SHAPES)}")
+    named = SHAPES[model.name]
+    given = {
+        "hidden": model.hidden,
+        "intermediate": model.intermediate,
+        "layers": model.layers,
+        "heads": model.heads,
+        "vocab": model.vocab,
+        "context": model.context,
+    }
+    shape = replace(named, **{size: value for size, value in given.items() if value is not None})
+    if shape.hidden % (2 * shape.heads):
+        raise UserError(
+            f"shape {model.name}: {shape.heads} heads do not divide the width {shape.hidden} into even parts"
+            "; give another model.heads"
+        )
+    return shape

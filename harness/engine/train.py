@@ -21,6 +21,7 @@ from harness.engine.measure import Components, StepClock, components
 from harness.engine.meters import Meter
 from harness.errors import DivergedError
 from harness.method import StepInfo, Stepper
+from harness.record import TrainMemory
 
 WARMUP_STEPS = 2  # optimizer state appears at the end of the first update
 METERED_STEPS = 3
@@ -59,6 +60,19 @@ class MemoryWindow:
         if self.parts is None or parts.resident_bytes > self.parts.resident_bytes:
             self.parts = parts
 
+    def summary(self) -> TrainMemory | None:
+        """What was seen, for a record."""
+        if self.parts is None or self.first_step is None or self.last_step is None:
+            return None
+        return TrainMemory(
+            peak_allocated_bytes=self.peak_bytes,
+            **vars(self.parts),
+            transient_bytes=self.peak_bytes - self.parts.resident_bytes,
+            window_first_step=self.first_step,
+            window_last_step=self.last_step,
+            refreshes_in_window=self.refreshes,
+        )
+
 
 @dataclass
 class Trained:
@@ -74,6 +88,13 @@ class Trained:
     memory: MemoryWindow = field(default_factory=MemoryWindow)
     step_s: list[float] = field(default_factory=list)
     refresh_step: list[bool] = field(default_factory=list)
+
+
+def ready_to_train(model: Any, config: TrainConfig) -> None:
+    """Set what a transformers model must know before it trains."""
+    if config.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.config.use_cache = False
 
 
 class Trainer:
@@ -106,6 +127,8 @@ class Trainer:
             lr = lr_at(step, self.config)
             self.result.lr.append(lr)
             self.stepper.set_lr(lr)
+            if step + 1 in self.config.refresh_at:
+                self._ask_for_refresh()
             if self._metered(step):
                 info = self._metered_update(step)
             else:
@@ -115,11 +138,32 @@ class Trainer:
                 self._report(step + 1, progress)
         return self.result
 
+    def rehearse(self, steps: int) -> Trained:
+        """Warm up with one update and watch the others; no clock runs, and no value is read.
+
+        The last holds a refresh, where the stepper can be asked for one.
+        """
+        self.model.train()
+        for step in range(steps):
+            self.stepper.set_lr(lr_at(step, self.config))
+            if step + 1 == steps:
+                self._ask_for_refresh()
+            self._note(step, self._metered_update(step) if step else self._update())
+            self._losses, self._norms = [], []  # nobody reads them
+        return self.result
+
+    def _ask_for_refresh(self) -> None:
+        """Let the coming update hold a refresh out of turn; a stepper without refreshes has nothing to do."""
+        ask = getattr(self.stepper, "refresh_soon", None)
+        if ask is not None:
+            ask()
+
     def _metered(self, step: int) -> bool:
         """Whether the meter watches an update: the first after warm-up, and the first refresh after those."""
         if step < WARMUP_STEPS + METERED_STEPS:
             return step >= WARMUP_STEPS
         expected = self._refresh_announced or (self.period is not None and step % self.period == 0)
+        expected = expected or step + 1 in self.config.refresh_at
         return expected and not self.result.memory.refreshes
 
     def _metered_update(self, step: int) -> StepInfo:

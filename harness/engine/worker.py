@@ -1,7 +1,8 @@
 """One run in its own process: phases in order, every way to end classified, a record after each phase.
 
-`worker resolve` completes and checks a list of runs; `worker run JOB` carries out one. Events go to
-the original standard output as JSON lines, everything else that prints ends up in the log.
+`worker resolve` completes and checks a list of runs; `worker run JOB` carries out one; `worker simulate`
+answers questions about the memory of runs. Events go to the original standard output as JSON lines,
+everything else that prints ends up in the log.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.config import DatasetsData, HubModel, Run
 from harness.engine.job import Job
@@ -28,6 +29,9 @@ from harness.engine.reporter import Reporter, take_stdout
 from harness.errors import DivergedError, UnsupportedError, UserError
 from harness.record import Outcome, Phase
 from harness.validation import validate
+
+if TYPE_CHECKING:
+    import torch
 
 EXIT_BAD_INPUT = 2
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -77,23 +81,41 @@ def classify(error: BaseException, phase: Phase | None) -> Outcome:
 
 def resolve(request: dict[str, Any]) -> dict[str, Any]:
     """Complete the options of every run's methods and check all that can be checked before any run starts."""
+    runs = [validate(Run, run, where="run") for run in request["runs"]]
+    _go_offline_where_nothing_is_remote(*runs)  # before the library of the hub is imported
+
     from harness.engine import checks
     from harness.engine.environment import machine_slug
 
-    runs = [validate(Run, run, where="run") for run in request["runs"]]
-    for run in runs:
-        _go_offline_where_nothing_is_remote(run)
     device = checks.device(request["device"])
     resolved = checks.resolve(runs)
     return {
         "runs": [run.model_dump(mode="json") for run in resolved],
         "device": str(device),
         "machine": machine_slug(device),
+        "device_bytes": _total_bytes(device),
     }
 
 
-def _go_offline_where_nothing_is_remote(run: Run) -> None:
+def _total_bytes(device: torch.device) -> int:
+    """All memory that a device has, whoever uses it: of the GPU, or of this machine."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(device).total_memory
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
+def _go_offline_where_nothing_is_remote(*runs: Run) -> None:
     """Local input never touches the network: the hub is switched off unless a run names something there."""
+    if not any(map(_names_something_remote, runs)):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+
+def _names_something_remote(run: Run) -> bool:
     names_hub = isinstance(run.model, HubModel) or isinstance(run.data, DatasetsData)
     protocol = any(
         item.protocol.startswith("wikitext") and not item.paths for item in run.evaluate.perplexity
@@ -101,9 +123,7 @@ def _go_offline_where_nothing_is_remote(run: Run) -> None:
     tasks = (
         any(not name.startswith("embedded") for name in run.evaluate.tasks) and not run.evaluate.task_paths
     )
-    if not (names_hub or protocol or tasks):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        os.environ["HF_DATASETS_OFFLINE"] = "1"
+    return names_hub or protocol or tasks
 
 
 def _die_with_the_parent() -> None:
@@ -124,8 +144,30 @@ def _die_with_the_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _simulate_all() -> int:
+    """Answer the request on the first line of standard input; its end ends this process."""
+    request = json.loads(sys.stdin.readline())
+    _die_with_the_parent()
+    answers = take_stdout()
+    _go_offline_where_nothing_is_remote(
+        *(validate(Run, item["run"], where="run") for item in request["items"])
+    )
+    from harness.engine.answering import answer_all
+
+    def tell(event: dict[str, Any]) -> None:
+        answers.write(json.dumps(event) + "\n")
+        answers.flush()
+
+    try:
+        answer_all(request, tell)
+    except UserError as error:
+        tell({"error": str(error)})
+        return EXIT_BAD_INPUT
+    return 0
+
+
 def main(arguments: list[str]) -> int:
-    """Entry point: `resolve` with a request on standard input, or `run JOB`."""
+    """Entry point: `resolve` or `simulate` with a request on standard input, or `run JOB`."""
     if arguments == ["resolve"]:
         request = json.load(sys.stdin)
         answers = take_stdout()
@@ -136,10 +178,12 @@ def main(arguments: list[str]) -> int:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
         return code
+    if arguments == ["simulate"]:
+        return _simulate_all()
     if len(arguments) == 2 and arguments[0] == "run":
         _die_with_the_parent()
         return run_job(Path(arguments[1]))
-    raise SystemExit("usage: python -m harness.engine.worker resolve | run JOB.json")
+    raise SystemExit("usage: python -m harness.engine.worker resolve | simulate | run JOB.json")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from harness.tables import cells, describe
-from harness.tables.aggregate import COMPONENTS, FACTS, task_names
+from harness.tables.aggregate import COMPONENTS, FACTS, Row, task_names
 from harness.tables.cells import DASH, Column, Show, Table
 from harness.tables.view import View
 
@@ -163,6 +163,7 @@ def _speed(view: View) -> _Draft | None:
     columns = [
         Column("tokens/s", tuple(_measured(view, "tokens_per_s", cells.significant(rates, 4)))),
         Column(view.versus, tuple(relative), joined=True),
+        Column("MFU %", tuple(_texts([_utilisation(row) for row in view.rows], cells.percent))),
         Column("parameters", tuple(_texts(totals, whole))),
         Column("trainable", tuple(_texts(trainable, whole))),
         Column("trainable %", tuple(_texts(share, cells.percent)), joined=True),
@@ -175,6 +176,12 @@ def _speed(view: View) -> _Draft | None:
 
 
 # ------------------------------------------------------------------------------------------- parts
+def _utilisation(row: Row) -> float | None:
+    """The mean share of the device's peak FLOP/s over the runs of a row that know it."""
+    known = [record.time.mfu for record in row.records if record.time and record.time.mfu is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
 def _prefix(names: Sequence[str]) -> str:
     """What several task names have in common up to an underscore, so that headings need not repeat it."""
     heads = [{name[: at + 1] for at, char in enumerate(name) if char == "_"} for name in names]

@@ -22,6 +22,7 @@ FILE = Path(__file__).with_name("rulers.json")
 RULERS = {
     "memory": (
         "harness/engine/meters.py",
+        "harness/engine/storages.py",
         "harness/engine/measure.py:Components",
         "harness/engine/measure.py:components",
         "harness/engine/train.py:WARMUP_STEPS",

@@ -20,10 +20,14 @@ LIGHT = (
     "harness.cli",
     "harness.config",
     "harness.errors",
+    "harness.forecast",
     "harness.method",
     "harness.record",
     "harness.suite",
     "harness.validation",
+    "harness.engine.capacity",
+    "harness.engine.forecasts",
+    "harness.engine.foresight",
     "harness.engine.job",
     "harness.engine.process",
     "harness.engine.progress",
@@ -32,10 +36,23 @@ LIGHT = (
     "harness.engine.worker",
     "harness.tables",
 )
-FOUNDATION = ("errors", "validation", "method", "config", "record", "suite", "factored")
+FOUNDATION = (
+    "errors",
+    "validation",
+    "method",
+    "config",
+    "record",
+    "suite",
+    "factored",
+    "spectrum",
+    "forecast",
+)
 #: Who may import what, within the project; also inside functions.
 MAY_IMPORT = {
-    "methods": ("methods", *(f"harness.{name}" for name in ("method", "config", "errors", "factored"))),
+    "methods": (
+        "methods",
+        *(f"harness.{name}" for name in ("method", "config", "errors", "factored", "spectrum")),
+    ),
     "benchmarks.embedded": ("benchmarks.embedded",),
     **{f"harness.{name}": tuple(f"harness.{other}" for other in FOUNDATION) for name in FOUNDATION},
     "harness.tables": ("harness.tables", "harness.record", "harness.suite", "harness.errors"),

@@ -177,7 +177,7 @@ def test_a_mistake_on_the_command_line_is_one_line(
 
 @pytest.mark.parametrize("name", ["welor", "./none.yaml", "none/welore"])
 def test_an_unknown_suite_is_refused(lorebench: Lorebench, name: str) -> None:
-    for command in ("run", "report"):
+    for command in ("run", "report", "plan"):
         said = lorebench(command, name)
         assert said.code == 2
         assert said.err.startswith(
@@ -229,7 +229,7 @@ def test_a_report_without_records_says_how_to_get_some(
 
 def test_without_a_command_the_help_is_shown(lorebench: Lorebench) -> None:
     said = lorebench()
-    assert all(command in said.out + said.err for command in ("methods", "run", "report", "export"))
+    assert all(command in said.out + said.err for command in ("methods", "plan", "run", "report", "export"))
 
 
 # -------------------------------------------------------------------------------------------- selection
@@ -313,18 +313,19 @@ def lorebench_process(*arguments: str | Path) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_help_imports_no_torch() -> None:
+@pytest.mark.parametrize(("command", "option"), [("run", "--budget"), ("plan", "--device-gib")])
+def test_help_imports_no_torch(command: str, option: str) -> None:
     script = (
         "import sys\n"
         "from harness import cli\n"
-        "try:\n    cli.app(['run', '--help'])\n"
+        f"try:\n    cli.app(['{command}', '--help'])\n"
         "except SystemExit as end:\n    assert not end.code\n"
         "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'pandas', 'lm_eval'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
     )
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    assert "--budget" in found.stdout
+    assert option in found.stdout
 
 
 def test_a_wrong_option_of_a_method_ends_a_real_process_with_one_line(tmp_path: Path) -> None:

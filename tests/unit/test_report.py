@@ -184,6 +184,34 @@ def test_accuracy_is_in_percent_with_binomial_error_difference_in_points_and_a_c
     assert cell(made, "Accuracy", "chance", "mean") == "37.5"
 
 
+def test_mfu_has_a_column_only_where_a_run_knows_it():
+    known, unknown = fabricate(), fabricate("small")
+    known.time.mfu = 0.4321
+    made = report.build([known, unknown], baseline="full")
+    assert cell(made, "Speed", "full", "MFU %") == "43.2"
+    assert cell(made, "Speed", "small", "MFU %") == DASH
+    with pytest.raises(AssertionError, match="no column 'MFU %'"):
+        cell(report.build([unknown], baseline="full"), "Speed", "small", "MFU %")
+
+
+def test_mfu_is_the_mean_over_runs():
+    runs = three("full")
+    for run, share in zip(runs, (0.1, 0.2, 0.6), strict=True):
+        run.time.mfu = share
+    assert cell(report.build(runs, baseline="full"), "Speed", "full", "MFU %") == "30.0"
+
+
+def test_records_from_before_mfu_are_read_and_written_without_it(tmp_path):
+    old = fabricate()
+    path = tmp_path / "old.json"
+    record.write(old, path)
+    assert "mfu" not in path.read_text()
+    assert "requested_bytes" not in path.read_text()
+    again = record.read(path)
+    assert again.time.mfu is None
+    assert (again.schema_version, again.memory.cap_bytes) == (1, None)
+
+
 def test_what_all_task_names_begin_with_is_in_the_title_instead_of_each_heading():
     made = fabricate()
     made.quality.tasks = {f"set_b_{name}": task for name, task in made.quality.tasks.items()}

@@ -1,0 +1,292 @@
+"""The plan of a suite: what is done, what memory each config will need, and where it fits.
+
+Forecasts in, a table out; the same rows as plain values. Nothing here simulates or runs anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from harness.tables import cells
+from harness.tables.cells import DASH, Column, Table, plain
+from harness.tables.report import Report
+
+if TYPE_CHECKING:
+    from harness.engine.capacity import Capacity
+    from harness.forecast import MemoryReport
+
+GIB = 1 << 30
+GROUPS = 3
+#: What a setting of `lorebench plan` is called in a heading.
+NAMES = {"batch": "batch", "seq_len": "length"}
+
+_gib = cells.fixed(2)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One config: its runs, its forecast or why there is none, and the largest settings by device.
+
+    `seconds` is what the runs that are to do will take, None where no equal run is known. `largest` is by
+    setting and then by the device's GiB; text says why there is no answer.
+    """
+
+    label: str
+    config_id: str
+    done: int
+    todo: int
+    seconds: float | None
+    forecast: MemoryReport | str
+    largest: Mapping[str, Mapping[float, Capacity | str]] = field(default_factory=dict)
+
+    @property
+    def report(self) -> MemoryReport | None:
+        """The forecast, if there is one."""
+        return None if isinstance(self.forecast, str) else self.forecast
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All rows, the devices that were asked about and the GiB kept free on each.
+
+    `unseen` says what a simulation cannot see, `ranks` where ranks were taken from that a person gave.
+    """
+
+    suite: str
+    question: str
+    machine: str
+    rows: tuple[Row, ...]
+    device_gib: tuple[float, ...]
+    reserve_gib: float
+    unseen: str
+    ranks: str | None = None
+
+    def spare(self, row: Row, gib: float) -> float | None:
+        """GiB that stay free on a device, negative where some are short; None without a forecast."""
+        if row.report is None:
+            return None
+        return gib - self.reserve_gib - row.report.peak_allocated_bytes / GIB
+
+
+def build(plan: Plan) -> Report:
+    """The plan as tables of text, to be printed like a report."""
+    tables = [table for table in (_runs(plan), _largest(plan), _components(plan)) if table]
+    return Report(
+        title=plain(f"{plan.suite}: what it needs"),
+        question=plain(plan.question),
+        tables=tuple(piece for table in tables for piece in table.split()),
+        caption=tuple(plain(text) for text in _caption(plan)),
+        notes=tuple(plain(text) for text in _notes(plan)),
+        frame=pd.DataFrame(as_dict(plan)["rows"]),
+    )
+
+
+# --------------------------------------------------------------------------------------- the tables
+def _stub(plan: Plan) -> tuple[Column, ...]:
+    return (Column("config", tuple(plain(row.label) for row in plan.rows), numeric=False),)
+
+
+def _column(plan: Plan, name: str, show: Any, numeric: bool = True) -> Column:
+    """One cell per row, a dash where `show` says None."""
+    shown = (show(row) for row in plan.rows)
+    return Column(name, tuple(DASH if text is None else plain(text) for text in shown), numeric)
+
+
+def _runs(plan: Plan) -> Table:
+    columns = [
+        _column(plan, "done", lambda row: str(row.done)),
+        _column(plan, "to do", lambda row: str(row.todo)),
+        _column(plan, "minutes", _minutes),
+        _column(plan, "peak GiB", lambda row: row.report and _gib(row.report.peak_allocated_bytes / GIB)),
+    ]
+    for gib in plan.device_gib:
+        columns.append(
+            _column(plan, f"fits {gib:g} GiB", lambda row, gib=gib: _fits(plan.spare(row, gib)), False)
+        )
+    return Table("Runs", _stub(plan), tuple(columns))
+
+
+def _minutes(row: Row) -> str | None:
+    return None if row.seconds is None else cells.fixed(1)(row.seconds / 60)
+
+
+def _fits(spare: float | None) -> str | None:
+    if spare is None:
+        return None
+    return f"yes, {_gib(spare)} spare" if spare >= 0 else f"no, {_gib(-spare)} short"
+
+
+def _largest(plan: Plan) -> Table | None:
+    columns = []
+    for setting in dict.fromkeys(setting for row in plan.rows for setting in row.largest):
+        for gib in plan.device_gib:
+
+            def show(row: Row, setting: str = setting, gib: float = gib) -> str | None:
+                found = row.largest.get(setting, {}).get(gib)
+                return None if found is None or isinstance(found, str) else _capacity(found)
+
+            columns.append(_column(plan, f"{NAMES[setting]}, {gib:g} GiB", show, False))
+    return (
+        Table("The largest that fits (its peak; the peak of the next), GiB", _stub(plan), tuple(columns))
+        if columns
+        else None
+    )
+
+
+def _capacity(found: Capacity) -> str:
+    following = "" if found.next_peak_bytes is None else _gib(found.next_peak_bytes / GIB)
+    if found.peak_bytes is None:
+        return f"none: 1 needs {following}"
+    return f"{found.largest} ({_gib(found.peak_bytes / GIB)}; {following or found.bound})"
+
+
+def _components(plan: Plan) -> Table | None:
+    if not any(row.report for row in plan.rows):
+        return None
+    columns = [
+        _column(plan, name, lambda row, name=name: _component(row, name), True)
+        for name in ("weights", "gradients", "optimizer", "buffers", "transient")
+    ]
+    columns += [
+        _column(plan, "peak in", _place, False),
+        _column(plan, "largest groups at the peak of training", _groups, False),
+    ]
+    return Table("Memory at the peak of training, by component, GiB", _stub(plan), tuple(columns))
+
+
+def components(report: MemoryReport) -> dict[str, int]:
+    """Bytes at the peak of training by component; empty for a run that does not train."""
+    train = report.train
+    if train is None:
+        return {}
+    return {
+        "weights": train.weights_trainable_bytes + train.weights_frozen_bytes,
+        "gradients": train.gradients_bytes,
+        "optimizer": train.optimizer_bytes,
+        "buffers": train.buffers_bytes,
+        "transient": train.transient_bytes,
+    }
+
+
+def _component(row: Row, name: str) -> str | None:
+    found = components(row.report) if row.report else {}
+    return _gib(found[name] / GIB) if name in found else None
+
+
+def phase_of_peak(report: MemoryReport) -> str:
+    """The phase with the highest peak; of equal ones the last, which is what a run comes to."""
+    peaks = report.phase_peak_allocated_bytes
+    return max(reversed(list(peaks)), key=lambda phase: peaks[phase])
+
+
+def _place(row: Row) -> str | None:
+    if row.report is None:
+        return None
+    phase = phase_of_peak(row.report)
+    return f"{phase}, {row.report.peak.part}" if phase == "train" and row.report.peak else phase
+
+
+def largest_groups(report: MemoryReport) -> dict[str, int]:
+    """The largest groups of bytes that are alive at the peak of training, the largest first."""
+    groups = report.peak.groups if report.peak else {}
+    return dict(sorted(groups.items(), key=lambda item: -item[1])[:GROUPS])
+
+
+def _groups(row: Row) -> str | None:
+    groups = largest_groups(row.report) if row.report else {}
+    return "; ".join(f"{name} {_gib(size / GIB)}" for name, size in groups.items()) or None
+
+
+# ------------------------------------------------------------------------------------ beside the tables
+def _caption(plan: Plan) -> Iterator[str]:
+    runs, done = sum(row.done + row.todo for row in plan.rows), sum(row.done for row in plan.rows)
+    known = [row for row in plan.rows if row.todo and row.seconds is not None]
+    text = f"{runs} runs on {plan.machine}: {done} done, {runs - done} to do"
+    if runs > done:
+        timed = sum(row.todo for row in known)
+        text += f"; records of equal runs tell how long {timed} of these take"
+        text += f": {sum(row.seconds or 0 for row in known) / 60:.1f} minutes" if known else ""
+    yield text
+    if plan.device_gib:
+        yield f"fits: the peak and {plan.reserve_gib:g} GiB kept free are at most what the device has"
+    yield plan.unseen
+    if any(row.report for row in plan.rows):
+        yield "all peaks are predicted, none is measured"
+
+
+def _notes(plan: Plan) -> Iterator[str]:
+    if plan.ranks is not None:
+        yield f"ranks asked for: {plan.ranks}"
+    sources: dict[str, list[str]] = {}
+    for row in plan.rows:
+        for method, source in (row.report.ranks if row.report else {}).items():
+            sources.setdefault(f"ranks of {method}, which depend on values, by {source}", []).append(
+                row.label
+            )
+    for source, labels in sources.items():
+        yield f"{source} ({'; '.join(dict.fromkeys(labels))})"
+    for row in plan.rows:
+        if row.report is None:
+            yield f"{row.label}: no forecast: {row.forecast}"
+            continue
+        for reason in dict.fromkeys(_reasons(row)):
+            yield f"{row.label}: {reason}"
+        for warning in dict.fromkeys(row.report.warnings):
+            yield f"{row.label}: {warning}"
+
+
+def _reasons(row: Row) -> Iterator[str]:
+    for setting, found in row.largest.items():
+        for answer in found.values():
+            if isinstance(answer, str):
+                yield f"no largest {NAMES[setting]}: {answer}"
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values, all sizes in bytes, all times in seconds, null where nothing is known."""
+    return {
+        "suite": plan.suite,
+        "machine": plan.machine,
+        "device_gib": list(plan.device_gib),
+        "reserve_gib": plan.reserve_gib,
+        "unseen": plan.unseen,
+        "ranks": plan.ranks,
+        "runs_done": sum(row.done for row in plan.rows),
+        "runs_to_do": sum(row.todo for row in plan.rows),
+        "rows": [_row_as_dict(plan, row) for row in plan.rows],
+    }
+
+
+def _row_as_dict(plan: Plan, row: Row) -> dict[str, Any]:
+    report = row.report
+    spare = {gib: plan.spare(row, gib) for gib in plan.device_gib}
+    return {
+        "label": row.label,
+        "config_id": row.config_id,
+        "runs_done": row.done,
+        "runs_to_do": row.todo,
+        "to_do_s": row.seconds,
+        "peak_allocated_bytes": report.peak_allocated_bytes if report else None,
+        "peak_phase": phase_of_peak(report) if report else None,
+        "components_bytes": components(report) if report else None,
+        "forecast": report.model_dump(mode="json") if report else None,
+        "reason": None if report else row.forecast,
+        "fits": [
+            {"device_gib": gib, "fits": None if left is None else left >= 0, "spare_gib": left}
+            for gib, left in spare.items()
+        ],
+        "largest": [
+            {"device_gib": gib}
+            | (
+                {"setting": setting, "reason": found}
+                if isinstance(found, str)
+                else found.model_dump(mode="json")
+            )
+            for setting, by_device in row.largest.items()
+            for gib, found in by_device.items()
+        ],
+    }

@@ -1,0 +1,105 @@
+"""A simulation predicts what the live meter sees, to the byte, for every method and stack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from harness.config import Run
+from harness.engine import checks, models, preparing
+from harness.engine.measure import StepClock
+from harness.engine.meters import LiveMeter
+from harness.engine.simulate import simulate
+from harness.engine.train import MemoryWindow, Trainer, ready_to_train
+from harness.method import Context, Method, Simulated
+from harness.record import TrainMemory
+from methods import _eightbit
+from tests.contract.test_methods import CASES, Case
+
+CPU = torch.device("cpu")
+PLAIN_AND_REFRESH = 3  # the simulation does without the plain update
+
+
+def run_of(case: Case, **train: Any) -> Run:
+    """A run of a stack on the smallest shape, in a stage that it can do."""
+    methods = case.methods()
+    stages = checks.stack_caps(methods).stages
+    optim = case.optim.model_dump(exclude_defaults=True)
+    stage = "finetune" if "finetune" in stages else "pretrain"
+    return Run.model_validate(
+        {
+            "model": {"source": "shape", "name": "nano"},
+            "data": {"source": "random", "seq_len": 24},
+            "method": [{name: options} for name, options in case.stack],
+            "train": {**optim, "stage": stage, "batch": 3, **train},
+        }
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libraries_are_loaded() -> None:
+    """What a library makes at its first call is not of a run."""
+    import bitsandbytes
+
+    moments, scales, code = torch.zeros(256, dtype=torch.uint8), torch.zeros(1), torch.linspace(-1, 1, 256)
+    bitsandbytes.functional.optimizer_update_8bit_blockwise(
+        "adam",
+        torch.ones(256),
+        torch.ones(256),
+        moments,
+        moments.clone(),
+        *(0.9, 0.999, 0.0, 0.0, 1e-8, 1, 1e-3),
+        code,
+        code,
+        scales,
+        scales.clone(),
+    )
+
+
+def watched(run: Run) -> tuple[MemoryWindow, dict[str, dict[str, int]]]:
+    """What the live meter sees of the same updates with real tensors, and the ranks that were used."""
+    _eightbit._made_codebooks.cache_clear()
+    meter = LiveMeter(CPU)
+    with meter.window() as before:
+        torch.empty(0)
+    methods = checks.stack(run)
+    model: Any = models.load(run.model, dtype=models.DTYPES[run.train.dtype], device=CPU, seed=0).model
+    model, parameters, _ = preparing.prepare(run, methods, model, same_ranks_at_every_refresh)
+    stepper = checks.stepper(run, methods, model)
+    ready_to_train(model, run.train)
+    generator = torch.Generator().manual_seed(0)
+    tokens = (torch.randint(64, (run.train.batch, 24), generator=generator).numpy() for _ in range(100))
+    trainer = Trainer(model, stepper, tokens, run.train, device=CPU, meter=meter, clock=StepClock(CPU))
+    seen = trainer.rehearse(PLAIN_AND_REFRESH).memory
+    seen.peak_bytes -= before.peak_allocated_bytes
+    return seen, parameters.chosen_ranks
+
+
+def same_ranks_at_every_refresh(key: str, method: Method) -> Context:
+    """Weights may decide about ranks here, gradients not: they would at each refresh anew."""
+    follows_gradients = method.caps.value_dependent and "pretrain" in method.caps.stages
+    return Context(simulated=Simulated(ranks=SmallRanks()) if follows_gradients else None)
+
+
+class SmallRanks(dict[str, int]):
+    """3 for a layer of whatever name."""
+
+    def get(self, name: str, default: Any = None) -> int:
+        return 3
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointed"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_simulated_peak_is_the_live_one_to_the_byte(name: str, checkpointing: bool) -> None:
+    run = run_of(CASES[name], activation_checkpointing=checkpointing)
+    seen, ranks = watched(run)
+    given = {key: SmallRanks() if key == "adarankgrad" else chosen for key, chosen in ranks.items()}
+    report = simulate(run, given, granularity=1)
+    expected = seen.summary()
+    assert report.train is not None
+    assert expected is not None
+    same = {name for name in TrainMemory.model_fields if name.endswith("_bytes")}
+    assert report.train.model_dump(include=same) == expected.model_dump(include=same)
+    assert bool(report.train.refreshes_in_window) == bool(expected.refreshes_in_window)

@@ -109,6 +109,12 @@ def bench_peers(session: nox.Session) -> None:
     session.run(environment(session), "-m", "benchmarks.peers", *session.posargs, external=True)
 
 
+@nox.session(name="bench-shapes")
+def bench_shapes(session: nox.Session) -> None:
+    """Predict the memory of the shapes suite, measure what fits a GPU where there is one, write the page."""
+    session.run(environment(session), "-m", "benchmarks.memory", *session.posargs, external=True)
+
+
 @nox.session(name="tune-welore")
 def tune_welore(session: nox.Session) -> None:
     """Run the grid that the learning rates of the WeLore suite come from."""
@@ -142,8 +148,8 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Run the tests that need a CUDA device."""
-    pytest(session, "-m", "gpu")
+    """Run the acceptance on a GPU, again until nothing is left: `nox -s gpu -- --minutes 9`."""
+    session.run(environment(session), "-m", "benchmarks.acceptance", *session.posargs, external=True)
 
 
 @nox.session
@@ -165,9 +171,10 @@ def readme(session: nox.Session) -> None:
     """Regenerate the tables in README and docs; `-- --check` only says whether they have drifted."""
     python, checking = environment(session), "--check" in session.posargs
     session.run(python, "-m", "harness.tables.drift", *session.posargs, external=True)
-    # Exit code 1 says that the page of the peers had drifted, and has been written anew.
+    # Exit code 1 says that a page had drifted, and has been written anew.
     fine = [0] if checking else [0, 1]
-    session.run(python, "-m", "benchmarks.peers", "--render-only", external=True, success_codes=fine)
+    for page in ("benchmarks.peers", "benchmarks.memory", "benchmarks.memory.growth"):
+        session.run(python, "-m", page, "--render-only", external=True, success_codes=fine)
 
 
 @nox.session(name="base-checkpoint")

@@ -6,28 +6,21 @@ own or is imported inside its command.
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness import options
 from harness.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.config import Run
-    from harness.engine.capacity import Capacity, Setting
-    from harness.engine.forecasts import Answer, Question
-    from harness.engine.runner import Estimates
-    from harness.suite import Override, Suite
-    from harness.tables.plan import Plan, Row
+    from harness.suite import Suite
     from harness.tables.report import Report
 
 PIPED_COLUMNS = 140
-LARGEST_GIB = 100_000.0
-LONGEST_S = 366 * 24 * 3600.0
 
 app = typer.Typer(
     name="lorebench",
@@ -135,20 +128,20 @@ def run(
     """Run a suite, or what is left of it, and print its tables."""
     from harness.engine import progress, runner
 
-    chosen = _load(suite, model, data, settings, only, seed)
+    chosen = options.load(suite, model, data, settings, only, seed)
     outcome = runner.sweep(
         chosen,
         runner.Settings(
             results=results,
             cache=cache_folder(),
             device=device,
-            deadline_s=_seconds(deadline),
-            budget_s=None if budget is None else _seconds(budget),
+            deadline_s=options.seconds(deadline),
+            budget_s=None if budget is None else options.seconds(budget),
             retry=retry,
             force=force,
         ),
         progress.choose(),
-        _rerun(suite, chosen, model, data, settings, seed, device),
+        options.rerun(suite, chosen, model, data, settings, seed, device),
     )
     records = list(outcome.records.values())
     notes = [f"{len(outcome.left)} runs are left: run the same command again"] if outcome.left else []
@@ -182,18 +175,19 @@ def plan(
     """Predict the memory of a suite's runs without running them or reading any weights."""
     import json
 
+    from harness import planning
     from harness.engine import capacity
     from harness.tables import plan as tables
 
-    sizes = _sizes(device_gib or (), reserve_gib)
+    sizes = options.sizes(device_gib or (), reserve_gib)
     searched = [s for s, on in zip(capacity.SETTINGS, (max_batch, max_seq), strict=True) if on]
     if searched and not device_gib:
         option = "--max-batch" if max_batch else "--max-seq"
         raise UserError(f"{option} needs the size of a device: add for example --device-gib 24")
     if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
         raise UserError(f"--json {json_file}: no file can be written there; choose another")
-    chosen = _load(suite, model, data, settings, only, seed)
-    made = _plan(chosen, device, results, sizes, searched, ranks)
+    chosen = options.load(suite, model, data, settings, only, seed)
+    made = planning.plan(chosen, device, results, sizes, searched, ranks, cache_folder(), _say)
     _print(tables.build(made))
     if json_file is not None:
         try:
@@ -217,7 +211,7 @@ def report(
     from harness.engine import runner
     from harness.tables import report as tables
 
-    chosen = _load(suite, model, data, settings, only, seed)
+    chosen = options.load(suite, model, data, settings, only, seed)
     wanted = runner.resolve(chosen.runs).runs
     folders = sorted(path for path in results.glob(f"*/{chosen.name}") if path.is_dir())
     if not folders:
@@ -254,205 +248,11 @@ def export(
 
 
 # ------------------------------------------------------------------------------------------- plan
-def _plan(
-    chosen: Suite,
-    device: str,
-    results: Path,
-    sizes: tuple[Sequence[float], float],
-    searched: Sequence[Setting],
-    ranks: str | None,
-) -> Plan:
-    """All that there is to know about a suite before it runs; `sizes` are devices and reserve in GiB."""
-    from harness.engine import foresight, runner
-    from harness.engine.forecasts import Question
-    from harness.forecast import UNSEEN
-    from harness.tables.plan import GIB, Plan
-
-    source, said = (None, None) if ranks is None else foresight.read_ranks(ranks)
-    resolved = runner.resolve(chosen.runs, device)
-    configs: dict[str, list[Run]] = {}
-    for run in {run.run_id: run for run in resolved.runs}.values():
-        configs.setdefault(run.config_id, []).append(run)
-    estimates = runner.Estimates()
-    found = runner.survey(resolved.runs, results / resolved.machine / chosen.name, estimates)
-    finished = {key for key, record in found.items() if record.finished}
-    devices, reserve = sizes
-    questions = [Question(runs[0]) for runs in configs.values()]
-    searches = {
-        (runs[0].config_id, setting, gib): Question(runs[0], setting, int((gib - reserve) * GIB))
-        for runs in configs.values()
-        for setting in searched
-        for gib in devices
-        if runs[0].train.stage != "compress"  # no batch, no length
-    }
-    oracle = foresight.Oracle(cache_folder(), runner.WORKER, source, _say)
-    answers = iter(oracle.ask([*questions, *searches.values()], _tell))
-    forecasts = dict(zip(configs, answers, strict=False))
-    largest = dict(zip(searches, answers, strict=True))
-    rows = []
-    for config_id, runs in configs.items():
-        mine = {(setting, gib): answer for (key, setting, gib), answer in largest.items() if key == config_id}
-        label = _config_name(chosen, resolved.runs, runs[0])
-        rows.append(_planned(label, runs, finished, estimates, forecasts[config_id], mine))
-    return Plan(
-        suite=chosen.name,
-        question=chosen.question,
-        machine=resolved.machine,
-        rows=tuple(rows),
-        device_gib=tuple(devices),
-        reserve_gib=reserve,
-        unseen=UNSEEN,
-        ranks=said,
-    )
-
-
-def _planned(
-    label: str,
-    runs: Sequence[Run],
-    finished: set[str],
-    estimates: Estimates,
-    answer: Answer,
-    largest: Mapping[tuple[Setting, float], Answer],
-) -> Row:
-    """The row of one config; what could not be answered says why."""
-    from harness.tables.plan import Row
-
-    done = sum(run.run_id in finished for run in runs)
-    seconds = estimates.known(runs[0])
-    left = len(runs) - done
-    by_setting: dict[str, dict[float, Capacity | str]] = {}
-    for (setting, gib), found in largest.items() if answer.report else ():
-        by_setting.setdefault(setting, {})[gib] = found.capacity or found.reason
-    return Row(
-        label=label,
-        config_id=runs[0].config_id,
-        done=done,
-        todo=left,
-        seconds=0.0 if left == 0 else None if seconds is None else left * seconds,
-        forecast=answer.report or answer.reason,
-        largest=by_setting,
-    )
-
-
-def _config_name(chosen: Suite, runs: Sequence[Run], run: Run) -> str:
-    """The label, with what varies beside it where other configs have the same one."""
-    if len({other.config_id for other in runs if other.name == run.name}) == 1:
-        return run.name
-    varies = [text for text in chosen.selector(run) if not text.startswith(("label=", "seed="))]
-    return " ".join([run.name, *varies])
-
-
-def _sizes(devices: Sequence[str], reserve: str) -> tuple[tuple[float, ...], float]:
-    """The devices and what is kept free on each, in GiB; UserError where nothing would be left."""
-    given = tuple(dict.fromkeys(_gib(text, "--device-gib") for text in devices))
-    kept = _gib(reserve, "--reserve-gib", zero=True)
-    if given and kept >= min(given):
-        raise UserError(f"--reserve-gib {kept:g} leaves nothing of --device-gib {min(given):g}; reserve less")
-    return given, kept
-
-
-def _gib(text: str, option: str, zero: bool = False) -> float:
-    """A size in GiB; UserError for what is no number, too large, negative, or 0 unless that is a size too."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not (0 < value <= LARGEST_GIB or (zero and value == 0)):
-        allowed = "from 0" if zero else "above 0"
-        raise UserError(f"{option} {text}: give GiB as a number {allowed}, at most {LARGEST_GIB:g}")
-    return value
-
-
-def _tell(question: Question, done: int, total: int) -> None:
-    searched = "" if question.setting is None else f", largest {question.setting}"
-    _say(f"[{done}/{total}] {question.run.name}{searched}: simulated")
-
-
 def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
 # ------------------------------------------------------------------------------------------ parts
-def _load(
-    suite: str,
-    model: str | None,
-    data: Sequence[str] | None,
-    settings: Sequence[str] | None,
-    only: Sequence[str] | None,
-    seeds: Sequence[int] | None,
-) -> Suite:
-    from harness import suite as suites
-
-    overrides: list[Override] = [*_model_override(model), *_data_override(data)]
-    overrides += [suites.parse_override(text) for text in settings or ()]
-    return suites.load(suite, overrides).with_seeds(seeds or ()).only(only or ())
-
-
-def _model_override(model: str | None) -> list[Override]:
-    if model is None:
-        return []
-    if _is_path(model):
-        return [("model", {"source": "local", "path": model})]
-    name, _, revision = model.partition("@")
-    return [("model", {"source": "hub", "id": name, "revision": revision or "main"})]
-
-
-def _data_override(data: Sequence[str] | None) -> list[Override]:
-    """A user's text replaces the world: what is held out of it is scored, and no embedded task is asked."""
-    if not data:
-        return []
-    section: dict[str, Any]
-    if all(_is_path(item) or item.endswith((".txt", ".jsonl", ".json", ".gz", ".raw")) for item in data):
-        section = {"source": "files", "paths": list(data)}
-    elif len(data) == 1:
-        name, _, revision = data[0].partition("@")
-        section = {"source": "datasets", "id": name, "revision": revision or "main"}
-    else:
-        raise UserError(f"--data {' '.join(data)}: give several files or one `datasets` id, not a mixture")
-    return [("data", section), ("evaluate.perplexity", ["heldout"]), ("evaluate.tasks", [])]
-
-
-def _is_path(text: str) -> bool:
-    """Whether a person means a path: it exists, or it is written like one."""
-    return Path(text).expanduser().exists() or text.startswith(("/", "./", "../", "~"))
-
-
-def _seconds(text: str) -> float:
-    """Read 90, 90s, 25m or 6h."""
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
-    try:
-        value = float(number) * unit
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= LONGEST_S:
-        raise UserError(f"{text!r} is no time span; write for example 90s, 25m or 6h (at most a year)")
-    return value
-
-
-def _rerun(
-    suite: str,
-    chosen: Suite,
-    model: str | None,
-    data: Sequence[str] | None,
-    settings: Sequence[str] | None,
-    seeds: Sequence[int] | None,
-    device: str,
-) -> Any:
-    """A function that gives the command to repeat one run of a suite."""
-    given = [f"--model={model}"] if model else []
-    given += [f"--data={item}" for item in data or ()]
-    given += [f"--set={item}" for item in settings or ()]
-    given += [f"--device={device}"] if device != "auto" else []
-
-    def command(run: Run) -> str:
-        seed = [f"--seed={run.seed}"] if seeds else []  # a seed that the suite itself may not have
-        only = [f"--only={item}" for item in chosen.selector(run)]
-        return shlex.join(["lorebench", "run", suite, *given, *seed, *only])
-
-    return command
-
-
 def _publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder: Path, name: str) -> None:
     from harness.tables import report as tables
 

@@ -1,4 +1,4 @@
-"""Forecasts of memory for the parent: from the cache, else from one worker that simulates. No torch.
+"""Forecasts of memory for the parent: from the cache, else from workers that simulate. No torch.
 
 Every answer is kept as soon as it is there, so that what is interrupted goes on where it stopped.
 """
@@ -6,28 +6,28 @@ Every answer is kept as soon as it is there, so that what is interrupted goes on
 from __future__ import annotations
 
 import json
+import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness import record as records
-from harness.config import Run, ShapeModel
+from harness.config import Run
 from harness.engine.forecasts import Answer, Kept, Keys, Question, RankSource, Say
 from harness.engine.process import Worker
-from harness.engine.shapes import shape_of
 from harness.errors import UserError
 from harness.forecast import MemoryReport
 from harness.method import check_name
 
 LONGEST_S = 30 * 24 * 3600.0
 GRACE_S = 2.0
-GIB = 1 << 30
-#: How many times larger than weights and activations, counted generously, a device must be for a run on it
-#: to go without a forecast. States of an optimizer and gradients in float32 are 5 times the weights.
-AMPLE = 64
+#: A worker takes 0.5 GiB and seconds to start.
+MOST_WORKERS, WORTH_A_WORKER = 4, 6
 
 Told = Callable[[Question, int, int], None]
 
@@ -77,11 +77,47 @@ class Oracle:
         peaks: Mapping[str, int],
         answered: Callable[[str, Answer], None],
     ) -> None:
-        """Let a worker answer; where it dies, the question that it died of is answered by that.
+        """Let workers answer, each its share; many questions are worth several of them."""
+        shares = _shares(missing)
+        lock = threading.Lock()
+
+        def one_by_one(key: str, answer: Answer) -> None:
+            with lock:
+                answered(key, answer)
+
+        with tempfile.TemporaryDirectory() as folder:
+            logs = [Path(folder) / f"log-{index}.txt" for index in range(len(shares))]
+            workers = [Worker([*self.command, "simulate"], log) for log in logs]
+            try:
+                with ThreadPoolExecutor(len(workers)) as pool:
+                    try:
+                        ends = [
+                            pool.submit(self._listen, worker, log, share, peaks, one_by_one)
+                            for worker, log, share in zip(workers, logs, shares, strict=True)
+                        ]
+                        for end in ends:
+                            end.result()
+                    except BaseException:
+                        for worker in workers:
+                            worker.stop(GRACE_S)  # whoever listens to it then comes to an end
+                        raise
+            finally:
+                for worker in workers:
+                    worker.stop(GRACE_S)
+
+    def _listen(
+        self,
+        worker: Worker,
+        log: Path,
+        share: Mapping[str, Question],
+        peaks: Mapping[str, int],
+        answered: Callable[[str, Answer], None],
+    ) -> None:
+        """Pass a worker's answers on; where it dies, the question that it died of is answered by that.
 
         A worker that never came to the first question answers all of them so: another would do no better.
         """
-        left = dict.fromkeys(missing)
+        left = dict.fromkeys(share)
         heard: dict[str, Any] = {}
 
         def hear(event: Mapping[str, Any]) -> None:
@@ -90,17 +126,12 @@ class Oracle:
                 del left[event["key"]]
                 answered(event["key"], Answer.model_validate(event["answer"]))
 
-        with tempfile.TemporaryDirectory() as folder:
-            log = Path(folder) / "log.txt"
-            worker = Worker([*self.command, "simulate"], log)
-            try:
-                self._send(worker, missing, peaks)
-                worker.follow(LONGEST_S, hear)
-            finally:
-                worker.stop(GRACE_S)
-            said = log.read_text(errors="replace").strip().splitlines()[-1:]
+        self._send(worker, share, peaks)
+        worker.follow(LONGEST_S, hear)
+        worker.stop(GRACE_S)
         if "error" in heard:
             raise UserError(str(heard["error"]))
+        said = log.read_text(errors="replace").strip().splitlines()[-1:]
         why = ": ".join(["the simulation failed", worker.last_words(), *said])
         for key in list(left)[: 1 if "ready" in heard else None]:
             answered(key, Answer(kind="failed", reason=why))
@@ -123,6 +154,17 @@ class Oracle:
             worker.process.stdin.flush()
 
 
+def _shares(missing: Mapping[str, Question]) -> list[dict[str, Question]]:
+    """The questions of whole configs, dealt out to as many workers as are worth their start."""
+    configs = list(dict.fromkeys(question.run.config_id for question in missing.values()))
+    count = max(1, min(MOST_WORKERS, os.cpu_count() or 1, len(configs) // WORTH_A_WORKER))
+    turn = {config: index % count for index, config in enumerate(configs)}
+    shares: list[dict[str, Question]] = [{} for _ in range(count)]
+    for key, question in missing.items():
+        shares[turn[question.run.config_id]][key] = question
+    return shares
+
+
 def foresee(
     runs: Iterable[Run],
     ranks: RankSource,
@@ -135,54 +177,6 @@ def foresee(
     wanted = {run.config_id: run for run in runs}
     answers = Oracle(cache, command, ranks, note).ask([Question(run) for run in wanted.values()], told)
     return {key: answer.report or answer.reason for key, answer in zip(wanted, answers, strict=True)}
-
-
-# -------------------------------------------------------------------------------- what cannot fit
-def refusals(
-    runs: Sequence[Run], device: str, device_bytes: int, cache: Path, command: Sequence[str], note: Say
-) -> dict[str, str]:
-    """By run id why a run cannot fit its device: the peak of its own tensors is larger than all of it.
-
-    What a simulation does not see only adds to that. A run without a forecast is never refused; where a
-    simulation failed for reasons of its own, that is noted.
-    """
-    doubtful = [run for run in runs if run.tier != "embedded" and not is_ample(run, device_bytes)]
-    answers = Oracle(cache, command, None, note).ask([Question(run) for run in doubtful]) if doubtful else []
-    refused: dict[str, str] = {}
-    failed: dict[str, None] = {}
-    for run, answer in zip(doubtful, answers, strict=True):
-        if answer.kind == "failed":
-            failed[f"{run.name}: no forecast of its memory: {answer.reason}"] = None
-        elif answer.report is not None and answer.report.peak_allocated_bytes > device_bytes:
-            refused[run.run_id] = _refusal(run, answer.report.peak_allocated_bytes, device, device_bytes)
-    for text in failed:
-        note(text)
-    return refused
-
-
-def _refusal(run: Run, peak: int, device: str, device_bytes: int) -> str:
-    place = "cuda:0" if device == "cuda" else device
-    model = dict(run.model)
-    name = str(model.get("name") or model.get("id") or model.get("path"))
-    return (
-        f"{name} {run.name}: needs at least {peak / GIB:.1f} GiB, {place} has {device_bytes / GIB:.1f} GiB; "
-        "choose a smaller batch, length or model, see lorebench plan, or --force"
-    )
-
-
-def is_ample(run: Run, device_bytes: int) -> bool:
-    """Whether a device is so much larger than a named shape that a simulation would be wasted time.
-
-    Counts weights and 64 hidden-sized and all score tensors of every layer as alive at once, in float32,
-    and asks for `AMPLE` times that. An error here costs no more than the check itself.
-    """
-    if not isinstance(run.model, ShapeModel):
-        return False
-    shape = shape_of(run.model)
-    layer = 4 * shape.hidden**2 + 3 * shape.hidden * shape.intermediate
-    weights = shape.layers * layer + 2 * shape.vocab * shape.hidden
-    per_token = shape.vocab + shape.layers * (64 * shape.hidden + shape.heads * run.data.seq_len)
-    return AMPLE * 4 * (weights + run.train.batch * run.data.seq_len * per_token) < device_bytes
 
 
 # --------------------------------------------------------------------------------- ranks by people

@@ -21,10 +21,10 @@ from filelock import FileLock, Timeout
 
 from harness import record as records
 from harness.config import Run
-from harness.engine.foresight import refusals
 from harness.engine.job import Job
 from harness.engine.process import carry_out
 from harness.engine.progress import Display
+from harness.engine.refusals import refusals
 from harness.errors import UserError
 from harness.record import Record
 from harness.suite import Suite

@@ -43,7 +43,7 @@ def drifted(root: Path) -> list[Path]:
 
 def _reports(raw: Path) -> Iterator[tuple[str, report.Report]]:
     """One report for each suite of each machine, named after the suite where only one machine has it."""
-    folders = [folder for folder in sorted(raw.glob("*/*")) if folder.is_dir()]
+    folders = sorted({path.parent for path in raw.glob("*/*/*-s*-r*.json")})  # named by run ids
     for folder in folders:
         alone = sum(other.name == folder.name for other in folders) == 1
         name = folder.name if alone else f"{folder.name}-{folder.parent.name}"

@@ -21,13 +21,17 @@ LIGHT = (
     "harness.config",
     "harness.errors",
     "harness.forecast",
+    "harness.forecast",
     "harness.method",
+    "harness.options",
+    "harness.planning",
     "harness.record",
     "harness.suite",
     "harness.validation",
     "harness.engine.capacity",
     "harness.engine.forecasts",
     "harness.engine.foresight",
+    "harness.engine.refusals",
     "harness.engine.job",
     "harness.engine.process",
     "harness.engine.progress",
@@ -58,6 +62,8 @@ MAY_IMPORT = {
     "harness.tables": ("harness.tables", "harness.record", "harness.suite", "harness.errors"),
     "harness.engine": ("harness", "benchmarks.embedded.world"),
     "harness.cli": ("harness",),
+    "harness.planning": ("harness",),
+    "harness.options": ("harness.config", "harness.errors", "harness.suite"),
 }
 
 

@@ -15,6 +15,7 @@ import typer
 from harness import cli
 from harness import suite as suites
 from harness.config import Run
+from harness.options import load, rerun
 from harness.tables.drift import MARKED
 from tests.docs.sources import DOCUMENTS, ROOT, document, functions
 
@@ -82,7 +83,7 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
 
 def chosen_runs(given: dict[str, Any]) -> tuple[Run, ...]:
     parts = [given[key] for key in ("model", "data", "settings", "only", "seed")]
-    return cli._load(given["suite"], *parts).runs
+    return load(given["suite"], *parts).runs
 
 
 ALL_COMMANDS = [(name, words) for name in DOCUMENTS for words in commands(name)]
@@ -136,8 +137,8 @@ def test_every_command_is_understood(arguments: list[str]) -> None:
 
 def test_the_command_in_a_record_repeats_exactly_that_run() -> None:
     options = (None, ["notes.txt"], ["train.steps=7"], ["label=full"], [41, 42])
-    chosen = cli._load("welore", *options)
-    command = cli._rerun("welore", chosen, None, ["notes.txt"], ["train.steps=7"], [41, 42], "cpu")
+    chosen = load("welore", *options)
+    command = rerun("welore", chosen, None, ["notes.txt"], ["train.steps=7"], [41, 42], "cpu")
     assert [run.seed for run in chosen.runs] == [41, 42]
     for run in chosen.runs:
         again = chosen_runs(parsed(shlex.split(command(run))[1:]))

@@ -14,7 +14,7 @@ from sweeping import Remember, starts, stub_settings, suite_of
 
 from harness import cli
 from harness.config import Run
-from harness.engine import foresight, runner
+from harness.engine import refusals, runner
 from harness.engine.runner import Settings, Sweep, sweep
 from tests import forecaster
 
@@ -174,4 +174,4 @@ def test_the_real_worker_says_how_large_the_device_is() -> None:
     assert answer["device_bytes"] == psutil.virtual_memory().total
     if torch.cuda.is_available():
         assert worker.resolve({"runs": [], "device": "cuda"})["device_bytes"] > GIB
-    assert foresight.GIB == GIB
+    assert refusals.GIB == GIB

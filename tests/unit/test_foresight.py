@@ -13,9 +13,11 @@ import pytest
 from harness import record as records
 from harness.config import Run
 from harness.engine import forecasts, foresight
+from harness.engine.capacity import SETTINGS
 from harness.engine.forecasts import Answer, Keys, Question
-from harness.engine.foresight import Oracle, foresee, is_ample, read_ranks
+from harness.engine.foresight import Oracle, foresee, read_ranks
 from harness.engine.job import Job
+from harness.engine.refusals import is_ample, refusals
 from harness.errors import UserError
 from harness.forecast import MemoryReport
 from tests import forecaster
@@ -270,7 +272,7 @@ def test_progress_counts_what_is_answered(oracle: Oracle) -> None:
 def refused(
     oracle: Oracle, *runs: Run, gib: float = 4, note: Callable[[str], None] = print
 ) -> dict[str, str]:
-    return foresight.refusals(runs, "cuda", int(gib * GIB), oracle.cache, oracle.command, note)
+    return refusals(runs, "cuda", int(gib * GIB), oracle.cache, oracle.command, note)
 
 
 def test_only_what_certainly_cannot_fit_is_refused(oracle: Oracle) -> None:
@@ -444,3 +446,21 @@ def test_a_real_worker_answers_a_real_question(tmp_path: Path, monkeypatch: pyte
     assert told.report == report
     assert capacity.capacity is not None
     assert capacity.capacity.largest > 1
+
+
+def test_many_configs_are_dealt_out_whole_to_several_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config's searches need its peak, so they go where its forecast goes."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    runs = [run_of(batch=batch) for batch in range(1, 31)]
+    questions = {
+        f"{run.config_id} {setting}": Question(run, setting, GIB) for run in runs for setting in SETTINGS
+    }
+    shares = foresight._shares(questions)
+    assert [len(share) for share in shares] == [20, 20, 20]
+    assert {key for share in shares for key in share} == set(questions)
+    for share in shares:
+        mine = {question.run.config_id for question in share.values()}
+        others = {q.run.config_id for other in shares if other is not share for q in other.values()}
+        assert not mine & others
+    few = dict(list(questions.items())[:8])
+    assert foresight._shares(few) == [few]

@@ -65,6 +65,8 @@ class Suite:
         wanted: dict[str, list[Any]] = {}
         for text in conditions:
             key, value = parse_override(text, option="--only")
+            if key == "label" and not isinstance(value, str):  # a name that happens to be YAML, as "7b: full"
+                value = text.partition("=")[2].strip()
             wanted.setdefault(key, []).append(value)
         kept = [r for r in self.runs if all(_matches(r, key, values) for key, values in wanted.items())]
         if not kept:

@@ -25,7 +25,7 @@ from harness.forecast import Part
 
 #: What CUDA's caching allocator rounds every tensor up to, in bytes.
 CUDA_GRANULARITY = 512
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 @contextmanager
@@ -135,7 +135,8 @@ class FakeStorages(LiveStorages):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func is torch.ops.prim.device.default:  # more than half of all calls, and nothing is made
-            return func(*args)
+            tensor = args[0]
+            return META if tensor.fake_mode.in_kernel_invocation else tensor.fake_device
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return _answer(args[0].dtype)
         self._part, self._group = self.whereabouts.here(func)

@@ -365,3 +365,14 @@ def test_configs_suites_records_and_reports_do_not_import_torch():
         "import sys, harness.suite, harness.record, harness.tables.report; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_label_is_taken_by_the_letter_even_where_it_is_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text('suite: s\nrows: [{label: "7b: full", method: full}, {label: "3", method: lora}]')
+    found = suite.load(file)
+    for condition in ("label=7b: full", 'label="7b: full"'):
+        assert [run.name for run in found.only([condition]).runs] == ["7b: full"]
+    assert [run.name for run in found.only(["label=3"]).runs] == ["3"]
+    for run in found.runs:
+        assert found.only(found.selector(run)).runs == (run,)

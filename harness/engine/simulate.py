@@ -1,7 +1,9 @@
 """The peak memory of a run without its hardware: the code of the run itself, on tensors without values.
 
-The model is built, prepared and trained for two updates as a run would do it, by the same methods,
-steppers and loop. So what is predicted is what happens, up to what happens inside kernels.
+The model is built, prepared and trained as a run would do it, by the same methods, steppers and loop. So what
+is predicted is what happens, up to what happens inside kernels. A first update, from gradients that no model
+was needed for, makes what the optimizer keeps; the second is watched. It holds a refresh where the method
+has them, so it needs all that a plain one needs.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -27,8 +30,6 @@ from harness.forecast import PARTS, MemoryReport, Peak
 from harness.method import Context, Method, Simulated, StepInfo, Stepper
 from harness.record import Phase
 
-#: The first makes what the optimizer keeps. The second has a refresh, so it needs all that a plain one needs.
-STEPS = 2
 #: Attention without a mask of its own: under fake tensors transformers takes itself to be traced, and builds
 #: a (batch, 1, length, length) mask that no run on packed batches has.
 CAUSAL = "lorebench_causal"
@@ -92,9 +93,11 @@ class Rehearsal:
         self.whereabouts.follow(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         hooks = [parameter.register_post_accumulate_grad_hook(self._name_gradient) for parameter in trained]
+        watched = Watched(stepper, model, self)
+        _first_update(trained, watched)
         trainer = Trainer(
             model,
-            Watched(stepper, model, self),
+            watched,
             _batches(config.batch, self.run.data.seq_len),
             config,
             device=self.meter.device,
@@ -102,7 +105,7 @@ class Rehearsal:
             clock=StepClock(self.meter.device),
         )
         before = len(self.meter.moments)
-        seen = trainer.rehearse(STEPS).memory
+        seen = trainer.rehearse(1, warm=True).memory
         for hook in hooks:  # they hold what holds them
             hook.remove()
         moments = self.meter.moments[before:]
@@ -165,6 +168,15 @@ class Watched:
         label(self._model.buffers(), "buffers")
         label((p for p in parameters if not p.requires_grad), "weights, frozen")
         label((p for p in parameters if p.requires_grad), "weights, trainable")
+
+
+def _first_update(trained: list[nn.Parameter], stepper: Any) -> None:
+    """Give every parameter a gradient by way of autograd, since a per-layer stepper works in its hooks."""
+    stepper.set_lr(0.0)
+    for parameter in trained:
+        parameter.view_as(parameter).backward(torch.zeros_like(parameter))
+    stepper.step()
+    stepper.zero_grad()
 
 
 def _batches(batch: int, length: int) -> Iterator[np.ndarray]:

@@ -138,8 +138,8 @@ class Trainer:
                 self._report(step + 1, progress)
         return self.result
 
-    def rehearse(self, steps: int) -> Trained:
-        """Warm up with one update and watch the others; no clock runs, and no value is read.
+    def rehearse(self, steps: int, warm: bool = False) -> Trained:
+        """Warm up with one update, unless that was done, and watch the others, without clock or values.
 
         The last holds a refresh, where the stepper can be asked for one.
         """
@@ -148,7 +148,7 @@ class Trainer:
             self.stepper.set_lr(lr_at(step, self.config))
             if step + 1 == steps:
                 self._ask_for_refresh()
-            self._note(step, self._metered_update(step) if step else self._update())
+            self._note(step, self._metered_update(step) if step or warm else self._update())
             self._losses, self._norms = [], []  # nobody reads them
         return self.result
 

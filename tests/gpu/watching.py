@@ -20,7 +20,7 @@ from harness.engine import checks, models, preparing
 from harness.engine.measure import StepClock, requested_bytes
 from harness.engine.meters import LiveMeter, Window, meter_for
 from harness.engine.shapes import Shape
-from harness.engine.simulate import STEPS, simulate
+from harness.engine.simulate import simulate
 from harness.engine.train import Trainer, ready_to_train
 from harness.method import Context, Stepper
 from tests.contract.test_methods import Case
@@ -29,6 +29,7 @@ from tests.contract.test_methods import Case
 SHAPE = Shape(1024, 2048, 2, 8, vocab=4096, context=256)
 NAME = "square"
 GRANULARITY = 512
+STEPS = 3  # warm-up, a plain update, and one with a refresh
 TOLERANCE = 0.02
 #: A refresh decomposes matrices, and what a library takes for that is seen by neither other ruler.
 REFRESH_TOLERANCE = 0.25

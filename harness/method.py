@@ -7,9 +7,11 @@ plain model (`export`). This module knows no method but by the strings of the re
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -196,8 +198,13 @@ class Method:
 
 def available() -> dict[str, str]:
     """All methods that can be named: those that ship and those of installed packages."""
-    extra = {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-    return {**extra, **REGISTRY}
+    return {**_of_installed_packages(tuple(sys.path)), **REGISTRY}
+
+
+@functools.cache
+def _of_installed_packages(path: tuple[str, ...]) -> dict[str, str]:
+    """Names by the packages found on `path`, which is that of Python: reading them all takes a while."""
+    return {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
 
 
 def check_name(name: str) -> str:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from pydantic import Field
 from torch import nn
 
@@ -20,6 +18,10 @@ from harness.config import OptimConfig
 from harness.method import Caps, Context, Method, MethodConfig
 from methods._adamw import TRAIN_OPTIONS, AdamWStepper
 from methods._targets import LINEAR_KINDS, target_linears
+
+if TYPE_CHECKING:  # peft takes seconds to import, and whoever only reads options needs none of it
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
 
 
 class LoRAConfig(MethodConfig):
@@ -64,6 +66,8 @@ class LoRA(Method):
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Freeze the model and put an adapter around each target, in place, in the target's dtype."""
+        from peft import inject_adapter_in_model
+
         linears = target_linears(model, self.config.targets)
         ranks = {name: min(self.config.rank, *layer.weight.shape) for name, layer in linears.items()}
         model.requires_grad_(False)
@@ -92,6 +96,8 @@ class LoRA(Method):
 
     def _peft_config(self, ranks: Mapping[str, int]) -> LoraConfig:
         """Full names as targets; a clamped rank gets a smaller alpha, so that its scaling stays."""
+        from peft import LoraConfig
+
         clamped = {re.escape(name): rank for name, rank in ranks.items() if rank < self.config.rank}
         return LoraConfig(
             r=self.config.rank,
@@ -121,4 +127,6 @@ class LoRA(Method):
 
 def _adapted(model: nn.Module) -> dict[str, LoraLayer]:
     """Every layer with an adapter, by name."""
+    from peft.tuners.lora import LoraLayer
+
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}

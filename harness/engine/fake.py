@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 
 from harness.engine.meters import LiveStorages, Window
+from harness.engine.remembering import Remembering
 from harness.engine.storages import parts
 from harness.engine.whereabouts import OTHER, Whereabouts
 from harness.forecast import Part
@@ -41,7 +42,7 @@ def world(meter: SimulatedMeter) -> Iterator[None]:
     gc.freeze()
     gc.disable()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), meter.storages:
+        with Remembering(), meter.storages:
             yield
     finally:
         nn.Module._apply = original  # type: ignore[method-assign]

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers  # its parts are loaded when they are first used
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from harness import factored
 from harness.errors import UserError, one_line
@@ -63,7 +63,9 @@ def causal_config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: not a Hugging Face model folder: it has no config.json")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except UNREADABLE as error:
         raise UserError(f"{folder}: not a Hugging Face model folder: {one_line(error)}") from error
     if not is_causal(config):
@@ -78,7 +80,7 @@ def is_causal(config: Any) -> bool:
     """Whether a configuration describes a causal LM: by its named architecture, else by its type."""
     named = config.architectures or []
     causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in named)
-    return causal or (not named and type(config) in AutoModelForCausalLM._model_mapping)
+    return causal or (not named and type(config) in transformers.AutoModelForCausalLM._model_mapping)
 
 
 def load(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -97,7 +99,7 @@ def _load_plain(folder: Path, dtype: torch.dtype) -> nn.Module:
 
 def whole(source: str | Path, **options: Any) -> nn.Module:
     """The model, with every weight read: transformers would fill those that are missing with noise."""
-    model, found = AutoModelForCausalLM.from_pretrained(
+    model, found = transformers.AutoModelForCausalLM.from_pretrained(
         source,
         use_safetensors=True,
         trust_remote_code=False,
@@ -115,7 +117,9 @@ def whole(source: str | Path, **options: Any) -> nn.Module:
 
 def _load_factored(folder: Path, dtype: torch.dtype) -> nn.Module:
     """Rebuild the factored structure from its manifest, then load the weights: no decomposition is needed."""
-    model = restructured(AutoModelForCausalLM.from_config(causal_config(folder), dtype=dtype), folder)
+    model = restructured(
+        transformers.AutoModelForCausalLM.from_config(causal_config(folder), dtype=dtype), folder
+    )
     tied = set(getattr(model, "all_tied_weights_keys", {}))
     try:
         missing, unexpected = model.load_state_dict(load_file(folder / FACTORED_WEIGHTS), strict=False)
@@ -154,7 +158,9 @@ def own_tokenizer(folder: Path) -> Any:
 def tokenizer_of(folder: Path) -> Any:
     """The tokenizer in a folder that must have one."""
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except UNREADABLE as error:
         raise UserError(f"{folder}: no tokenizer can be loaded from there: {one_line(error)}") from error
 

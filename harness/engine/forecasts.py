@@ -6,6 +6,7 @@ matters of a model's folder. So nothing kept is ever stale, and nothing has to b
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -159,6 +160,7 @@ def _model_folder(run: Run) -> Path | None:
     return Path(run.model.path).expanduser() if isinstance(run.model, LocalModel) else None
 
 
+@functools.cache
 def installed(package: str) -> str:
     """The version of a package, "absent" where there is none."""
     try:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers  # its parts are loaded when they are first used
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from harness.config import EmbeddedModel, HubModel, LocalModel, ModelConfig, ShapeModel
 from harness.engine import folders, spectral
@@ -65,11 +65,11 @@ def load(
     return Loaded(model, folders.own_tokenizer(folder), _name(config, folder), sha256)
 
 
-def shape_config(model: ShapeModel | str) -> LlamaConfig:
+def shape_config(model: ShapeModel | str) -> transformers.LlamaConfig:
     """The transformers configuration of a shape, or of a named one."""
     if isinstance(model, str):
         model = ShapeModel(source="shape", name=model)
-    return LlamaConfig(**shape_of(model).config(), use_cache=False)
+    return transformers.LlamaConfig(**shape_of(model).config(), use_cache=False)
 
 
 def _folder(config: ModelConfig) -> Path | None:
@@ -94,7 +94,7 @@ def _load_random(config: ModelConfig, dtype: torch.dtype, device: torch.device, 
         name = f"{_name(config, folder)}, random weights"
     torch.manual_seed(seed)
     with device:
-        model = AutoModelForCausalLM.from_config(architecture, dtype=dtype)
+        model = transformers.AutoModelForCausalLM.from_config(architecture, dtype=dtype)
     return Loaded(model, tokenizer, name, None)
 
 
@@ -113,10 +113,10 @@ def _hub_parts(config: HubModel) -> tuple[Any, Any]:
     """Configuration and tokenizer of a hub id."""
     options = {"revision": config.revision, "trust_remote_code": False}
     try:
-        described = AutoConfig.from_pretrained(config.id, **options)
+        described = transformers.AutoConfig.from_pretrained(config.id, **options)
         if not folders.is_causal(described):
             raise UserError(f"hub model {config.id!r} is not a causal language model")
-        return described, AutoTokenizer.from_pretrained(config.id, **options)
+        return described, transformers.AutoTokenizer.from_pretrained(config.id, **options)
     except folders.UNREADABLE as error:
         raise _hub_error(config, error) from error
 

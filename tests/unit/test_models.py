@@ -11,6 +11,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, BertConfig, LlamaForCausalLM
@@ -437,7 +438,7 @@ def test_from_scratch_a_hub_model_gives_its_architecture_and_tokenizer(
         real = which.from_pretrained
         return lambda name, **options: real(whole, local_files_only=True)
 
-    for which in (models.AutoConfig, models.AutoTokenizer):
+    for which in (transformers.AutoConfig, transformers.AutoTokenizer):
         monkeypatch.setattr(which, "from_pretrained", offline(which))
     found = load(HubModel(source="hub", id="someone/model", revision="v1"), seed=1, scratch=True)
     assert found.name == "someone/model@v1, random weights"

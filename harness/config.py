@@ -7,8 +7,10 @@ by the method's own `Config` when it is built.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -22,6 +24,10 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 def _absent(value: Any) -> bool:
     """Whether an option is off: it is then no part of a run's identity."""
     return value is None
+
+
+def _packed(layout: str) -> bool:
+    return layout == "packed"
 
 
 class Strict(BaseModel):
@@ -91,6 +97,11 @@ class FilesData(Strict):
     `separator` splits a text file into documents (None: a file is one document); `field` is the key
     of the text in JSONL. The last `holdout` share of the documents is never trained on: it is what
     the protocol `heldout` scores. `end_token` ends each document with the tokenizer's end mark.
+
+    `layout: packed` joins documents and cuts windows without padding; `rows` gives each document a row of
+    its own, cut to `seq_len` (what is cut keeps its end mark) or padded on the right, as papers on
+    pre-training with C4 do. What is held out is scored packed either way. `template: alpaca` makes a
+    document of a row's instruction, input and output, and then `field` is not read.
     """
 
     source: Literal["files"]
@@ -100,10 +111,15 @@ class FilesData(Strict):
     holdout: Share = 0.1
     end_token: bool = True
     seq_len: Positive = 512
+    layout: Literal["packed", "rows"] = Field(default="packed", exclude_if=_packed)
+    template: Literal["alpaca"] | None = Field(default=None, exclude_if=_absent)
 
 
 class DatasetsData(Strict):
-    """A `datasets` id at a revision; the last `holdout` share of the (first `limit`) rows is held out."""
+    """A `datasets` id at a revision; the last `holdout` share of the (first `limit`) rows is held out.
+
+    `layout` and `template` as for files.
+    """
 
     source: Literal["datasets"]
     id: str
@@ -115,6 +131,23 @@ class DatasetsData(Strict):
     holdout: Share = 0.1
     end_token: bool = True
     seq_len: Positive = 512
+    layout: Literal["packed", "rows"] = Field(default="packed", exclude_if=_packed)
+    template: Literal["alpaca"] | None = Field(default=None, exclude_if=_absent)
+
+
+class TaskData(Strict):
+    """The training split of a task in benchmarks/tasks, one example a row: what its test split asks for.
+
+    `folder` holds the task's original files; None means the hub, for the tasks whose copy there is known
+    to be the same. A row is `<s>` and the text, no end mark, padded on the right; `too_long` says what
+    becomes of one that does not end before `seq_len`: drop it, as the papers' code does, or cut it.
+    """
+
+    source: Literal["task"]
+    task: str
+    folder: str | None = None
+    too_long: Literal["drop", "cut"] = "drop"
+    seq_len: Positive = 512
 
 
 class RandomData(Strict):
@@ -124,7 +157,9 @@ class RandomData(Strict):
     seq_len: Positive = 512
 
 
-DataConfig = Annotated[EmbeddedData | FilesData | DatasetsData | RandomData, Field(discriminator="source")]
+DataConfig = Annotated[
+    EmbeddedData | FilesData | DatasetsData | TaskData | RandomData, Field(discriminator="source")
+]
 
 
 # ------------------------------------------------------------------------------------- training
@@ -170,24 +205,62 @@ class TrainConfig(OptimConfig):
     refresh_at: tuple[Positive, ...] = Field(default=(), exclude_if=lambda updates: not updates)
 
 
+@functools.cache
+def _published_names() -> dict[str, str]:
+    """Names under which readers of a paper know a protocol, and its name here."""
+    file = Path(__file__).resolve().parent.parent / "benchmarks" / "papers" / "protocols.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
 class PerplexityConfig(Strict):
-    """A perplexity protocol by name; `paths` gives local files to protocols that read a published text."""
+    """A perplexity protocol by name; `paths` gives local files to protocols that read a published text.
+
+    The options are those of some protocols, which have defaults of their own (harness/engine/protocols.py):
+    `context` is the length of a window; `tokens` ends the text after as many; `batch` and `ranks` are rows a
+    batch and processes of the code whose mean of batch means is repeated, and change its value.
+    """
 
     protocol: str
     paths: tuple[str, ...] | None = None
+    context: Annotated[int, Field(ge=2)] | None = Field(default=None, exclude_if=_absent)
+    tokens: Positive | None = Field(default=None, exclude_if=_absent)
+    batch: Positive | None = Field(default=None, exclude_if=_absent)
+    ranks: Positive | None = Field(default=None, exclude_if=_absent)
+
+    @field_validator("protocol")
+    @classmethod
+    def _one_name(cls, name: str) -> str:
+        return _published_names().get(name, name)
+
+    @property
+    def options(self) -> dict[str, int]:
+        """The options that were given."""
+        given = self.model_dump(exclude={"protocol", "paths"})
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def name(self) -> str:
+        """The protocol with the options that were given: two of them may stand in one run."""
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.protocol}({options})" if options else self.protocol
 
 
 class EvaluateConfig(Strict):
     """What is measured after training.
 
-    `tasks` are lm-eval names, found under `task_paths` first (the embedded tasks are always there).
-    `limit` cuts each task to its first documents; `batch` is sequences at a time for both rulers.
+    `tasks` are lm-eval names, found under `task_paths` first (the embedded tasks and those of
+    benchmarks/tasks are always there). `task_data` is a folder with the original files of the latter; None
+    means the hub, for the tasks whose copy there is known to be the same. `limit` cuts each task to its
+    first documents, `shots` is how many solved examples precede each question (None: as the task says), and
+    `batch` is sequences at a time for both rulers.
     """
 
     perplexity: tuple[PerplexityConfig, ...] = ()
     tasks: tuple[str, ...] = ()
     task_paths: tuple[str, ...] = ()
+    task_data: str | None = Field(default=None, exclude_if=_absent)
     limit: Positive | None = None
+    shots: Annotated[int, Field(ge=0)] | None = Field(default=None, exclude_if=_absent)
     batch: Positive = 32
 
     @field_validator("perplexity", mode="before")

@@ -116,11 +116,13 @@ class Training(Part):
     """The course of the training: one loss (nats per token) and learning rate per update.
 
     `refreshes` counts new subspaces over all matrices, `skipped_gradients` matrices left alone in an
-    update because their gradient was not finite; absent from methods that have no such thing.
+    update because their gradient was not finite; absent from methods that have no such thing. `tokens` counts
+    places in the batches, as throughput does; `real_tokens` those that are no padding, absent where none is.
     """
 
     steps: int
     tokens: int
+    real_tokens: int | None = None
     loss: list[float]
     lr: list[float]
     grad_norm: list[float] = []
@@ -130,7 +132,10 @@ class Training(Part):
 
 
 class Perplexity(Part):
-    """exp(nll_nats / tokens); `floor` is the same for the generator itself, where it is known."""
+    """exp(nll_nats / tokens); `floor` is the same for the generator itself, where it is known.
+
+    With `batches`, which a protocol has that repeats a mean of batch means, `perplexity` is by that mean.
+    """
 
     perplexity: float
     nll_nats: float
@@ -140,10 +145,16 @@ class Perplexity(Part):
     context: int | None = None
     text: str
     floor: float | None = None
+    batches: int | None = None
 
 
 class Accuracy(Part):
-    """Exact match counts of one task; accuracy times documents is a whole number."""
+    """Exact match counts of one task; accuracy times documents is a whole number.
+
+    `unparsable` answers count as wrong. `legacy_accuracy` is what a script reports that leaves them out:
+    right answers over the `legacy_documents` that it could read, absent where there are none. All three are
+    absent from tasks whose papers score no other way.
+    """
 
     accuracy: float
     stderr: float | None = None
@@ -151,6 +162,9 @@ class Accuracy(Part):
     documents: int
     chance: float | None = None
     version: str
+    unparsable: int | None = None
+    legacy_accuracy: float | None = None
+    legacy_documents: int | None = None
 
 
 class Quality(Part):
@@ -190,7 +204,11 @@ class Environment(Part):
 
 
 class Data(Part):
-    """Exactly which tokens were trained on and which model they were fed to."""
+    """Exactly which tokens were trained on and which model they were fed to.
+
+    `tokens` counts the places of all windows. Where each document has a row of its own, `real_tokens` of them
+    are no padding, and `dropped_rows` documents were left out.
+    """
 
     name: str
     revision: str | None = None
@@ -198,6 +216,8 @@ class Data(Part):
     documents: int | None = None
     tokens: int
     dropped_tokens: int = 0
+    real_tokens: int | None = None
+    dropped_rows: int | None = None
     model: str
     model_sha256: str | None = None
 

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from harness.config import HubModel, LocalModel, ModelConfig, Run, ShapeModel
-from harness.engine.shapes import shape_of
+from harness.engine.shapes import known_shape, shape_of
 from harness.errors import UserError, one_line
 
 Setting = Literal["batch", "seq_len"]
@@ -66,6 +66,7 @@ def ceiling(run: Run, setting: Setting) -> tuple[int, str]:
 
 def context_of(model: ModelConfig) -> int | None:
     """How many positions a model has (max_position_embeddings), None where it does not say."""
+    model = known_shape(model)
     if isinstance(model, ShapeModel):
         return shape_of(model).context
     from harness.engine import folders, models

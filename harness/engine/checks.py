@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from harness.config import FilesData, MethodChoice, Run
-from harness.engine import models, protocols, texts
+from harness.config import FilesData, MethodChoice, Run, TaskData
+from harness.engine import models, protocols, task_data, texts
 from harness.errors import UnsupportedError, UserError
 from harness.method import Caps, Method, Stepper, build, stack_caps
 
@@ -65,6 +65,8 @@ def _resolve(run: Run, done: set[str]) -> Run:
 def _check_data(run: Run) -> None:
     if isinstance(run.data, FilesData):
         texts.documents_of_files(run.data)
+    if isinstance(run.data, TaskData):
+        task_data.training_texts(run.data)
 
 
 def _check_evaluation(run: Run) -> None:

@@ -1,7 +1,8 @@
-"""Where tokens come from: documents tokenised, packed into windows, shuffled by a seed.
+"""Where tokens come from: documents tokenised, packed into windows or laid into rows, shuffled by a seed.
 
-Every document becomes `<s> tokens </s>` (each mark where the tokenizer has it); the documents are
-joined and cut into windows of constant length, so no padding exists and every token counts.
+Every document becomes `<s> tokens </s>` (each mark where the tokenizer has it). Packed, the documents are
+joined and cut into windows of constant length, so no padding exists and every token counts; as rows
+(`rows.py`) each has one of its own, and the rest of it is padding.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.config import DataConfig, DatasetsData, EmbeddedData, FilesData, RandomData
-from harness.engine import texts
+from harness.config import DataConfig, DatasetsData, EmbeddedData, FilesData, RandomData, TaskData
+from harness.engine import rows, task_data, texts
+from harness.engine.token_cache import Blocks, TokenCache, kept, text_sha256
 from harness.errors import UserError
 
 RANDOM_WINDOWS = 512  # enough that no window repeats within a speed run
@@ -22,7 +24,11 @@ RANDOM_WINDOWS = 512  # enough that no window repeats within a speed run
 
 @dataclass(frozen=True)
 class Tokens:
-    """Training windows (count, seq_len) int64 on the host, and where they came from."""
+    """Training windows (count, seq_len) int64 on the host, and where they came from.
+
+    `real_tokens` and `dropped_rows` are of rows with padding: what is not padding, and how many documents
+    were left out.
+    """
 
     windows: np.ndarray
     name: str
@@ -30,11 +36,22 @@ class Tokens:
     documents: int | None = None
     revision: str | None = None
     dropped_tokens: int = 0
+    real_tokens: int | None = None
+    dropped_rows: int | None = None
 
     @property
     def count(self) -> int:
-        """The number of tokens in the windows."""
+        """The number of places for tokens in the windows, padding included."""
         return int(self.windows.size)
+
+    @property
+    def padded(self) -> bool:
+        """Whether there may be padding in the windows, written as `rows.PAD`."""
+        return self.real_tokens is not None
+
+    def contexts(self, batch: int, seed: int) -> Iterator[np.ndarray]:
+        """The same batches as a model reads them, with a token also where there is padding."""
+        return map(rows.token_ids, self.batches(batch, seed)) if self.padded else self.batches(batch, seed)
 
     def batches(self, batch: int, seed: int) -> Iterator[np.ndarray]:
         """Endless batches (batch, seq_len): each epoch visits every window once in an order of its own."""
@@ -47,20 +64,30 @@ class Tokens:
             yield self.windows[chosen]
 
 
-def load(config: DataConfig, tokenizer: Any, vocab_size: int, seed: int) -> Tokens:
-    """Tokenise and pack the training part of the data; UserError when it cannot be trained on."""
+def load(
+    config: DataConfig, tokenizer: Any, vocab_size: int, seed: int, cache: TokenCache | None = None
+) -> Tokens:
+    """Tokenise the training part of the data, pack or lay it; UserError when it cannot be trained on."""
     if isinstance(config, RandomData):
         windows = np.random.default_rng(seed).integers(0, vocab_size, (RANDOM_WINDOWS, config.seq_len))
         return Tokens(windows, "random", _sha256(windows))
     documents, name, revision = _training_documents(config)
-    stream = encode(documents, tokenizer, end=getattr(config, "end_token", True))
-    windows, dropped = pack(stream, config.seq_len, name)
-    if windows.max() >= vocab_size:
+    laid = _lay(config, documents, tokenizer, name, None if isinstance(config, EmbeddedData) else cache)
+    if (largest := laid.windows.max()) >= vocab_size:
         raise UserError(
-            f"the tokenizer gives ids up to {windows.max()}, but the model has a vocabulary of {vocab_size}; "
+            f"the tokenizer gives ids up to {largest}, but the model has a vocabulary of {vocab_size}; "
             "use the tokenizer that belongs to the model"
         )
-    return Tokens(windows, name, _sha256(windows), len(documents), revision, dropped)
+    return Tokens(
+        laid.windows,
+        name,
+        _sha256(laid.windows),
+        len(documents),
+        revision,
+        laid.dropped_tokens,
+        laid.real_tokens,
+        laid.dropped_rows,
+    )
 
 
 def split_documents(documents: Sequence[str], holdout: float) -> tuple[list[str], list[str]]:
@@ -88,6 +115,12 @@ def documents_of(config: FilesData | DatasetsData) -> tuple[list[str], str, str 
 
 def encode(documents: Sequence[str], tokenizer: Any, end: bool = True) -> np.ndarray:
     """One int64 stream of all documents with their marks."""
+    each = encode_each(documents, tokenizer, end)
+    return np.fromiter((token for ids in each for token in ids), dtype=np.int64)
+
+
+def encode_each(documents: Sequence[str], tokenizer: Any, end: bool = True) -> list[list[int]]:
+    """The token ids of each document with its marks; UserError when there is no tokenizer."""
     if tokenizer is None:
         raise UserError(
             "this model has no tokenizer: put its files into the model's folder, set model.tokenizer "
@@ -96,7 +129,20 @@ def encode(documents: Sequence[str], tokenizer: Any, end: bool = True) -> np.nda
     first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     last = [tokenizer.eos_token_id] if end and tokenizer.eos_token_id is not None else []
     encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
-    return np.fromiter((token for ids in encoded for token in (*first, *ids, *last)), dtype=np.int64)
+    return [[*first, *ids, *last] for ids in encoded]
+
+
+def encode_once(documents: Sequence[str], tokenizer: Any, end: bool, cache: TokenCache | None) -> Blocks:
+    """What `encode_each` gives, from the cache where it has it."""
+
+    def make() -> Blocks:
+        return Blocks.of([np.asarray(ids) for ids in encode_each(documents, tokenizer, end)])
+
+    if cache is None or tokenizer is None:
+        return make()
+    marks = (tokenizer.bos_token_id, tokenizer.eos_token_id if end else None)
+    recipe = {"layout": "documents", "marks": marks, "length": None, "limits": ()}
+    return kept(cache, make, tokenizer, [encode_each], text=text_sha256(documents), **recipe)
 
 
 def pack(stream: np.ndarray, seq_len: int, name: str) -> tuple[np.ndarray, int]:
@@ -110,7 +156,26 @@ def pack(stream: np.ndarray, seq_len: int, name: str) -> tuple[np.ndarray, int]:
     return stream[: count * seq_len].reshape(count, seq_len), len(stream) - count * seq_len
 
 
-def _training_documents(config: EmbeddedData | FilesData | DatasetsData) -> tuple[list[str], str, str | None]:
+def _lay(
+    config: DataConfig, documents: Sequence[str], tokenizer: Any, name: str, cache: TokenCache | None
+) -> rows.Laid:
+    """Tokenise documents and cut them into what is trained on, packed or one a row."""
+    if isinstance(config, TaskData):  # the papers' code puts no end mark after an example of a task
+        encoded = encode_once(documents, tokenizer, False, cache)
+        return rows.lay(encoded.sequences, config.seq_len, name, drop=config.too_long == "drop")
+    end = getattr(config, "end_token", True)
+    encoded = encode_once(documents, tokenizer, end, cache)
+    if rows.padded(config):
+        marked = end and tokenizer.eos_token_id is not None
+        return rows.lay(encoded.sequences, config.seq_len, name, keep_last=marked)
+    return rows.Laid(*pack(encoded.tokens, config.seq_len, name))
+
+
+def _training_documents(
+    config: EmbeddedData | FilesData | DatasetsData | TaskData,
+) -> tuple[list[str], str, str | None]:
+    if isinstance(config, TaskData):
+        return task_data.training_texts(config)
     if isinstance(config, EmbeddedData):
         from benchmarks.embedded import world
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 import transformers  # its parts are loaded when they are first used
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError
 from torch import nn
 
 from harness.config import EmbeddedModel, HubModel, LocalModel, ModelConfig, ShapeModel
 from harness.engine import folders, spectral
-from harness.engine.shapes import shape_of
+from harness.engine.shapes import known_shape, shape_of
 from harness.errors import UserError, one_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -103,6 +104,7 @@ def hollow(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
 
     Made for fake tensors, which hold no values: elsewhere it costs as much memory as the model.
     """
+    config = known_shape(config)
     check(config)
     folder = _folder(config)
     model = _load_random(config, dtype, torch.device("cpu"), seed=0).model
@@ -121,8 +123,18 @@ def _hub_parts(config: HubModel) -> tuple[Any, Any]:
         raise _hub_error(config, error) from error
 
 
-def _hub_error(config: HubModel, error: Exception) -> UserError:
-    return UserError(f"hub model {config.id!r} at {config.revision!r} cannot be loaded: {one_line(error)}")
+def _hub_error(config: HubModel, error: BaseException) -> UserError:
+    """Why a hub id cannot be had, and what to do: for a gated one, where to ask."""
+    name = f"hub model {config.id!r} at {config.revision!r}"
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, GatedRepoError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        return UserError(
+            f"{name} is gated and you have no access here: ask for it at https://huggingface.co/{config.id} "
+            "and log in with `hf auth login`, or give a folder with the weights: --model FOLDER"
+        )
+    return UserError(f"{name} cannot be loaded: {one_line(error)}; a folder will do, too: --model FOLDER")
 
 
 def _load_hub(config: HubModel, dtype: torch.dtype, device: torch.device) -> Loaded:

@@ -11,6 +11,8 @@ from torch import Tensor
 from harness.engine import checks, data, environment, folders, measure, models, preparing, protocols, quality
 from harness.engine.meters import meter_for
 from harness.engine.models import DTYPES
+from harness.engine.scored_text import ScoredText
+from harness.engine.token_cache import TokenCache
 from harness.engine.train import Trained, Trainer, ready_to_train
 from harness.method import Caps, Context, Stepper
 from harness.record import Data, Memory, Perplexity, Quality, RankMove, Training
@@ -32,7 +34,7 @@ class RunInProgress:
     model: Any  # a transformers causal LM; the methods see an nn.Module
     tokenizer: Any
     tokens: data.Tokens
-    texts: dict[str, protocols.ScoredText]
+    texts: dict[str, ScoredText]
     caps: Caps
 
     def __init__(self, job: Job, reporter: Reporter) -> None:
@@ -76,13 +78,14 @@ class RunInProgress:
         self._peak("load", window.peak_allocated_bytes)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.flops_per_token = measure.flops_per_token(self.model, run.data.seq_len)
-        self.tokens = data.load(run.data, self.tokenizer, self.model.config.vocab_size, run.seed)
+        cache = TokenCache(self.job.cache / "tokens", self.record.warnings.append)
+        self.tokens = data.load(run.data, self.tokenizer, self.model.config.vocab_size, run.seed, cache)
         # Read now, though scored at the end: text or tasks that cannot be had must not cost a training first.
         asked = run.evaluate
-        folders = [quality.EMBEDDED_TASKS, *map(quality.existing_folder, asked.task_paths)]
-        self.tasks = quality.load_tasks(asked.tasks, folders) if asked.tasks else {}
+        folders = [*quality.SHIPPED_TASKS, *map(quality.existing_folder, asked.task_paths)]
+        self.tasks = quality.load_tasks(asked.tasks, folders, asked.task_data) if asked.tasks else {}
         self.texts = {
-            item.protocol: protocols.build(item, run.data, self.tokenizer) for item in asked.perplexity
+            item.name: protocols.build(item, run.data, self.tokenizer, cache) for item in asked.perplexity
         }
         self.record.data = Data(
             name=self.tokens.name,
@@ -91,6 +94,8 @@ class RunInProgress:
             documents=self.tokens.documents,
             tokens=self.tokens.count,
             dropped_tokens=self.tokens.dropped_tokens,
+            real_tokens=self.tokens.real_tokens,
+            dropped_rows=self.tokens.dropped_rows,
             model=loaded.name,
             model_sha256=loaded.sha256,
         )
@@ -121,6 +126,7 @@ class RunInProgress:
             meter=self.meter,
             clock=measure.StepClock(self.device),
             period=self.caps.period,
+            padded=self.tokens.padded,
         )
         try:
             trainer.run(lambda event: self.reporter.tell(**event, **self._speed(trainer.result)))
@@ -139,7 +145,7 @@ class RunInProgress:
                 scored = quality.score(self.model, text.sequences, asked.batch, self.device)
             self._peak("evaluate", window.peak_allocated_bytes)
             self.record.quality.perplexity[protocol] = Perplexity(
-                perplexity=scored.perplexity,
+                perplexity=text.perplexity(scored),
                 nll_nats=scored.nll_nats,
                 tokens=scored.tokens,
                 windows=len(text.sequences),
@@ -147,7 +153,9 @@ class RunInProgress:
                 context=text.context,
                 text=text.text,
                 floor=text.floor,
+                batches=sum(map(len, text.batches)) or None,
             )
+            self.record.warnings += [text.note] if text.note else []
             self._warn_beyond_context(protocol, max(map(len, text.sequences)))
         if asked.tasks:
             self.reporter.tell(task=", ".join(asked.tasks))
@@ -156,6 +164,7 @@ class RunInProgress:
                 self.tokenizer,
                 self.tasks,
                 limit=asked.limit,
+                shots=asked.shots,
                 batch=asked.batch,
                 device=self.device,
                 max_length=self.model.config.max_position_embeddings,
@@ -171,7 +180,7 @@ class RunInProgress:
     # ------------------------------------------------------------------------------------ parts
     def _context(self) -> Context:
         def calibration() -> Iterator[Tensor]:
-            for batch in self.tokens.batches(self.run.train.batch, self.run.seed):
+            for batch in self.tokens.contexts(self.run.train.batch, self.run.seed):
                 yield torch.from_numpy(batch).to(self.device)
 
         return Context(seed=self.run.seed, cache=self.job.cache, calibration=calibration)
@@ -184,6 +193,7 @@ class RunInProgress:
         self.record.training = Training(
             steps=len(trained.loss),
             tokens=len(trained.loss) * per_step,
+            real_tokens=sum(trained.real_tokens[: len(trained.loss)]) if self.tokens.padded else None,
             loss=trained.loss,
             lr=trained.lr[: len(trained.loss)],  # a broken run has begun an update whose loss nobody read
             grad_norm=trained.grad_norm,

@@ -6,7 +6,6 @@ anything but the number of predicted tokens.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.engine import answers
 from harness.errors import UserError, nearest
 from harness.record import Accuracy
 
-EMBEDDED_TASKS = Path(__file__).resolve().parents[2] / "benchmarks" / "embedded" / "tasks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+EMBEDDED_TASKS = BENCHMARKS / "embedded" / "tasks"
+#: The papers' downstream tasks, read from their original files.
+PAPER_TASKS = BENCHMARKS / "tasks"
+SHIPPED_TASKS = (EMBEDDED_TASKS, PAPER_TASKS)
 #: The seed of everything in lm-eval that could draw a random number (few-shot examples, sampling).
 SEED = 0
 
@@ -122,6 +126,7 @@ def evaluate_tasks(
     tasks: Mapping[str, Any],
     *,
     limit: int | None,
+    shots: int | None = None,
     batch: int,
     device: torch.device,
     max_length: int,
@@ -130,21 +135,29 @@ def evaluate_tasks(
     """Accuracy on tasks of `load_tasks`; one JSONL per task with every answer in `samples_to`.
 
     A task's metric is `acc` where it reports that, else `exact_match`; with several filters the first
-    one of the task counts. Every document counts, so an answer that cannot be parsed is a wrong one.
+    one of the task counts. Every document counts, so an answer that cannot be parsed is a wrong one. Where
+    the task's metadata name a `legacy_filter`, what a script that leaves such answers out would report with
+    that filter stands beside the accuracy.
     Special tokens are the tokenizer's own choice: HFLM 0.4.13 with `add_bos_token=None` encodes the
     context as the tokenizer does, never adds a second `<s>` to a text that begins with one, and where
     a context is empty predicts from `<s>` (else `</s>`).
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with _evaluating(model):
-        answers = _answers(_language_model(model, tokenizer, batch, device, max_length), tasks, limit)
+        given = _answers(_language_model(model, tokenizer, batch, device, max_length), tasks, limit, shots)
     found = {}
-    for name, samples in answers.items():
-        metric = _metric(name, tasks[name])
-        right = [_is_right(name, sample, metric) for sample in samples]
-        found[name] = _accuracy(tasks[name], samples, right)
+    for name, by_filter in given.items():
+        task, samples = tasks[name], next(iter(by_filter.values()))
+        metric = answers.metric_of(name, task)
+        right = answers.are_right(name, samples, metric)
+        found[name] = answers.accuracy(task, samples, right)
+        legacy = (task.get_config("metadata") or {}).get("legacy_filter")
+        if legacy is not None:
+            official = by_filter[legacy]
+            official_right = answers.are_right(name, official, metric)
+            found[name] = answers.as_published(found[name], samples, official, official_right)
         if samples_to is not None:
-            _write_samples(samples_to / f"{name}.jsonl", samples, right)
+            answers.write_samples(samples_to / f"{name}.jsonl", samples, right)
     return found
 
 
@@ -165,21 +178,27 @@ def _language_model(model: nn.Module, tokenizer: Any, batch: int, device: torch.
     return lm
 
 
-def _answers(lm: Any, loaded: Mapping[str, Any], limit: int | None) -> dict[str, list[dict[str, Any]]]:
-    """The answer to every document of every task by the task's first filter, as lm-eval logs it."""
+def _answers(
+    lm: Any, loaded: Mapping[str, Any], limit: int | None, shots: int | None
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """The answer to every document of every task, as lm-eval logs it, by the task's filters in order."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    options = {"limit": limit, "bootstrap_iters": 0, "log_samples": True}
+    options = {"limit": limit, "num_fewshot": shots, "bootstrap_iters": 0, "log_samples": True}
     options |= dict.fromkeys([f"{who}random_seed" for who in ("", "numpy_", "torch_", "fewshot_")], SEED)
     nothing = TaskManager(include_defaults=False)  # without one it would read all of its own tasks
     results = simple_evaluate(lm, tasks=list(loaded.values()), task_manager=nothing, **options)
     every: dict[str, list[dict[str, Any]]] = results["samples"]
-    return {name: [one for one in all_ if one["filter"] == all_[0]["filter"]] for name, all_ in every.items()}
+    by_filter: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for name, samples in every.items():
+        for sample in samples:
+            by_filter.setdefault(name, {}).setdefault(sample["filter"], []).append(sample)
+    return by_filter
 
 
-def load_tasks(names: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:
-    """Task objects by name, groups as their tasks, with their data.
+def load_tasks(names: Sequence[str], paths: Sequence[Path], task_data: str | None = None) -> dict[str, Any]:
+    """Task objects by name, groups as their tasks, with their data; `task_data` is a folder with their files.
 
     The thousands of tasks of lm-eval itself are read only when one is asked for. UserError for an
     unknown task, one whose data cannot be had, and one with neither metric.
@@ -187,64 +206,21 @@ def load_tasks(names: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    include = [str(path) for path in paths]
-    manager = TaskManager(include_path=include, include_defaults=False)
+    options: dict[str, Any] = {"include_path": [str(path) for path in paths]}
+    if task_data is not None:
+        options["metadata"] = {"task_data": task_data}
+    manager = TaskManager(include_defaults=False, **options)
     if not set(names) <= set(manager.all_tasks):
-        manager = TaskManager(include_path=include, include_defaults=True)
+        manager = TaskManager(include_defaults=True, **options)
     loaded: dict[str, Any] = {}
     for name in names:
         if name not in manager.all_tasks:
             raise UserError(f"unknown task {name!r}; {nearest(name, manager.all_tasks)}")
         try:
             loaded.update(manager.load([name])["tasks"])
+        except UserError:
+            raise
         except Exception as error:  # whatever a task's own code or the hub raises
             why = f"{type(error).__name__}: {error}; its data must be reachable or in the local cache"
             raise UserError(f"task {name!r} cannot be loaded: {why}") from error
-    return {name: task for name, task in loaded.items() if _metric(name, task)}
-
-
-def _metric(name: str, task: Any) -> str:
-    reported = task.aggregation()
-    found = [metric for metric in ("acc", "exact_match") if metric in reported]
-    if not found:
-        raise UserError(f"task {name!r} reports {', '.join(reported)}; a task needs acc or exact_match")
-    return found[0]
-
-
-def _is_right(name: str, sample: dict[str, Any], metric: str) -> bool:
-    value = float(sample.get(metric, 0.0))
-    if value not in (0.0, 1.0):
-        raise UserError(f"task {name!r}: {metric} of a document is {value}, which is neither right nor wrong")
-    return value == 1.0
-
-
-def _accuracy(task: Any, samples: Sequence[dict[str, Any]], right: Sequence[bool]) -> Accuracy:
-    documents, correct = len(right), sum(right)
-    share = correct / documents
-    metadata = task.get_config("metadata") or {}
-    return Accuracy(
-        accuracy=share,
-        stderr=math.sqrt(share * (1 - share) / (documents - 1)) if documents > 1 else None,
-        correct=correct,
-        documents=documents,
-        chance=metadata.get("chance", _chance(task, samples)),
-        version=str(metadata.get("version", task.VERSION)),
-    )
-
-
-def _chance(task: Any, samples: Sequence[dict[str, Any]]) -> float | None:
-    """One over the number of choices, where every document has the same number; else unknown."""
-    if task.OUTPUT_TYPE != "multiple_choice" or "acc_mutual_info" in task.aggregation():
-        return None  # mutual information asks for each choice twice
-    choices = {len(sample["arguments"]) for sample in samples}
-    return 1 / choices.pop() if len(choices) == 1 else None
-
-
-def _write_samples(path: Path, samples: Sequence[dict[str, Any]], right: Sequence[bool]) -> None:
-    """One line per document; the hash tells that two runs were asked the same question."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for sample, correct in zip(samples, right, strict=True):
-            line = {key: sample[key] for key in ("doc_id", "doc_hash", "prompt_hash", "target", "doc")}
-            line |= {"responses": sample["filtered_resps"], "correct": correct}
-            file.write(json.dumps(line, default=str, ensure_ascii=False) + "\n")
+    return {name: task for name, task in loaded.items() if answers.metric_of(name, task)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.config import ShapeModel
+from harness.config import HubModel, ModelConfig, ShapeModel
 from harness.errors import UserError, nearest
 
 
@@ -59,9 +59,25 @@ SHAPES: dict[str, Shape] = {
     "1b": Shape(2048, 5461, 24, 32),
     "3b": Shape(2560, 6848, 32, 32),
     "7b": Shape(4096, 11008, 32, 32, context=2048),
+    "llama-13b": Shape(5120, 13824, 40, 40, context=2048),
     "llama-2-7b": Shape(4096, 11008, 32, 32, context=4096, norm_eps=1e-5),
     "llama-2-13b": Shape(5120, 13824, 40, 40, context=4096, norm_eps=1e-5),
 }
+
+#: Published models and the shapes they have, so that their memory can be known before their weights are had.
+PUBLISHED = {
+    "huggyllama/llama-7b": "7b",
+    "huggyllama/llama-13b": "llama-13b",
+    "meta-llama/Llama-2-7b-hf": "llama-2-7b",
+    "meta-llama/Llama-2-13b-hf": "llama-2-13b",
+}
+
+
+def known_shape(model: ModelConfig) -> ModelConfig:
+    """The shape of a published model in place of its hub id; any other model as it is."""
+    if isinstance(model, HubModel) and model.id in PUBLISHED:
+        return ShapeModel(source="shape", name=PUBLISHED[model.id])
+    return model
 
 
 def shape_of(model: ShapeModel) -> Shape:

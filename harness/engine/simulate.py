@@ -19,7 +19,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from harness.config import Run
-from harness.engine import checks, models, preparing
+from harness.engine import checks, models, preparing, rows
 from harness.engine.fake import CUDA_GRANULARITY, Moment, SimulatedMeter, world
 from harness.engine.measure import StepClock
 from harness.engine.models import DTYPES
@@ -31,7 +31,7 @@ from harness.method import Context, Method, Simulated, StepInfo, Stepper
 from harness.record import Phase
 
 #: Attention without a mask of its own: under fake tensors transformers takes itself to be traced, and builds
-#: a (batch, 1, length, length) mask that no run on packed batches has.
+#: a (batch, 1, length, length) mask that no run has.
 CAUSAL = "lorebench_causal"
 PACKAGES = ("torch", "transformers")
 
@@ -103,6 +103,7 @@ class Rehearsal:
             device=self.meter.device,
             meter=self.meter,
             clock=StepClock(self.meter.device),
+            padded=rows.padded(self.run.data),
         )
         before = len(self.meter.moments)
         seen = trainer.rehearse(1, warm=True).memory

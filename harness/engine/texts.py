@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import DatasetsData, FilesData
+from harness.engine import templates
 from harness.errors import UserError, one_line
 
 JSON_LINES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
@@ -30,18 +31,26 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def documents_of_file(path: Path, field: str, separator: str | None) -> Iterator[str]:
+def documents_of_file(
+    path: Path, field: str, separator: str | None, template: str | None = None
+) -> Iterator[str]:
     """The documents of one file, without surrounding white space and without empty ones."""
     if path.name.endswith(JSON_LINES):
-        yield from _json_lines(path, field)
+        found_texts = texts_of_json_lines(path, field, template)
+        yield from (found.strip() for found in found_texts if found.strip())
         return
+    if template is not None:
+        raise UserError(
+            f"{path}: template {template!r} needs the rows of a .jsonl file; leave it out for text"
+        )
     text = read_text(path)
     for part in text.split(separator) if separator else [text]:
         if part.strip():
             yield part.strip()
 
 
-def _json_lines(path: Path, field: str) -> Iterator[str]:
+def texts_of_json_lines(path: Path, field: str, template: str | None = None) -> Iterator[str]:
+    """The texts of a JSONL file as they stand there, white space and empty ones included."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -49,6 +58,8 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: not valid JSON: {getattr(error, 'msg', error)}") from error
+        if template is not None and isinstance(row, dict):
+            row = {field: templates.fill(template, row, f"{path}:{number}")}
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
             keys = ", ".join(sorted(row)) if isinstance(row, dict) else type(row).__name__
             raise UserError(f"{path}:{number}: no text under {field!r}; the line has: {keys}")
@@ -56,8 +67,7 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
             row[field].encode()
         except UnicodeEncodeError as error:  # a tokenizer would stop there, without saying where
             raise UserError(f"{path}:{number}: {field!r} holds half a character: {error.reason}") from error
-        if row[field].strip():
-            yield row[field].strip()
+        yield row[field]
 
 
 def documents_of_files(config: FilesData) -> list[str]:
@@ -65,7 +75,7 @@ def documents_of_files(config: FilesData) -> list[str]:
     found = [
         text
         for path in config.paths
-        for text in documents_of_file(existing_file(path), config.field, config.separator)
+        for text in documents_of_file(existing_file(path), config.field, config.separator, config.template)
     ]
     if not found:
         raise UserError(f"no text in {', '.join(config.paths)}: the files are empty")
@@ -103,6 +113,8 @@ def documents_of_dataset(config: DatasetsData) -> tuple[list[str], str]:
 
 def _text_of(row: Mapping[str, Any], config: DatasetsData) -> str:
     """The text of a row, empty where the data set has none."""
+    if config.template is not None:
+        return templates.fill(config.template, row, f"data set {config.id!r}")
     if config.field not in row:
         fields = ", ".join(sorted(row))
         raise UserError(

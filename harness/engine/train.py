@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config import TrainConfig
+from harness.engine import rows
 from harness.engine.measure import Components, StepClock, components
 from harness.engine.meters import Meter
 from harness.errors import DivergedError
@@ -88,6 +89,7 @@ class Trained:
     memory: MemoryWindow = field(default_factory=MemoryWindow)
     step_s: list[float] = field(default_factory=list)
     refresh_step: list[bool] = field(default_factory=list)
+    real_tokens: list[int] = field(default_factory=list)
 
 
 def ready_to_train(model: Any, config: TrainConfig) -> None:
@@ -98,7 +100,11 @@ def ready_to_train(model: Any, config: TrainConfig) -> None:
 
 
 class Trainer:
-    """Trains a prepared model; `batches` yields (batch, seq_len) int64 arrays on the host."""
+    """Trains a prepared model; `batches` yields (batch, seq_len) int64 arrays on the host.
+
+    With `padded` they hold `rows.PAD` where there is padding, and the loss of an update is the mean over all
+    tokens that its micro-batches predict.
+    """
 
     def __init__(
         self,
@@ -111,9 +117,11 @@ class Trainer:
         meter: Meter,
         clock: StepClock,
         period: int | None = None,
+        padded: bool = False,
     ) -> None:
         self.model, self.stepper, self.batches, self.config = model, stepper, batches, config
         self.device, self.meter, self.clock, self.period = device, meter, clock, period
+        self.padded = padded
         self.result = Trained()
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
@@ -180,11 +188,11 @@ class Trainer:
         return info
 
     def _update(self, before_step: Callable[[], None] | None = None) -> StepInfo:
-        share = 1 / self.config.grad_accum
+        batches, predicted = self._ahead() if self.padded else (self.batches, None)
         total: Tensor | None = None
         for _ in range(self.config.grad_accum):
-            ids = torch.from_numpy(next(self.batches)).to(self.device, copy=True)
-            loss = self.model(input_ids=ids, labels=ids).loss * share
+            ids = torch.from_numpy(next(batches)).to(self.device, copy=True)
+            loss = self._loss(ids, predicted)
             loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
         if before_step is not None:
@@ -194,6 +202,21 @@ class Trainer:
         assert total is not None
         self._losses.append(total)
         return info
+
+    def _loss(self, ids: Tensor, predicted: int | None) -> Tensor:
+        """The part of an update's loss that a micro-batch gives; equal parts where nothing is padded."""
+        if predicted is None:
+            loss: Tensor = self.model(input_ids=ids, labels=ids).loss
+            return loss * (1 / self.config.grad_accum)
+        read = torch.where(ids == rows.PAD, rows.PAD_TOKEN, ids)
+        padded: Tensor = self.model(input_ids=read, labels=ids, num_items_in_batch=predicted).loss
+        return padded
+
+    def _ahead(self) -> tuple[Iterator[np.ndarray], int]:
+        """The batches of an update and how many tokens they predict: all but padding and each row's first."""
+        drawn = [next(self.batches) for _ in range(self.config.grad_accum)]
+        self.result.real_tokens.append(sum(int((batch != rows.PAD).sum()) for batch in drawn))
+        return iter(drawn), max(1, sum(int((batch[:, 1:] != rows.PAD).sum()) for batch in drawn))
 
     def _note(self, step: int, info: StepInfo) -> None:
         result = self.result

@@ -23,7 +23,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import DatasetsData, HubModel, Run
+from harness.config import DatasetsData, HubModel, Run, TaskData
 from harness.engine.job import Job
 from harness.engine.reporter import Reporter, take_stdout
 from harness.errors import DivergedError, UnsupportedError, UserError
@@ -117,13 +117,13 @@ def _go_offline_where_nothing_is_remote(*runs: Run) -> None:
 
 def _names_something_remote(run: Run) -> bool:
     names_hub = isinstance(run.model, HubModel) or isinstance(run.data, DatasetsData)
-    protocol = any(
-        item.protocol.startswith("wikitext") and not item.paths for item in run.evaluate.perplexity
-    )
-    tasks = (
-        any(not name.startswith("embedded") for name in run.evaluate.tasks) and not run.evaluate.task_paths
-    )
-    return names_hub or protocol or tasks
+    from harness.engine.protocols import reads_the_hub
+
+    protocol = any(map(reads_the_hub, run.evaluate.perplexity))
+    local = ("embedded", "paper_") if run.evaluate.task_data else ("embedded",)
+    tasks = any(not name.startswith(local) for name in run.evaluate.tasks) and not run.evaluate.task_paths
+    task_data = isinstance(run.data, TaskData) and run.data.folder is None
+    return names_hub or protocol or tasks or task_data
 
 
 def _die_with_the_parent() -> None:

@@ -12,6 +12,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 import transformers
+from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, BertConfig, LlamaForCausalLM
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, BertConfig, LlamaForCausalLM
 from harness import factored, record
 from harness.config import HubModel, LocalModel, MethodChoice, Run, ShapeModel
 from harness.engine import exporting, folders, models
-from harness.engine.shapes import SHAPES
+from harness.engine.shapes import PUBLISHED, SHAPES
 from harness.errors import UserError
 from tests.tiny import logits, tiny_llama, tiny_tokenizer
 
@@ -374,6 +375,30 @@ def test_what_the_hub_does_not_have_is_refused_in_one_line(
         from_hub(name, **settings)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_gated_model_says_where_to_ask_for_access(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, **options: Any) -> None:
+        refused = GatedRepoError.__new__(GatedRepoError)  # its constructor asks for an answer over HTTP
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it") from refused
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(UserError) as caught:
+        load(HubModel(source="hub", id="meta-llama/Llama-2-7b-hf", revision="v1"))
+    said = str(caught.value)
+    assert "ask for it at https://huggingface.co/meta-llama/Llama-2-7b-hf" in said
+    assert "hf auth login" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_model_is_planned_without_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = "the hub was asked"
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail(asked))
+    with torch.device("meta"):
+        model = models.hollow(HubModel(source="hub", id=name), torch.bfloat16)
+    millions = round(sum(parameter.numel() for parameter in model.parameters()) / 1e6)
+    assert millions == (6738 if "7b" in name else 13016)
 
 
 # ---------------------------------------------------------------------------------------------- shapes

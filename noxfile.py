@@ -177,6 +177,15 @@ def readme(session: nox.Session) -> None:
         session.run(python, "-m", page, "--render-only", external=True, success_codes=fine)
 
 
+@nox.session
+def tables(session: nox.Session) -> None:
+    """Regenerate every page that follows from files; `-- --check` only says whether any has drifted."""
+    python = environment(session)
+    readme(session)
+    session.run(python, "-m", "benchmarks.calculations", *session.posargs, external=True)
+    session.run(python, "-m", "harness.tables.paper_pages", *session.posargs, external=True)
+
+
 @nox.session(name="base-checkpoint")
 def base_checkpoint(session: nox.Session) -> None:
     """Rebuild the embedded tokenizer and checkpoint by their recipe (about half an hour)."""

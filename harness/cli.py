@@ -1,4 +1,4 @@
-"""The command line: `lorebench methods | plan | run | report | export`.
+"""The command line: `lorebench methods | plan | run | report | export | paper`.
 
 Only the parent's light modules are imported at the top; whatever needs torch is a process of its
 own or is imported inside its command.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness import options
+from harness import options, publishing
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -245,6 +245,9 @@ def export(
 
     export_run(_find_record(run, results), folder, form)
     typer.echo(f"{folder}: written as {form}")
+
+
+app.command()(publishing.paper)
 
 
 # ------------------------------------------------------------------------------------------- plan

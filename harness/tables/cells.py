@@ -43,11 +43,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A small table of text: `stub` columns name the rows and come back in each piece of a split table."""
+    """A small table of text: `stub` columns name the rows and come back in each piece of a split table.
+
+    `notes` stand below it, below the last piece where it is split.
+    """
 
     title: str
     stub: tuple[Column, ...]
     columns: tuple[Column, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def all_columns(self) -> tuple[Column, ...]:
@@ -68,7 +72,8 @@ class Table:
             if pieces[-1] and used + sum(column.width for column in group) > room:
                 pieces.append([])
             pieces[-1].extend(group)
-        first, *rest = (replace(self, columns=tuple(piece)) for piece in pieces)
+        cut = [replace(self, columns=tuple(piece), notes=()) for piece in pieces]
+        first, *rest = (*cut[:-1], replace(cut[-1], notes=self.notes))
         return [first, *(replace(piece, title=f"{self.title} (continued)") for piece in rest)]
 
 

@@ -148,6 +148,7 @@ def to_markdown(report: Report) -> str:
     lines += ["", cells.markdown(report.question)] if report.question else []
     for table in report.tables:
         lines += ["", f"## {cells.markdown(table.title)}", "", *markdown_table(table)]
+        lines += ["", *(f"- {cells.markdown(text)}" for text in table.notes)] if table.notes else []
     for title, said in (("What all rows share", report.caption), ("Notes", report.notes)):
         lines += ["", f"## {title}", "", *(f"- {cells.markdown(text)}" for text in said)] if said else []
     return "\n".join(lines) + "\n"
@@ -183,10 +184,14 @@ def to_latex(report: Report) -> str:
         head, *body = (" & ".join(map(cells.latex, row)) + r" \\" for row in _grid(table))
         lines += [r"\begin{table}", r"\centering", rf"\caption{{{cells.latex(table.title)}}}"]
         lines += [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", head, r"\midrule", *body]
-        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
-    said = [cells.latex(text) for text in (*report.caption, *report.notes)]
-    lines += [r"\begin{itemize}", *(rf"\item {{}}{text}" for text in said), r"\end{itemize}"] if said else []
+        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", *_latex_list(table.notes), ""]
+    lines += _latex_list((*report.caption, *report.notes))
     return "\n".join(lines) + "\n"
+
+
+def _latex_list(said: Sequence[str]) -> list[str]:
+    items = [rf"\item {{}}{cells.latex(text)}" for text in said]
+    return [r"\begin{itemize}", *items, r"\end{itemize}"] if items else []
 
 
 def to_terminal(report: Report, console: Console) -> None:
@@ -202,6 +207,8 @@ def to_terminal(report: Report, console: Console) -> None:
         for row in table.rows:
             printed.add_row(*map(Text, row))
         console.print(Text(f"\n{table.title}", style="bold"), printed, sep="\n")
+        for text in table.notes:
+            console.print(Text(f"- {text}", style="dim"))
     console.print()
     for text in (*report.caption, *report.notes):
         console.print(Text(f"- {text}", style="dim" if text in report.caption else ""))

@@ -25,6 +25,7 @@ LIGHT = (
     "harness.method",
     "harness.options",
     "harness.planning",
+    "harness.publishing",
     "harness.record",
     "harness.suite",
     "harness.validation",
@@ -59,10 +60,14 @@ MAY_IMPORT = {
     ),
     "benchmarks.embedded": ("benchmarks.embedded",),
     **{f"harness.{name}": tuple(f"harness.{other}" for other in FOUNDATION) for name in FOUNDATION},
-    "harness.tables": ("harness.tables", "harness.record", "harness.suite", "harness.errors"),
+    "harness.tables": (
+        "harness.tables",
+        *(f"harness.{name}" for name in ("record", "suite", "errors", "validation")),
+    ),
     "harness.engine": ("harness", "benchmarks.embedded.world"),
     "harness.cli": ("harness",),
     "harness.planning": ("harness",),
+    "harness.publishing": ("harness",),
     "harness.options": ("harness.config", "harness.errors", "harness.suite"),
 }
 

@@ -1,0 +1,68 @@
+"""The command `lorebench paper`: published figures beside ours, printed or written. Runs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.tables.report import Report
+
+PIPED_COLUMNS = 140
+SUFFIXES = {"md": "md", "csv": "csv", "latex": "tex"}
+Format = Literal["terminal", "md", "csv", "latex"]
+
+
+def paper(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A paper, `all` for a summary, or `errata`.")],
+    table: Annotated[str | None, typer.Option(help="Only this table of the paper, by its number.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="How it is printed.")] = "terminal",
+    out: Annotated[Path | None, typer.Option(help="Folder to write md, csv and tex to.")] = None,
+    results: Annotated[Path, typer.Option(help="Folder of your records.")] = Path("runs"),
+) -> None:
+    """Set a paper's published figures beside ours, with a verdict for each and what would fill the rest."""
+    from harness.tables import report
+
+    built = _built(name, table, results)
+    if out is not None:
+        try:
+            written = report.write(built, out, name)
+        except OSError as error:
+            raise UserError(f"--out {out}: cannot be written: {error.strerror}; choose another") from error
+        typer.echo("tables: " + ", ".join(str(path) for path in written))
+    if form != "terminal":
+        typer.echo(report.texts(built)[SUFFIXES[form]], nl=False)
+    elif out is None:
+        _print(built)
+
+
+def _built(name: str, table: str | None, results: Path) -> Report:
+    """The report that was asked for; UserError for a table of what has none."""
+    from harness.tables import paper_errata, paper_judging, paper_pages, paper_report, papers
+    from harness.tables.drift import ROOT
+
+    found = paper_pages.sources(ROOT, results)
+    if name in ("all", papers.ERRATA) and table is not None:
+        raise UserError(
+            f"--table {table}: {name} is no paper; name one of {', '.join(papers.available(found.papers))}"
+        )
+    if name == papers.ERRATA:
+        return paper_errata.build(paper_errata.load(found.papers), found)
+    if name == "all":
+        names = papers.available(found.papers)
+        judged = {each: paper_judging.judge(each, papers.load(found.papers, each), found) for each in names}
+        return paper_report.summary(judged)
+    return paper_report.build(name, papers.load(found.papers, name), found, table)
+
+
+def _print(built: Report) -> None:
+    from rich.console import Console
+
+    from harness.tables.report import to_terminal
+
+    console = Console()
+    to_terminal(built, console if console.is_terminal else Console(width=PIPED_COLUMNS))

@@ -31,7 +31,7 @@ def plan(
     `ranks` is what a person gave; `say` is told of each simulation as it is done.
     """
     source, said = (None, None) if ranks is None else foresight.read_ranks(ranks)
-    resolved = runner.resolve(chosen.runs, device)
+    resolved = runner.resolve(chosen.runs, device, text=False)
     configs = _by_config(resolved.runs)
     estimates = runner.Estimates()
     found = runner.survey(resolved.runs, results / resolved.machine / chosen.name, estimates)
@@ -88,6 +88,7 @@ def _planned(
     largest: Mapping[tuple[Setting, float], Answer],
 ) -> Row:
     """The row of one config; what could not be answered says why."""
+    train = runs[0].train
     done = sum(run.run_id in finished for run in runs)
     seconds = estimates.known(runs[0])
     left = len(runs) - done
@@ -102,6 +103,8 @@ def _planned(
         seconds=0.0 if left == 0 else None if seconds is None else left * seconds,
         forecast=answer.report or answer.reason,
         largest=by_setting,
+        steps=None if train.stage == "compress" else train.steps,
+        tokens_per_step=train.batch * train.grad_accum * runs[0].data.seq_len,
     )
 
 

@@ -18,6 +18,8 @@ from harness.errors import UserError, nearest
 from harness.validation import validate
 
 Override = tuple[str, Any]
+#: Folder of the suites that need weights or text that cannot ship.
+WEIGHTS = "llama2"
 
 
 class _Loader(yaml.SafeLoader):
@@ -30,7 +32,10 @@ _Loader.add_implicit_resolver(
 
 
 class SuiteFile(Strict):
-    """The YAML as written: rows are crossed with the matrix, and a row's own values win."""
+    """The YAML as written: rows are crossed with the matrix, and a row's own values win.
+
+    An axis of the matrix is a setting, or several that move together: `data.task + evaluate.tasks`.
+    """
 
     suite: str
     question: str = ""
@@ -92,7 +97,8 @@ def load(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
         runs.setdefault(run.run_id, run)
     if not runs:
         raise UserError(f"{file}: the suite has no runs; give `matrix` or `rows` at least one entry")
-    varied = [*written.matrix, *(key for row in written.rows for key in row)]
+    varied = [key for axis in written.matrix for key in _keys(axis)]
+    varied += [key for row in written.rows for key in row]
     axes = tuple(key for key in dict.fromkeys(varied) if key not in ("label", "method", "seed"))
     return Suite(written.suite, written.question, written.baseline, tuple(runs.values()), axes)
 
@@ -114,14 +120,22 @@ def suites_folder() -> Path:
     return Path(__file__).resolve().parent.parent / "benchmarks"
 
 
+def shipped_suites() -> dict[str, Path]:
+    """The suites that ship, by the names that they are called by: their path from the folder of suites."""
+    place = suites_folder()
+    files = sorted([*place.glob("*.yaml"), *place.glob(f"{WEIGHTS}/*.yaml")])
+    return {file.relative_to(place).with_suffix("").as_posix(): file for file in files}
+
+
 def _find(path: Path) -> Path:
     """A path as given, or the name of a suite that ships."""
     if path.is_file():
         return path
-    shipped = {file.stem: file for file in suites_folder().glob("*.yaml")}
-    if path.name == str(path) and path.stem in shipped:
-        return shipped[path.stem]
-    known = nearest(path.stem, shipped)
+    shipped = shipped_suites()
+    name = str(path).removesuffix(".yaml")
+    if name in shipped:
+        return shipped[name]
+    known = nearest(name, shipped)
     raise UserError(f"no suite {str(path)!r}: neither a file nor a suite that ships; {known}")
 
 
@@ -140,10 +154,24 @@ def read_yaml(path: Path) -> Any:
 
 
 def _combinations(written: SuiteFile) -> Iterable[dict[str, Any]]:
-    axes = list(written.matrix)
+    axes = [list(_entries(axis, values)) for axis, values in written.matrix.items()]
     for row in written.rows:
-        for values in itertools.product(*written.matrix.values()):
-            yield {**dict(zip(axes, values, strict=True)), **row}
+        for chosen in itertools.product(*axes):
+            yield {key: value for part in (*chosen, row) for key, value in part.items()}
+
+
+def _entries(axis: str, values: Sequence[Any]) -> Iterable[dict[str, Any]]:
+    """The settings of each entry of an axis; one called `a + b` has a list of values in each entry."""
+    keys = _keys(axis)
+    for value in values:
+        several = value if len(keys) > 1 else [value]
+        if not isinstance(several, list) or len(several) != len(keys):
+            raise UserError(f"matrix {axis!r}: {value!r} is no list of {len(keys)} values, one a setting")
+        yield dict(zip(keys, several, strict=True))
+
+
+def _keys(axis: str) -> list[str]:
+    return [key.strip() for key in axis.split("+")]
 
 
 def _merge(base: Mapping[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class LoRA(Method):
 
     Config = LoRAConfig
     config: LoRAConfig
+    libraries = ("peft",)
     source = (
         "Hu et al., LoRA, ICLR 2022, arXiv 2106.09685, eq. 3. Departs from it in the default targets: all "
         "seven linears of a block, as the baselines of GaLore and WeLore."

@@ -37,19 +37,20 @@ def stack(run: Run) -> list[Method]:
     return [build(choice.name, choice.options) for choice in run.method]
 
 
-def resolve(runs: Sequence[Run]) -> list[Run]:
+def resolve(runs: Sequence[Run], text: bool = True) -> list[Run]:
     """The runs with every method's options complete; UserError for input that cannot be read.
 
-    What is checked once is remembered, so a sweep over one file reads it once.
+    What is checked once is remembered, so a sweep over one file reads it once. Without `text` nothing that is
+    trained on is read: memory does not depend on it.
     """
     done: set[str] = set()
-    return [_resolve(run, done) for run in runs]
+    return [_resolve(run, done, text) for run in runs]
 
 
-def _resolve(run: Run, done: set[str]) -> Run:
+def _resolve(run: Run, done: set[str], text: bool) -> Run:
     for key, check in (
         (repr(run.model), lambda: models.check(run.model)),
-        (repr(run.data), lambda: _check_data(run)),
+        (repr(run.data), lambda: _check_data(run) if text else None),
         (repr((run.evaluate, run.data)), lambda: _check_evaluation(run)),
     ):
         if key not in done:

@@ -82,7 +82,7 @@ def _folder(config: ModelConfig) -> Path | None:
 def _load_random(config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int) -> Loaded:
     """Random weights in the architecture of a shape, or of a model whose weights are not read."""
     if isinstance(config, ShapeModel):
-        tokenizer = folders.tokenizer_of(Path(config.tokenizer)) if config.tokenizer else None
+        tokenizer = _borrowed_tokenizer(config.tokenizer) if config.tokenizer else None
         architecture, name = shape_config(config), config.name
     elif isinstance(config, HubModel):
         architecture, tokenizer = _hub_parts(config)
@@ -99,12 +99,24 @@ def _load_random(config: ModelConfig, dtype: torch.dtype, device: torch.device, 
     return Loaded(model, tokenizer, name, None)
 
 
+def _borrowed_tokenizer(place: str) -> Any:
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"no folder {place!r} with a tokenizer: put its files there, or give another: "
+            "--set model.tokenizer=FOLDER"
+        )
+    return folders.tokenizer_of(folder)
+
+
 def hollow(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
     """The model as a run would train it, in structure alone; its values are arbitrary, no weight is read.
 
     Made for fake tensors, which hold no values: elsewhere it costs as much memory as the model.
     """
     config = known_shape(config)
+    if isinstance(config, ShapeModel):
+        config = config.model_copy(update={"tokenizer": None})  # it need not be here yet
     check(config)
     folder = _folder(config)
     model = _load_random(config, dtype, torch.device("cpu"), seed=0).model

@@ -126,7 +126,6 @@ def evaluate_tasks(
     tasks: Mapping[str, Any],
     *,
     limit: int | None,
-    shots: int | None = None,
     batch: int,
     device: torch.device,
     max_length: int,
@@ -144,7 +143,7 @@ def evaluate_tasks(
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with _evaluating(model):
-        given = _answers(_language_model(model, tokenizer, batch, device, max_length), tasks, limit, shots)
+        given = _answers(_language_model(model, tokenizer, batch, device, max_length), tasks, limit)
     found = {}
     for name, by_filter in given.items():
         task, samples = tasks[name], next(iter(by_filter.values()))
@@ -179,13 +178,13 @@ def _language_model(model: nn.Module, tokenizer: Any, batch: int, device: torch.
 
 
 def _answers(
-    lm: Any, loaded: Mapping[str, Any], limit: int | None, shots: int | None
+    lm: Any, loaded: Mapping[str, Any], limit: int | None
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """The answer to every document of every task, as lm-eval logs it, by the task's filters in order."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    options = {"limit": limit, "num_fewshot": shots, "bootstrap_iters": 0, "log_samples": True}
+    options = {"limit": limit, "bootstrap_iters": 0, "log_samples": True}
     options |= dict.fromkeys([f"{who}random_seed" for who in ("", "numpy_", "torch_", "fewshot_")], SEED)
     nothing = TaskManager(include_defaults=False)  # without one it would read all of its own tasks
     results = simple_evaluate(lm, tasks=list(loaded.values()), task_manager=nothing, **options)
@@ -197,11 +196,14 @@ def _answers(
     return by_filter
 
 
-def load_tasks(names: Sequence[str], paths: Sequence[Path], task_data: str | None = None) -> dict[str, Any]:
+def load_tasks(
+    names: Sequence[str], paths: Sequence[Path], task_data: str | None = None, shots: int | None = None
+) -> dict[str, Any]:
     """Task objects by name, groups as their tasks, with their data; `task_data` is a folder with their files.
 
     The thousands of tasks of lm-eval itself are read only when one is asked for. UserError for an
-    unknown task, one whose data cannot be had, and one with neither metric.
+    unknown task, one whose data cannot be had, one with neither metric, and one with too few examples for
+    as many `shots` (None: as the task says).
     """
     from lm_eval.tasks import TaskManager
 
@@ -223,4 +225,25 @@ def load_tasks(names: Sequence[str], paths: Sequence[Path], task_data: str | Non
         except Exception as error:  # whatever a task's own code or the hub raises
             why = f"{type(error).__name__}: {error}; its data must be reachable or in the local cache"
             raise UserError(f"task {name!r} cannot be loaded: {why}") from error
+    if shots is not None:
+        for name, task in loaded.items():
+            _give_shots(name, task, shots)
     return {name: task for name, task in loaded.items() if answers.metric_of(name, task)}
+
+
+def _give_shots(name: str, task: Any, shots: int) -> None:
+    """Put as many solved examples before each question, and never the question itself.
+
+    lm-eval 0.4.13 leaves a task alone that says 0, and a question out of its own examples only where the
+    split of both is named as the test split.
+    """
+    config, examples = task.config, task.fewshot_cfg
+    scored = config.test_split or config.validation_split
+    drawn = examples.split or config.training_split or config.validation_split or config.test_split
+    own = drawn == scored and (examples.split is not None or examples.samples is None)
+    if own:
+        config.test_split = examples.split = scored
+    if shots and len(task.sampler.df) < shots + own:
+        left = f"it has {len(task.sampler.df) - own} examples beside a question"
+        raise UserError(f"task {name!r}: {shots} shots asked for, {left}; set evaluate.shots to fewer")
+    task.set_config("num_fewshot", shots)

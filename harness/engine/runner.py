@@ -107,17 +107,18 @@ class Estimates:
         return sum(known) if len(known) == len(runs) else None
 
 
-def resolve(runs: Sequence[Run], device: str = "auto", command: Sequence[str] = WORKER) -> Plan:
-    """Complete the options of all runs and choose the device, in a worker; UserError for what it refuses."""
-    request = {"runs": [run.model_dump(mode="json") for run in runs], "device": device}
+def resolve(
+    runs: Sequence[Run], device: str = "auto", command: Sequence[str] = WORKER, text: bool = True
+) -> Plan:
+    """Complete all runs and choose the device, in a worker; UserError for what it refuses, text included."""
+    request = {"runs": [run.model_dump(mode="json") for run in runs], "device": device, "text": text}
     answer = subprocess.run([*command, "resolve"], input=json.dumps(request).encode(), capture_output=True)
     try:
         content = json.loads(answer.stdout.decode(errors="replace").strip().splitlines()[-1])
         if "error" in content:
             raise UserError(str(content["error"]))
         resolved = tuple(Run.model_validate(value) for value in content["runs"])
-        total = content.get("device_bytes")
-        return Plan(resolved, str(content["device"]), str(content["machine"]), total and int(total))
+        return Plan(resolved, content["device"], content["machine"], content.get("device_bytes"))
     except (IndexError, KeyError, TypeError, ValueError) as error:
         said = answer.stderr.decode(errors="replace").strip().splitlines()
         last = said[-1] if said else f"exit code {answer.returncode} and no message"

@@ -52,6 +52,7 @@ class Rehearsal:
     def __init__(self, run: Run, ranks: Ranks, granularity: int) -> None:
         self.run, self.ranks = run, ranks
         self.methods = checks.stack(run)
+        preparing.load_libraries(self.methods)
         self.caps = checks.supported(run, self.methods)
         self.whereabouts = Whereabouts()
         self.meter = SimulatedMeter(self.whereabouts, granularity)

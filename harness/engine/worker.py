@@ -88,7 +88,7 @@ def resolve(request: dict[str, Any]) -> dict[str, Any]:
     from harness.engine.environment import machine_slug
 
     device = checks.device(request["device"])
-    resolved = checks.resolve(runs)
+    resolved = checks.resolve(runs, text=request.get("text", True))
     return {
         "runs": [run.model_dump(mode="json") for run in resolved],
         "device": str(device),

@@ -32,7 +32,8 @@ class Row:
     """One config: its runs, its forecast or why there is none, and the largest settings by device.
 
     `seconds` is what the runs that are to do will take, None where no equal run is known. `largest` is by
-    setting and then by the device's GiB; text says why there is no answer.
+    setting and then by the device's GiB; text says why there is no answer. `steps` are the updates of a
+    run, None where nothing trains; `tokens_per_step` is what one update sees, padding included.
     """
 
     label: str
@@ -42,6 +43,8 @@ class Row:
     seconds: float | None
     forecast: MemoryReport | str
     largest: Mapping[str, Mapping[float, Capacity | str]] = field(default_factory=dict)
+    steps: int | None = None
+    tokens_per_step: int = 0
 
     @property
     def report(self) -> MemoryReport | None:
@@ -101,6 +104,8 @@ def _runs(plan: Plan) -> Table:
         _column(plan, "done", lambda row: str(row.done)),
         _column(plan, "to do", lambda row: str(row.todo)),
         _column(plan, "minutes", _minutes),
+        _column(plan, "steps", lambda row: row.steps and f"{row.steps:,}"),
+        _column(plan, "tokens a step", lambda row: row.steps and f"{row.tokens_per_step:,}"),
         _column(plan, "peak GiB", lambda row: row.report and _gib(row.report.peak_allocated_bytes / GIB)),
     ]
     for gib in plan.device_gib:
@@ -270,6 +275,9 @@ def _row_as_dict(plan: Plan, row: Row) -> dict[str, Any]:
         "runs_done": row.done,
         "runs_to_do": row.todo,
         "to_do_s": row.seconds,
+        "steps": row.steps,
+        "tokens_per_step": row.tokens_per_step if row.steps else None,
+        "tokens": row.steps * row.tokens_per_step if row.steps else None,
         "peak_allocated_bytes": report.peak_allocated_bytes if report else None,
         "peak_phase": phase_of_peak(report) if report else None,
         "components_bytes": components(report) if report else None,

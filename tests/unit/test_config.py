@@ -15,7 +15,7 @@ from harness.suite import parse_override
 from harness.validation import validate
 
 REFERENCE = Path(__file__).parents[2] / "results" / "raw"
-SUITES = sorted(suite.suites_folder().glob("*.yaml"))
+SUITES = list(suite.shipped_suites().values())
 HUB = {"source": "hub", "id": "owner/name"}
 SMALL = {
     "suite": "small",
@@ -143,6 +143,15 @@ def test_a_matrix_is_crossed_in_order_with_the_last_axis_fastest(load):
     ]
     assert all(item.train.steps == 10 for item in found.runs)
     assert (found.name, found.question, found.baseline) == ("small", "which?", "full")
+
+
+def test_an_axis_may_move_several_settings_together(load):
+    axis = {"train.lr + train.steps": [[0.1, 5], [0.2, 9]]}
+    found = load({"suite": "s", "base": {"method": "full"}, "matrix": axis})
+    assert [(item.train.lr, item.train.steps) for item in found.runs] == [(0.1, 5), (0.2, 9)]
+    assert found.axes == ("train.lr", "train.steps")
+    for item in found.runs:
+        assert found.only(found.selector(item)).runs == (item,)
 
 
 def test_rows_are_crossed_with_the_matrix_and_win_over_it(load):
@@ -288,6 +297,7 @@ def test_a_wrong_value_is_one_line_with_its_place_and_what_is_allowed(values, me
         ({"suite": "s", "matrx": {}}, "unknown key 'matrx'; did you mean 'matrix'?"),
         ({"suite": "s", "matrix": {"seed": 3}}, "matrix.seed: Input should be a valid list, given 3"),
         ({"suite": "s", "matrix": {"method": []}}, "the suite has no runs"),
+        ({"suite": "s", "matrix": {"train.lr + seed": [0.1]}}, "0.1 is no list of 2 values"),
         ({"suite": "s", "rows": []}, "the suite has no runs"),
         ({"suite": "s"}, "method: Field required"),
         ({"suite": "s", "matrix": {"mehtod": ["full"]}}, "unknown key 'mehtod'; did you mean 'method'"),

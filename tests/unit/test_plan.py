@@ -49,7 +49,7 @@ def lorebench(
     monkeypatch.setenv("LOREBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(runner, "WORKER", forecaster.command(tmp_path))
 
-    def resolve(runs: Sequence[Run], device: str = "auto", command: Sequence[str] = ()) -> runner.Plan:
+    def resolve(runs: Sequence[Run], device: str = "auto", text: bool = True) -> runner.Plan:
         return runner.Plan(tuple(runs), "cpu", "cpu-9t")
 
     monkeypatch.setattr(runner, "resolve", resolve)
@@ -113,12 +113,24 @@ def test_each_config_has_one_row_with_what_is_done_its_peak_and_where_it_fits(
         "1",
         "1",
         "1.5",
+        "100",
+        "3",
         "3.00",
         "yes, 0.50 spare",
         "yes, 20.50 spare",
     ]
-    assert cells_of(out, "nine")[0] == ["nine", "1", "1", DASH, "9.00", "no, 5.50 short", "yes, 14.50 spare"]
-    assert cells_of(out, "unsupported")[0] == ["unsupported", "0", "2", DASH, DASH, DASH, DASH]
+    assert cells_of(out, "nine")[0] == [
+        "nine",
+        "1",
+        "1",
+        DASH,
+        "100",
+        "9",
+        "9.00",
+        "no, 5.50 short",
+        "yes, 14.50 spare",
+    ]
+    assert cells_of(out, "unsupported")[0] == ["unsupported", "0", "2", DASH, "100", "4", DASH, DASH, DASH]
     assert "does it fit?" in out
     assert UNSEEN.split(",")[0] in out
     assert "unsupported: no forecast: it does not do that" in out
@@ -171,6 +183,7 @@ def test_a_run_that_only_compresses_has_no_batch_to_find(
     assert forecaster.asked(tmp_path) == [["nine"]]
     assert "largest that fits" not in said[1]
     assert cells_of(said[1], "nine")[1][-2:] == ["prepare", DASH]
+    assert cells_of(said[1], "nine")[0][4:6] == [DASH, DASH], "it makes no update"
 
 
 def test_the_plan_as_json_has_the_same_rows_in_bytes(
@@ -188,6 +201,7 @@ def test_the_plan_as_json_has_the_same_rows_in_bytes(
         three["peak_allocated_bytes"] == three["forecast"]["phase_peak_allocated_bytes"]["prepare"] == 3 * GIB
     )
     assert (three["runs_done"], three["runs_to_do"], three["to_do_s"]) == (1, 1, 90.0)
+    assert (three["steps"], three["tokens_per_step"], three["tokens"]) == (100, 3, 300)
     assert three["fits"] == [{"device_gib": 8.0, "fits": True, "spare_gib": 4.0}]
     assert (three["largest"][0]["largest"], three["largest"][0]["peak_bytes"]) == (7, 7 * GIB)
     assert nine["fits"][0]["fits"] is False
@@ -254,7 +268,7 @@ def test_an_unknown_shape_is_one_line_with_the_nearest(
     """Here the runs are completed by the real code, within this process."""
     from harness.engine import worker
 
-    def resolve(runs: Sequence[Run], device: str = "auto", command: Sequence[str] = ()) -> runner.Plan:
+    def resolve(runs: Sequence[Run], device: str = "auto", text: bool = True) -> runner.Plan:
         worker.resolve({"runs": [run.model_dump(mode="json") for run in runs], "device": device})
         raise AssertionError("it was not refused")
 
@@ -321,7 +335,7 @@ def test_a_peak_before_the_training_is_named_by_its_phase() -> None:
     early.phase_peak_allocated_bytes["prepare"] = 30 * GIB
     report = tables.build(plan_of(early))
     assert report.tables[-1].rows[0][6] == "prepare"
-    assert report.tables[0].rows[0][4:] == ("30.00", "no, 20.00 short")
+    assert report.tables[0].rows[0][-2:] == ("30.00", "no, 20.00 short")
 
 
 def test_without_any_forecast_there_is_no_table_of_components() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -104,3 +106,23 @@ def test_what_follows_from_values_is_never_remembered() -> None:
     with Remembering() as mode, pytest.raises(Exception, match="nonzero"):
         torch.nonzero(torch.empty(4))
     assert not any(key[0] is torch.ops.aten.nonzero.default for key in mode.known)
+
+
+TWICE = """
+from harness.config import Run
+from harness.engine.simulate import simulate
+
+run = Run(
+    model={"source": "shape", "name": "nano"},
+    data={"source": "random", "seq_len": 16},
+    train={"stage": "pretrain", "batch": 2},
+    method=[{"lora": {"others": "train"}}, {"velora": {"subtoken_size": 8}}],
+)
+first, second = simulate(run), simulate(run)
+assert first == second, (first, second)
+"""
+
+
+def test_the_first_simulation_of_a_process_says_what_the_second_says() -> None:
+    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from harness.engine.models import DTYPES
 from harness.engine.scored_text import ScoredText
 from harness.engine.token_cache import TokenCache
 from harness.engine.train import Trained, Trainer, ready_to_train
+from harness.engine.windows import write as write_windows
 from harness.method import Caps, Context, Stepper
 from harness.record import Data, Memory, Perplexity, Quality, RankMove, Training
 
@@ -65,6 +66,7 @@ class RunInProgress:
         self.record.environment = environment.describe(self.device)
         self.record.memory = Memory(meter=self.meter.name, cap_bytes=environment.cap(self.device))
         self.methods = checks.stack(run)
+        preparing.load_libraries(self.methods)
         self.caps = checks.supported(run, self.methods)
         torch.manual_seed(run.seed)
         with self.meter.window() as window:
@@ -83,7 +85,8 @@ class RunInProgress:
         # Read now, though scored at the end: text or tasks that cannot be had must not cost a training first.
         asked = run.evaluate
         folders = [*quality.SHIPPED_TASKS, *map(quality.existing_folder, asked.task_paths)]
-        self.tasks = quality.load_tasks(asked.tasks, folders, asked.task_data) if asked.tasks else {}
+        wanted = (asked.tasks, folders, asked.task_data, asked.shots)
+        self.tasks = quality.load_tasks(*wanted) if asked.tasks else {}
         self.texts = {
             item.name: protocols.build(item, run.data, self.tokenizer, cache) for item in asked.perplexity
         }
@@ -143,6 +146,7 @@ class RunInProgress:
             self.reporter.tell(task=protocol)
             with self.meter.window() as window:
                 scored = quality.score(self.model, text.sequences, asked.batch, self.device)
+            write_windows(self.job.folder / "windows" / f"{protocol}.jsonl", text, scored)
             self._peak("evaluate", window.peak_allocated_bytes)
             self.record.quality.perplexity[protocol] = Perplexity(
                 perplexity=text.perplexity(scored),
@@ -164,7 +168,6 @@ class RunInProgress:
                 self.tokenizer,
                 self.tasks,
                 limit=asked.limit,
-                shots=asked.shots,
                 batch=asked.batch,
                 device=self.device,
                 max_length=self.model.config.max_position_embeddings,

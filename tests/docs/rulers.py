@@ -64,6 +64,7 @@ RULERS = {
         "harness/engine/quality.py:evaluate_tasks",
         "harness/engine/quality.py:_language_model",
         "harness/engine/quality.py:_answers",
+        "harness/engine/quality.py:_give_shots",
         "harness/engine/answers.py:metric_of",
         "harness/engine/answers.py:are_right",
         "harness/engine/answers.py:accuracy",

@@ -22,12 +22,16 @@ Show = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Column:
-    """A heading and its cells; `joined` columns stay beside their left neighbour when a table is split."""
+    """A heading and its cells; `joined` columns stay beside their left neighbour when a table is split.
+
+    `key` names the column of the report's frame whose figures the cells write, where there is one.
+    """
 
     name: str
     cells: tuple[str, ...]
     numeric: bool = True
     joined: bool = False
+    key: str = ""
 
     @property
     def width(self) -> int:

@@ -14,6 +14,7 @@ from harness.tables.view import View
 FLOOR = "floor (oracle)"
 CHANCE = "chance"
 GLANCE = "At a glance"
+ENDINGS = "Runs"
 
 
 def sections(view: View) -> list[Table]:
@@ -29,7 +30,7 @@ def sections(view: View) -> list[Table]:
     full = [name, *differs]
     # How runs ended stands beside the first figures where the line has room, else in a table of its own.
     if not drafts or len(drafts[0].table(full, [ended, seeds]).split()) > 1:
-        drafts.insert(0, _Draft("Runs", []))
+        drafts.insert(0, _Draft(ENDINGS, []))
     first, *others = drafts
     tables = [first.table(full, [ended, seeds]), *(draft.table(stub) for draft in others)]
     return [piece for table in tables for piece in table.split()]
@@ -73,10 +74,10 @@ def _glance(view: View) -> _Draft:
         wanted.insert(0, (key, f"ppl {key.removeprefix('perplexity_')}", shown))
     columns = []
     for key, title, show in wanted:
-        columns.append(Column(title, tuple(_measured(view, key, show))))
+        columns.append(Column(title, tuple(_measured(view, key, show)), key=f"{key}_mean"))
         if key != "mean_accuracy":
             relative = _texts(view.relative(key, _ratio), cells.ratio)
-            columns.append(Column(view.versus, tuple(relative), joined=True))
+            columns.append(Column(view.versus, tuple(relative), joined=True, key=f"{key}_ratio"))
     columns.append(Column("trainable %", tuple(_texts(_trainable_shares(view), cells.percent))))
     return _Draft(GLANCE, columns)
 
@@ -100,8 +101,16 @@ def _perplexity(view: View) -> _Draft | None:
         show = cells.significant([row.mean(key) or 0 for row in view.rows], 4)
         measured = _measured(view, key, show)
         columns += [
-            _column(key.removeprefix("perplexity_"), measured, last[0], show, known),
-            _column(view.versus, _texts(relative, cells.ratio), last[1], cells.ratio, known, joined=True),
+            _column(f"{key}_mean", key.removeprefix("perplexity_"), measured, last[0], show, known),
+            _column(
+                f"{key}_ratio",
+                view.versus,
+                _texts(relative, cells.ratio),
+                last[1],
+                cells.ratio,
+                known,
+                joined=True,
+            ),
         ]
     return _Draft("Perplexity (lower is better)", columns, FLOOR if known else None) if keys else None
 
@@ -115,7 +124,8 @@ def _accuracy(view: View) -> _Draft | None:
     for name in names:
         errors = [row.mean(f"accuracy_stderr_{name}") for row in view.rows]
         measured = _measured(view, f"accuracy_{name}", cells.percent, errors)
-        columns.append(_column(name.removeprefix(prefix), measured, guesses[name], cells.percent, known))
+        key = f"accuracy_{name}_mean"
+        columns.append(_column(key, name.removeprefix(prefix), measured, guesses[name], cells.percent, known))
     errors = [row.mean("mean_accuracy_stderr") for row in view.rows]
     measured = _measured(view, "mean_accuracy", cells.percent, errors)
     found = [value for value in guesses.values() if value is not None]
@@ -123,8 +133,8 @@ def _accuracy(view: View) -> _Draft | None:
     key = "mean_accuracy" if len(names) > 1 else f"accuracy_{names[0]}" if names else ""
     change = _texts(view.relative(key, _difference), cells.points)
     columns += [
-        _column("mean", measured, below, cells.percent, known),
-        _column(f"Δ {view.versus}", change, None, cells.points, known, joined=True),
+        _column("mean_accuracy_mean", "mean", measured, below, cells.percent, known),
+        _column("", f"Δ {view.versus}", change, None, cells.points, known, joined=True),
     ]
     where = f" on {prefix}…" if prefix else ""
     title = f"Accuracy{where}, % (± over seeds) [binomial standard error over documents]"
@@ -138,16 +148,18 @@ def _memory(view: View) -> _Draft | None:
         return None
     unit, show = cells.byte_unit(largest)
     columns = [
-        Column("peak", tuple(_measured(view, "peak_allocated_bytes", show))),
+        Column("peak", tuple(_measured(view, "peak_allocated_bytes", show)), key="peak_allocated_bytes_mean"),
         Column(
             view.versus,
             tuple(_texts(view.relative("peak_allocated_bytes", _ratio), cells.ratio)),
             joined=True,
+            key="peak_allocated_bytes_ratio",
         ),
     ]
     for key in COMPONENTS:
         name = key.removesuffix("_bytes").replace("_", " ").replace("weights ", "")
-        columns.append(Column(name, tuple(_texts([row.mean(key) for row in view.rows], show))))
+        texts = tuple(_texts([row.mean(key) for row in view.rows], show))
+        columns.append(Column(name, texts, key=f"{key}_mean"))
     meters = sorted({row.stand["meter"] for row in view.rows if "meter" in row.stand})
     title = f"Peak memory of training by component, {unit} (meter: {', '.join(meters)})"
     return _Draft(title, columns)
@@ -161,17 +173,21 @@ def _speed(view: View) -> _Draft | None:
     relative = _texts(view.relative("tokens_per_s", _ratio), cells.ratio)
     whole = cells.fixed(0)
     columns = [
-        Column("tokens/s", tuple(_measured(view, "tokens_per_s", cells.significant(rates, 4)))),
-        Column(view.versus, tuple(relative), joined=True),
+        Column(
+            "tokens/s",
+            tuple(_measured(view, "tokens_per_s", cells.significant(rates, 4))),
+            key="tokens_per_s_mean",
+        ),
+        Column(view.versus, tuple(relative), joined=True, key="tokens_per_s_ratio"),
         Column("MFU %", tuple(_texts([_utilisation(row) for row in view.rows], cells.percent))),
-        Column("parameters", tuple(_texts(totals, whole))),
-        Column("trainable", tuple(_texts(trainable, whole))),
+        Column("parameters", tuple(_texts(totals, whole)), key="parameters_mean"),
+        Column("trainable", tuple(_texts(trainable, whole)), key="trainable_parameters_mean"),
         Column("trainable %", tuple(_texts(share, cells.percent)), joined=True),
     ]
     for fact in FACTS:
         values = [row.mean(fact) for row in view.rows]
         texts = tuple(_texts(values, cells.fixed(3)))
-        columns.append(Column(fact.replace("_", " "), texts, joined=fact != FACTS[0]))
+        columns.append(Column(fact.replace("_", " "), texts, joined=fact != FACTS[0], key=f"{fact}_mean"))
     return None if all(column.empty for column in columns) else _Draft("Speed and size", columns)
 
 
@@ -223,7 +239,13 @@ def _measured(view: View, key: str, show: Show, errors: Sequence[float | None] =
 
 
 def _column(
-    name: str, above: Sequence[str], last: float | None, show: Show, line: bool, joined: bool = False
+    key: str,
+    name: str,
+    above: Sequence[str],
+    last: float | None,
+    show: Show,
+    line: bool,
+    joined: bool = False,
 ) -> Column:
     """A column with a cell for the line below the rows when the table has such a line."""
-    return Column(name, (*above, *_texts([last], show)) if line else tuple(above), joined=joined)
+    return Column(name, (*above, *_texts([last], show)) if line else tuple(above), joined=joined, key=key)

@@ -1,0 +1,110 @@
+"""The page of a suite: one HTML file with tables and charts that opens anywhere, without a network.
+
+Its figures are those of the report. The drawing library is inside the file once; a policy within it lets only
+the scripts of this module run and nothing be loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from string import Template
+
+from harness.errors import UserError
+from harness.record import Record
+from harness.tables import page_compare, page_ranks, page_sources, page_tables, page_training
+from harness.tables import report as reports
+from harness.tables.aggregate import rows as rows_of
+from harness.tables.page_chart import Chart, library
+from harness.tables.page_text import escape, json_block, script_hash, tag
+from harness.tables.report import Report
+from harness.tables.view import View
+
+_TEMPLATES = Path(__file__).with_name("templates")
+
+
+def check(path: Path) -> None:
+    """UserError where the page could not be written: no drawing library, no folder, a folder in its place."""
+    library()
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UserError(f"--html {path}: no file can be written there; choose another")
+
+
+def build(
+    records: Sequence[Record],
+    *,
+    baseline: str | None,
+    question: str = "",
+    notes: Iterable[str] = (),
+    order: Sequence[str] = (),
+) -> str:
+    """The page of one suite, from what its report is made of; UserError where plotly is not installed."""
+    report = reports.build(records, baseline=baseline, question=question, notes=notes, order=order)
+    view = View(tuple(rows_of(records, list(dict.fromkeys(order)))), baseline)
+    return render(report, view)
+
+
+def write(text: str, path: Path) -> None:
+    """Write a page; UserError where that is not possible."""
+    try:
+        path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise UserError(f"--html {path}: cannot be written: {error.strerror}") from error
+
+
+def render(report: Report, view: View) -> str:
+    """The page as text; the same records always make the same text."""
+    rank_maps, equal_ranks = page_ranks.maps(view)
+    sections = [
+        ("figures", "Figures with their spread", page_compare.figures(view), []),
+        ("fronts", "Quality and throughput against memory", page_compare.fronts(view), []),
+        ("memory", "Where the memory goes", page_compare.components(view), []),
+        ("training", "Training", page_training.losses(view), []),
+        ("ranks", "Ranks by layer and kind of matrix", rank_maps, equal_ranks),
+        ("moves", "Ranks over time", page_ranks.moves(view), []),
+    ]
+    shown = [section for section in sections if section[2] or section[3]]
+    drawn = {chart.name: chart.content for _, _, charts, _ in shown for chart in charts}
+    runs = [record for row in view.rows for record in row.records]
+    plotly, script = library("plotly.offline").get_plotlyjs(), _template("page.js")
+    links = [("results", "Results"), *((name, title) for name, title, *_ in shown)]
+    links += [("made", page_sources.TITLE), ("runs", "Run it again")]
+    return Template(_template("page.html")).substitute(
+        policy=f"{script_hash(script)} {script_hash(plotly)}",
+        title=escape(report.title),
+        question=escape(report.question),
+        counts=escape(f"{len(view.rows)} rows from {len(runs)} runs"),
+        links="".join(tag("a", escape(text), href=f"#{name}") for name, text in links),
+        style=_template("page.css"),
+        tables=page_tables.tables(report, view),
+        notes=_list(report.notes),
+        charts="".join(_section(*section) for section in shown),
+        made=page_tables.words(page_sources.made(view), "made-table"),
+        shared=_list(report.caption),
+        runs=page_tables.runs(view),
+        data=json_block(drawn),
+        plotly=plotly,
+        script=script,
+    )
+
+
+def _template(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _section(name: str, title: str, charts: Sequence[Chart], said: Sequence[str]) -> str:
+    figures = "".join(_chart(chart) for chart in charts)
+    grid = tag("div", figures, class_="charts") if figures else ""
+    return tag("section", tag("h2", escape(title)) + grid + _list(said), id=name)
+
+
+def _chart(chart: Chart) -> str:
+    height = chart.content["layout"]["height"]
+    place = tag(
+        "div", class_="chart", id=chart.name, style=f"height:{height}px", role="img", aria_label=chart.title
+    )
+    return tag("figure", tag("h3", escape(chart.title)) + place + tag("figcaption", escape(chart.caption)))
+
+
+def _list(said: Sequence[str]) -> str:
+    return tag("ul", "".join(tag("li", escape(text)) for text in said)) if said else ""

@@ -129,6 +129,12 @@ def tune_all(session: nox.Session) -> None:
 
 
 @nox.session
+def gate(session: nox.Session) -> None:
+    """Fail when the peak memory of any method has grown; `-- --write` takes today's figures as baselines."""
+    session.run(environment(session), "-m", "benchmarks.baselines", *session.posargs, external=True)
+
+
+@nox.session
 def overhead(session: nox.Session) -> None:
     """Measure what the harness costs beside a bare training loop, as a ratio in one process."""
     session.run(environment(session), "-m", "benchmarks.overhead", *session.posargs, external=True)

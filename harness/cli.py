@@ -1,4 +1,4 @@
-"""The command line: `lorebench methods | plan | run | report | export | paper`.
+"""The command line: `lorebench methods | plan | run | report | export | paper | gate`.
 
 Only the parent's light modules are imported at the top; whatever needs torch is a process of its
 own or is imported inside its command.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness import options, publishing
+from harness import gating, options, publishing
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -206,11 +206,19 @@ def report(
     seed: Seeds = None,
     results: Results = Path("runs"),
     out: Annotated[Path | None, typer.Option(help="Folder for the written tables.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Also write a page with charts that opens offline."),
+    ] = None,
 ) -> None:
     """Print and write the tables of a suite from its records, without running anything."""
     from harness.engine import runner
     from harness.tables import report as tables
 
+    if html is not None:
+        from harness.tables import page
+
+        page.check(html)
     chosen = options.load(suite, model, data, settings, only, seed)
     wanted = runner.resolve(chosen.runs).runs
     folders = sorted(path for path in results.glob(f"*/{chosen.name}") if path.is_dir())
@@ -229,6 +237,9 @@ def report(
         notes += [f"{other} records of other configurations are not shown"] if other else []
         name = chosen.name if len(folders) == 1 else f"{chosen.name}-{folder.parent.name}"
         _publish(chosen, records, notes, out or folder / "tables", name)
+        if html is not None:
+            machine = "" if len(folders) == 1 else f"-{folder.parent.name}"
+            _publish_page(chosen, records, notes, html.with_stem(html.stem + machine))
 
 
 @app.command()
@@ -248,6 +259,7 @@ def export(
 
 
 app.command()(publishing.paper)
+app.command()(gating.gate)
 
 
 # ------------------------------------------------------------------------------------------- plan
@@ -267,6 +279,15 @@ def _publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder:
     _print(built)
     written = tables.write(built, folder, name)
     typer.echo("tables: " + ", ".join(str(path) for path in written))
+
+
+def _publish_page(suite: Suite, records: Sequence[Any], notes: Sequence[str], path: Path) -> None:
+    from harness.tables import page
+
+    order = [record.config_id for record in records]
+    built = page.build(records, baseline=suite.baseline, question=suite.question, notes=notes, order=order)
+    page.write(built, path)
+    typer.echo(f"page: {path}")
 
 
 def _print(built: Report) -> None:

@@ -174,8 +174,8 @@ class Method:
     source: ClassVar[str] = ""
     #: How a method whose shapes depend on values can do without: name -> what is assumed, the default first.
     approximations: ClassVar[Mapping[str, str]] = {}
-    #: Packages that take long to import and that only work needs, not the reading of options: they are imported
-    #: before anything is metered.
+    #: Packages that take long to import and that only work needs, not the reading of options: they are
+    #: imported before anything is metered.
     libraries: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: MethodConfig) -> None:

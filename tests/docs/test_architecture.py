@@ -21,7 +21,7 @@ LIGHT = (
     "harness.config",
     "harness.errors",
     "harness.forecast",
-    "harness.forecast",
+    "harness.gating",
     "harness.method",
     "harness.options",
     "harness.planning",
@@ -68,6 +68,7 @@ MAY_IMPORT = {
     "harness.cli": ("harness",),
     "harness.planning": ("harness",),
     "harness.publishing": ("harness",),
+    "harness.gating": ("harness",),
     "harness.options": ("harness.config", "harness.errors", "harness.suite"),
 }
 

@@ -1,0 +1,110 @@
+"""The rule for throughput: a verdict only where both sides took turns on one machine beside a stable control.
+
+Between days one machine was seen to move by -27 … +5 %, all methods alike. So runs that did not take turns
+are reported and never fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from harness.record import Record
+from harness.tables.compare_cells import Cell, Difference, Verdict, not_comparable
+from harness.tables.compare_pairing import Pair, differences
+from harness.tables.compare_statistics import LEAST_RUNS, Shift, shift, took_turns
+
+QUANTITY = "throughput"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The finished runs of one configuration on both sides, in the order of the base's."""
+
+    suite: str
+    label: str
+    base: tuple[Record, ...]
+    candidate: tuple[Record, ...]
+
+    @property
+    def measured(self) -> Shift:
+        """How it moved."""
+        return shift(_speeds(self.base), _speeds(self.candidate))
+
+    @cached_property
+    def differences(self) -> tuple[Difference, ...]:
+        """In what the stands of any of its runs differ from the first one of the base, seeds aside."""
+        first, *others = (*self.base, *self.candidate)
+        found = (field for other in others for field in differences(first, other, "time"))
+        return tuple(dict.fromkeys(field for field in found if field.field not in ("seed", "data", "model")))
+
+    @property
+    def doubt(self) -> str | None:
+        """Why no verdict is due even where the figures differ."""
+        fewest = min(len(self.base), len(self.candidate))
+        if self.differences:
+            return f"another machine or day: {'; '.join(map(str, self.differences[:3]))}"
+        starts = sorted((record.started_at or "", False) for record in self.base)
+        starts = sorted([*starts, *((record.started_at or "", True) for record in self.candidate)])
+        if not all(when for when, _ in starts) or not took_turns([side for _, side in starts]):
+            return "another day or time: the runs of the two sides did not take turns"
+        return f"{fewest} runs of a side, a verdict needs {LEAST_RUNS}" if fewest < LEAST_RUNS else None
+
+
+def _speeds(records: Sequence[Record]) -> list[float]:
+    return [record.time.tokens_per_s for record in records if record.time and record.time.tokens_per_s]
+
+
+def rows(pairs: Sequence[Pair]) -> list[Row]:
+    """The rows that have a throughput on both sides."""
+    sides: dict[tuple[str, str], tuple[list[Record], list[Record]]] = {}
+    for pair in pairs:
+        for place, item in enumerate((pair.base, pair.candidate)):
+            if item and item.record.outcome.status == "ok" and _speeds([item.record]):
+                key = item.record.suite, item.record.config_id
+                sides.setdefault(key, ([], []))[place].append(item.record)
+    return [
+        Row(suite, base[0].label, tuple(base), tuple(candidate))
+        for (suite, _), (base, candidate) in sides.items()
+        if base and candidate
+    ]
+
+
+def judge(found: Sequence[Row], controls: Mapping[str, str]) -> list[Cell]:
+    """A cell for each row; `controls` names the label of the control row of a suite."""
+    return [_judge(row, found, controls.get(row.suite)) for row in found]
+
+
+def _judge(row: Row, found: Sequence[Row], control: str | None) -> Cell:
+    protocols = [field for field in row.differences if field.field == "time protocol"]
+    if protocols:
+        return _cell(row, "x", not_comparable(protocols), tuple(protocols))
+    moved = row.measured
+    said = f"{100 * (moved.ratio - 1):+.1f} % by medians of {len(row.base)} and {len(row.candidate)} runs"
+    if row.doubt is not None:
+        return _cell(row, "reported", f"{said}; {row.doubt}", row.differences)
+    if row.label == control:
+        return _cell(row, "reported", f"{said}; the control row")
+    if not moved.certain:
+        return _cell(row, "ok", f"{said}, within {100 * moved.threshold:.1f} % or not separated")
+    unstable = _unstable([other for other in found if (other.suite, other.label) == (row.suite, control)])
+    if unstable:
+        return _cell(row, "withheld", f"{said}; {unstable}")
+    return _cell(row, "regression" if moved.slower else "improvement", f"{said}, completely separated")
+
+
+def _unstable(control: Sequence[Row]) -> str | None:
+    """Why the control row says nothing, or that it moved itself; None where it is stable."""
+    if len(control) != 1:
+        return "no control row on both sides: name one by --control"
+    if control[0].doubt is not None:
+        return f"the control row {control[0].label}: {control[0].doubt}"
+    moved = control[0].measured
+    if moved.large:
+        return f"the control row {control[0].label} moved, too: {100 * (moved.ratio - 1):+.1f} %"
+    return None
+
+
+def _cell(row: Row, verdict: Verdict, cause: str, fields: tuple[Difference, ...] = ()) -> Cell:
+    return Cell.of(row.suite, row.label, "all runs", QUANTITY, verdict, cause, fields)

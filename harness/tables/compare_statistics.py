@@ -1,0 +1,137 @@
+"""The statistics of the regression gate: pure functions of numbers, each with its source.
+
+They are tested against sampled truth: how often each raises a false alarm, and how small a change it sees.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Error rate of the tests on accuracy, all of a comparison together, and of the interval of perplexity.
+ALPHA = 0.05
+#: A smaller change of perplexity is none, however certain.
+LEAST_PERPLEXITY_CHANGE = 0.002
+#: A smaller change of throughput is none, however certain.
+LEAST_SPEED_CHANGE = 0.03
+#: Makes the median absolute deviation of normal values their standard deviation, 1 / Phi^-1(3/4).
+MAD_TO_SD = 1.4826
+#: Runs of each side below which a verdict about throughput is withheld.
+LEAST_RUNS = 5
+#: Windows below which an interval by resampling would be too narrow.
+LEAST_WINDOWS = 20
+RESAMPLES = 2000
+#: Indices that a resampling holds at a time.
+CHUNK = 4_000_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A relative change of perplexity, -1 < change, with its 95 % interval."""
+
+    change: float
+    low: float
+    high: float
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+
+def paired_bootstrap(
+    base_nats: Sequence[float], candidate_nats: Sequence[float], tokens: Sequence[int], seed: int = 0
+) -> Interval:
+    """How perplexity changed between two models on the same windows, with its percentile interval.
+
+    A window is drawn with both of its negative log-likelihoods (nats, sums over `tokens` predictions), so
+    what makes a text hard for both cancels. It speaks about other text of the kind, not about other seeds.
+    Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, sections 8.3 and 13.3; for models
+    compared on one test set, Koehn 2004, Statistical Significance Tests for Machine Translation Evaluation.
+    """
+    moved = np.asarray(candidate_nats, dtype=np.float64) - np.asarray(base_nats, dtype=np.float64)
+    weights = np.asarray(tokens, dtype=np.float64)
+    random, count = np.random.default_rng(seed), len(moved)
+    means = []
+    rows = max(1, CHUNK // count)
+    for first in range(0, RESAMPLES, rows):
+        drawn = random.integers(count, size=(min(rows, RESAMPLES - first), count))
+        means.append(moved[drawn].sum(axis=1) / weights[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), (ALPHA / 2, 1 - ALPHA / 2))
+    change = moved.sum() / weights.sum()
+    return Interval(*(float(np.expm1(value)) for value in (change, low, high)))
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """The exact two-sided p value that as many answers became wrong (`lost`) as became right (`won`).
+
+    Answers that stayed as they were say nothing. Source: McNemar 1947, Note on the sampling error of the
+    difference between correlated proportions; the exact form is the binomial test of the pairs that differ.
+    """
+    if lost + won == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(lost, lost + won, 0.5).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted for their number, in the order given: reject where one is at most the error rate.
+
+    Source: Holm 1979, A simple sequentially rejective multiple test procedure.
+    """
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, (len(p_values) - place) * p_values[index])
+        adjusted[index] = min(1.0, highest)
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How throughput moved: candidate over base by medians, and what it must exceed to count.
+
+    `separated` says that every value of one side lies beyond every value of the other.
+    """
+
+    ratio: float
+    threshold: float
+    separated: bool
+
+    @property
+    def certain(self) -> bool:
+        """Whether it is more than noise, in either direction."""
+        return self.separated and self.large
+
+    @property
+    def large(self) -> bool:
+        """Whether the medians alone are further apart than noise explains."""
+        return abs(self.ratio - 1) > self.threshold
+
+    @property
+    def slower(self) -> bool:
+        """Whether the candidate is the slower side."""
+        return self.ratio < 1
+
+
+def shift(base: Sequence[float], candidate: Sequence[float]) -> Shift:
+    """Compare throughputs of runs that took turns on one machine.
+
+    The threshold is the larger of 3 % and three robust standard deviations of the base's runs about their
+    median, relative to it (median absolute deviation: Hampel 1974, The influence curve and its role in
+    robust estimation). Without a difference, n values of each side separate completely with probability
+    2 / C(2n, n): 0.8 % for five (Mann & Whitney 1947, the extreme value of their statistic).
+    """
+    centre = statistics.median(base)
+    deviation = statistics.median(abs(value - centre) for value in base) / centre
+    separated = max(candidate) < min(base) or min(candidate) > max(base)
+    threshold = max(LEAST_SPEED_CHANGE, 3 * MAD_TO_SD * deviation)
+    return Shift(statistics.median(candidate) / centre, threshold, separated)
+
+
+def took_turns(sides: Sequence[bool]) -> bool:
+    """Whether runs in the order of their start, True for one side, never gave a side three turns in a row."""
+    return all(len(set(sides[first : first + 3])) > 1 for first in range(len(sides) - 2))

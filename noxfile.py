@@ -179,6 +179,8 @@ def readme(session: nox.Session) -> None:
     session.run(python, "-m", "harness.tables.drift", *session.posargs, external=True)
     # Exit code 1 says that a page had drifted, and has been written anew.
     fine = [0] if checking else [0, 1]
+    curves = [*session.posargs, "pretrain_small"]
+    session.run(python, "-m", "benchmarks.curves", *curves, external=True)
     for page in ("benchmarks.peers", "benchmarks.memory", "benchmarks.memory.growth"):
         session.run(python, "-m", page, "--render-only", external=True, success_codes=fine)
 

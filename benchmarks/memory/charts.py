@@ -62,7 +62,7 @@ def is_of(path: Path, data: Any) -> bool:
 
 def draw_bars(data: Bars, path: Path) -> None:
     """One stacked bar for each method, its sum behind it; SVG or PNG by the name of the file."""
-    pyplot = _pyplot()
+    pyplot = pyplot_for_files()
     figure, axes = pyplot.subplots(figsize=(9.0, 1.9 + 0.44 * len(data.bars)), layout="constrained")
     sums = {name: sum(parts.values()) for name, parts in data.bars.items()}
     for place, parts in enumerate(data.bars.values()):
@@ -81,17 +81,17 @@ def draw_bars(data: Bars, path: Path) -> None:
     axes.set_xlabel("GiB at the peak of training")
     axes.xaxis.grid(True, color=FAINT, linewidth=0.8)
     axes.tick_params(length=0)
-    _plain(axes)
+    plain(axes)
     shown = [part for part in COLOURS if any(parts.get(part, 0) for parts in data.bars.values())]
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=COLOURS[part]) for part in shown]
     figure.suptitle(data.title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     figure.legend(handles, shown, loc="outside lower center", ncols=3, frameon=False)
-    _save(figure, path, data)
+    save(figure, path, data)
 
 
 def draw_lines(title: str, panels: Sequence[Panel], path: Path) -> None:
     """Panels beside each other with one legend below."""
-    pyplot = _pyplot()
+    pyplot = pyplot_for_files()
     figure, found = pyplot.subplots(
         1, len(panels), figsize=(4.0 * len(panels), 4.4), layout="constrained", squeeze=False
     )
@@ -107,12 +107,12 @@ def draw_lines(title: str, panels: Sequence[Panel], path: Path) -> None:
         axes.set_title(panel.title, fontsize=10.5, loc="left", color=INK)
         axes.set_xlabel(panel.axis)
         axes.grid(True, color=FAINT, linewidth=0.8)
-        _plain(axes)
+        plain(axes)
     found[0][0].set_ylabel("GiB at the peak of training")
     handles, labels = found[0][0].get_legend_handles_labels()
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    _save(figure, path, [title, list(panels)])
+    save(figure, path, [title, list(panels)])
 
 
 def _logarithmic(axes: Any, panel: Panel) -> None:
@@ -128,23 +128,25 @@ def _logarithmic(axes: Any, panel: Panel) -> None:
     axes.minorticks_off()
 
 
-def _plain(axes: Any) -> None:
+def plain(axes: Any) -> None:
+    """Leave out the lines that say nothing."""
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
 
 
-def _save(figure: Any, path: Path, data: Any) -> None:
+def save(figure: Any, path: Path, data: Any) -> None:
+    """Write a figure whole or not at all, marked with the figures it was drawn from."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"new-{path.name}")
     said = {"Date": None, "Description": mark(data)} if path.suffix == ".svg" else None
     figure.savefig(beside, metadata=said, dpi=150)
-    _pyplot().close(figure)
+    pyplot_for_files().close(figure)
     beside.replace(path)
 
 
-def _pyplot() -> Any:
+def pyplot_for_files() -> Any:
     """The drawing library, set up so that equal figures give equal files; UserError where it is missing."""
     try:
         matplotlib = importlib.import_module("matplotlib")

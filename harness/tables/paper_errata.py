@@ -14,7 +14,6 @@ from pydantic import Field
 from harness.errors import UserError, nearest
 from harness.suite import read_yaml
 from harness.tables.cells import Column, Table, fixed, plain
-from harness.tables.paper_report import frame_of
 from harness.tables.paper_schema import Calculated, Printed, Strict
 from harness.tables.paper_sources import Sources
 from harness.tables.papers import ERRATA
@@ -64,18 +63,16 @@ def build(errata: Errata, sources: Sources) -> Report:
             "figures are calculated (python -m benchmarks.calculations) or printed in the source named",
         ),
         notes=(),
-        frame=frame_of(
-            [
-                {
-                    "claim": claim.title,
-                    "about": " ".join(claim.about),
-                    "figure": name,
-                    "value": value,
-                    "how": how,
-                }
-                for claim in errata.claims
-                for name, (value, how) in _figures(claim, sources).items()
-            ]
+        lines=tuple(
+            {
+                "claim": claim.title,
+                "about": " ".join(claim.about),
+                "figure": name,
+                "value": value,
+                "how": how,
+            }
+            for claim in errata.claims
+            for name, (value, how) in _figures(claim, sources).items()
         ),
     )
 

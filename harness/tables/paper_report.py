@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
-
-import pandas as pd
+from collections.abc import Iterable, Iterator
 
 from harness.errors import UserError, nearest
 from harness.tables.cells import Column, Table, plain
@@ -48,7 +45,7 @@ def build(name: str, paper: Paper, sources: Sources, only: str | None = None) ->
         tables=tuple(tables),
         caption=tuple(plain(text) for text in caption),
         notes=tuple(plain(text) for text in (*paper.notes, *(missing if only is None else ()))),
-        frame=_frame(shown),
+        lines=tuple(_lines(shown)),
     )
 
 
@@ -61,7 +58,7 @@ def summary(everything: dict[str, list[Judged]]) -> Report:
         tables=(table,),
         caption=READING,
         notes=("One cell is one transcribed row; further values of a row stand in the papers' own pages.",),
-        frame=_frame([item for judged in everything.values() for item in judged]),
+        lines=tuple(_lines(item for judged in everything.values() for item in judged)),
     )
 
 
@@ -93,39 +90,30 @@ def _summary(title: str, groups: dict[str, list[Judged]]) -> Table:
     return Table(title, (Column("", tuple(counts), numeric=False),), (total, *columns))
 
 
-def _frame(judged: Iterable[Judged]) -> pd.DataFrame:
+def _lines(judged: Iterable[Judged]) -> Iterator[dict[str, object]]:
     """One line per printed value, with all that is known of it."""
-    lines = []
     for item in judged:
         cell, tolerance = item.cell, item.cell.tolerance
         words = command(cell.answer.selectors) if item.ours is None else None
-        lines.append(
-            {
-                "paper": cell.paper,
-                "table": cell.table.id,
-                "row": "; ".join(f"{key}={shown(value)}" for key, value in cell.keys.items()),
-                "quantity": cell.quantity,
-                "primary": cell.primary,
-                "published": shown(cell.published),
-                "unit": cell.unit,
-                "ours": None if item.ours is None else item.ours.value,
-                "ratio": item.ratio,
-                "ours_is": item.ours.by if item.ours else None,
-                "how": item.ours.how if item.ours else None,
-                "verdict": item.verdict,
-                "why": cell.answer.why,
-                "conditions": conditions(item),
-                "obtained": cell.obtained,
-                "confidence": cell.table.confidence,
-                "source": cell.table.source,
-                "tolerance_relative": tolerance.relative if tolerance else None,
-                "tolerance_absolute": tolerance.absolute if tolerance else None,
-                "command": shlex.join(words) if words else None,
-            }
-        )
-    return frame_of(lines)
-
-
-def frame_of(lines: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Lines of equal keys as the table behind a report."""
-    return pd.DataFrame(lines)
+        yield {
+            "paper": cell.paper,
+            "table": cell.table.id,
+            "row": "; ".join(f"{key}={shown(value)}" for key, value in cell.keys.items()),
+            "quantity": cell.quantity,
+            "primary": cell.primary,
+            "published": shown(cell.published),
+            "unit": cell.unit,
+            "ours": None if item.ours is None else item.ours.value,
+            "ratio": item.ratio,
+            "ours_is": item.ours.by if item.ours else None,
+            "how": item.ours.how if item.ours else None,
+            "verdict": item.verdict,
+            "why": cell.answer.why,
+            "conditions": conditions(item),
+            "obtained": cell.obtained,
+            "confidence": cell.table.confidence,
+            "source": cell.table.source,
+            "tolerance_relative": tolerance.relative if tolerance else None,
+            "tolerance_absolute": tolerance.absolute if tolerance else None,
+            "command": shlex.join(words) if words else None,
+        }

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from harness.tables import cells
 from harness.tables.cells import DASH, Column, Table, plain
 from harness.tables.report import Report
@@ -84,7 +82,7 @@ def build(plan: Plan) -> Report:
         tables=tuple(piece for table in tables for piece in table.split()),
         caption=tuple(plain(text) for text in _caption(plan)),
         notes=tuple(plain(text) for text in _notes(plan)),
-        frame=pd.DataFrame(as_dict(plan)["rows"]),
+        lines=tuple(as_dict(plan)["rows"]),
     )
 
 

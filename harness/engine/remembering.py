@@ -113,8 +113,11 @@ def _has_tensor(values: Any) -> bool:
 
 
 def _key(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """All that decides what comes of an operation; None where an argument is not understood."""
-    found: list[Any] = [func, *kwargs]
+    """All that decides what comes of an operation; None where an argument is not understood.
+
+    The default dtype is part of it: that of a tensor for which none is given, and of whole numbers times 1.5.
+    """
+    found: list[Any] = [func, torch.get_default_dtype(), *kwargs]
     return tuple(found) if _collect(args, found) and _collect(kwargs.values(), found) else None
 
 

@@ -68,6 +68,21 @@ def test_results_are_those_of_torch_at_first_and_from_memory(name: str) -> None:
     assert _look(Remembering(), WORK[name]) == expected
 
 
+@pytest.mark.parametrize("name", ["of no dtype", "whole numbers times 1.5"])
+def test_another_default_dtype_is_another_result(name: str) -> None:
+    work = {
+        "of no dtype": lambda: torch.empty(3, 4),
+        "whole numbers times 1.5": lambda: torch.arange(5) * 1.5,
+    }
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        torch.set_default_dtype(dtype)
+        try:
+            with Remembering():
+                assert work[name]().dtype is dtype
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
 def test_what_is_remembered_is_not_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
     Remembering.known.clear()
     work = WORK["product"]

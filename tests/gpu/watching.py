@@ -108,7 +108,8 @@ def batches(run: Run, vocab: int) -> Iterator[Any]:
 
 
 def watch(run: Run, device: torch.device, granularity: int = GRANULARITY) -> Seen:
-    """Train and simulate a run; workspaces that libraries keep are there before, so they do not count."""
+    """Train and simulate a run; what libraries keep is there before, so it does not count."""
+    preparing.load_libraries(checks.stack(run))
     warm_up(run, device)
     empty = BothMeters(device, granularity)
     with empty.window():

@@ -61,10 +61,11 @@ def libraries_are_loaded() -> None:
 def watched(run: Run) -> tuple[MemoryWindow, dict[str, dict[str, int]]]:
     """What the live meter sees of the same updates with real tensors, and the ranks that were used."""
     _eightbit._made_codebooks.cache_clear()
+    methods = checks.stack(run)
+    preparing.load_libraries(methods)
     meter = LiveMeter(CPU)
     with meter.window() as before:
         torch.empty(0)
-    methods = checks.stack(run)
     model: Any = models.load(run.model, dtype=models.DTYPES[run.train.dtype], device=CPU, seed=0).model
     model, parameters, _ = preparing.prepare(run, methods, model, same_ranks_at_every_refresh)
     stepper = checks.stepper(run, methods, model)

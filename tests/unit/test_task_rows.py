@@ -338,10 +338,11 @@ def padded_run(stack: list[Any], **train: Any) -> Run:
 
 def watched(run: Run) -> TrainMemory | None:
     """What the live meter sees of a few updates on padded rows."""
+    methods = checks.stack(run)
+    preparing.load_libraries(methods)
     meter = LiveMeter(CPU)
     with meter.window() as before:
         torch.empty(0)
-    methods = checks.stack(run)
     model: Any = models.load(run.model, dtype=torch.float32, device=CPU, seed=0).model
     model, _, _ = preparing.prepare(run, methods, model, lambda key, method: Context())
     stepper = checks.stepper(run, methods, model)

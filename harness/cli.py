@@ -1,4 +1,4 @@
-"""The command line: `lorebench methods | plan | run | report | export | paper | gate`.
+"""The command line: `lorebench methods | plan | run | report | export | paper | gate | ab`.
 
 Only the parent's light modules are imported at the top; whatever needs torch is a process of its
 own or is imported inside its command.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness import gating, options, publishing
+from harness import ab, arguments, gating, options, publishing
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,57 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-SuiteName = Annotated[
-    str, typer.Argument(metavar="SUITE", help="A suite that ships, by name, or a YAML file.")
-]
-Results = Annotated[Path, typer.Option(help="Folder of the records.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
-]
-OnlyOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--only", metavar="KEY=VALUE", help="Keep matching runs: label, method, seed or any setting."
-    ),
-]
-ModelOption = Annotated[str | None, typer.Option(help="A model folder, or a hub id with optional @revision.")]
-DataOption = Annotated[
-    list[str] | None,
-    typer.Option(help="A .txt or .jsonl file (repeatable), or a `datasets` id with optional @revision."),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-DeviceGib = Annotated[
-    list[str] | None,
-    typer.Option("--device-gib", metavar="GIB", help="Say what fits such a device; repeatable."),
-]
-ReserveGib = Annotated[
-    str,
-    typer.Option(
-        "--reserve-gib",
-        metavar="GIB",
-        help="Kept free on a device for what a simulation does not see: the device context, workspaces of "
-        "libraries, fragmentation.",
-    ),
-]
-RanksOption = Annotated[
-    str | None,
-    typer.Option(
-        "--ranks",
-        metavar="NAME|FILE",
-        help="Ranks that depend on values: the name of an approximation, a record, or a JSON file of "
-        "{layer: rank} or {method: {layer: rank}}.",
-    ),
-]
-Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Run these seeds instead of the suite's.")]
-
-
-def cache_folder() -> Path:
-    """Where costly results that depend on weights alone are kept: LOREBENCH_CACHE, else the user's cache."""
-    import os
-
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorebench"
-    return Path(os.environ.get("LOREBENCH_CACHE", default))
 
 
 @app.command()
@@ -110,14 +59,14 @@ def methods() -> None:
 
 @app.command()
 def run(
-    suite: SuiteName,
-    model: ModelOption = None,
-    data: DataOption = None,
-    settings: SetOption = None,
-    only: OnlyOption = None,
-    seed: Seeds = None,
-    device: Device = "auto",
-    results: Results = Path("runs"),
+    suite: arguments.SuiteName,
+    model: arguments.ModelOption = None,
+    data: arguments.DataOption = None,
+    settings: arguments.SetOption = None,
+    only: arguments.OnlyOption = None,
+    seed: arguments.Seeds = None,
+    device: arguments.Device = "auto",
+    results: arguments.Results = Path("runs"),
     budget: Annotated[str | None, typer.Option(help="Start nothing that would not finish, e.g. 25m.")] = None,
     deadline: Annotated[str, typer.Option(help="Longest time for one run.")] = "6h",
     retry: Annotated[bool, typer.Option("--retry", help="Repeat finished runs that are not ok.")] = False,
@@ -133,7 +82,7 @@ def run(
         chosen,
         runner.Settings(
             results=results,
-            cache=cache_folder(),
+            cache=arguments.cache_folder(),
             device=device,
             deadline_s=options.seconds(deadline),
             budget_s=None if budget is None else options.seconds(budget),
@@ -155,19 +104,19 @@ def run(
 
 @app.command()
 def plan(
-    suite: SuiteName,
-    model: ModelOption = None,
-    data: DataOption = None,
-    settings: SetOption = None,
-    only: OnlyOption = None,
-    seed: Seeds = None,
-    device: Device = "auto",
-    results: Results = Path("runs"),
-    device_gib: DeviceGib = None,
-    reserve_gib: ReserveGib = "1",
+    suite: arguments.SuiteName,
+    model: arguments.ModelOption = None,
+    data: arguments.DataOption = None,
+    settings: arguments.SetOption = None,
+    only: arguments.OnlyOption = None,
+    seed: arguments.Seeds = None,
+    device: arguments.Device = "auto",
+    results: arguments.Results = Path("runs"),
+    device_gib: arguments.DeviceGib = None,
+    reserve_gib: arguments.ReserveGib = "1",
     max_batch: Annotated[bool, typer.Option("--max-batch", help="Find the largest batch that fits.")] = False,
     max_seq: Annotated[bool, typer.Option("--max-seq", help="Find the largest length that fits.")] = False,
-    ranks: RanksOption = None,
+    ranks: arguments.RanksOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the plan as JSON.")
     ] = None,
@@ -187,7 +136,7 @@ def plan(
     if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
         raise UserError(f"--json {json_file}: no file can be written there; choose another")
     chosen = options.load(suite, model, data, settings, only, seed)
-    made = planning.plan(chosen, device, results, sizes, searched, ranks, cache_folder(), _say)
+    made = planning.plan(chosen, device, results, sizes, searched, ranks, arguments.cache_folder(), _say)
     _print(tables.build(made))
     if json_file is not None:
         try:
@@ -198,13 +147,13 @@ def plan(
 
 @app.command()
 def report(
-    suite: SuiteName,
-    model: ModelOption = None,
-    data: DataOption = None,
-    settings: SetOption = None,
-    only: OnlyOption = None,
-    seed: Seeds = None,
-    results: Results = Path("runs"),
+    suite: arguments.SuiteName,
+    model: arguments.ModelOption = None,
+    data: arguments.DataOption = None,
+    settings: arguments.SetOption = None,
+    only: arguments.OnlyOption = None,
+    seed: arguments.Seeds = None,
+    results: arguments.Results = Path("runs"),
     out: Annotated[Path | None, typer.Option(help="Folder for the written tables.")] = None,
     html: Annotated[
         Path | None,
@@ -249,7 +198,7 @@ def export(
     form: Annotated[
         str, typer.Option(help="dense (plain Hugging Face) or factors (with a manifest).")
     ] = "dense",
-    results: Results = Path("runs"),
+    results: arguments.Results = Path("runs"),
 ) -> None:
     """Write the trained model of a run as a folder that transformers (dense) or lorebench (factors) loads."""
     from harness.engine.exporting import export_run
@@ -260,6 +209,7 @@ def export(
 
 app.command()(publishing.paper)
 app.command()(gating.gate)
+app.command()(ab.ab)
 
 
 # ------------------------------------------------------------------------------------------- plan

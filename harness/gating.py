@@ -11,21 +11,24 @@ import typer
 from harness.errors import UserError
 
 if TYPE_CHECKING:
+    from harness.tables.compare_cells import Comparison
     from harness.tables.compare_loading import Side
 
 Format = Literal["text", "md", "json", "github", "junit"]
+FormOption = Annotated[
+    Format,
+    typer.Option("--format", help="github is Markdown for $GITHUB_STEP_SUMMARY, junit is XML for CI."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="Write there; the counts are printed.")
+]
 
 
 def gate(
     base: Annotated[Path, typer.Argument(metavar="BASE", help="Records before: a folder or a file.")],
     candidate: Annotated[Path, typer.Argument(metavar="CAND", help="Records after: a folder or a file.")],
-    form: Annotated[
-        Format,
-        typer.Option("--format", help="github is Markdown for $GITHUB_STEP_SUMMARY, junit is XML for CI."),
-    ] = "text",
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write there; the counts are printed.")
-    ] = None,
+    form: FormOption = "text",
+    out: OutOption = None,
     control: Annotated[
         str | None,
         typer.Option(
@@ -35,17 +38,22 @@ def gate(
         ),
     ] = None,
 ) -> None:
-    """Hold a change against what was before; exit code 1 on a regression, 2 when nothing could be judged."""
+    """Hold a change against what was before; exit code 1 on a regression, 2 when no verdict is due."""
     from harness.tables.compare import compare
     from harness.tables.compare_loading import load
-    from harness.tables.compare_rendering import FORMATS
 
     sides = load(base), load(candidate)
     for name, path, side in zip(("BASE", "CAND"), (base, candidate), sides, strict=True):
         if not side.records:
             aside = f"; set aside: {side.set_aside[0]}" if side.set_aside else ""
             raise UserError(f"{name} {path}: no records in it; give a record or a folder of records{aside}")
-    compared = compare(*sides, _controls(sides, control))
+    publish(compare(*sides, _controls(sides, control)), form, out)
+
+
+def publish(compared: Comparison, form: Format, out: Path | None) -> None:
+    """Print or write a comparison and end with its exit code."""
+    from harness.tables.compare_rendering import FORMATS
+
     text = FORMATS[form](compared)
     if out is None:
         typer.echo(text, nl=False)

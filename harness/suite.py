@@ -87,7 +87,7 @@ class Suite:
 
 def load(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     """Read a suite; `overrides` are dotted keys that win over everything in the file."""
-    file = _find(Path(path))
+    file = find(Path(path))
     written = validate(SuiteFile, read_yaml(file), where=str(file))
     runs: dict[str, Run] = {}
     for values in _combinations(written):
@@ -127,8 +127,8 @@ def shipped_suites() -> dict[str, Path]:
     return {file.relative_to(place).with_suffix("").as_posix(): file for file in files}
 
 
-def _find(path: Path) -> Path:
-    """A path as given, or the name of a suite that ships."""
+def find(path: Path) -> Path:
+    """The file of a suite: a path as given, or the name of one that ships; UserError where it is neither."""
     if path.is_file():
         return path
     shipped = shipped_suites()

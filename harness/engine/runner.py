@@ -141,7 +141,7 @@ def sweep(suite: Suite, settings: Settings, display: Display, rerun: Callable[[R
     # Repeats are outermost, so that a machine that drifts meets all rows alike: A B C A B C.
     runs = sorted(unique.values(), key=lambda run: run.repeat)
     jobs = [Job(run, suite.name, folder / run.run_id, plan.device, cache, rerun(run)) for run in runs]
-    with display, _device_lock(plan.device, settings.cache, display):
+    with display, device_lock(plan.device, settings.cache, display):
         return _carry_out_all(jobs, folder, settings, display, plan.device_bytes)
 
 
@@ -235,7 +235,7 @@ def _finished(
 
 
 @contextmanager
-def _device_lock(device: str, cache: Path, display: Display) -> Iterator[None]:
+def device_lock(device: str, cache: Path, display: Display) -> Iterator[None]:
     """Hold the device alone, for two runs at once would measure each other; the lock dies with its holder."""
     name = "cuda:0" if device == "cuda" else device
     lock = FileLock(cache / f"device-{name.replace(':', '-')}.lock")

@@ -63,10 +63,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells, and the files that were set aside because they are no records, with the reason."""
+    """All cells, the files that were set aside because they are no records, and what else a reader must know.
+
+    `name` is the command that compared.
+    """
 
     cells: tuple[Cell, ...]
     set_aside: tuple[str, ...] = ()
+    name: str = "gate"
+    notes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[Verdict, int]:
@@ -76,19 +81,20 @@ class Comparison:
 
     @property
     def exit_code(self) -> int:
-        """0, 1 with a regression, 2 when nothing could be judged."""
+        """0, 1 with a regression, 2 when a verdict was withheld or nothing could be judged."""
         counts = self.counts
         if "regression" in counts:
             return 1
-        return 0 if any(verdict in counts for verdict in JUDGED) else 2
+        return 0 if any(verdict in counts for verdict in JUDGED) and "withheld" not in counts else 2
 
     @property
     def summary(self) -> str:
         """One line with all counts."""
         counts = ", ".join(f"{number} {verdict}" for verdict, number in self.counts.items()) or "no cells"
         aside = f"; {len(self.set_aside)} files set aside" if self.set_aside else ""
-        outcome = ("passed", "failed", "nothing could be judged")[self.exit_code]
-        return f"gate: {outcome} ({counts}{aside})"
+        undecided = "not decided" if "withheld" in self.counts else "nothing could be judged"
+        outcome = ("passed", "failed", undecided)[self.exit_code]
+        return f"{self.name}: {outcome} ({counts}{aside})"
 
 
 def not_comparable(differences: Sequence[Difference], limit: int = 4) -> str:

@@ -30,7 +30,7 @@ def to_text(found: Comparison) -> str:
         said = [f"{verdict}: {cell.suite}/{cell.row} ({cell.runs}) {_said(cell)}" for cell in cells]
         lines += said if verdict == "regression" else _first(verdict, said)
     lines += _first("set aside", [f"set aside: {note}" for note in found.set_aside])
-    return "\n".join([*lines, found.summary]) + "\n"
+    return "\n".join([*lines, *found.notes, found.summary]) + "\n"
 
 
 def _first(verdict: str, lines: list[str]) -> list[str]:
@@ -76,7 +76,8 @@ def _table(cells: Sequence[Cell]) -> list[str]:
 
 
 def _aside(found: Comparison) -> list[str]:
-    notes = [f"* set aside: {markdown(note)}" for note in found.set_aside[:MOST_ROWS]]
+    notes = [f"* {markdown(note)}" for note in found.notes]
+    notes += [f"* set aside: {markdown(note)}" for note in found.set_aside[:MOST_ROWS]]
     return ["", *notes] if notes else []
 
 
@@ -89,6 +90,7 @@ def to_json(found: Comparison) -> str:
         "counts": found.counts,
         "cells": [dataclasses.asdict(cell) for cell in found.cells],
         "set_aside": found.set_aside,
+        "notes": found.notes,
     }
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
@@ -99,7 +101,9 @@ def to_junit(found: Comparison) -> str:
     A regression is a failure. What nobody judged is skipped with its cause, so that it is seen and does
     not fail.
     """
-    root = ElementTree.Element("testsuites", _counted("lorebench gate", found.cells, len(found.set_aside)))
+    root = ElementTree.Element(
+        "testsuites", _counted(f"lorebench {found.name}", found.cells, len(found.set_aside))
+    )
     for suite in dict.fromkeys(cell.suite for cell in found.cells):
         cells = [cell for cell in found.cells if cell.suite == suite]
         element = ElementTree.SubElement(root, "testsuite", _counted(suite, cells))

@@ -1,0 +1,195 @@
+"""Does `lorebench ab` cry wolf, and does it see one? `python -m benchmarks.alarms --tries 20`.
+
+Revisions are made in a scratch clone: some in which nothing changes but a comment, one in which a method
+sleeps for a tenth of each of its updates, one in which its optimizer holds a MiB more. Each is held against
+the commit that it was made from, by the command itself: the suite `alarms`, five runs a side in turns, with
+a control row that was not touched. What is finished is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.tables.drift import ROOT
+
+PAGE = ROOT / "results" / "tables" / "alarms.md"
+FIGURES = ROOT / "results" / "alarms.json"
+TOUCHED = Path("methods", "galore.py")
+ROW, CONTROL = "galore", "full"
+#: Of an update's time, what the planted sleep adds.
+SLEEP = 0.10
+SLOWER = f"""
+
+def _planted() -> None:
+    import time
+
+    plain, last = GaLore.stepper, [time.perf_counter()]
+
+    def stepper(self, model, optim):
+        made = plain(self, model, optim)
+        step = made.step
+
+        def slow():
+            info = step()
+            time.sleep({SLEEP} * (time.perf_counter() - last[0]))
+            last[0] = time.perf_counter()
+            return info
+
+        made.step = slow
+        return made
+
+    GaLore.stepper = stepper
+
+
+_planted()
+"""
+LARGER = """
+
+def _planted() -> None:
+    import torch
+
+    plain, tensors = GaLoreStepper.__init__, GaLoreStepper.state_tensors
+
+    def init(self, *arguments):
+        plain(self, *arguments)
+        self.hoard = torch.zeros(1 << 20, dtype=torch.uint8)
+
+    def state_tensors(self):
+        yield self.hoard
+        yield from tensors(self)
+
+    GaLoreStepper.__init__, GaLoreStepper.state_tensors = init, state_tensors
+
+
+_planted()
+"""
+#: What is planted, by name: the text that goes below the method, and how many runs a side are asked for.
+PLANTED = {"slower": (SLOWER, 5), "larger": (LARGER, 1)}
+IDENTITY = {
+    **{f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in
+       (("NAME", "alarms"), ("EMAIL", "alarms@localhost"), ("DATE", "2026-01-01T00:00:00Z"))}
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is asked for and write the page; 1 when an alarm was false or something planted not found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--tries", type=int, default=20, help="revisions in which nothing changes")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/alarms"), help="for the clone and the records"
+    )
+    parser.add_argument("--write", action="store_true", help="take the outcome into results/")
+    asked = parser.parse_args(arguments)
+    clone = _clone(asked.folder.absolute())
+    outcomes = []
+    for name, text, repeats in _cases(asked.tries):
+        outcomes.append(_outcome(name, clone, _revision(clone, name, text), repeats))
+        print(_line(outcomes[-1]), flush=True)
+    if asked.write:
+        FIGURES.write_text(json.dumps(outcomes, indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(page(outcomes), encoding="utf-8")
+    return 0 if all(map(as_expected, outcomes)) else 1
+
+
+def _cases(tries: int) -> Iterable[tuple[str, str, int]]:
+    for name, (text, repeats) in PLANTED.items():
+        yield name, text, repeats
+    for number in range(1, tries + 1):
+        yield f"unchanged {number}", f"\n# The same method, for the {number}. time.\n", 5
+
+
+# ------------------------------------------------------------------------------------- revisions
+def _clone(folder: Path) -> Path:
+    """A clone of this repository at its commit; one that is there is used again."""
+    commit = _git(ROOT, "rev-parse", "HEAD")
+    clone = folder / "clone"
+    if not clone.exists():
+        clone.parent.mkdir(parents=True, exist_ok=True)
+        _git(ROOT, "clone", "--quiet", "--no-local", str(ROOT), str(clone))
+        _git(clone, "tag", "base", commit)
+    return clone
+
+
+def _revision(clone: Path, name: str, text: str) -> str:
+    """A commit whose one change stands below the method; the same text always makes the same commit."""
+    _git(clone, "checkout", "--quiet", "--force", "--detach", "base")
+    file = clone / TOUCHED
+    file.write_text(file.read_text(encoding="utf-8") + text, encoding="utf-8")
+    _git(clone, "commit", "--quiet", "--all", "--no-verify", "--message", name)
+    return _git(clone, "rev-parse", "HEAD")
+
+
+def _git(place: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(place), *arguments]
+    answer = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **IDENTITY}, check=True
+    )
+    return answer.stdout.strip()
+
+
+# --------------------------------------------------------------------------------------- outcomes
+def _outcome(name: str, clone: Path, revision: str, repeats: int) -> dict[str, Any]:
+    """What the command says of a revision, and the change that each row seems to show."""
+    said = clone.parent / f"{name.replace(' ', '-')}.json"
+    command = [sys.executable, "-m", "harness.cli", "ab", "base", revision, "alarms"]
+    command += [f"--repository={clone}", f"--repeats={repeats}", f"--results={clone.parent / 'records'}"]
+    ended = subprocess.run(
+        [*command, "--format=json", f"--out={said}"], capture_output=True, text=True, cwd=ROOT
+    )
+    if not said.exists():
+        raise SystemExit(f"{name}: {(ended.stderr.strip().splitlines() or ['nothing was said'])[-1]}")
+    content = json.loads(said.read_text(encoding="utf-8"))
+    cells = [{key: cell[key] for key in ("row", "quantity", "verdict", "cause")} for cell in content["cells"]]
+    return {"name": name, "exit_code": ended.returncode, "cells": cells}
+
+
+def as_expected(outcome: dict[str, Any]) -> bool:
+    """Whether what was planted was found where it was planted, and nothing elsewhere."""
+    alarms = {(cell["row"], cell["quantity"]) for cell in outcome["cells"] if cell["verdict"] == "regression"}
+    expected = {"slower": {(ROW, "throughput")}, "larger": {(ROW, "peak memory")}}
+    return alarms == expected.get(outcome["name"], set())
+
+
+def _cell(outcome: dict[str, Any], row: str, quantity: str) -> dict[str, str]:
+    return next(c for c in outcome["cells"] if (c["row"], c["quantity"]) == (row, quantity))
+
+
+def _line(outcome: dict[str, Any]) -> str:
+    quantity = "peak memory" if outcome["name"] == "larger" else "throughput"
+    found, control = (_cell(outcome, row, quantity) for row in (ROW, CONTROL))
+    return f"| {outcome['name']} | {found['verdict']} | {found['cause']} | {control['cause']} |"
+
+
+def page(outcomes: Sequence[dict[str, Any]]) -> str:
+    """All outcomes as Markdown."""
+    unchanged = [outcome for outcome in outcomes if outcome["name"] not in PLANTED]
+    verdicts = [_cell(outcome, ROW, "throughput")["verdict"] for outcome in unchanged]
+    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
+    false = sum(not as_expected(outcome) for outcome in unchanged)
+    found = [outcome["name"] for outcome in outcomes if outcome["name"] in PLANTED and as_expected(outcome)]
+    lines = [
+        "# What `lorebench ab` finds, and what it does not",
+        "",
+        "Revisions that `python -m benchmarks.alarms --write` makes of this one, each held against it: suite",
+        f"`alarms`, runs in turns, control row `{CONTROL}`, the change in row `{ROW}`. `slower` sleeps for",
+        f"{100 * SLEEP:.0f} % of each update, `larger` keeps a MiB more in the optimizer; in the others nothing",
+        "changes but a comment.",
+        "",
+        f"False alarms: {false} in {len(unchanged)} tries ({counts}).",
+        f"Found: {', '.join(found) or 'nothing'}.",
+        "",
+        f"| revision | verdict | {ROW} | control |",
+        "| --- | --- | --- | --- |",
+    ]
+    return "\n".join([*lines, *map(_line, outcomes)]) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

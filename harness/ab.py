@@ -1,0 +1,171 @@
+"""The command `lorebench ab`: two revisions of the code run a suite in turns, and are compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness import arguments, gating, options
+from harness.config import Run
+from harness.errors import UserError
+from harness.suite import Suite
+
+if TYPE_CHECKING:
+    from harness.revisions import Revision
+    from harness.tables.compare_cells import Comparison
+    from harness.turns import Request
+
+#: Runs of a side that a verdict about throughput needs, and what is asked for unless a person says otherwise.
+REPEATS = 5
+MOST_REPEATS = 1000
+#: Settings without which a run costs less and is as large and as fast.
+COST_ALONE = ("evaluate.perplexity=[]", "evaluate.tasks=[]", "save_weights=false")
+
+
+def ab(
+    first: Annotated[str, typer.Argument(metavar="REV_A", help="A commit, branch or tag: the base.")],
+    second: Annotated[
+        str, typer.Argument(metavar="REV_B", help="What it is held against; `.` is the working tree.")
+    ],
+    suite: arguments.SuiteName,
+    repeats: Annotated[int, typer.Option(help="Runs of each row and side; a verdict needs 5.")] = REPEATS,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL",
+            help="The row whose throughput must be stable before another's is judged; runs even when --only "
+            "leaves it out. [default: the suite's baseline]",
+        ),
+    ] = None,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Also score perplexity and accuracy, and compare them.")
+    ] = False,
+    model: arguments.ModelOption = None,
+    data: arguments.DataOption = None,
+    settings: arguments.SetOption = None,
+    only: arguments.OnlyOption = None,
+    seed: arguments.Seeds = None,
+    device: arguments.Device = "auto",
+    deadline: Annotated[str, typer.Option(help="Longest time for one run.")] = "6h",
+    results: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("runs/ab"),
+    repository: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A clone of lorebench. [default: the one around here]")
+    ] = None,
+    python_a: Annotated[
+        str | None, typer.Option("--python-a", metavar="FILE", help="An interpreter that runs REV_A.")
+    ] = None,
+    python_b: Annotated[
+        str | None, typer.Option("--python-b", metavar="FILE", help="An interpreter that runs REV_B.")
+    ] = None,
+    form: gating.FormOption = "text",
+    out: gating.OutOption = None,
+) -> None:
+    """Run two revisions in turns on this machine and say what got larger or slower; exit codes as of gate."""
+    from harness import turns
+    from harness.engine import progress, runner
+
+    if not 1 <= repeats <= MOST_REPEATS:
+        raise UserError(f"--repeats {repeats}: give a number from 1 to {MOST_REPEATS}")
+    options.seconds(deadline)
+    given = [*(settings or ()), *(() if quality else COST_ALONE)]
+    everything = options.load(suite, model, data, given, None, seed)
+    control = _control(everything, control)
+    chosen = _rows(everything, only, control, quality, bool(seed))
+    plan = runner.resolve(chosen.runs, device)  # refuses what cannot be read before anything is checked out
+    sides = _sides(repository, (first, second), (python_a, python_b))
+    shared = [f"--device={plan.device}", f"--deadline={deadline}", *(f"--set={item}" for item in given)]
+    shared += [f"--model={model}"] if model else []
+    shared += [f"--data={item}" for item in data or ()]
+    request = turns.Request(
+        suite=_file(suite),
+        name=chosen.name,
+        options=tuple(shared),
+        selectors={run.run_id: chosen.selector(run) for run in chosen.runs},
+        folder=_folder(results, sides, [suite, *shared]),
+    )
+    display = progress.choose()
+    with runner.device_lock(plan.device, arguments.cache_folder(), display):
+        turns.take(turns.turns(chosen.runs, repeats), sides, request, display)
+    compared = _compared(request, chosen.runs, repeats, control)
+    gating.publish(compared, form, out)
+
+
+def _file(suite: str) -> Path:
+    """The suite's file: this program's, for both sides, since a question that moved cannot be compared."""
+    from harness import suite as suites
+
+    return suites.find(Path(suite)).absolute()
+
+
+def _control(suite: Suite, control: str | None) -> str | None:
+    """The label of the control row; UserError for one that no row has."""
+    labels = {run.name for run in suite.runs}
+    if control is not None and control not in labels:
+        raise UserError(f"--control {control}: no row has this label; known: {', '.join(sorted(labels))}")
+    return control if control is not None else suite.baseline if suite.baseline in labels else None
+
+
+def _rows(suite: Suite, only: Sequence[str] | None, control: str | None, quality: bool, seeds: bool) -> Suite:
+    """The rows that are asked for and the control row, each with one seed unless several were named."""
+    from dataclasses import replace
+
+    asked = suite.only(only or ()).runs
+    runs = [run for run in suite.runs if run in asked or run.name == control]
+    if not quality:
+        runs = [run for run in runs if run.train.stage != "compress"]
+    if not runs:
+        raise UserError("none of these rows trains, so there is nothing to time; add --quality to compare it")
+    if not seeds:
+        runs = list({run.config_id: run for run in reversed(runs)}.values())[::-1]
+    return replace(suite, runs=tuple(runs))
+
+
+def _sides(
+    repository: Path | None, asked: tuple[str, str], pythons: tuple[str | None, str | None]
+) -> list[Revision]:
+    """Both revisions, checked out; environments of their own where they ask for different dependencies."""
+    from dataclasses import replace
+
+    from harness import revisions
+
+    source = revisions.repository(repository)
+    found = [revisions.checkout(source, name, arguments.cache_folder() / "revisions") for name in asked]
+    wanted = [revisions.dependencies(revision.tree) for revision in found]
+    own = wanted[0] != wanted[1]
+    sides = []
+    for revision, needed, given in zip(found, wanted, pythons, strict=True):
+        if given is not None:
+            if not Path(given).is_file():
+                raise UserError(f"{given}: no such interpreter; give the path of a python")
+            revision = replace(revision, python=str(Path(given).absolute()))
+        elif own:
+            typer.echo(f"{revision.asked}: an environment with its own dependencies", err=True)
+            python = revisions.environment(needed, arguments.cache_folder() / "environments")
+            revision = replace(revision, python=python)
+        sides.append(revision)
+    return sides
+
+
+def _folder(results: Path, sides: Sequence[Revision], asked: Sequence[str]) -> Path:
+    """A folder for these revisions, interpreters and settings, so that the same command goes on in it."""
+    text = json.dumps([*asked, *(side.python for side in sides)])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+    return results.absolute() / f"{sides[0].name}-{sides[1].name}-{digest}"
+
+
+# -------------------------------------------------------------------------------------- comparison
+def _compared(request: Request, runs: Sequence[Run], repeats: int, control: str | None) -> Comparison:
+    """The records of both sides held against each other; those of rows that are not asked for rest."""
+    from harness import turns
+    from harness.tables import compare_turns
+    from harness.tables.compare_loading import load
+
+    sides = [load(turns.folder_of(side, request)) for side in range(len(turns.SIDES))]
+    wanted = {(run.name, run.seed) for run in runs}
+    kept = [compare_turns.select(side, wanted, repeats) for side in sides]
+    return compare_turns.compare(kept[0], kept[1], {} if control is None else {request.name: control})

@@ -1,0 +1,192 @@
+"""Revisions of the project checked out side by side, each with an interpreter that can run it.
+
+A checkout is a clone of its own that shares the objects of the repository: nothing there is changed, not
+even its list of work trees. Two revisions that ask for the same dependencies run in the environment that this
+program runs in, so that the environment is no difference between them; otherwise each gets one of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+import harness
+from harness.errors import UserError
+
+#: The working tree as it is, uncommitted changes included.
+WORKING_TREE = "."
+#: What a checkout must hold to be one of this project.
+ENTRY = Path("harness", "cli.py")
+PINS = "constraints.txt"
+SHORT = 9
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A checkout: what was asked for, its commit, its folder and the interpreter that runs it.
+
+    `changes` names uncommitted changes that are part of it, None where there are none.
+    """
+
+    asked: str
+    sha: str
+    tree: Path
+    python: str = sys.executable
+    changes: str | None = None
+
+    @property
+    def name(self) -> str:
+        """A short name that is good for a folder, too."""
+        return self.sha[:SHORT] + (f"+{self.changes[:SHORT]}" if self.changes else "")
+
+    def environment(self, cache: Path) -> dict[str, str]:
+        """The variables of a process that runs this revision from any folder, with a cache of its own."""
+        known = [self.tree, Path.cwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        path = os.pathsep.join(map(str, known))
+        # Without PYTHONSAFEPATH `-m` would put the current folder first, often another checkout.
+        own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "LOREBENCH_CACHE": str(cache.absolute())}
+        return {**os.environ, **own}
+
+
+def repository(start: Path | None = None) -> Path:
+    """The repository of this project around a folder, else the one this program was loaded from."""
+    for place in (start or Path.cwd(), Path(harness.__file__).resolve().parent):
+        top = _git(place, "rev-parse", "--show-toplevel", fine=(0, 128))
+        if top and Path(top, ENTRY).is_file():
+            return Path(top)
+    raise UserError(
+        "no git repository of lorebench here: change into a clone of it, or give one by --repository DIR"
+    )
+
+
+def checkout(source: Path, asked: str, folder: Path) -> Revision:
+    """A revision of a repository as a folder below `folder`, made once; `.` is the working tree."""
+    commit = "HEAD" if asked == WORKING_TREE else asked
+    sha = _git(source, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}", fine=(0, 1, 128))
+    if not sha:
+        raise UserError(
+            f"{asked}: no revision of {source}; give a commit, branch or tag, or {WORKING_TREE} for the "
+            "working tree"
+        )
+    changed = _changed(source) if asked == WORKING_TREE else {}
+    changes = _digest(source, changed) if changed else None
+    name = sha + (f"+{changes[:SHORT]}" if changes else "")
+    made = Revision(asked, sha, (folder / name).absolute(), changes=changes)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if _git(made.tree, "rev-parse", "--verify", "--quiet", "HEAD", fine=(0, 1, 128)) != sha:
+            _make(source, made, changed)
+    if not (made.tree / ENTRY).is_file():
+        raise UserError(f"{asked}: this revision has no {ENTRY.as_posix()}, so nothing in it can be run")
+    return made
+
+
+def _make(source: Path, made: Revision, changed: Mapping[str, bool]) -> None:
+    """Clone beside the place and move there, so that what has the name is complete."""
+    shutil.rmtree(made.tree, ignore_errors=True)
+    with _scratch(made.tree.parent) as scratch:
+        _git(source, "clone", "--quiet", "--shared", "--no-checkout", str(source), str(scratch / "tree"))
+        _git(scratch / "tree", "checkout", "--quiet", "--detach", made.sha)
+        for name, there in changed.items():
+            target = scratch / "tree" / name
+            if there:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source / name, target)
+            else:
+                target.unlink(missing_ok=True)
+        (scratch / "tree").replace(made.tree)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as scratch:
+        yield Path(scratch)
+
+
+def _changed(source: Path) -> dict[str, bool]:
+    """Files that differ from the commit or are new, by name, and whether they are still there."""
+    listed = _git(source, "diff", "--name-only", "--no-renames", "-z", "HEAD")
+    listed += _git(source, "ls-files", "--others", "--exclude-standard", "-z")
+    return {name: (source / name).is_file() for name in sorted(set(listed.split("\0"))) if name}
+
+
+def _digest(source: Path, changed: Mapping[str, bool]) -> str:
+    digest = hashlib.sha256()
+    for name, there in changed.items():
+        content = hashlib.sha256((source / name).read_bytes()).hexdigest() if there else "gone"
+        digest.update(f"{name}\0{content}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _git(place: Path, *arguments: str, fine: Sequence[int] = (0,)) -> str:
+    """What git answers, without the line's end; "" where it fails with a code that is fine."""
+    command = ["git", "-C", str(place), *arguments]
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, stdin=subprocess.DEVNULL, encoding="utf-8", errors="surrogateescape"
+        )
+    except OSError as error:
+        raise UserError(f"git cannot be run: {error.strerror}; install it") from error
+    if answer.returncode not in fine:
+        last = (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
+        raise UserError(f"git {arguments[0]} in {place}: {last}")
+    return answer.stdout.strip("\n") if answer.returncode == 0 else ""
+
+
+# ----------------------------------------------------------------------------------- environments
+def dependencies(tree: Path) -> str:
+    """All that a revision asks to be installed, as text: its requirements and its pins."""
+    try:
+        project = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        asked = "".join(f"{item}\n" for item in sorted(project.get("dependencies", ())))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{tree}: its pyproject.toml cannot be read: {error}") from error
+    pins = tree / PINS
+    return asked + "# pins\n" + (pins.read_text(encoding="utf-8") if pins.is_file() else "")
+
+
+def environment(wanted: str, folder: Path) -> str:
+    """The interpreter of an environment with these dependencies, made once by uv, or by pip without it."""
+    place = (folder / hashlib.sha256(f"{sys.version}\0{wanted}".encode()).hexdigest()[:12]).absolute()
+    python, stamp = place / "bin" / "python", place / "complete"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if not stamp.exists():
+            shutil.rmtree(place, ignore_errors=True)
+            _install(wanted, place, python)
+            stamp.touch()
+    return str(python)
+
+
+def _install(wanted: str, place: Path, python: Path) -> None:
+    asked, _, pins = wanted.partition("# pins\n")
+    place.mkdir()
+    files = place / "requirements.txt", place / PINS
+    for file, text in zip(files, (asked, pins), strict=True):
+        file.write_text(text, encoding="utf-8")
+    given = ["--quiet", "--requirement", str(files[0]), "--constraint", str(files[1])]
+    uv = shutil.which("uv")
+    if uv:
+        steps = [[uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(place)]]
+        steps += [[uv, "pip", "install", "--compile-bytecode", "--python", str(python), *given]]
+    else:
+        steps = [[sys.executable, "-m", "venv", str(place)], [str(python), "-m", "pip", "install", *given]]
+    for step in steps:
+        answer = subprocess.run(step, capture_output=True, stdin=subprocess.DEVNULL, text=True)
+        if answer.returncode:
+            said = (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
+            raise UserError(
+                f"the dependencies could not be installed into {place}: {said}; or give an interpreter that "
+                "has them by --python-a and --python-b"
+            )

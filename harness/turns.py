@@ -17,7 +17,7 @@ from harness.config import Run
 from harness.engine.progress import Display
 from harness.errors import UserError
 from harness.record import Record
-from harness.revisions import Revision
+from harness.revisions import SHORT, Revision
 
 SIDES = ("a", "b")
 #: Exit codes of `lorebench run` after which there are records: all is well, or a run ended in an error.
@@ -75,6 +75,9 @@ def folder_of(side: int, request: Request) -> Path:
 
 def _take(turn: Turn, revision: Revision, request: Request) -> Record:
     folder = folder_of(turn.side, request)
+    done = next(_records(folder, turn, request.name), None)
+    if done is not None and done.finished:
+        return _proven(done, revision, request)
     selected = request.selectors[turn.run.model_copy(update={"repeat": 0}).run_id]
     options = [*request.options, f"--set=repeat={turn.run.repeat}", f"--seed={turn.run.seed}"]
     options += [f"--only={condition}" for condition in selected]
@@ -84,11 +87,16 @@ def _take(turn: Turn, revision: Revision, request: Request) -> Record:
     if code not in RECORDED or found is None:
         last = next(iter(said.strip().splitlines()[::-1]), f"exit code {code}").removeprefix("lorebench: ")
         raise UserError(f"{revision.asked} ({revision.name}): {last}")
+    return _proven(found, revision, request)
+
+
+def _proven(found: Record, revision: Revision, request: Request) -> Record:
+    """The record, if the code of this revision made it."""
     ran = found.environment.git_sha if found.environment else None
-    if ran not in (None, revision.sha):
+    if ran is not None and ran != revision.sha:
         raise UserError(
-            f"{revision.asked}: its run was made by the code of {ran[:9]}, not of {revision.name}; "
-            f"look for a `harness` on PYTHONPATH or in the current folder, and remove {request.folder}"
+            f"{revision.asked}: its run was made by the code of {ran[:SHORT]}, not of {revision.name}; "
+            f"remove {request.folder} and what else is called `harness` on PYTHONPATH, and run again"
         )
     return found
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
+from harness.record import Record
 from harness.tables import compare as compared
 from harness.tables.cells import plain
-from harness.tables.compare_cells import Cell, Comparison
+from harness.tables.compare_cells import NAME_LENGTH, Cell, Comparison
 from harness.tables.compare_loading import Loaded, Side
+from harness.tables.compare_speed import QUANTITY
 
 
 def select(side: Side, wanted: Set[tuple[str, int]], repeats: int) -> Side:
@@ -30,8 +32,9 @@ def compare(base: Side, candidate: Side, controls: Mapping[str, str]) -> Compari
         for name in sorted({*before, *after})
         if before.get(name) != after.get(name)
     ]
+    cells = [*_joined(found.cells), *_untimed(base, candidate, found)]
     notes = (f"the environments differ: {', '.join(moved)}",) if moved else ()
-    return replace(found, name="ab", cells=tuple(_joined(found.cells)), notes=notes)
+    return replace(found, name="ab", cells=tuple(cells), notes=notes)
 
 
 def _packages(side: Side) -> dict[str, str]:
@@ -52,6 +55,28 @@ def _bare(item: Loaded) -> Loaded:
         return item
     bare = item.record.model_copy(update={"environment": known.model_copy(update={"packages": {}})})
     return replace(item, record=bare)
+
+
+def _untimed(base: Side, candidate: Side, found: Comparison) -> list[Cell]:
+    """A cell for each row whose runs ended well and have no throughput, so that silence is no verdict."""
+    timed = {(cell.suite, cell.row) for cell in found.cells if cell.quantity == QUANTITY}
+    ended = [
+        {_row(item.record) for item in side.records if _trained(item.record)} for side in (base, candidate)
+    ]
+    cause = "not measured: more updates are needed (train.steps), so that some of each kind are timed"
+    return [
+        Cell.of(suite, row, "all runs", QUANTITY, "x", cause)
+        for suite, row in sorted(ended[0] & ended[1])
+        if (plain(suite, NAME_LENGTH), plain(row, NAME_LENGTH)) not in timed
+    ]
+
+
+def _row(record: Record) -> tuple[str, str]:
+    return record.suite, record.label
+
+
+def _trained(record: Record) -> bool:
+    return record.outcome.status == "ok" and record.training is not None
 
 
 def _joined(cells: Iterable[Cell]) -> list[Cell]:

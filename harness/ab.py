@@ -27,24 +27,36 @@ MOST_REPEATS = 1000
 COST_ALONE = ("evaluate.perplexity=[]", "evaluate.tasks=[]", "save_weights=false")
 
 
+Repeats = Annotated[int, typer.Option(help="Runs of each row and side; a verdict needs 5.")]
+Control = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LABEL",
+        help="The row whose throughput must be stable before another's is judged; runs even when --only "
+        "leaves it out. [default: the suite's baseline]",
+    ),
+]
+Quality = Annotated[
+    bool, typer.Option("--quality", help="Also score perplexity and accuracy, and compare them.")
+]
+Repository = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="A clone of lorebench. [default: the one around here]")
+]
+PythonA = Annotated[
+    str | None, typer.Option("--python-a", metavar="FILE", help="An interpreter that runs REV_A.")
+]
+PythonB = Annotated[
+    str | None, typer.Option("--python-b", metavar="FILE", help="An interpreter that runs REV_B.")
+]
+
+
 def ab(
     first: Annotated[str, typer.Argument(metavar="REV_A", help="A commit, branch or tag: the base.")],
-    second: Annotated[
-        str, typer.Argument(metavar="REV_B", help="What it is held against; `.` is the working tree.")
-    ],
+    second: Annotated[str, typer.Argument(metavar="REV_B", help="Against it; `.` is the working tree.")],
     suite: arguments.SuiteName,
-    repeats: Annotated[int, typer.Option(help="Runs of each row and side; a verdict needs 5.")] = REPEATS,
-    control: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LABEL",
-            help="The row whose throughput must be stable before another's is judged; runs even when --only "
-            "leaves it out. [default: the suite's baseline]",
-        ),
-    ] = None,
-    quality: Annotated[
-        bool, typer.Option("--quality", help="Also score perplexity and accuracy, and compare them.")
-    ] = False,
+    repeats: Repeats = REPEATS,
+    control: Control = None,
+    quality: Quality = False,
     model: arguments.ModelOption = None,
     data: arguments.DataOption = None,
     settings: arguments.SetOption = None,
@@ -52,47 +64,49 @@ def ab(
     seed: arguments.Seeds = None,
     device: arguments.Device = "auto",
     deadline: Annotated[str, typer.Option(help="Longest time for one run.")] = "6h",
-    results: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("runs/ab"),
-    repository: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A clone of lorebench. [default: the one around here]")
-    ] = None,
-    python_a: Annotated[
-        str | None, typer.Option("--python-a", metavar="FILE", help="An interpreter that runs REV_A.")
-    ] = None,
-    python_b: Annotated[
-        str | None, typer.Option("--python-b", metavar="FILE", help="An interpreter that runs REV_B.")
-    ] = None,
+    results: arguments.Results = Path("runs/ab"),
+    repository: Repository = None,
+    python_a: PythonA = None,
+    python_b: PythonB = None,
     form: gating.FormOption = "text",
     out: gating.OutOption = None,
 ) -> None:
     """Run two revisions in turns on this machine and say what got larger or slower; exit codes as of gate."""
-    from harness import turns
-    from harness.engine import progress, runner
+    from harness.engine import runner
 
     if not 1 <= repeats <= MOST_REPEATS:
         raise UserError(f"--repeats {repeats}: give a number from 1 to {MOST_REPEATS}")
     options.seconds(deadline)
-    given = [*(settings or ()), *(() if quality else COST_ALONE)]
-    everything = options.load(suite, model, data, given, None, seed)
+    changed = [*(settings or ()), *(() if quality else COST_ALONE)]
+    everything = options.load(suite, model, data, changed, None, seed)
     control = _control(everything, control)
     chosen = _rows(everything, only, control, quality, bool(seed))
     plan = runner.resolve(chosen.runs, device)  # refuses what cannot be read before anything is checked out
     sides = _sides(repository, (first, second), (python_a, python_b))
-    shared = [f"--device={plan.device}", f"--deadline={deadline}", *(f"--set={item}" for item in given)]
-    shared += [f"--model={model}"] if model else []
-    shared += [f"--data={item}" for item in data or ()]
-    request = turns.Request(
-        suite=_file(suite),
-        name=chosen.name,
-        options=tuple(shared),
-        selectors={run.run_id: chosen.selector(run) for run in chosen.runs},
-        folder=_folder(results, sides, [suite, *shared]),
-    )
-    display = progress.choose()
-    with runner.device_lock(plan.device, arguments.cache_folder(), display):
+    given = [f"--device={plan.device}", f"--deadline={deadline}", *(f"--set={item}" for item in changed)]
+    given += [f"--model={model}"] if model else []
+    given += [f"--data={item}" for item in data or ()]
+    request = _request(suite, chosen, given, _folder(results, sides, [suite, *given]))
+    _take(request, chosen, repeats, sides, plan.device)
+    gating.publish(_compared(request, chosen.runs, repeats, control), form, out)
+
+
+def _request(suite: str, chosen: Suite, given: Sequence[str], folder: Path) -> Request:
+    from harness.turns import Request
+
+    selectors = {run.run_id: chosen.selector(run) for run in chosen.runs}
+    return Request(_file(suite), chosen.name, tuple(given), selectors, folder)
+
+
+def _take(request: Request, chosen: Suite, repeats: int, sides: Sequence[Revision], device: str) -> None:
+    """Carry out all turns, with the device held against other sweeps."""
+    from harness import turns
+    from harness.engine import progress, runner
+
+    display, cache = progress.choose(), arguments.cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    with runner.device_lock(device, cache, display):
         turns.take(turns.turns(chosen.runs, repeats), sides, request, display)
-    compared = _compared(request, chosen.runs, repeats, control)
-    gating.publish(compared, form, out)
 
 
 def _file(suite: str) -> Path:

@@ -30,6 +30,8 @@ WORKING_TREE = "."
 ENTRY = Path("harness", "cli.py")
 PINS = "constraints.txt"
 SHORT = 9
+#: Checkouts that are kept, those that were used last.
+KEPT = 20
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def checkout(source: Path, asked: str, folder: Path) -> Revision:
     with FileLock(folder / ".lock"):
         if _git(made.tree, "rev-parse", "--verify", "--quiet", "HEAD", fine=(0, 1, 128)) != sha:
             _make(source, made, changed)
+        made.tree.touch()
+        _forget(folder)
     if not (made.tree / ENTRY).is_file():
         raise UserError(f"{asked}: this revision has no {ENTRY.as_posix()}, so nothing in it can be run")
     return made
@@ -106,6 +110,15 @@ def _make(source: Path, made: Revision, changed: Mapping[str, bool]) -> None:
             else:
                 target.unlink(missing_ok=True)
         (scratch / "tree").replace(made.tree)
+
+
+def _forget(folder: Path) -> None:
+    """Remove the checkouts that were not used for longest."""
+    known = sorted(
+        (path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime_ns
+    )
+    for path in known[:-KEPT]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

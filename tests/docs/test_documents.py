@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from harness import cli
 from harness import suite as suites
@@ -22,6 +23,8 @@ from tests.docs.sources import DOCUMENTS, ROOT, document, functions
 #: `lorebench ...` and `nox ...` at the start of a line of a block of shell commands, `\` continuing it.
 SHELL = re.compile(r"^```(?:bash|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 YAML = re.compile(r"^```yaml\n(.*?)^```", re.DOTALL | re.MULTILINE)
+#: A file for GitHub among them.
+WORKFLOW = re.compile(r"^on: ", re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\((?!https?://|mailto:)([^)#]*)#?[^)]*\)")
 ADDRESS = re.compile(r"\]\(https?://[^)]*\)")
 QUOTED = re.compile(r"`([^`\n]+)`")
@@ -47,10 +50,23 @@ def sessions() -> set[str]:
     return found
 
 
+def workflows(name: str) -> list[Any]:
+    """The files for GitHub that a document shows, read."""
+    return [yaml.safe_load(text) for text in YAML.findall(document(name)) if WORKFLOW.search(text)]
+
+
+def workflow_commands(workflow: Any) -> list[str]:
+    """The commands of its steps by their names on a path, without what the shell does with them."""
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    lines = [line.strip() for step in steps for line in step.get("run", "").splitlines()]
+    return [re.split(r" >> | \|\| ", line.removeprefix(".nox/shared/bin/"))[0] for line in lines]
+
+
 def commands(name: str) -> Iterator[list[str]]:
     """Every shell command that a document shows, split into words, its comment left out."""
     text = document(name)
     shown = [line for block in SHELL.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    shown += [line for workflow in workflows(name) for line in workflow_commands(workflow)]
     shown += [quoted for quoted in QUOTED.findall(prose(name)) if " " in quoted]
     for line in shown:
         if line.lstrip("$ ").startswith(("lorebench ", "nox ")):
@@ -148,9 +164,21 @@ def test_the_command_in_a_record_repeats_exactly_that_run() -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_suite_that_is_printed_loads(name: str, tmp_path: Path) -> None:
     for number, text in enumerate(YAML.findall(document(name))):
+        if WORKFLOW.search(text):
+            continue
         path = tmp_path / f"{number}.yaml"
         path.write_text(text, encoding="utf-8")
         assert suites.load(path).runs
+
+
+def test_the_workflow_that_is_shown_checks_memory_and_speed() -> None:
+    (workflow,) = workflows("REGRESSIONS.md")
+    found = workflow_commands(workflow)
+    assert [line for line in found if line.startswith(("nox", "lorebench"))] == [
+        "nox -s gate",
+        'lorebench ab "origin/$GITHUB_BASE_REF" HEAD alarms --format junit --out ab.xml',
+        'lorebench ab "origin/$GITHUB_BASE_REF" HEAD alarms --format github',
+    ]
 
 
 def test_the_readme_has_a_place_for_the_tables_of_its_suites() -> None:

@@ -82,6 +82,17 @@ def test_a_checkout_that_is_broken_is_made_again(repository: Path, folder: Path)
     assert (revisions.checkout(repository, "main", folder).tree / "harness" / "cli.py").exists()
 
 
+def test_checkouts_that_were_not_used_for_longest_are_removed(
+    repository: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revisions, "KEPT", 2)
+    first, second = (revisions.checkout(repository, name, folder) for name in ("first", "main"))
+    revisions.checkout(repository, "first", folder)
+    git(repository, "commit", "-q", "--allow-empty", "-m", "third")
+    third = revisions.checkout(repository, "main", folder)
+    assert [made.tree.exists() for made in (first, second, third)] == [True, False, True]
+
+
 def test_the_working_tree_is_taken_with_what_is_changed_new_and_gone(repository: Path, folder: Path) -> None:
     (repository / "harness" / "cli.py").write_text("x = 3\n")
     (repository / "new folder").mkdir()

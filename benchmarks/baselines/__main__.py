@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check or write: 0, 1 on an increase, 2 for what does not compare and for a user's mistake."""
     asked = _asked(arguments)
     from benchmarks.baselines import judging, measuring
-    from harness.tables.compare_rendering import to_text
+    from harness.tables.compare_rendering import FORMATS
 
     started = time.monotonic()
     try:
@@ -52,10 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     found = judging.compare(base.rows, today)
     code = judging.exit_code(found)
-    print(to_text(found), end="")
-    print(f"{len(today)} rows in {time.monotonic() - started:.0f} s")
+    print(FORMATS[asked.format](found), end="", flush=True)
+    beside = sys.stdout if asked.format == "text" else sys.stderr
+    print(f"{len(today)} rows in {time.monotonic() - started:.0f} s", file=beside)
     if code == 2 or (code == 0 and "improvement" in found.counts):
-        print(f"take the figures of today as baselines: {judging.WRITE}")
+        print(f"take the figures of today as baselines: {judging.WRITE}", file=beside)
     return code
 
 
@@ -73,6 +74,8 @@ def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     mode.add_argument("--check", action="store_true", help="compare with the baselines (the default)")
     mode.add_argument("--write", action="store_true", help="take today's figures as baselines")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes; default 2")
+    forms = "text", "md", "json", "github", "junit"
+    parser.add_argument("--format", choices=forms, default="text", help="as of `lorebench gate`")
     parser.add_argument("--file", type=Path, default=FILE, help="the file of baselines")
     asked = parser.parse_args(arguments)
     if asked.jobs < 1:

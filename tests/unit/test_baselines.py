@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,21 @@ def test_what_is_written_is_what_is_checked(
     measured["a"] = row(figures(optimizer_bytes=799 * MIB))
     assert command.main(["--file", file]) == 0
     assert "--write" in capsys.readouterr().out
+
+
+def test_other_forms_hold_nothing_else_so_that_programs_can_read_them(
+    measured: dict[str, Measured], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "memory.json")
+    command.main(["--write", "--file", file])
+    measured["a"] = row(figures(optimizer_bytes=801 * MIB))
+    capsys.readouterr()
+    assert command.main(["--file", file, "--format", "json"]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["counts"]["regression"] == 1
+    assert "2 rows in" in said.err
+    assert command.main(["--file", file, "--format", "github"]) == 1
+    assert capsys.readouterr().out.startswith("### gate: failed (1 regression")
 
 
 def test_another_version_of_torch_is_one_line_and_2_before_anything_is_measured(

@@ -65,13 +65,14 @@ class Cell:
 class Comparison:
     """All cells, the files that were set aside because they are no records, and what else a reader must know.
 
-    `name` is the command that compared.
+    `name` is the command that compared; where its cells are few, `whole`, those that are ok are shown, too.
     """
 
     cells: tuple[Cell, ...]
     set_aside: tuple[str, ...] = ()
     name: str = "gate"
     notes: tuple[str, ...] = ()
+    whole: bool = False
 
     @property
     def counts(self) -> dict[Verdict, int]:

@@ -20,17 +20,22 @@ SHOWN: tuple[Verdict, ...] = tuple(verdict for verdict in VERDICTS if verdict !=
 
 
 def to_text(found: Comparison) -> str:
-    """A line for each cell that is not ok, the worst first, and the counts.
+    """A line for each cell that is not ok, the worst first, and the counts; all cells where they are few.
 
     Of a verdict other than `regression` the first lines are shown; the other formats have all.
     """
     lines: list[str] = []
-    for verdict in SHOWN:
-        cells = [cell for cell in found.cells if cell.verdict == verdict]
+    for verdict in VERDICTS if found.whole else SHOWN:
+        cells = [cell for cell in found.cells if cell.verdict == verdict and not _silent(cell)]
         said = [f"{verdict}: {cell.suite}/{cell.row} ({cell.runs}) {_said(cell)}" for cell in cells]
         lines += said if verdict == "regression" else _first(verdict, said)
     lines += _first("set aside", [f"set aside: {note}" for note in found.set_aside])
     return "\n".join([*lines, *found.notes, found.summary]) + "\n"
+
+
+def _silent(cell: Cell) -> bool:
+    """Whether a cell says only that a run ended as before."""
+    return cell.verdict == "ok" and cell.quantity == "status"
 
 
 def _first(verdict: str, lines: list[str]) -> list[str]:

@@ -87,7 +87,8 @@ def _judge(row: Row, found: Sequence[Row], control: str | None) -> Cell:
     if row.label == control:
         return _cell(row, "reported", f"{said}; the control row")
     if not moved.certain:
-        return _cell(row, "ok", f"{said}, within {100 * moved.threshold:.1f} % or not separated")
+        why = "the runs of both sides overlap" if moved.large else f"within {100 * moved.threshold:.1f} %"
+        return _cell(row, "ok", f"{said}, {why}")
     unstable = _unstable([other for other in found if (other.suite, other.label) == (row.suite, control)])
     if unstable:
         return _cell(row, "withheld", f"{said}; {unstable}")

@@ -34,7 +34,7 @@ def compare(base: Side, candidate: Side, controls: Mapping[str, str]) -> Compari
     ]
     cells = [*_joined(found.cells), *_untimed(base, candidate, found)]
     notes = (f"the environments differ: {', '.join(moved)}",) if moved else ()
-    return replace(found, name="ab", cells=tuple(cells), notes=notes)
+    return replace(found, name="ab", cells=tuple(cells), notes=notes, whole=True)
 
 
 def _packages(side: Side) -> dict[str, str]:

@@ -139,8 +139,13 @@ def test_two_revisions_that_behave_alike_pass(place: Place) -> None:
     place.commit("b", **behaving(scaled(1.01), scaled(0.995)))
     said = place.call("a", "b")
     assert said.code == 0, said
-    assert "ab: passed" in said.out
-    assert "regression" not in said.out
+    assert sorted(said.out.splitlines()) == [
+        "ab: passed (1 reported, 5 ok)",
+        "ok: demo/full (seed 3 and 4 more) peak unchanged",
+        "ok: demo/other (all runs) throughput: +1.0 % by medians of 5 and 5 runs, within 3.0 %",
+        "ok: demo/other (seed 3 and 4 more) peak unchanged",
+        "reported: demo/full (all runs) throughput: -0.5 % by medians of 5 and 5 runs; the control row",
+    ]
 
 
 def test_a_slower_row_beside_a_stable_control_is_a_regression(place: Place) -> None:

@@ -88,6 +88,24 @@ def test_an_end_mark_is_left_out_where_it_is_not_wanted(tokenizer: PreTrainedTok
     assert without.count(BEGIN) == 2
 
 
+def test_documents_are_tokenised_a_few_at_a_time_and_the_tokens_are_the_same(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents, asked = ["ada", "ben gives", "ada gives ben", "", "ben"], []
+
+    class Watched:
+        bos_token_id, eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+
+        def __call__(self, some: list[str], **options: bool) -> Any:
+            asked.append(len(some))
+            return tokenizer(some, **options)
+
+    whole = [ids.tolist() for ids in data.encode_each(documents, tokenizer)]
+    monkeypatch.setattr(data, "TOKENISED_AT_ONCE", 2)
+    assert [ids.tolist() for ids in data.encode_each(documents, Watched())] == whole
+    assert asked == [2, 2, 1]
+
+
 def test_a_tokenizer_without_marks_adds_none() -> None:
     bare = tiny_tokenizer()
     marked = data.encode(["ada gives"], bare).tolist()

@@ -1,4 +1,4 @@
-"""The command line: `lorebench methods | plan | run | report | export | paper | gate | ab`.
+"""The command line: `lorebench methods | plan | run | report | export | paper | gate | ab | history`.
 
 Only the parent's light modules are imported at the top; whatever needs torch is a process of its
 own or is imported inside its command.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness import ab, arguments, gating, options, publishing
+from harness import ab, arguments, gating, options, publishing, tracking
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -210,6 +210,7 @@ def export(
 app.command()(publishing.paper)
 app.command()(gating.gate)
 app.command()(ab.ab)
+app.command()(tracking.history)
 
 
 # ------------------------------------------------------------------------------------------- plan

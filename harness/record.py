@@ -268,15 +268,22 @@ def write(record: Record, path: Path) -> None:
 def read(path: Path) -> Record:
     """Read a record; UserError says what is wrong with the file in one line."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str) -> Record:
+    """The record that a text holds; UserError says what is wrong with it, and `where`."""
+    try:
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits
-        raise UserError(f"{path}: not a record: {error}; move it away and run again") from error
+        raise UserError(f"{where}: not a record: {error}; move it away and run again") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{path}: schema version {version}, this lorebench reads {SCHEMA_VERSION}; "
+            f"{where}: schema version {version}, this lorebench reads {SCHEMA_VERSION}; "
             "use another --results folder or the version of lorebench that wrote it"
         )
     try:
@@ -284,7 +291,7 @@ def read(path: Path) -> Record:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: not a record: {place}: {first['msg']}") from error
+        raise UserError(f"{where}: not a record: {place}: {first['msg']}") from error
 
 
 def read_all(folder: Path) -> list[Record]:

@@ -55,9 +55,9 @@ def load(path: Path) -> Side:
     found: list[Loaded] = []
     aside: list[str] = []
     known: dict[tuple[str, ...], Path] = {}
-    for file in _files(path) if path.is_dir() else [path]:
+    for file in files(path) if path.is_dir() else [path]:
         try:
-            read = _sound(file)
+            read = sound(file)
         except UserError as error:
             aside.append(_note(file, root, str(error).removeprefix(f"{file}: ")))
             continue
@@ -69,22 +69,27 @@ def load(path: Path) -> Side:
     return Side(tuple(found), tuple(aside))
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files(folder: Path, deepest: int = DEEPEST) -> Iterator[Path]:
     """JSON files in the order of their paths, without what a run leaves in its own folder."""
-    for place, folders, files in os.walk(folder):
+    for place, folders, found in os.walk(folder):
         inside = Path(place)
         depth = len(inside.relative_to(folder).parts)
-        owned = {name for name in folders if f"{name}.json" in files or (inside / name / "job.json").exists()}
-        folders[:] = sorted(set(folders) - owned) if depth < DEEPEST - 1 else []
-        yield from (inside / name for name in sorted(files) if name.endswith(".json") and name[0] != ".")
+        owned = {name for name in folders if f"{name}.json" in found or (inside / name / "job.json").exists()}
+        folders[:] = sorted(set(folders) - owned) if depth < deepest - 1 else []
+        yield from (inside / name for name in sorted(found) if name.endswith(".json") and name[0] != ".")
 
 
-def _sound(file: Path) -> Record:
+def sound(file: Path) -> Record:
+    """The record of a file, held to what can be; UserError says in one line why it is none."""
     if not file.is_file():
         raise UserError("not a regular file")
     if file.stat().st_size > LARGEST_RECORD:
         raise UserError(f"larger than {LARGEST_RECORD >> 20} MiB")
-    read = record.read(file)
+    return believed(record.read(file))
+
+
+def believed(read: Record) -> Record:
+    """The same record, unless its numbers cannot be."""
     wrong = next(_impossible(read), None)
     if wrong:
         raise UserError(f"not a sound record: {wrong}")

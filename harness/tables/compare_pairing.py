@@ -97,7 +97,7 @@ def differences(base: Record, candidate: Record, quantity: str) -> tuple[Differe
             return (ids, *_differ(_settings(base.config), _settings(candidate.config), absent="not set"))
         except RecursionError:  # no config of ours is nested a thousand times
             return (ids,)
-    first, second = (_decides(record, quantity) for record in (base, candidate))
+    first, second = (decides(record, quantity) for record in (base, candidate))
     return tuple(_differ(first, second))
 
 
@@ -111,7 +111,7 @@ def _differ(
             yield Difference(plain(key, SHOWN), plain(before, SHOWN), plain(after, SHOWN))
 
 
-def _decides(record: Record, quantity: str) -> dict[str, str]:
+def decides(record: Record, quantity: str) -> dict[str, str]:
     """All that decides a quantity beside the config, as text."""
     known = {"seed": str(record.seed), **aggregate.stand(record)}
     if record.environment:

@@ -15,6 +15,8 @@ from harness.tables.compare_cells import Difference
 
 #: The measurement that a quantity is of, which decides what must be equal before two values are compared.
 Kind = Literal["memory", "time", "perplexity", "accuracy", "status"]
+#: The order in which a person reads them.
+KINDS: tuple[Kind, ...] = ("memory", "time", "perplexity", "accuracy", "status")
 MIB = 1 << 20
 
 
@@ -197,5 +199,6 @@ class History:
 
     @property
     def quantities(self) -> list[Quantity]:
-        """The quantities that have a series, in order."""
-        return list(dict.fromkeys(series.quantity for series in self.series))
+        """The quantities that have a series: cost, then quality, then outcomes."""
+        found = dict.fromkeys(series.quantity for series in self.series)
+        return sorted(found, key=lambda quantity: KINDS.index(quantity.kind))

@@ -1,0 +1,117 @@
+"""What the history of a repository says: the order of its commits, and earlier versions of files.
+
+Only git is asked, and only to read. Nothing that a record says is ever part of a command.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from harness.errors import UserError
+
+TIMEOUT_S = 300
+#: No optional lock, no hook of a file watcher, no signature checked: a read that starts no other program.
+ASK = ("git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-c", "log.showSignature=false")
+#: Git hands over a blob that is read or passed over in pieces of so many bytes.
+PIECE = 1 << 20
+COMMIT = b"\x01"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A file as one commit left it: its path below the folder, the commit, and the id of its content."""
+
+    path: str
+    commit: str
+    blob: str
+
+
+def top(folder: Path) -> Path | None:
+    """The top of the repository that a folder is in, or None."""
+    answer = _ask(folder, "rev-parse", "--show-toplevel")
+    return Path(os.fsdecode(answer).rstrip("\n")) if answer else None
+
+
+def order(repository: Path) -> dict[str, tuple[int, str]]:
+    """Each commit with its place, oldest first (`--topo-order`), and the first line of its message."""
+    answer = _ask(repository, "log", "--all", "HEAD", "--topo-order", "--reverse", "-z", "--format=%H %s")
+    found: dict[str, tuple[int, str]] = {}
+    for entry in (answer or b"").split(b"\0"):
+        sha, _, subject = entry.decode("utf-8", "replace").strip().partition(" ")
+        if sha:
+            found[sha] = len(found), subject
+    return found
+
+
+def versions(folder: Path) -> list[Version]:
+    """Every version of the JSON files below a folder that a commit added or changed, newest commit first.
+
+    What a run leaves in its own folder is left out. UserError where the folder is in no repository.
+    """
+    if top(folder) is None:
+        raise UserError(f"--committed: {folder} is in no git repository; leave --committed away")
+    answer = _ask(
+        folder, "-c", "log.showRoot=true", "log", "-z", "--raw", "--no-abbrev", "--no-renames", "--relative",
+        "--no-ext-diff", "--diff-filter=AMT", "--format=%x01%H", "HEAD", "--", ".",
+    )  # fmt: skip
+    if answer is None:
+        raise UserError(f"--committed: git cannot read the history of {folder}; has it any commit?")
+    found, commit = [], ""
+    tokens = iter(answer.split(b"\0"))
+    for token in tokens:
+        if token.startswith(COMMIT):
+            commit = token[1:].decode().strip()
+        elif token.lstrip(b"\n").startswith(b":"):
+            _, mode, _, blob, _ = token.decode().strip().split(" ")
+            path = os.fsdecode(next(tokens, b""))
+            if path.endswith(".json") and mode.startswith("100"):
+                found.append(Version(path, commit, blob))
+    known = {version.path for version in found}
+    return [version for version in found if not _owned(version.path, known)]
+
+
+def _owned(path: str, known: set[str]) -> bool:
+    """Whether a file lies in the folder that a run keeps beside its record, or is hidden."""
+    inside = PurePosixPath(path)
+    return inside.name.startswith(".") or any(f"{place}.json" in known for place in inside.parents)
+
+
+def contents(folder: Path, blobs: list[str], largest: int) -> Iterator[bytes | None]:
+    """The contents by their ids, in order and by one process; None for what is larger than `largest`."""
+    command = [*ASK, "-C", str(folder), "cat-file", "--batch", "--buffer"]
+    with tempfile.TemporaryFile() as given:  # a pipe would fill while the answers wait to be read
+        given.write("".join(f"{blob}\n" for blob in blobs).encode())
+        given.seek(0)
+        with subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as git:
+            assert git.stdout is not None
+            for _ in blobs:
+                yield _content(git.stdout, largest)
+
+
+def _content(stream: IO[bytes], largest: int) -> bytes | None:
+    """One answer of `cat-file --batch`: `<id> <type> <size>`, the content, an end of line."""
+    head = stream.readline().split()
+    if len(head) != 3:  # `<id> missing`, as in a clone that has not all
+        return None
+    size, parts = int(head[2]), []
+    for first in range(0, size + 1, PIECE):
+        piece = stream.read(min(PIECE, size + 1 - first))
+        if size <= largest:
+            parts.append(piece)
+    return b"".join(parts)[:size] if size <= largest else None
+
+
+def _ask(folder: Path, *arguments: str) -> bytes | None:
+    """What git answers, or None where it cannot."""
+    command = [*ASK, "-C", str(folder), *arguments]
+    try:
+        answer = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout if answer.returncode == 0 else None

@@ -153,6 +153,39 @@ def slow(session: nox.Session) -> None:
 
 
 @nox.session
+def mlflow(session: nox.Session) -> None:
+    """Upload to a real MLflow server; client and server have environments of their own, for their pins."""
+    place = ROOT / ".nox" / "mlflow"
+    needed = (
+        "mlflow-skinny>=3",
+        "pytest",
+        "typer",
+        "pydantic",
+        "pyyaml",
+        "rich",
+        "numpy",
+        "pandas",
+        "psutil",
+    )
+    for name, packages in {"server": ("mlflow>=3",), "client": needed}.items():
+        session.run(sys.executable, "-m", "venv", "--clear", str(place / name), external=True)
+        python, uv = str(place / name / "bin" / "python"), shutil.which("uv")
+        install = (uv, "pip", "install", "--python", python) if uv else (python, "-m", "pip", "install")
+        session.run(*install, "--quiet", *packages, external=True)
+    settings = {"LOREBENCH_MLFLOW_SERVER": str(place / "server/bin/python"), "PYTHONPATH": str(ROOT)}
+    command = (
+        str(place / "client/bin/python"),
+        "-m",
+        "pytest",
+        "-m",
+        "mlflow",
+        "--noconftest",
+        "tests/mlflow",
+    )
+    session.run(*command, *session.posargs, env=settings, external=True)
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """Run the acceptance on a GPU, again until nothing is left: `nox -s gpu -- --minutes 9`."""
     session.run(environment(session), "-m", "benchmarks.acceptance", *session.posargs, external=True)

@@ -122,7 +122,7 @@ def mapped(found: Found) -> Run:
     """A record as a run: its config as parameters, its figures as metrics with units in their names."""
     item = found.record
     when = started(item)
-    start = int(when.timestamp() * 1000) if when else 0
+    start = max(0, int(when.timestamp() * 1000)) if when else 0
     wall = item.time.wall_s if item.time and item.time.wall_s and 0 < item.time.wall_s < 1e9 else 0.0
     return Run(
         key=identity(item),

@@ -97,15 +97,3 @@ def write(history: History, path: Path) -> None:
             table.to_parquet(path, index=False)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"--out {path}: cannot be written: {one_line(error)}") from error
-
-
-def read(path: Path) -> pd.DataFrame:
-    """A table that was written, with the types that it had."""
-    import pandas as pd
-
-    if path.suffix.lower() == ".parquet":
-        return pd.read_parquet(path)
-    types = dict(COLUMNS)
-    names = pd.read_csv(path, nrows=0).columns
-    types |= {name: "string" for name in names if name.startswith(STAND)}
-    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""], float_precision="round_trip")

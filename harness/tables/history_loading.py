@@ -20,6 +20,7 @@ from harness.tables.compare_loading import LARGEST_RECORD, NOTE_LENGTH
 
 #: People keep a folder of results per commit, or per machine and day: deeper than a side of a comparison.
 DEEPEST = 12
+LARGEST_SEED = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Collection:
     def add(self, item: Record, source: str) -> None:
         """Take a record, unless it is of another suite, has not ended, or is there already."""
         if item.suite != self.suite:
-            self.others.add(item.suite)
+            self.others.add(plain(item.suite, NOTE_LENGTH))
+        elif max(item.seed, item.repeat) >= LARGEST_SEED:
+            self.refuse(source, "seed or repeat is larger than any table holds")
         elif (key := identity(item)) not in self._known:
             if item.outcome.status == "interrupted":
                 self.unfinished += 1
@@ -59,12 +62,10 @@ class Collection:
 
 def identity(item: Record) -> str:
     """What makes two records the same run: its id and its start on a device, else all that they say."""
-    if item.started_at is None:
-        return hashlib.sha256(item.model_dump_json().encode("utf-8", "replace")).hexdigest()
     device = item.environment.device if item.environment else ""
     meter = item.memory.meter if item.memory else ""
-    text = "\0".join((item.suite, item.run_id, item.started_at, device, meter))
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+    parts = (item.suite, item.run_id, item.started_at, device, meter) if item.started_at else (item,)
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def collect(folders: Sequence[Path], suite: str, committed: bool = False) -> Collection:

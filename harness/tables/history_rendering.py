@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness.tables import history_text as say
-from harness.tables.cells import DASH, Column, Table, markdown
-from harness.tables.history_series import Commit, History, Quantity, Series, Step
+from harness.tables.cells import Column, Table, markdown
+from harness.tables.history_series import Commit, History, Series, Step
+from harness.tables.history_tables import tables
 from harness.tables.report import markdown_table
 
 SCHEMA_VERSION = 1
-BARS = "▁▂▃▄▅▆▇█"
-#: Commits that a trend or the list of commits shows, the newest.
-TREND, LISTED = 12, 15
-#: A trend that spans less than this share of its value is drawn flat.
-FLAT = 0.05
+#: Commits that a list shows, the newest.
+LISTED = 15
 #: Lines of one kind on a terminal.
 MOST_LINES = 40
-Lines = dict[tuple[str, Quantity], list[Series]]
 
 
 def to_text(history: History) -> str:
@@ -107,10 +102,11 @@ def _commits(history: History) -> list[str]:
         (point.order, point.run_id, point.when) for series in history.series for point in series.points
     )
     counts = Counter(order for order, _, _ in runs)
-    left = len(history.commits) - LISTED
+    shown = [commit for commit in history.commits if counts[commit.order]]
+    left = len(shown) - LISTED
     lines = [f"  {left} earlier commits"] if left > 0 else []
-    width = max(len(commit.name) for commit in history.commits)
-    for commit in history.commits[max(0, left) :]:
+    width = max(len(commit.name) for commit in shown)
+    for commit in shown[-LISTED:]:
         day = (commit.when or "")[:10]
         count = f"{counts[commit.order]} runs"
         lines.append(f"  {commit.name:<{width}}  {day:<10}  {count:>8}  {commit.subject}".rstrip())
@@ -173,92 +169,6 @@ def _advice(history: History) -> list[str]:
 def _first(lines: list[str]) -> list[str]:
     left = len(lines) - MOST_LINES
     return [*lines[:MOST_LINES], f"  … {left} more: see --format json or --out"] if left > 0 else lines
-
-
-# ------------------------------------------------------------------------------------------ tables
-def tables(history: History) -> list[Table]:
-    """Where each row stands: the newest value of each quantity, its change since the start, its trend."""
-    lines: Lines = {}
-    for series in sorted(history.series, key=lambda series: (series.first, series.last)):
-        lines.setdefault((series.row, series.quantity), []).append(series)
-    chosen = [quantity for quantity in history.quantities if _is_headline(history, quantity)]
-    stub = (Column("row", tuple(history.rows), numeric=False),)
-    heads = say.heads(chosen)
-    columns = tuple(
-        c for quantity in chosen for c in _columns(history.rows, quantity, lines, heads[quantity])
-    )
-    if not columns:
-        return []
-    title = (
-        "now"
-        if len(history.commits) == 1
-        else "now, the change since the series began, the trend over commits"
-    )
-    return Table(title, stub, columns).split()
-
-
-def _is_headline(history: History, quantity: Quantity) -> bool:
-    """Components and outcomes are shown where they are all there is, outcomes also where any run failed."""
-    if quantity.kind == "status":
-        points = [p for s in history.series if s.quantity == quantity for p in s.points]
-        return any(point.value < 1 for point in points) or len(history.quantities) == 1
-    whole = any(other.kind == "time" for other in history.quantities)
-    return not (quantity.part and whole)
-
-
-def _columns(rows: Sequence[str], quantity: Quantity, lines: Lines, name: str) -> list[Column]:
-    found = [lines.get((row, quantity), []) for row in rows]
-    columns = [Column(name, tuple(_cell(several, _newest) for several in found))]
-    if any(len(series.by_commit) > 1 for several in found for series in several):
-        columns.append(Column("change", tuple(_cell(several, _change) for several in found), joined=True))
-    if any(sum(len(series.by_commit) for series in several) > 2 for several in found):
-        trends = tuple(_trend(several) for several in found)
-        columns.append(Column("trend", trends, numeric=False, joined=True))
-    return columns
-
-
-def _cell(several: Sequence[Series], write: Callable[[Series], str]) -> str:
-    """What the series with the newest point says."""
-    return write(max(several, key=lambda series: series.last)) if several else DASH
-
-
-def _level(series: Series, order: int) -> float:
-    return statistics.fmean(point.value for point in series.by_commit[order])
-
-
-def _newest(series: Series) -> str:
-    return say.number(series.quantity, _level(series, series.last))
-
-
-def _change(series: Series) -> str:
-    before, after = _level(series, series.first), _level(series, series.last)
-    if series.first == series.last:
-        return DASH
-    if before == after:
-        return "="
-    if series.quantity.unit == "share":
-        return f"{100 * (after - before):+.1f}"
-    return f"{100 * (after / before - 1):+.1f} %" if before else DASH
-
-
-def _trend(several: Sequence[Series]) -> str:
-    """A bar for each of the newest commits, with `|` in front of a step and `/` in front of another series."""
-    bars = [(_level(series, order), _mark(series, order)) for series in several for order in series.by_commit]
-    bars = bars[-TREND:]
-    if not bars:
-        return DASH
-    low, high = min(value for value, _ in bars), max(value for value, _ in bars)
-    span = max(high - low, FLAT * max(abs(low), abs(high)), math.ulp(1.0))
-    middle = (low + high) / 2
-    text = "".join(f"{mark}{BARS[round(3.5 + 6.9 * (value - middle) / span)]}" for value, mark in bars)
-    return text.lstrip("/|")
-
-
-def _mark(series: Series, order: int) -> str:
-    """What stands in front of a commit."""
-    if order == series.first:
-        return "/"
-    return "|" if any(step.second == order for step in series.steps) else ""
 
 
 def _grid(table: Table) -> list[str]:

@@ -32,7 +32,8 @@ def heads(quantities: Sequence[Quantity]) -> dict[Quantity, str]:
     shared = _beginning(tasks)
     found = {}
     for quantity in quantities:
-        name = quantity.name.replace("perplexity ", "ppl ").removeprefix("accuracy ").removeprefix(shared)
+        name = quantity.name.removeprefix("memory: ").removeprefix("accuracy ").removeprefix(shared)
+        name = name.replace("perplexity ", "ppl ")
         name = {"throughput": "", "wall time": "wall", "peak memory": "peak"}.get(name, name)
         found[quantity] = f"{name} {quantity.shown_unit}".strip()
     return found
@@ -136,8 +137,8 @@ def method(history: History) -> list[str]:
         found.append(
             f"noisy quantities: {METHOD}, {PERMUTATIONS} permutations, at most {100 * ALPHA:.0f} % "
             f"false alarms a series ({searched} searched); no step is a change of time below "
-            f"{100 * LEAST_SPEED_CHANGE:.0f} %, one of perplexity below {100 * LEAST_PERPLEXITY_CHANGE:.1f} %, "
-            "or one of accuracy that its number of documents explains"
+            f"{100 * LEAST_SPEED_CHANGE:.0f} %, one of perplexity below {100 * LEAST_PERPLEXITY_CHANGE:.1f} "
+            "%, or one of accuracy that its number of documents explains"
         )
     few = sum(len(series.by_commit) > 1 and not series.tested for series in noisy)
     if few:

@@ -12,6 +12,8 @@ from harness.tables.compare_pairing import decides
 from harness.tables.history_series import Kind, Quantity
 
 NAME_LENGTH = 80
+#: Beyond any speed or perplexity, and small enough for ratios.
+LARGEST = 1e100
 #: Depend on the seed, so they are compared between runs of one seed alone.
 BY_SEED = ("seed", "data", "data tokens", "model")
 
@@ -61,9 +63,10 @@ def component(name: str) -> Quantity:
 
 
 def usable(quantity: Quantity, value: float) -> bool:
-    """Whether a value can be drawn and tested: finite, and positive where ratios count."""
-    ratios = quantity.kind in ("time", "perplexity")
-    return math.isfinite(value) and (value > 0 or not ratios)
+    """Whether a value can be drawn and tested: finite, and where ratios count such that these are."""
+    if quantity.kind in ("time", "perplexity"):
+        return 1 / LARGEST < value < LARGEST
+    return math.isfinite(value)
 
 
 def measurement(kind: Kind) -> str:

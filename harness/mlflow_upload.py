@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Protocol
 
 from harness.errors import UserError, one_line
@@ -191,15 +192,16 @@ def _name(key: str) -> str:
 def connect(uri: str) -> tuple[Server, tuple[type[Exception], ...]]:
     """A client of a server, and the exceptions that it fails with."""
     try:
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
+        # By name, since it is no dependency: only who uploads needs it.
+        mlflow, exceptions = import_module("mlflow"), import_module("mlflow.exceptions")
+        entities = import_module("mlflow.entities")
     except ImportError as error:
         raise UserError(
             "--mlflow needs the package mlflow-skinny: pip install 'lorebench[mlflow]'"
         ) from error
-    failures = (MlflowException, OSError, ValueError)  # requests' exceptions are OSErrors
+    failures = (exceptions.MlflowException, OSError, ValueError)  # requests' exceptions are OSErrors
     try:
-        return _Mlflow(MlflowClient(tracking_uri=uri)), failures
+        return _Mlflow(mlflow.MlflowClient(tracking_uri=uri), entities), failures
     except (*failures, ImportError) as error:
         raise UserError(
             f"--mlflow {uri}: {one_line(error)}; give for example http://localhost:5000"
@@ -209,8 +211,8 @@ def connect(uri: str) -> tuple[Server, tuple[type[Exception], ...]]:
 class _Mlflow:
     """A server by MLflow's own client."""
 
-    def __init__(self, client: Any) -> None:
-        self.client = client
+    def __init__(self, client: Any, entities: Any) -> None:
+        self.client, self.entities = client, entities
 
     def experiment(self, name: str) -> str:
         """The id of an experiment, made where it is missing."""
@@ -234,15 +236,12 @@ class _Mlflow:
 
     def send(self, experiment: str, run: Run) -> None:
         """Write one run; it is complete when it is said to have ended, and not before."""
-        from mlflow.entities import Metric as MlflowMetric
-        from mlflow.entities import Param
-
         made = self.client.create_run(
             experiment, start_time=run.start_ms, tags=dict(run.tags), run_name=run.name
         )
         name = made.info.run_id
-        params = [Param(key, value) for key, value in run.params.items()]
-        metrics = [MlflowMetric(m.key, m.value, run.start_ms, m.step) for m in run.metrics]
+        params = [self.entities.Param(key, value) for key, value in run.params.items()]
+        metrics = [self.entities.Metric(m.key, m.value, run.start_ms, m.step) for m in run.metrics]
         for turn in range(max(1, math.ceil(len(params) / PARAMS), math.ceil(len(metrics) / METRICS))):
             these = params[turn * PARAMS : (turn + 1) * PARAMS]
             those = metrics[turn * METRICS : (turn + 1) * METRICS]

@@ -13,40 +13,44 @@ if TYPE_CHECKING:
     from harness.suite import Suite
 
 Format = Literal["text", "md", "json"]
-TABLES = (".csv", ".parquet")
+
+
+Name = Annotated[
+    str, typer.Argument(metavar="SUITE", help="A suite that ships, a YAML file, or a name in records.")
+]
+Results = Annotated[
+    list[Path] | None, typer.Option(help="Folder of records, however deep; repeatable. [default: runs]")
+]
+Committed = Annotated[
+    bool, typer.Option("--committed", help="Also earlier versions of the records, from git's history.")
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="KEY=VALUE", help="Keep matches: label, method, seed, quantity or any setting."
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="Also write every point as a table: .csv or .parquet."),
+]
+Server = Annotated[
+    str | None, typer.Option(metavar="URI", help="Also upload every run to this MLflow server, once.")
+]
+Experiment = Annotated[
+    str | None, typer.Option(metavar="NAME", help="MLflow's experiment. [default: lorebench/SUITE]")
+]
 
 
 def history(
-    suite: Annotated[
-        str,
-        typer.Argument(metavar="SUITE", help="A suite that ships, a YAML file, or a name in records."),
-    ],
-    results: Annotated[
-        list[Path] | None,
-        typer.Option(help="Folder of records, however deep; repeatable. [default: runs]"),
-    ] = None,
-    committed: Annotated[
-        bool, typer.Option("--committed", help="Also earlier versions of the records, from git's history.")
-    ] = False,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--only",
-            metavar="KEY=VALUE",
-            help="Keep what matches: label, method, seed, quantity, any setting.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="Also write every point as a table: .csv or .parquet."),
-    ] = None,
+    suite: Name,
+    results: Results = None,
+    committed: Committed = False,
+    only: Only = None,
+    out: Out = None,
     form: Annotated[Format, typer.Option("--format", help="What is printed.")] = "text",
-    mlflow: Annotated[
-        str | None, typer.Option(metavar="URI", help="Also upload every run to this MLflow server, once.")
-    ] = None,
-    experiment: Annotated[
-        str | None, typer.Option(metavar="NAME", help="MLflow's experiment. [default: lorebench/SUITE]")
-    ] = None,
+    mlflow: Server = None,
+    experiment: Experiment = None,
 ) -> None:
     """Show each quantity of a suite over commits, and where it stepped; exit code 0 whatever moved."""
     from harness.tables import history as tables

@@ -162,7 +162,7 @@ def _breaks(history: History) -> list[str]:
 def _advice(history: History) -> list[str]:
     if len(history.commits) > 1:
         return []
-    command = f"lorebench run {history.suite} --results history/$(git rev-parse --short HEAD)"
+    command = f'lorebench run {history.suite} --results "history/$(git rev-parse --short HEAD)"'
     return [f"one commit, so nothing can have moved yet; at the next one: {command}"]
 
 

@@ -23,11 +23,13 @@ LIGHT = (
     "harness.forecast",
     "harness.gating",
     "harness.method",
+    "harness.mlflow_upload",
     "harness.options",
     "harness.planning",
     "harness.publishing",
     "harness.record",
     "harness.suite",
+    "harness.tracking",
     "harness.validation",
     "harness.engine.capacity",
     "harness.engine.forecasts",
@@ -69,6 +71,8 @@ MAY_IMPORT = {
     "harness.planning": ("harness",),
     "harness.publishing": ("harness",),
     "harness.gating": ("harness",),
+    "harness.tracking": ("harness",),
+    "harness.mlflow_upload": ("harness.tables", "harness.record", "harness.errors"),
     "harness.options": ("harness.config", "harness.errors", "harness.suite"),
 }
 

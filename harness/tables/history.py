@@ -146,6 +146,7 @@ def _breaks(stretches: Sequence[Stretch], series: dict[int, Series]) -> Iterable
 
 
 def _notes(collection: Collection, used: Sequence[Found], commits: Sequence[Commit]) -> Iterable[str]:
+    yield from collection.notes
     if collection.unfinished:
         yield f"{collection.unfinished} records of runs that have not ended are not shown"
     unknown = [commit for commit in commits if commit.sha and not commit.known]

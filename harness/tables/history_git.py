@@ -55,7 +55,9 @@ def versions(folder: Path) -> list[Version]:
     What a run leaves in its own folder is left out. UserError where the folder is in no repository.
     """
     if top(folder) is None:
-        raise UserError(f"--committed: {folder} is in no git repository; leave --committed away")
+        raise UserError(
+            f"--committed: {folder} is in no git repository, or git is missing; leave --committed away"
+        )
     answer = _ask(
         folder, "-c", "log.showRoot=true", "log", "-z", "--raw", "--no-abbrev", "--no-renames", "--relative",
         "--no-ext-diff", "--diff-filter=AMT", "--format=%x01%H", "HEAD", "--", ".",

@@ -39,6 +39,7 @@ class Collection:
     found: list[Found] = field(default_factory=list)
     set_aside: list[str] = field(default_factory=list)
     others: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
     unfinished: int = 0
     _known: set[str] = field(default_factory=set)
 
@@ -92,6 +93,8 @@ def _add_versions(collection: Collection, folder: Path) -> None:
     first: dict[str, history_git.Version] = {}
     for version in history_git.versions(folder):
         first.setdefault(version.blob, version)
+    if not first:
+        collection.notes.append(plain(f"no record below {folder} was ever committed"))
     for version, content in _read(folder, list(first.values())):
         source = f"{version.commit[:7]}:{version.path}"
         try:

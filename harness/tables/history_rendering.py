@@ -11,7 +11,7 @@ from typing import Any
 from harness.tables import history_text as say
 from harness.tables.cells import Column, Table, markdown
 from harness.tables.history_series import Commit, History, Series, Step
-from harness.tables.history_tables import tables
+from harness.tables.history_tables import tables, unchanged
 from harness.tables.report import markdown_table
 
 SCHEMA_VERSION = 1
@@ -30,7 +30,8 @@ def to_text(history: History) -> str:
     lines += ["", "breaks: series are not joined there", *_first(breaks)] if breaks else []
     for table in tables(history):
         lines += ["", table.title, *(f"  {line}" for line in _grid(table))]
-    notes = [*say.method(history), *_first(say.remarks(history)), *history.notes, *_advice(history)]
+    notes = [*_same(history), *say.method(history), *_first(say.remarks(history))]
+    notes += [*history.notes, *_advice(history)]
     aside = [f"set aside: {note}" for note in history.set_aside]
     lines += ["", *(f"- {note}" for note in (*notes, *_first(aside)))] if notes or aside else []
     return "\n".join(lines) + "\n"
@@ -47,7 +48,7 @@ def to_markdown(history: History) -> str:
     for table in tables(history):
         lines += [f"## {markdown(table.title)}", "", *markdown_table(table), ""]
     lines += ["## Commits", "", *(f"- {markdown(text.strip())}" for text in _commits(history)), ""]
-    notes = [*say.method(history), *say.remarks(history), *history.notes, *_advice(history)]
+    notes = [*_same(history), *say.method(history), *say.remarks(history), *history.notes, *_advice(history)]
     notes += [f"set aside: {note}" for note in history.set_aside]
     return "\n".join([*lines, *(f"- {markdown(note)}" for note in notes)]).rstrip() + "\n"
 
@@ -108,7 +109,8 @@ def _commits(history: History) -> list[str]:
     width = max(len(commit.name) for commit in shown)
     for commit in shown[-LISTED:]:
         day = (commit.when or "")[:10]
-        count = f"{counts[commit.order]} runs"
+        number = counts[commit.order]
+        count = f"{number} run{'' if number == 1 else 's'}"
         lines.append(f"  {commit.name:<{width}}  {day:<10}  {count:>8}  {commit.subject}".rstrip())
     return lines
 
@@ -157,6 +159,11 @@ def _breaks(history: History) -> list[str]:
         kind = "also" if each.beside else "from here"
         found.append(f"{history.commits[each.order].name}: {kind} {each.reason} ({rows}; {what})")
     return found
+
+
+def _same(history: History) -> list[str]:
+    names = unchanged(history)
+    return [f"the same at every commit, in every row: {', '.join(names)}"] if names else []
 
 
 def _advice(history: History) -> list[str]:

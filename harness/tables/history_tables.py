@@ -15,15 +15,13 @@ BARS = "▁▂▃▄▅▆▇█"
 TREND = 12
 #: A trend that spans less than this share of its value is drawn flat.
 FLAT = 0.05
-MOVED = "now, the change since the series began, the trend over commits (| a step, / another series)"
+MOVED = "now, change since the series began, trend over commits (| a step, / another series)"
 Lines = dict[tuple[str, Quantity], list[Series]]
 
 
 def tables(history: History) -> list[Table]:
     """Where each row stands: the newest value of each quantity, its change since the start, its trend."""
-    lines: Lines = {}
-    for series in sorted(history.series, key=lambda series: (series.first, series.last)):
-        lines.setdefault((series.row, series.quantity), []).append(series)
+    lines = _lines(history)
     chosen = [quantity for quantity in history.quantities if _is_headline(history, quantity)]
     stub = (Column("row", tuple(history.rows), numeric=False),)
     heads = say.heads(chosen)
@@ -36,24 +34,52 @@ def tables(history: History) -> list[Table]:
     return Table(title, stub, columns).split()
 
 
+def _lines(history: History) -> Lines:
+    """The series of each row and quantity, oldest first."""
+    lines: Lines = {}
+    for series in sorted(history.series, key=lambda series: (series.first, series.last)):
+        lines.setdefault((series.row, series.quantity), []).append(series)
+    return lines
+
+
 def _is_headline(history: History, quantity: Quantity) -> bool:
     """Components and outcomes are shown where they are all there is, outcomes also where any run failed."""
     if quantity.kind == "status":
         points = [p for s in history.series if s.quantity == quantity for p in s.points]
         return any(point.value < 1 for point in points) or len(history.quantities) == 1
-    whole = any(other.kind == "time" for other in history.quantities)
-    return not (quantity.part and whole)
+    others = any(other.kind in ("time", "perplexity", "accuracy") for other in history.quantities)
+    return not (quantity.part and others)
 
 
 def _columns(rows: Sequence[str], quantity: Quantity, lines: Lines, name: str) -> list[Column]:
     found = [lines.get((row, quantity), []) for row in rows]
     columns = [Column(name, tuple(_cell(several, _newest) for several in found))]
+    if _constant(found):
+        return columns
     if any(len(series.by_commit) > 1 for several in found for series in several):
         columns.append(Column("change", tuple(_cell(several, _change) for several in found), joined=True))
     if any(sum(len(series.by_commit) for series in several) > 2 for several in found):
         trends = tuple(_trend(several) for several in found)
         columns.append(Column("trend", trends, numeric=False, joined=True))
     return columns
+
+
+def unchanged(history: History) -> list[str]:
+    """The quantities that have the same value at every commit, in every row, where there are several."""
+    if len(history.commits) == 1:
+        return []
+    lines = _lines(history)
+    heads = say.heads([quantity for quantity in history.quantities if _is_headline(history, quantity)])
+    rows = {
+        quantity: [several for (_, own), several in lines.items() if own == quantity] for quantity in heads
+    }
+    return [heads[quantity] for quantity in heads if _constant(rows[quantity])]
+
+
+def _constant(rows: Sequence[Sequence[Series]]) -> bool:
+    """Whether no row ever moved, not even from one series to the next."""
+    levels = ({_level(series, order) for series in several for order in series.by_commit} for several in rows)
+    return all(len(found) < 2 for found in levels)
 
 
 def _cell(several: Sequence[Series], write: Callable[[Series], str]) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from harness import cli
 from harness.errors import UserError
+from harness.tables.cells import DASH
 from harness.tables.history import load
 from harness.tables.history_rendering import FORMATS
 from harness.tables.history_series import History, Series
@@ -141,6 +142,15 @@ def test_committed_outside_of_a_repository_is_one_line(call: Call, tmp_path: Pat
     said = call("demo", "--results", tmp_path / "alone", "--committed")
     assert (said.code, said.err.count("\n")) == (2, 1)
     assert "in no git repository" in said.err
+
+
+def test_a_folder_that_git_ignores_says_so(repository: Repository) -> None:
+    (repository.place / ".gitignore").write_text("/results/\n")
+    repository.commit()
+    repository.record()
+    history = read(repository, committed=True)
+    assert history.runs == 1
+    assert "was ever committed" in history.notes[0]
 
 
 def test_a_run_that_has_not_ended_is_left_out_until_it_has(repository: Repository) -> None:
@@ -407,6 +417,18 @@ def test_the_command_says_commits_steps_and_where_rows_stand(call: Call, reposit
     a, b = (sha[:7] for sha in repository.commits[1:])
     assert f"{a} -> {b}: change 2" in said.out
     assert "peak +1 MiB: optimizer +1" in said.out
+
+
+def test_the_table_shows_a_trend_across_breaks_and_names_what_never_moved(repository: Repository) -> None:
+    stand = {"device": "another CPU", "cpu": "another CPU"}
+    for number in range(5):
+        repository.commit()
+        given = {"stand": stand} if number == 4 else {}
+        repository.record(memory=grown((number // 2) << 28), quality=scored(3.0), **given)
+    text = FORMATS["text"](read(repository))
+    lines = [line.split() for line in text.splitlines() if line.startswith("  row ")]
+    assert ["row", "2,212.0", DASH, "▁▁|▅▅/█"] in [words[:4] for words in lines]
+    assert "- the same at every commit, in every row: ppl text" in text
 
 
 def test_the_suite_s_baseline_and_order_of_rows_come_from_its_file(

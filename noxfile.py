@@ -158,14 +158,7 @@ def mlflow(session: nox.Session) -> None:
     place = ROOT / ".nox" / "mlflow"
     needed = (
         "mlflow-skinny>=3",
-        "pytest",
-        "typer",
-        "pydantic",
-        "pyyaml",
-        "rich",
-        "numpy",
-        "pandas",
-        "psutil",
+        *("pytest", "typer", "pydantic", "pyyaml", "rich", "numpy", "pandas", "psutil"),
     )
     for name, packages in {"server": ("mlflow>=3",), "client": needed}.items():
         session.run(sys.executable, "-m", "venv", "--clear", str(place / name), external=True)
@@ -173,15 +166,7 @@ def mlflow(session: nox.Session) -> None:
         install = (uv, "pip", "install", "--python", python) if uv else (python, "-m", "pip", "install")
         session.run(*install, "--quiet", *packages, external=True)
     settings = {"LOREBENCH_MLFLOW_SERVER": str(place / "server/bin/python"), "PYTHONPATH": str(ROOT)}
-    command = (
-        str(place / "client/bin/python"),
-        "-m",
-        "pytest",
-        "-m",
-        "mlflow",
-        "--noconftest",
-        "tests/mlflow",
-    )
+    command = (str(place / "client/bin/python"), "-m", "pytest", "--noconftest", "tests/mlflow")
     session.run(*command, *session.posargs, env=settings, external=True)
 
 

@@ -10,6 +10,7 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,12 @@ def _pipe() -> tuple[int, int]:
 
 
 class Browser:
-    """One window; `errors` is what console and policy complain about, `loaded` what was asked for."""
+    """One window; `errors` is what console and policy complain about, `loaded` what was asked for.
 
-    def __init__(self, profile: Path) -> None:
+    Both need all `domains`; a measurement of time has fewer, since what is watched takes longer.
+    """
+
+    def __init__(self, profile: Path, domains: Sequence[str] = ("Page", "Runtime", "Log", "Network")) -> None:
         commands_out, self._commands = _pipe()
         self._answers, answers_in = _pipe()
         # The browser reads from file descriptor 3 and answers on 4.
@@ -66,7 +70,7 @@ class Browser:
         self._events: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in domains:
             self.call(f"{domain}.enable")
 
     def close(self) -> None:
@@ -99,13 +103,13 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if on else "light"}
         self.call("Emulation.setEmulatedMedia", media="", features=[scheme])
 
-    def open(self, path: Path) -> float:
-        """Load a file and return the seconds until it was loaded."""
+    def open(self, path: Path, fragment: str = "") -> float:
+        """Load a file, at the place that a fragment names, and return the seconds until it was loaded."""
         self.errors.clear()
         self.loaded.clear()
         self._events.clear()
         started = time.monotonic()
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=path.as_uri() + fragment)
         while "Page.loadEventFired" not in self._events:
             self._receive()
         return time.monotonic() - started

@@ -15,7 +15,7 @@ from harness.record import Record
 from harness.tables import page_compare, page_ranks, page_sources, page_tables, page_training
 from harness.tables import report as reports
 from harness.tables.aggregate import rows as rows_of
-from harness.tables.page_chart import Chart, library
+from harness.tables.page_chart import Chart, library, library_script
 from harness.tables.page_text import escape, json_block, script_hash, tag
 from harness.tables.report import Report
 from harness.tables.view import View
@@ -66,11 +66,12 @@ def render(report: Report, view: View) -> str:
     shown = [section for section in sections if section[2] or section[3]]
     drawn = {chart.name: chart.content for _, _, charts, _ in shown for chart in charts}
     runs = [record for row in view.rows for record in row.records]
-    plotly, script = library("plotly.offline").get_plotlyjs(), _template("page.js")
+    plotly = library_script()
+    script, drawing = _template("page.js"), _template("charts.js")
     links = [("results", "Results"), *((name, title) for name, title, *_ in shown)]
     links += [("made", page_sources.TITLE), ("runs", "Run it again")]
     return Template(_template("page.html")).substitute(
-        policy=f"{script_hash(script)} {script_hash(plotly)}",
+        policy=" ".join(map(script_hash, (script, drawing, plotly))),
         title=escape(report.title),
         question=escape(report.question),
         counts=escape(f"{len(view.rows)} rows from {len(runs)} runs"),
@@ -85,6 +86,7 @@ def render(report: Report, view: View) -> str:
         data=json_block(drawn),
         plotly=plotly,
         script=script,
+        drawing=drawing,
     )
 
 

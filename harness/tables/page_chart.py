@@ -64,6 +64,21 @@ def library(part: str = "plotly.graph_objects") -> Any:
         raise UserError("the page needs plotly: pip install 'lorebench[page]'") from error
 
 
+def library_script() -> str:
+    """The drawing library for a browser, its one large function in parentheses.
+
+    By these an engine knows that a function is called at once, and does not read its five million characters
+    twice. A library that is wrapped in another way stays as it is.
+    """
+    text: str = library("plotly.offline").get_plotlyjs()
+    begin, end = 'this, () => {\n"use strict"', "}));"
+    head, found, rest = text.partition(begin)
+    body, closed, after = rest.rpartition(end)
+    if not found or not closed or begin in rest or after.strip():
+        return text
+    return f'{head}this, (() => {{\n"use strict"{body}}})));{after}'
+
+
 def marker(place: int) -> dict[str, Any]:
     """How a row is drawn in every chart: colours repeat after ten rows, with another symbol."""
     turn = place // len(COLOURS)

@@ -19,7 +19,7 @@ from harness import suite as suites
 from harness.engine import runner
 from harness.errors import UserError
 from harness.record import Outcome, RankMove
-from harness.tables import page, page_compare, page_ranks, page_text, page_training, report
+from harness.tables import page, page_chart, page_compare, page_ranks, page_text, page_training, report
 from harness.tables.aggregate import rows as rows_of
 from harness.tables.cells import DASH, Column, Table
 from harness.tables.page_rows import groups, names
@@ -213,10 +213,19 @@ def hostile():
 
 def test_text_of_records_adds_no_element_and_no_attribute() -> None:
     elements = Elements(made(hostile(), question=HOSTILE, notes=[HOSTILE], baseline=HOSTILE))
-    assert len(elements.of("script")) == 3
+    assert len(elements.of("script")) == 4
     assert not elements.of("img")
     allowed = {"href", "class", "id", "type", "scope", "tabindex", "role", "style", "lang", "content", "name"}
-    allowed |= {"charset", "http-equiv", "autocomplete", "spellcheck", "placeholder", "value", "for"}
+    allowed |= {
+        "hidden",
+        "charset",
+        "http-equiv",
+        "autocomplete",
+        "spellcheck",
+        "placeholder",
+        "value",
+        "for",
+    }
     for element in elements.found:
         others = set(element) - allowed - {"tag", "text"}
         assert all(key.startswith(("data-", "aria-")) for key in others), others
@@ -244,7 +253,7 @@ def test_labels_of_charts_hold_no_markup_of_records() -> None:
     assert all(t["hovertemplate"].count("%{x}") == 1 for t in templates)
 
 
-def test_the_policy_allows_the_two_scripts_of_the_page_and_no_network() -> None:
+def test_the_policy_allows_the_scripts_of_the_page_and_no_network() -> None:
     text = made(hostile())
     elements = Elements(text)
     (policy,) = [
@@ -253,12 +262,35 @@ def test_the_policy_allows_the_two_scripts_of_the_page_and_no_network() -> None:
     assert "default-src 'none'" in policy
     assert "http" not in policy
     allowed = re.findall(r"'sha256-[^']+'", policy)
-    scripts = [e["text"] for e in elements.of("script") if "type" not in e]
-    assert allowed == [page_text.script_hash(script) for script in scripts]
+    scripts = [e["text"] for e in elements.of("script") if e.get("type") != "application/json"]
+    assert len(scripts) == 3
+    assert sorted(allowed) == sorted(page_text.script_hash(script) for script in scripts)
     assert "unsafe" not in policy.split("script-src")[1].split(";")[0]
     assert text.index("Content-Security-Policy") < text.index("<script")
     loading = [e for e in elements.found if "src" in e or e["tag"] in ("link", "iframe", "object", "base")]
     assert not loading
+
+
+def test_the_library_does_not_run_before_a_chart_needs_it_and_tables_come_before_it() -> None:
+    text = made()
+    (stored,) = Elements(text).of("script", type="text/plain")
+    assert stored["id"] == "library"
+    assert "plotly.js v" in stored["text"]
+    tables = (ROOT / "harness" / "tables" / "templates" / "page.js").read_text(encoding="utf-8")
+    assert text.index(tables) < text.index("plotly.js v")
+
+
+def test_only_parentheses_are_put_into_the_library(monkeypatch) -> None:
+    text = page_chart.library("plotly.offline").get_plotlyjs()
+    mended = page_chart.library_script()
+    assert len(mended) == len(text) + 2
+    head, body = mended.split("(() => {\n", 1)
+    body, tail = body.rsplit("})));", 1)
+    assert f"{head}() => {{\n{body}}}));{tail}" == text
+    for other in ("var Plotly = {};", 'f(this, () => {\n"use strict"}));more()'):
+        fake = SimpleNamespace(get_plotlyjs=lambda other=other: other)
+        monkeypatch.setattr(page_chart, "library", lambda part, fake=fake: fake)
+        assert page_chart.library_script() == other
 
 
 def test_embedded_json_cannot_end_its_element() -> None:

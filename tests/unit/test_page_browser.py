@@ -25,6 +25,16 @@ SCROLL = """(async () => {
   for (let wait = 0; wait < 100 && document.querySelectorAll('.chart:not(.js-plotly-plot)').length; wait++)
     await new Promise((done) => setTimeout(done, 50));
 })()"""
+
+
+def until(condition):
+    """Waits until something in the page is true, for at most ten seconds."""
+    return (
+        f"(async () => {{ for (let wait = 0; wait < 200 && !({condition}); wait++)"
+        " await new Promise((done) => setTimeout(done, 50)); })()"
+    )
+
+
 PEAK = "[...document.querySelectorAll('table.sortable')].find((t) => t.textContent.includes('peak'))"
 #: The rows that can be seen in that table, with the figure that the peak is sorted by.
 SEEN = f"""[...{PEAK}.tBodies[0].rows].filter((row) => row.offsetParent !== null).map(
@@ -77,6 +87,24 @@ def test_every_chart_is_drawn_without_an_error_and_nothing_is_loaded(browser, pa
     assert drawn >= places
     assert browser.errors == []
     assert [url for url in browser.loaded if not url.startswith("data:")] == [path[0].as_uri()]
+
+
+def test_charts_are_drawn_when_they_come_near_and_all_of_them_on_one_press(browser, path) -> None:
+    browser.size(1280, 500)
+    browser.dark(False)
+    browser.open(path[0])
+    drawn, charts = (f"document.querySelectorAll('{one}').length" for one in (".js-plotly-plot", ".chart"))
+    assert browser.run("typeof Plotly") == "undefined"
+    assert browser.run(drawn) == 0
+    browser.run("document.querySelector('.chart').scrollIntoView()")
+    browser.run(until("document.querySelector('.chart .main-svg')"))
+    browser.run("new Promise((done) => setTimeout(done, 500))")
+    assert 0 < browser.run(drawn) < browser.run(charts)
+    browser.run("document.getElementById('draw-all').focus()")
+    browser.press("Enter", "\r")
+    browser.run(until("document.getElementById('draw-all').disabled"))
+    assert browser.run(drawn) == browser.run(charts)
+    assert browser.errors == []
 
 
 def test_the_table_of_the_browser_holds_the_numbers_of_the_csv(browser, path) -> None:

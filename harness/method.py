@@ -12,7 +12,7 @@ import importlib
 import importlib.metadata
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -41,6 +41,8 @@ REGISTRY: dict[str, str] = {
     "welore": "methods.welore:WeLore",
 }
 ENTRY_POINTS = "lorebench.methods"
+#: A record keeps so many values of each spectrum, which is what a chart can show.
+SPECTRUM_POINTS = 33
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,8 @@ class Context:
 
     `calibration` yields fresh batches of training token ids, each (batch, seq) int64, for methods
     that look at data. `cache` is a folder for results that are costly and depend on the weights
-    alone. `ranks`, `facts` and `warnings` end up in the record of the run. `simulated` is there when
-    tensors have no values.
+    alone. `ranks`, `facts`, `spectra` and `warnings` end up in the record of the run. `simulated` is there
+    when tensors have no values.
     """
 
     seed: int = 0
@@ -111,11 +113,31 @@ class Context:
     simulated: Simulated | None = None
     ranks: dict[str, int] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    spectra: dict[str, list[float]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def warn(self, text: str) -> None:
         """Keep a warning for the record, e.g. that a value was clamped."""
         self.warnings.append(text)
+
+    def say_spectra(self, found: Mapping[str, Iterable[float]]) -> None:
+        """Keep the singular values of the weights that a method was given, by matrix and in any order.
+
+        What is kept of each is in `record.Parameters`.
+        """
+        self.spectra.update({name: thinned_spectrum(values) for name, values in found.items()})
+
+
+def thinned_spectrum(values: Iterable[float]) -> list[float]:
+    """Singular values over the largest, descending, at `SPECTRUM_POINTS` evenly spaced places, ends included.
+
+    All of them where there are fewer; to four significant digits.
+    """
+    ordered = sorted(values, reverse=True)
+    last, count = len(ordered) - 1, min(len(ordered), SPECTRUM_POINTS)
+    places = [round(number * last / max(1, count - 1)) for number in range(count)]
+    scale = ordered[0] if ordered and ordered[0] > 0 else 1.0
+    return [float(f"{ordered[place] / scale:.4g}") for place in places]
 
 
 @dataclass(frozen=True)

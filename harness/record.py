@@ -178,6 +178,9 @@ class Parameters(Part):
     """Unique parameters of the prepared model; `ranks` and `facts` are what the methods report.
 
     `chosen_ranks` are those that followed from values, by method: a simulation needs them from here.
+    `spectra` are singular values, by matrix, of the weights that a method was given: over the largest,
+    descending, to four digits, at 33 evenly spaced places of the spectrum, ends included, or all where there
+    are fewer. Absent where no method needed them, and in a simulation, which has none.
     """
 
     total: int
@@ -185,6 +188,7 @@ class Parameters(Part):
     trainable_names: list[str] = []
     ranks: dict[str, int] = {}
     chosen_ranks: dict[str, dict[str, int]] = {}
+    spectra: dict[str, list[float]] = {}
     facts: dict[str, Any] = {}
 
 

@@ -67,7 +67,9 @@ class WeLore(LowRank):
         if context.simulated:
             spectra = self._assumed(shapes, context.simulated.approximation)
         else:
-            spectra = {name: normalised(part) for name, part in values().items()}
+            found = values()
+            context.say_spectra({name: part.tolist() for name, part in found.items()})
+            spectra = {name: normalised(part) for name, part in found.items()}
         tau = self.config.tau or self.find_tau(shapes, spectra)
         context.facts["tau"] = tau
         return self.components(shapes, spectra, tau)

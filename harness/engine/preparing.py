@@ -35,16 +35,20 @@ def prepare(
     ranks: dict[str, int] = {}
     chosen: dict[str, dict[str, int]] = {}
     facts: dict[str, Any] = {}
+    spectra: dict[str, list[float]] = {}
     warnings: list[str] = []
     for key, method in zip(keys(run), methods, strict=True):
         context = context_for(key, method)
         model = method.prepare(model, context)
         ranks |= context.ranks
         facts[key] = context.facts
+        spectra = context.spectra | spectra  # the first method of a stack was given the weights themselves
         warnings += context.warnings
         if method.caps.value_dependent:
             chosen[key] = dict(context.ranks)
-    return model, describe(model, ranks, chosen, facts), warnings
+    parameters = describe(model, ranks, chosen, facts)
+    parameters.spectra = spectra
+    return model, parameters, warnings
 
 
 def describe(

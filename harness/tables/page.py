@@ -12,7 +12,7 @@ from string import Template
 
 from harness.errors import UserError
 from harness.record import Record
-from harness.tables import page_compare, page_ranks, page_sources, page_tables, page_training
+from harness.tables import page_compare, page_ranks, page_sources, page_spectra, page_tables, page_training
 from harness.tables import report as reports
 from harness.tables.aggregate import rows as rows_of
 from harness.tables.page_chart import Chart, library, library_script
@@ -55,6 +55,7 @@ def write(text: str, path: Path) -> None:
 def render(report: Report, view: View) -> str:
     """The page as text; the same records always make the same text."""
     rank_maps, equal_ranks = page_ranks.maps(view)
+    spectra, same_weights = page_spectra.spectra(view)
     sections = [
         ("figures", "Figures with their spread", page_compare.figures(view), []),
         ("fronts", "Quality and throughput against memory", page_compare.fronts(view), []),
@@ -62,6 +63,7 @@ def render(report: Report, view: View) -> str:
         ("training", "Training", page_training.losses(view), []),
         ("ranks", "Ranks by layer and kind of matrix", rank_maps, equal_ranks),
         ("moves", "Ranks over time", page_ranks.moves(view), []),
+        ("spectra", "Singular values", spectra, same_weights),
     ]
     shown = [section for section in sections if section[2] or section[3]]
     drawn = {chart.name: chart.content for _, _, charts, _ in shown for chart in charts}

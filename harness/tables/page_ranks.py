@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.record import RankMove, Record
 from harness.tables import page_chart as chart
@@ -28,9 +28,15 @@ _SCALE = {
 }
 
 
-def placed(ranks: Mapping[str, int]) -> tuple[list[str], list[int], dict[tuple[str, int], int]]:
-    """Kinds of matrices, layers, and the rank by both; those of no numbered layer are left out."""
-    found: dict[tuple[str, int], int] = {}
+Known = TypeVar("Known")
+
+
+def placed(ranks: Mapping[str, Known]) -> tuple[list[str], list[int], dict[tuple[str, int], Known]]:
+    """Kinds of matrices, layers, and by both the rank, or whatever is known of a matrix.
+
+    Matrices of no numbered layer are left out.
+    """
+    found: dict[tuple[str, int], Known] = {}
     for name, rank in ranks.items():
         number = _NUMBERED.search(name)
         if number:

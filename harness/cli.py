@@ -188,7 +188,7 @@ def report(
         _publish(chosen, records, notes, out or folder / "tables", name)
         if html is not None:
             machine = "" if len(folders) == 1 else f"-{folder.parent.name}"
-            _publish_page(chosen, records, notes, html.with_stem(html.stem + machine))
+            _publish_page(chosen, records, notes, html.with_stem(html.stem + machine), results)
 
 
 @app.command()
@@ -232,11 +232,20 @@ def _publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder:
     typer.echo("tables: " + ", ".join(str(path) for path in written))
 
 
-def _publish_page(suite: Suite, records: Sequence[Any], notes: Sequence[str], path: Path) -> None:
-    from harness.tables import page
+def _publish_page(
+    suite: Suite, records: Sequence[Any], notes: Sequence[str], path: Path, results: Path
+) -> None:
+    from harness.tables import page, paper_pages
+    from harness.tables.drift import ROOT
 
-    order = [record.config_id for record in records]
-    built = page.build(records, baseline=suite.baseline, question=suite.question, notes=notes, order=order)
+    built = page.build(
+        records,
+        baseline=suite.baseline,
+        question=suite.question,
+        notes=notes,
+        order=[record.config_id for record in records],
+        published=paper_pages.sources(ROOT, results),
+    )
     page.write(built, path)
     typer.echo(f"page: {path}")
 

@@ -12,11 +12,20 @@ from string import Template
 
 from harness.errors import UserError
 from harness.record import Record
-from harness.tables import page_compare, page_ranks, page_sources, page_spectra, page_tables, page_training
+from harness.tables import (
+    page_compare,
+    page_papers,
+    page_ranks,
+    page_sources,
+    page_spectra,
+    page_tables,
+    page_training,
+)
 from harness.tables import report as reports
 from harness.tables.aggregate import rows as rows_of
 from harness.tables.page_chart import Chart, library, library_script
 from harness.tables.page_text import escape, json_block, script_hash, tag
+from harness.tables.paper_sources import Sources
 from harness.tables.report import Report
 from harness.tables.view import View
 
@@ -37,11 +46,16 @@ def build(
     question: str = "",
     notes: Iterable[str] = (),
     order: Sequence[str] = (),
+    published: Sources | None = None,
 ) -> str:
-    """The page of one suite, from what its report is made of; UserError where plotly is not installed."""
+    """The page of one suite, from what its report is made of; UserError where plotly is not installed.
+
+    `published` says where published figures and ours are looked up; without it the page has none.
+    """
     report = reports.build(records, baseline=baseline, question=question, notes=notes, order=order)
     view = View(tuple(rows_of(records, list(dict.fromkeys(order)))), baseline)
-    return render(report, view)
+    cells = page_papers.section(records, published) if published and records else ""
+    return render(report, view, cells)
 
 
 def write(text: str, path: Path) -> None:
@@ -52,8 +66,8 @@ def write(text: str, path: Path) -> None:
         raise UserError(f"--html {path}: cannot be written: {error.strerror}") from error
 
 
-def render(report: Report, view: View) -> str:
-    """The page as text; the same records always make the same text."""
+def render(report: Report, view: View, published: str = "") -> str:
+    """The page as text; the same records always make the same text. `published` is HTML already."""
     rank_maps, equal_ranks = page_ranks.maps(view)
     spectra, same_weights = page_spectra.spectra(view)
     sections = [
@@ -71,6 +85,7 @@ def render(report: Report, view: View) -> str:
     plotly = library_script()
     script, drawing = _template("page.js"), _template("charts.js")
     links = [("results", "Results"), *((name, title) for name, title, *_ in shown)]
+    links += [("published", page_papers.TITLE)] if published else []
     links += [("made", page_sources.TITLE), ("runs", "Run it again")]
     return Template(_template("page.html")).substitute(
         policy=" ".join(map(script_hash, (script, drawing, plotly))),
@@ -82,6 +97,7 @@ def render(report: Report, view: View) -> str:
         tables=page_tables.tables(report, view),
         notes=_list(report.notes),
         charts="".join(_section(*section) for section in shown),
+        published=_block("published", page_papers.TITLE, published) if published else "",
         made=page_tables.words(page_sources.made(view), "made-table"),
         shared=_list(report.caption),
         runs=page_tables.runs(view),
@@ -99,7 +115,11 @@ def _template(name: str) -> str:
 def _section(name: str, title: str, charts: Sequence[Chart], said: Sequence[str]) -> str:
     figures = "".join(_chart(chart) for chart in charts)
     grid = tag("div", figures, class_="charts") if figures else ""
-    return tag("section", tag("h2", escape(title)) + grid + _list(said), id=name)
+    return _block(name, title, grid + _list(said))
+
+
+def _block(name: str, title: str, content: str) -> str:
+    return tag("section", tag("h2", escape(title)) + content, id=name)
 
 
 def _chart(chart: Chart) -> str:

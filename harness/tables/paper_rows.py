@@ -49,11 +49,11 @@ def _columns(judged: Sequence[Judged], marks: _Marks, sources: Sources) -> tuple
     published = [shown(item.cell.published) + ("" if unit else _unit_beside(item)) for item in judged]
     return (
         Column(f"published{unit}", tuple(published)),
-        Column("ours", tuple(_ours(item) for item in judged)),
+        Column("ours", tuple(ours(item) for item in judged)),
         Column("ratio", tuple(DASH if item.ratio is None else ratio_text(item.ratio) for item in judged)),
         Column("ours is", tuple(item.ours.by if item.ours else DASH for item in judged), numeric=False),
         Column("verdict", tuple(item.verdict for item in judged), numeric=False),
-        Column("notes", tuple(marks.of(_notes(item, sources)) for item in judged), numeric=False),
+        Column("notes", tuple(marks.of(notes(item, sources)) for item in judged), numeric=False),
     )
 
 
@@ -109,20 +109,20 @@ def _tolerance(tolerance: Tolerance, unit: str) -> str:
     return f"{' or '.join(parts) or 'none'}: {tolerance.reason}"
 
 
-def _notes(item: Judged, sources: Sources) -> list[str]:
+def notes(item: Judged, sources: Sources) -> list[str]:
     """What stands behind one row: how ours came about or what lacks, and the conditions that differ."""
-    answer, ours = item.cell.answer, item.ours
-    notes = [answer.why] if answer.why else []
-    notes += [ours.how] if ours and ours.how and ours.by != "predicted" else []
+    answer, found = item.cell.answer, item.ours
+    said = [answer.why] if answer.why else []
+    said += [found.how] if found and found.how and found.by != "predicted" else []
     if item.cell.obtained != item.cell.values.obtained:
-        notes.append(f"in the paper: {item.cell.obtained}")
+        said.append(f"in the paper: {item.cell.obtained}")
     if answer.copied_from:
         other = sources.printed_cell(answer.copied_from)
         same = other.published == item.cell.published
         where = f"{other.paper}, {other.table.id}"
-        notes.append(f"equal to {where}" if same else f"{where} has {shown(other.published)}")
-    differs = conditions(item) if ours or answer.selectors else ""
-    return [*notes, differs] if differs else notes
+        said.append(f"equal to {where}" if same else f"{where} has {shown(other.published)}")
+    differs = conditions(item) if found or answer.selectors else ""
+    return [*said, differs] if differs else said
 
 
 def conditions(item: Judged) -> str:
@@ -154,7 +154,8 @@ def shown(value: Any) -> str:
     return plain(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
 
 
-def _ours(item: Judged) -> str:
+def ours(item: Judged) -> str:
+    """Our figure as text, in the unit of the cell."""
     value = item.ours.value if item.ours else None
     if value is None:
         return DASH

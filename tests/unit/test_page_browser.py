@@ -6,9 +6,9 @@ import io
 import pytest
 
 from harness.record import Outcome
-from harness.tables import report
+from harness.tables import paper_pages, report
 from tests import browser as browsers
-from tests.unit.test_page import hostile, made, records
+from tests.unit.test_page import ROOT, hostile, made, records
 from tests.unit.test_report import fabricate
 
 pytest.importorskip("plotly")
@@ -228,3 +228,40 @@ def test_hostile_text_runs_nothing(browser, tmp_path) -> None:
     browser.run("new Promise((done) => setTimeout(done, 300))")
     assert browser.run("window.hit") is None
     assert any("Content Security Policy" in error for error in browser.errors)
+
+
+def test_published_figures_are_filtered_by_words_and_verdict_and_stay_apart_from_rows(
+    browser, tmp_path
+) -> None:
+    file = tmp_path / "published.html"
+    found = records()
+    for record in found:
+        record.config["method"] = [{"name": "galore"}]
+    file.write_text(made(found, published=paper_pages.sources(ROOT)), encoding="utf-8")
+    browser.size(1280, 900)
+    browser.open(file)
+
+    def left(text, verdict=""):
+        browser.run(
+            "((text, verdict) => {"
+            " const [t, v] = ['published-text', 'published-verdict'].map((n) => document.getElementById(n));"
+            " t.value = text; v.value = verdict; t.dispatchEvent(new Event('input')); })"
+            f"({text!r}, {verdict!r})"
+        )
+        return browser.run(
+            "[[...document.querySelectorAll('tr[data-verdict]')].filter((r) => r.checkVisibility()).length,"
+            " document.getElementById('published-count').textContent,"
+            " document.querySelectorAll('details.cells[open]').length]"
+        )
+
+    all_of_them = browser.run("document.querySelectorAll('tr[data-verdict]').length")
+    assert all_of_them > 60
+    assert left("") == [0, f"{all_of_them} of {all_of_them} figures", 0]
+    some, said, opened_now = left("c4", "needs data")
+    assert 0 < some < all_of_them
+    assert said == f"{some} of {all_of_them} figures"
+    assert opened_now >= 1
+    assert left("nowhere to be found")[0] == 0
+    assert left("") == [0, f"{all_of_them} of {all_of_them} figures", 0]
+    assert browser.run("document.getElementById('filter-count').textContent") == "4 of 4 rows"
+    assert browser.errors == []

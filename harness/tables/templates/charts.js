@@ -113,7 +113,7 @@
   let closed = [];
   addEventListener("beforeprint", () => {
     root.classList.add("printing");
-    closed = [...document.querySelectorAll("details:not([open])")];
+    closed = [...document.querySelectorAll("details:not([open], .cells)")];
     closed.forEach((details) => { details.open = true; });
     repaint();
     places.forEach(draw);

@@ -51,6 +51,38 @@
   text.form.addEventListener("submit", (event) => event.preventDefault());
   filter();
 
+  // ---------------------------------------------------------------------------- published figures
+  const wanted = document.getElementById("published-text");
+  if (wanted) {
+    const verdict = document.getElementById("published-verdict");
+    const shownOf = document.getElementById("published-count");
+    const papers = [...document.querySelectorAll("details.cells")].map((details) => {
+      const cells = [...details.querySelectorAll("tr[data-verdict]")];
+      return { details, open: details.open, cells: cells.map((row) => [row, row.textContent.toLowerCase()]) };
+    });
+    const all = papers.reduce((sum, { cells }) => sum + cells.length, 0);
+    const choose = () => {
+      const parts = wanted.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const asked = parts.length > 0 || verdict.value !== "";
+      let left = 0;
+      for (const { details, open, cells } of papers) {
+        let here = 0;
+        for (const [row, content] of cells) {
+          row.hidden = !((!verdict.value || row.dataset.verdict === verdict.value) && parts.every((part) => content.includes(part)));
+          here += !row.hidden;
+        }
+        details.hidden = here === 0;
+        details.open = asked ? here > 0 : open;
+        left += here;
+      }
+      shownOf.textContent = `${left} of ${all} figures`;
+    };
+    wanted.addEventListener("input", choose);
+    verdict.addEventListener("change", choose);
+    wanted.form.addEventListener("submit", (event) => event.preventDefault());
+    shownOf.textContent = `${all} of ${all} figures`;
+  }
+
   // A link to a row opens what it leads to.
   const open = () => {
     const target = location.hash && document.getElementById(location.hash.slice(1));

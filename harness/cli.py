@@ -18,6 +18,7 @@ from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.suite import Suite
+    from harness.tables.history_series import History
     from harness.tables.report import Report
 
 PIPED_COLUMNS = 140
@@ -159,16 +160,20 @@ def report(
         Path | None,
         typer.Option("--html", metavar="FILE", help="Also write a page with charts that opens offline."),
     ] = None,
+    history: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--history", metavar="FOLDER", help="Records of earlier commits for the page; repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Print and write the tables of a suite from its records, without running anything."""
     from harness.engine import runner
     from harness.tables import report as tables
 
-    if html is not None:
-        from harness.tables import page
-
-        page.check(html)
+    _check_page(html, history)
     chosen = options.load(suite, model, data, settings, only, seed)
+    earlier = _history(chosen, history)
     wanted = runner.resolve(chosen.runs).runs
     folders = sorted(path for path in results.glob(f"*/{chosen.name}") if path.is_dir())
     if not folders:
@@ -188,7 +193,7 @@ def report(
         _publish(chosen, records, notes, out or folder / "tables", name)
         if html is not None:
             machine = "" if len(folders) == 1 else f"-{folder.parent.name}"
-            _publish_page(chosen, records, notes, html.with_stem(html.stem + machine), results)
+            _publish_page(chosen, records, notes, html.with_stem(html.stem + machine), results, earlier)
 
 
 @app.command()
@@ -232,8 +237,31 @@ def _publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder:
     typer.echo("tables: " + ", ".join(str(path) for path in written))
 
 
+def _check_page(html: Path | None, history: Sequence[Path] | None) -> None:
+    """UserError for a page that could not be written, or a history without one."""
+    if html is not None:
+        from harness.tables import page
+
+        page.check(html)
+    elif history:
+        raise UserError("--history belongs to a page: add --html FILE")
+
+
+def _history(suite: Suite, folders: Sequence[Path] | None) -> History | None:
+    """What the records of some folders say of a suite at earlier commits."""
+    from harness.tables.history import load
+
+    labels = list(dict.fromkeys(run.name for run in suite.runs))
+    return load(folders, suite.name, baseline=suite.baseline, labels=labels) if folders else None
+
+
 def _publish_page(
-    suite: Suite, records: Sequence[Any], notes: Sequence[str], path: Path, results: Path
+    suite: Suite,
+    records: Sequence[Any],
+    notes: Sequence[str],
+    path: Path,
+    results: Path,
+    history: History | None,
 ) -> None:
     from harness.tables import page, paper_pages
     from harness.tables.drift import ROOT
@@ -245,6 +273,7 @@ def _publish_page(
         notes=notes,
         order=[record.config_id for record in records],
         published=paper_pages.sources(ROOT, results),
+        history=history,
     )
     page.write(built, path)
     typer.echo(f"page: {path}")

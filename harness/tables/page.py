@@ -14,6 +14,7 @@ from harness.errors import UserError
 from harness.record import Record
 from harness.tables import (
     page_compare,
+    page_history,
     page_papers,
     page_ranks,
     page_sources,
@@ -23,6 +24,7 @@ from harness.tables import (
 )
 from harness.tables import report as reports
 from harness.tables.aggregate import rows as rows_of
+from harness.tables.history_series import History
 from harness.tables.page_chart import Chart, library, library_script
 from harness.tables.page_text import escape, json_block, script_hash, tag
 from harness.tables.paper_sources import Sources
@@ -47,15 +49,17 @@ def build(
     notes: Iterable[str] = (),
     order: Sequence[str] = (),
     published: Sources | None = None,
+    history: History | None = None,
 ) -> str:
     """The page of one suite, from what its report is made of; UserError where plotly is not installed.
 
-    `published` says where published figures and ours are looked up; without it the page has none.
+    `published` says where published figures and ours are looked up, `history` what the suite measured at
+    earlier commits; without them the page has no such section.
     """
     report = reports.build(records, baseline=baseline, question=question, notes=notes, order=order)
     view = View(tuple(rows_of(records, list(dict.fromkeys(order)))), baseline)
     cells = page_papers.section(records, published) if published and records else ""
-    return render(report, view, cells)
+    return render(report, view, cells, history)
 
 
 def write(text: str, path: Path) -> None:
@@ -66,7 +70,7 @@ def write(text: str, path: Path) -> None:
         raise UserError(f"--html {path}: cannot be written: {error.strerror}") from error
 
 
-def render(report: Report, view: View, published: str = "") -> str:
+def render(report: Report, view: View, published: str = "", history: History | None = None) -> str:
     """The page as text; the same records always make the same text. `published` is HTML already."""
     rank_maps, equal_ranks = page_ranks.maps(view)
     spectra, same_weights = page_spectra.spectra(view)
@@ -79,6 +83,8 @@ def render(report: Report, view: View, published: str = "") -> str:
         ("moves", "Ranks over time", page_ranks.moves(view), []),
         ("spectra", "Singular values", spectra, same_weights),
     ]
+    if history is not None:
+        sections.append(("history", "History over commits", *page_history.charts(history)))
     shown = [section for section in sections if section[2] or section[3]]
     drawn = {chart.name: chart.content for _, _, charts, _ in shown for chart in charts}
     runs = [record for row in view.rows for record in row.records]

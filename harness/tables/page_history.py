@@ -27,6 +27,9 @@ _MARKS = {
 
 def charts(history: History) -> tuple[list[Chart], list[str]]:
     """A chart for each quantity that is drawn; in words the steps, the breaks, and what is to be known."""
+    if len(history.commits) < 2:
+        alone = "".join(commit.name for commit in history.commits)
+        return [], [f"one commit, {alone}, so nothing can have moved yet", *history.notes]
     drawn = [quantity for quantity in history.quantities if _is_drawn(history, quantity)]
     found = [_chart(history, quantity, f"history-{place}") for place, quantity in enumerate(drawn)]
     left = [quantity.name for quantity in history.quantities if quantity not in drawn]
@@ -70,8 +73,10 @@ def _chart(history: History, quantity: Quantity, name: str) -> Chart:
         height=chart.HEIGHT,
     )
     title = f"{quantity.name}{unit}"
-    caption = f"{quantity.better} is better; medians over the runs of a commit; triangles are steps"
-    caption += ", open ones may be the machine's" if any(s.doubtful for one in own for s in one.steps) else ""
+    steps = [step for series in own for step in series.steps]
+    caption = f"{quantity.better} is better; medians over the runs of a commit"
+    caption += "; triangles are steps" if steps else ""
+    caption += ", open ones may be the machine's" if any(step.doubtful for step in steps) else ""
     caption += "; at an upright line a series ends and another one begins" if ends else ""
     caption += "; other dashes, another stand" if len(stands) > 1 else ""
     return Chart(name, title[0].upper() + title[1:], caption, content)

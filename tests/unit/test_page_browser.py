@@ -203,6 +203,9 @@ def test_printing_opens_the_commands_and_draws_in_light_colours(browser, path, t
         "document.querySelectorAll('.chart:not(.js-plotly-plot)').length,"
         "getComputedStyle(document.body).backgroundColor))"
     )
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    assert browser.run("[...document.querySelectorAll('.ending')].every((said) => said.checkVisibility())")
+    browser.dark(True)
     browser.printed(tmp_path / "page.pdf")
     assert browser.run("seen") == [0, 0, "rgb(255, 255, 255)"]
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")

@@ -126,6 +126,14 @@ def test_text_of_commits_and_records_adds_no_element(repository) -> None:
     assert not any("<img" in said for said in hover if isinstance(said, str))
 
 
+def test_one_commit_has_no_chart_and_says_why(repository) -> None:
+    repository.commit()
+    repository.record()
+    found, said = page_history.charts(load([repository.results], "demo"))
+    assert found == []
+    assert said[0].startswith(f"one commit, {repository.commits[0][:7]}")
+
+
 def test_a_page_without_a_history_has_no_such_section() -> None:
     assert 'id="history"' not in page.build(records(), baseline="full")
 

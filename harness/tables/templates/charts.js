@@ -81,12 +81,14 @@
     waiting.delete(place);
     draw(place);
     say();
-    if (waiting.size) setTimeout(next);
+    if (waiting.size) later();
   };
+  // What was drawn is shown before the next one is begun; a page in the background shows nothing.
+  const later = () => document.hidden ? setTimeout(next) : requestAnimationFrame(() => setTimeout(next));
   const ask = (wanted) => {
     const resting = waiting.size === 0;
     for (const place of wanted) if (!drawn.has(place)) waiting.add(place);
-    if (resting && waiting.size) setTimeout(next);
+    if (resting && waiting.size) later();
   };
   const near = new IntersectionObserver((entries) => {
     ask(entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target));

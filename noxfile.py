@@ -135,6 +135,12 @@ def gate(session: nox.Session) -> None:
 
 
 @nox.session
+def alarms(session: nox.Session) -> None:
+    """See what `lorebench ab` finds in revisions made for it, and whether it raises false alarms."""
+    session.run(environment(session), "-m", "benchmarks.alarms", *session.posargs, external=True)
+
+
+@nox.session
 def overhead(session: nox.Session) -> None:
     """Measure what the harness costs beside a bare training loop, as a ratio in one process."""
     session.run(environment(session), "-m", "benchmarks.overhead", *session.posargs, external=True)
@@ -199,7 +205,7 @@ def readme(session: nox.Session) -> None:
     fine = [0] if checking else [0, 1]
     curves = [*session.posargs, "pretrain_small"]
     session.run(python, "-m", "benchmarks.curves", *curves, external=True)
-    for page in ("benchmarks.peers", "benchmarks.memory", "benchmarks.memory.growth"):
+    for page in ("benchmarks.peers", "benchmarks.memory", "benchmarks.memory.growth", "benchmarks.alarms"):
         session.run(python, "-m", page, "--render-only", external=True, success_codes=fine)
 
 

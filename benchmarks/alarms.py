@@ -62,7 +62,7 @@ def _planted() -> None:
         self.hoard = torch.zeros(1 << 20, dtype=torch.uint8)
 
     def state_tensors(self):
-        yield self.hoard
+        yield "hoard", self.hoard
         yield from tensors(self)
 
     GaLoreStepper.__init__, GaLoreStepper.state_tensors = init, state_tensors
@@ -79,23 +79,51 @@ IDENTITY = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is asked for and write the page; 1 when an alarm was false or something planted not found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--tries", type=int, default=20, help="revisions in which nothing changes")
-    parser.add_argument(
-        "--folder", type=Path, default=Path("runs/alarms"), help="for the clone and the records"
-    )
-    parser.add_argument("--write", action="store_true", help="take the outcome into results/")
-    asked = parser.parse_args(arguments)
+    """Run what is asked for; 1 when an alarm was false, a fault was not found, or the page had drifted."""
+    asked = _asked(arguments)
+    if asked.render_only:
+        return int(write_page(json.loads(FIGURES.read_text(encoding="utf-8"))))
     clone = _clone(asked.folder.absolute())
     outcomes = []
     for name, text, repeats in _cases(asked.tries):
         outcomes.append(_outcome(name, clone, _revision(clone, name, text), repeats))
         print(_line(outcomes[-1]), flush=True)
     if asked.write:
-        FIGURES.write_text(json.dumps(outcomes, indent=1) + "\n", encoding="utf-8")
-        PAGE.write_text(page(outcomes), encoding="utf-8")
+        content = {"stand": _stand(), "outcomes": outcomes}
+        FIGURES.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_page(content)
     return 0 if all(map(as_expected, outcomes)) else 1
+
+
+def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.alarms", description=__doc__)
+    parser.add_argument("--tries", type=int, default=20, help="revisions in which nothing changes")
+    parser.add_argument("--folder", type=Path, default=Path("runs/alarms"), help="for clone and records")
+    parser.add_argument("--write", action="store_true", help="take the outcome into results/")
+    parser.add_argument(
+        "--render-only", action="store_true", help="run nothing; exit with 1 if the page had drifted"
+    )
+    return parser.parse_args(arguments)
+
+
+def write_page(content: dict[str, Any]) -> bool:
+    """Write the page that follows from the figures; whether it was another before."""
+    text = page(content)
+    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
+        return False
+    PAGE.write_text(text, encoding="utf-8", newline="\n")
+    return True
+
+
+def _stand() -> dict[str, str]:
+    """What the figures were seen on."""
+    import torch
+
+    from harness.engine.environment import cpu_model
+
+    commit = _git(ROOT, "rev-parse", "--short=9", "HEAD")
+    threads = str(torch.get_num_threads())
+    return {"CPU": cpu_model(), "threads": threads, "torch": str(torch.__version__), "commit": commit}
 
 
 def _cases(tries: int) -> Iterable[tuple[str, str, int]]:
@@ -167,8 +195,10 @@ def _line(outcome: dict[str, Any]) -> str:
     return f"| {outcome['name']} | {found['verdict']} | {found['cause']} | {control['cause']} |"
 
 
-def page(outcomes: Sequence[dict[str, Any]]) -> str:
+def page(content: dict[str, Any]) -> str:
     """All outcomes as Markdown."""
+    outcomes: list[dict[str, Any]] = content["outcomes"]
+    stand = ", ".join(f"{name} {value}" for name, value in content["stand"].items())
     unchanged = [outcome for outcome in outcomes if outcome["name"] not in PLANTED]
     verdicts = [_cell(outcome, ROW, "throughput")["verdict"] for outcome in unchanged]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
@@ -183,7 +213,7 @@ def page(outcomes: Sequence[dict[str, Any]]) -> str:
         "nothing changes but a comment.",
         "",
         f"False alarms: {false} in {len(unchanged)} tries ({counts}).",
-        f"Found: {', '.join(found) or 'nothing'}.",
+        f"Found: {', '.join(found) or 'nothing'}. On: {stand}.",
         "",
         f"| revision | verdict | {ROW} | control |",
         "| --- | --- | --- | --- |",

@@ -43,6 +43,8 @@ def check(config: ModelConfig) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"no model folder at {folder}; give a folder in Hugging Face format or a hub id")
+    if isinstance(config, EmbeddedModel):  # what ships is sound, and its classes take seconds to import
+        return
     folders.causal_config(folder)
     folders.check_weights(folder)
 

@@ -42,6 +42,14 @@ Quality = Annotated[
 Repository = Annotated[
     Path | None, typer.Option(metavar="DIR", help="A clone of lorebench. [default: the one around here]")
 ]
+Apart = Annotated[
+    bool,
+    typer.Option(
+        "--apart",
+        help="One run after the other, as on a GPU and with --quality. On a CPU both revisions are there at "
+        "once, and their updates take turns.",
+    ),
+]
 PythonA = Annotated[
     str | None, typer.Option("--python-a", metavar="FILE", help="An interpreter that runs REV_A.")
 ]
@@ -66,6 +74,7 @@ def ab(
     deadline: Annotated[str, typer.Option(help="Longest time for one run.")] = "6h",
     results: arguments.Results = Path("runs/ab"),
     repository: Repository = None,
+    apart: Apart = False,
     python_a: PythonA = None,
     python_b: PythonB = None,
     form: gating.FormOption = "text",
@@ -87,7 +96,7 @@ def ab(
     given += [f"--model={model}"] if model else []
     given += [f"--data={item}" for item in data or ()]
     request = _request(suite, chosen, given, _folder(results, sides, [suite, *given]))
-    _take(request, chosen, repeats, sides, plan.device)
+    _take(request, chosen, repeats, sides, plan.device, together=not (apart or quality))
     gating.publish(_compared(request, chosen.runs, repeats, control), form, out)
 
 
@@ -98,15 +107,18 @@ def _request(suite: str, chosen: Suite, given: Sequence[str], folder: Path) -> R
     return Request(_file(suite), chosen.name, tuple(given), selectors, folder)
 
 
-def _take(request: Request, chosen: Suite, repeats: int, sides: Sequence[Revision], device: str) -> None:
+def _take(
+    request: Request, chosen: Suite, repeats: int, sides: Sequence[Revision], device: str, together: bool
+) -> None:
     """Carry out all turns, with the device held against other sweeps."""
     from harness import turns
     from harness.engine import progress, runner
 
     display, cache = progress.choose(), arguments.cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
+    together = together and turns.can_be_together(sides, device)
     with runner.device_lock(device, cache, display):
-        turns.take(turns.turns(chosen.runs, repeats), sides, request, display)
+        turns.take(turns.turns(chosen.runs, repeats), sides, request, display, together)
 
 
 def _file(suite: str) -> Path:

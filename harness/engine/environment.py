@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 import harness
+from harness.engine.turn import VARIABLE
 from harness.errors import UserError
 from harness.record import Environment
 
@@ -141,7 +142,8 @@ def flags() -> dict[str, Flag]:
         "matmul_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
     }
     values = {name: _setting(read) for name, read in settings.items()}
-    return values | {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    shared: dict[str, Flag] = {"in_turns": True} if VARIABLE in os.environ else {}
+    return values | shared | {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
 def _setting(read: Callable[[], Flag]) -> Flag:

@@ -20,6 +20,7 @@ from harness.config import TrainConfig
 from harness.engine import rows
 from harness.engine.measure import Components, StepClock, components
 from harness.engine.meters import Meter
+from harness.engine.turn import Turn
 from harness.errors import DivergedError
 from harness.method import StepInfo, Stepper
 from harness.record import TrainMemory
@@ -121,7 +122,7 @@ class Trainer:
     ) -> None:
         self.model, self.stepper, self.batches, self.config = model, stepper, batches, config
         self.device, self.meter, self.clock, self.period = device, meter, clock, period
-        self.padded = padded
+        self.padded, self.turn = padded, Turn()
         self.result = Trained()
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
@@ -137,6 +138,8 @@ class Trainer:
             self.stepper.set_lr(lr)
             if step + 1 in self.config.refresh_at:
                 self._ask_for_refresh()
+            if step >= WARMUP_STEPS + METERED_STEPS:
+                self.turn.wait()
             if self._metered(step):
                 info = self._metered_update(step)
             else:
@@ -144,6 +147,7 @@ class Trainer:
             self._note(step, info)
             if (step + 1) % every == 0 or step + 1 == self.config.steps:
                 self._report(step + 1, progress)
+        self.turn.end()
         return self.result
 
     def rehearse(self, steps: int, warm: bool = False) -> Trained:

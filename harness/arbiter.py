@@ -12,8 +12,8 @@ from pathlib import Path
 
 ASK, GO = b"?", b"!"
 #: How long a process keeps its turn, in whole updates: long beside what a change of processes costs, and
-#: short beside the moods of a machine.
-SLICE_S = 0.25
+#: short beside the moods of a machine, which last for tenths of a second.
+SLICE_S = 0.05
 PATIENCE_S = 0.1
 
 

@@ -33,7 +33,7 @@ rows:
   - {label: pruned, method: welore, train.stage: compress}
 """
 COMMAND = """
-import datetime, json, pathlib, subprocess, sys
+import datetime, json, os, pathlib, socket, subprocess, sys
 tree = pathlib.Path(__file__).resolve().parents[1]
 given = [item.partition("=")[::2] for item in sys.argv[2:]]
 said = {key: value for key, value in given if key != "--set"}
@@ -42,6 +42,16 @@ only = dict(value.split("=", 1) for key, value in given if key == "--only")
 behaviour = json.loads((tree / "behaviour.json").read_text())
 with (tree.parent / "calls.jsonl").open("a") as file:
     file.write(json.dumps([tree.name, sys.argv[1:]]) + "\\n")
+place = os.environ.get("LOREBENCH_TURNS")
+if place:
+    own = socket.socket(socket.AF_UNIX)
+    own.connect(place)
+    for _ in range(3):
+        own.sendall(b"?")
+        assert own.recv(1) == b"!"
+        with (tree.parent / "turns.txt").open("a") as file:
+            file.write(tree.name + "\\n")
+        __import__("time").sleep(behaviour.get("update", 0))
 if "refuse" in behaviour:
     sys.exit(f"lorebench: {behaviour['refuse']}")
 label, repeat = json.loads(only["label"]), int(settings["repeat"])
@@ -247,6 +257,30 @@ def test_sides_take_turns_and_each_begins_as_often_as_the_other(repeats: int) ->
         begins = sides[::2]
         assert abs(begins.count(0) - begins.count(1)) <= 1
     assert [turn.run.repeat for turn in found] == sorted(turn.run.repeat for turn in found)
+
+
+def test_on_a_cpu_revisions_that_know_how_are_there_at_once_and_their_updates_take_turns(
+    place: Place,
+) -> None:
+    (place.root / "harness" / "engine").mkdir()
+    (place.root / "harness" / "engine" / "turn.py").touch()
+    place.commit("a", **behaving(), update=0.1)
+    place.commit("b", **behaving(), update=0.1)
+    said = place.call("a", "b", "--repeats", 1, "--only", "label=full")
+    assert said.code == 0, said
+    turns = (place.root.parent / "cache" / "revisions" / "turns.txt").read_text().split()
+    assert turns in ([place.sha(name) for name in order] for order in ("ababab", "bababa"))
+    assert "a and b: full seed 3: started" in said.err
+
+
+def test_runs_that_are_asked_to_be_apart_are(place: Place) -> None:
+    (place.root / "harness" / "engine").mkdir()
+    (place.root / "harness" / "engine" / "turn.py").touch()
+    place.commit("a", **behaving())
+    place.commit("b", **behaving())
+    assert place.call("a", "b", "--repeats", 1, "--apart").code == 0
+    assert place.call("a", "b", "--repeats", 1, "--quality", "--only", "label=full").code == 0
+    assert not (place.root.parent / "cache" / "revisions" / "turns.txt").exists()
 
 
 def test_both_sides_are_asked_the_same_and_what_costs_and_is_not_needed_is_left_out(place: Place) -> None:

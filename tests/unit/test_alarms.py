@@ -35,7 +35,7 @@ def test_the_planted_sleep_is_a_tenth_of_an_update(monkeypatch: pytest.MonkeyPat
     slept: list[float] = []
     clock = iter([0.0, 10.0, 10.0, 30.0, 30.0])
     monkeypatch.setattr(time, "sleep", slept.append)
-    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(time, "thread_time", lambda: next(clock))
     made = stepper(alarms.SLOWER)
     made.step()
     made.step()

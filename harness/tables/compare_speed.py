@@ -6,6 +6,7 @@ are reported and never fail.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,8 +30,25 @@ class Row:
 
     @property
     def measured(self) -> Shift:
-        """How it moved."""
-        return shift(_speeds(self.base), _speeds(self.candidate))
+        """How it moved by itself: its pairs from 1 where they were there at once, else its throughputs."""
+        if not self.ratios:
+            return shift(_speeds(self.base), _speeds(self.candidate))
+        centre = statistics.median(self.ratios)
+        return shift([1.0 + ratio - centre for ratio in self.ratios], self.ratios)
+
+    @cached_property
+    def ratios(self) -> list[float]:
+        """Candidate over base of each pair that was there at once, whose updates took turns; else none.
+
+        A pair has one seed and one repeat. What the machine did to one it did to the other, so ratios vary
+        far less than throughputs do.
+        """
+        others = {(record.seed, record.repeat): record for record in self.candidate}
+        pairs = [(record, others.get((record.seed, record.repeat))) for record in self.base]
+        found = [
+            _speeds([other])[0] / _speeds([one])[0] for one, other in pairs if other and _at_once(one, other)
+        ]
+        return found if len(found) == len(self.base) == len(self.candidate) else []
 
     @cached_property
     def differences(self) -> tuple[Difference, ...]:
@@ -50,6 +68,11 @@ class Row:
         if not all(when for when, _ in starts) or not took_turns([side for _, side in starts]):
             return "another day or time: the runs of the two sides did not take turns"
         return f"{fewest} runs of a side, a verdict needs {LEAST_RUNS}" if fewest < LEAST_RUNS else None
+
+
+def _at_once(*records: Record) -> bool:
+    known = [record.environment.flags if record.environment else {} for record in records]
+    return all(flags.get("in_turns") is True for flags in known)
 
 
 def _speeds(records: Sequence[Record]) -> list[float]:
@@ -80,8 +103,8 @@ def _judge(row: Row, found: Sequence[Row], control: str | None) -> Cell:
     protocols = [field for field in row.differences if field.field == "time protocol"]
     if protocols:
         return _cell(row, "x", not_comparable(protocols), tuple(protocols))
-    moved = row.measured
-    said = f"{100 * (moved.ratio - 1):+.1f} % by medians of {len(row.base)} and {len(row.candidate)} runs"
+    controls = [other for other in found if (other.suite, other.label) == (row.suite, control)]
+    moved, said = _moved(row, controls)
     if row.doubt is not None:
         return _cell(row, "reported", f"{said}; {row.doubt}", row.differences)
     if row.label == control:
@@ -89,10 +112,24 @@ def _judge(row: Row, found: Sequence[Row], control: str | None) -> Cell:
     if not moved.certain:
         why = "the runs of both sides overlap" if moved.large else f"within {100 * moved.threshold:.1f} %"
         return _cell(row, "ok", f"{said}, {why}")
-    unstable = _unstable([other for other in found if (other.suite, other.label) == (row.suite, control)])
+    unstable = _unstable(controls)
     if unstable:
         return _cell(row, "withheld", f"{said}; {unstable}")
     return _cell(row, "regression" if moved.slower else "improvement", f"{said}, completely separated")
+
+
+def _moved(row: Row, controls: Sequence[Row]) -> tuple[Shift, str]:
+    """How a row moved, and in words: pairs beside the control's pairs where all were there at once.
+
+    Then the control's ratios are what noise alone does, and the row's must lie beyond all of them.
+    """
+    ratios = controls[0].ratios if len(controls) == 1 and row is not controls[0] else []
+    if ratios and row.ratios:
+        moved = shift(ratios, row.ratios)
+        return moved, f"{100 * (moved.ratio - 1):+.1f} % beside the control by medians of {len(ratios)} pairs"
+    moved = row.measured
+    counts = f"{len(row.ratios)} pairs" if row.ratios else f"{len(row.base)} and {len(row.candidate)} runs"
+    return moved, f"{100 * (moved.ratio - 1):+.1f} % by medians of {counts}"
 
 
 def _unstable(control: Sequence[Row]) -> str | None:

@@ -13,6 +13,7 @@ from harness.tables import compare_memory
 from harness.tables.compare import compare
 from harness.tables.compare_cells import Cell, Comparison
 from harness.tables.compare_loading import Loaded, Side, load
+from harness.tables.compare_statistics import shift
 from tests.gate_records import environment, lines, made, memory, put, quality
 
 MIB = 1 << 20
@@ -298,3 +299,82 @@ def test_another_machine_is_reported_with_what_differs() -> None:
     cell = speeds(runs("row", 1000), other)["row"]
     assert cell.verdict == "reported"
     assert "threads 2 -> 4" in cell.cause
+
+
+# ------------------------------------------------------------------------------- pairs at one time
+def at_once(label: str, moods: list[float], speed: float = 1000.0, seconds: int = 0) -> list[Record]:
+    """Runs that took turns update by update; a mood is what the machine made of the speed."""
+    return [
+        made(
+            label,
+            repeat=repeat,
+            time={"tokens_per_s": speed * mood},
+            started_at=f"2026-11-21T10:{repeat:02d}:{seconds:02d}+00:00",
+            environment=environment(flags={"in_turns": True}),
+        )
+        for repeat, mood in enumerate(moods)
+    ]
+
+
+MOODS = [1.0, 0.8, 1.2, 0.7, 1.1]
+
+
+def test_pairs_show_what_the_moods_of_a_machine_would_hide() -> None:
+    base = [*at_once("control", MOODS), *at_once("row", MOODS)]
+    even = [1.01, 0.99, 1.005, 0.995, 1.0]
+    after = [
+        *at_once("control", [mood * more for mood, more in zip(MOODS, even, strict=True)], seconds=1),
+        *at_once(
+            "row", [0.91 * mood * more for mood, more in zip(MOODS, even[::-1], strict=True)], seconds=1
+        ),
+    ]
+    found = speeds(base, after, demo="control")
+    assert found["row"].verdict == "regression"
+    assert found["row"].cause == "-9.0 % beside the control by medians of 5 pairs, completely separated"
+    assert found["control"].cause == "+0.0 % by medians of 5 pairs; the control row"
+    assert speeds(after, base, demo="control")["row"].verdict == "improvement"
+
+
+def test_pairs_that_the_controls_pairs_reach_are_no_regression() -> None:
+    base = [*at_once("control", MOODS), *at_once("row", MOODS)]
+    after = [
+        *at_once(
+            "control", [m * x for m, x in zip(MOODS, (1.0, 0.9, 1.01, 1.0, 1.0), strict=True)], seconds=1
+        ),
+        *at_once("row", [0.92 * mood for mood in MOODS], seconds=1),
+    ]
+    cell = speeds(base, after, demo="control")["row"]
+    assert (cell.verdict, "overlap" in cell.cause) == ("ok", True)
+
+
+def test_a_control_whose_pairs_moved_withholds_the_verdict() -> None:
+    base = [*at_once("control", MOODS), *at_once("row", MOODS)]
+    after = [*at_once("control", MOODS, 940, seconds=1), *at_once("row", MOODS, 800, seconds=1)]
+    cell = speeds(base, after, demo="control")["row"]
+    assert cell.verdict == "withheld"
+    assert "the control row control moved, too: -6.0 %" in cell.cause
+
+
+def test_runs_that_were_not_all_at_once_are_no_pairs() -> None:
+    base, after = at_once("row", MOODS), at_once("row", MOODS, seconds=1)
+    alone = after[0].model_copy(update={"environment": made(environment=environment()).environment})
+    assert "5 and 5 runs" in speeds(base, [alone, *after[1:]])["row"].cause
+    assert "5 pairs" in speeds(base, after)["row"].cause
+
+
+@pytest.mark.parametrize(("change", "least", "most"), [(1.0, 0.0, 0.01), (0.9, 0.9, 1.0)])
+def test_on_a_moody_machine_pairs_raise_few_alarms_and_find_a_tenth(
+    change: float, least: float, most: float
+) -> None:
+    """Moods of 10 % that both runs of a pair share, and 1.3 % that they do not."""
+    random, tries = np.random.default_rng(1), 1000
+    own = 1 + 0.013 * random.standard_normal((tries, 4, 5))
+    moods = 1 + 0.1 * random.standard_normal((tries, 2, 5))
+    alarms = 0
+    for shared, each in zip(moods, own, strict=True):
+        ratios = [(shared[k] * each[2 * k + 1]) / (shared[k] * each[2 * k]) for k in range(2)]
+        row, control = change * ratios[0], ratios[1]
+        alone = shift([1 + ratio - np.median(control) for ratio in control], list(control))
+        moved = shift(list(control), list(row))
+        alarms += moved.certain and not alone.large
+    assert least <= alarms / tries <= most

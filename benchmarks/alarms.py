@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcomes.append(_outcome(name, clone, _revision(clone, name, text), options))
             print(_line(outcomes[-1]), flush=True)
     if asked.write:
-        content = {"stand": _stand(), "outcomes": outcomes}
+        content = {"stand": _stand(clone), "outcomes": outcomes}
         FIGURES.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         write_page(content)
     return 0 if all(map(as_expected, outcomes)) else 1
@@ -121,13 +121,13 @@ def write_page(content: dict[str, Any]) -> bool:
     return True
 
 
-def _stand() -> dict[str, str]:
+def _stand(clone: Path) -> dict[str, str]:
     """What the figures were seen on."""
     import torch
 
     from harness.engine.environment import cpu_model
 
-    commit = _git(ROOT, "rev-parse", "--short=9", "HEAD")
+    commit = _git(clone, "rev-parse", "--short=9", "base")
     threads = str(torch.get_num_threads())
     return {"CPU": cpu_model(), "threads": threads, "torch": str(torch.__version__), "commit": commit}
 
@@ -219,7 +219,7 @@ def page(content: dict[str, Any]) -> str:
         f"more in the optimizer (`{' '.join(PLANTED['larger'][1])}`); in the others nothing changes but a",
         "comment.",
         "",
-        f"False alarms: {false} in {len(unchanged)} tries ({counts}).",
+        f"False alarms: {false} in {len(unchanged)} tries ({counts or 'none was made'}).",
         f"Found: {', '.join(found) or 'nothing'}. On: {stand}.",
         "",
         f"| revision | verdict | {ROW} | control |",

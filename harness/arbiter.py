@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-ASK, GO = b"?", b"!"
+from harness.engine.turn import GO
+
 #: How long a process keeps its turn, in whole updates: long beside what a change of processes costs, and
 #: short beside the moods of a machine, which last for tenths of a second.
 SLICE_S = 0.05

@@ -19,13 +19,12 @@ from harness import record as records
 from harness.arbiter import Arbiter
 from harness.config import Run
 from harness.engine.progress import Display
+from harness.engine.turn import VARIABLE
 from harness.errors import UserError
 from harness.record import Record
 from harness.revisions import SHORT, Revision
 
 SIDES = ("a", "b")
-#: Where a run finds the socket that gives turns to its updates.
-VARIABLE = "LOREBENCH_TURNS"
 #: Exit codes of `lorebench run` after which there are records: all is well, or a run ended in an error.
 RECORDED = (0, 1)
 

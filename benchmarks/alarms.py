@@ -225,7 +225,8 @@ def page(content: dict[str, Any]) -> str:
         f"| revision | verdict | {ROW} | control |",
         "| --- | --- | --- | --- |",
     ]
-    return "\n".join([*lines, *map(_line, outcomes)]) + "\n"
+    remarks = [f"* {remark}" for remark in content.get("remarks", ())]
+    return "\n".join([*lines, *map(_line, outcomes), *([""] if remarks else []), *remarks]) + "\n"
 
 
 if __name__ == "__main__":

@@ -95,6 +95,8 @@ def test_the_page_counts_false_alarms_and_verdicts() -> None:
     text = alarms.page({"stand": {"CPU": "a CPU"}, "outcomes": seen})
     assert "False alarms: 1 in 3 tries (1 ok, 1 withheld, 1 regression)." in text
     assert "Found: slower. On: CPU a CPU." in text
+    said = alarms.page({"stand": {}, "remarks": ["a doubt"], "outcomes": seen})
+    assert said.endswith("\n\n* a doubt\n")
     assert "| larger | ok | cause of galore_peak_memory | cause of full_peak_memory |" in text
 
 

@@ -64,6 +64,7 @@ def test_updates_take_turns_and_are_never_at_work_together(
     referee: Arbiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arbiter, "SLICE_S", 0.0)
+    monkeypatch.setattr(arbiter, "PATIENCE_S", 0.0)  # it looks many times while an update is at work
     log: list[str] = []
     followed(
         referee, [Process(name, place, 20, log) for name, place in zip("ab", referee.places, strict=True)]

@@ -70,12 +70,10 @@ def _planted() -> None:
 
 _planted()
 """
-#: What is planted, by name: the text that goes below the method, and options of the command. To see a tenth
-#: among the noise of a busy machine takes longer runs than to see nothing.
-PLANTED = {
-    "slower": (SLOWER, ("--repeats=5", "--set=train.steps=120")),
-    "larger": (LARGER, ("--repeats=1",)),
-}
+#: Of each row and side. Nothing but the text tells a revision with a sleep from one in which nothing changes.
+REPEATS = 5
+#: What is planted, by name: the text that goes below the method, and the repeats that it takes to see it.
+PLANTED = {"slower": (SLOWER, REPEATS), "larger": (LARGER, 1)}
 IDENTITY = {
     **{f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in
        (("NAME", "alarms"), ("EMAIL", "alarms@localhost"), ("DATE", "2026-01-01T00:00:00Z"))}
@@ -89,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(write_page(json.loads(FIGURES.read_text(encoding="utf-8"))))
     clone = _clone(asked.folder.absolute())
     outcomes = []
-    for name, text, options in _cases(asked.tries):
+    for name, text, repeats in _cases(asked.tries):
         if asked.only is None or name in asked.only:
-            outcomes.append(_outcome(name, clone, _revision(clone, name, text), options))
+            outcomes.append(_outcome(name, clone, _revision(clone, name, text), repeats))
             print(_line(outcomes[-1]), flush=True)
     if asked.write:
         content = {"stand": _stand(clone), "outcomes": outcomes}
@@ -132,11 +130,11 @@ def _stand(clone: Path) -> dict[str, str]:
     return {"CPU": cpu_model(), "threads": threads, "torch": str(torch.__version__), "commit": commit}
 
 
-def _cases(tries: int) -> Iterable[tuple[str, str, Sequence[str]]]:
-    for name, (text, options) in PLANTED.items():
-        yield name, text, options
+def _cases(tries: int) -> Iterable[tuple[str, str, int]]:
+    for name, (text, repeats) in PLANTED.items():
+        yield name, text, repeats
     for number in range(1, tries + 1):
-        yield f"unchanged {number}", f"\n# The same method, for the {number}. time.\n", ("--repeats=5",)
+        yield f"unchanged {number}", f"\n# The same method, for the {number}. time.\n", REPEATS
 
 
 # ------------------------------------------------------------------------------------- revisions
@@ -169,14 +167,13 @@ def _git(place: Path, *arguments: str) -> str:
 
 
 # --------------------------------------------------------------------------------------- outcomes
-def _outcome(name: str, clone: Path, revision: str, options: Sequence[str]) -> dict[str, Any]:
+def _outcome(name: str, clone: Path, revision: str, repeats: int) -> dict[str, Any]:
     """What the command says of a revision, and the change that each row seems to show."""
     said = clone.parent / f"{name.replace(' ', '-')}.json"
     command = [sys.executable, "-m", "harness.cli", "ab", "base", revision, "alarms"]
-    command += [f"--repository={clone}", f"--results={clone.parent / 'records'}", *options]
-    ended = subprocess.run(
-        [*command, "--format=json", f"--out={said}"], capture_output=True, text=True, cwd=ROOT
-    )
+    command += [f"--repository={clone}", f"--results={clone.parent / 'records'}"]
+    command += [f"--repeats={repeats}", "--format=json", f"--out={said}"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if not said.exists():
         raise SystemExit(f"{name}: {(ended.stderr.strip().splitlines() or ['nothing was said'])[-1]}")
     content = json.loads(said.read_text(encoding="utf-8"))
@@ -215,9 +212,8 @@ def page(content: dict[str, Any]) -> str:
         "",
         "Revisions that `python -m benchmarks.alarms --write` makes of this one, each held against it: suite",
         f"`alarms`, runs in turns, control row `{CONTROL}`, the change in row `{ROW}`. `slower` sleeps for",
-        f"{100 * SLEEP:.0f} % of each update (`{' '.join(PLANTED['slower'][1])}`), `larger` keeps a MiB",
-        f"more in the optimizer (`{' '.join(PLANTED['larger'][1])}`); in the others nothing changes but a",
-        "comment.",
+        f"{100 * SLEEP:.0f} % of each update, `larger` keeps a MiB more in the optimizer; in the others",
+        f"nothing changes but a comment. {REPEATS} runs of a row and side, one for `larger`.",
         "",
         f"False alarms: {false} in {len(unchanged)} tries ({counts or 'none was made'}).",
         f"Found: {', '.join(found) or 'nothing'}. On: {stand}.",

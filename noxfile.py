@@ -215,7 +215,7 @@ def tables(session: nox.Session) -> None:
     python = environment(session)
     readme(session)
     session.run(python, "-m", "benchmarks.calculations", *session.posargs, external=True)
-    session.run(python, "-m", "harness.tables.paper_pages", *session.posargs, external=True)
+    session.run(python, "-m", "harness.tables.papers.pages", *session.posargs, external=True)
 
 
 @nox.session(name="base-checkpoint")

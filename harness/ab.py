@@ -17,7 +17,7 @@ from harness.suite import Suite
 
 if TYPE_CHECKING:
     from harness.revisions import Revision
-    from harness.tables.compare_cells import Comparison
+    from harness.tables.compare.cells import Comparison
     from harness.turns import Request
 
 #: Runs of a side that a verdict about throughput needs, and what is asked for unless a person says otherwise.
@@ -188,8 +188,8 @@ def _folder(results: Path, sides: Sequence[Revision], asked: Sequence[str]) -> P
 def _compared(request: Request, runs: Sequence[Run], repeats: int, control: str | None) -> Comparison:
     """The records of both sides held against each other; those of rows that are not asked for rest."""
     from harness import turns
-    from harness.tables import compare_turns
-    from harness.tables.compare_loading import load
+    from harness.tables.compare import turns as compare_turns
+    from harness.tables.compare.loading import load
 
     sides = [load(turns.folder_of(side, request)) for side in range(len(turns.SIDES))]
     wanted = {(run.name, run.seed) for run in runs}

@@ -18,7 +18,7 @@ from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.suite import Suite
-    from harness.tables.history_series import History
+    from harness.tables.history.series import History
     from harness.tables.report import Report
 
 PIPED_COLUMNS = 140
@@ -240,16 +240,16 @@ def _publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder:
 def _check_page(html: Path | None, history: Sequence[Path] | None) -> None:
     """UserError for a page that could not be written, or a history without one."""
     if html is not None:
-        from harness.tables import page
+        from harness.tables.page import document
 
-        page.check(html)
+        document.check(html)
     elif history:
         raise UserError("--history belongs to a page: add --html FILE")
 
 
 def _history(suite: Suite, folders: Sequence[Path] | None) -> History | None:
     """What the records of some folders say of a suite at earlier commits."""
-    from harness.tables.history import load
+    from harness.tables.history.building import load
 
     labels = list(dict.fromkeys(run.name for run in suite.runs))
     return load(folders, suite.name, baseline=suite.baseline, labels=labels) if folders else None
@@ -263,19 +263,20 @@ def _publish_page(
     results: Path,
     history: History | None,
 ) -> None:
-    from harness.tables import page, paper_pages
     from harness.tables.drift import ROOT
+    from harness.tables.page import document
+    from harness.tables.papers import pages
 
-    built = page.build(
+    built = document.build(
         records,
         baseline=suite.baseline,
         question=suite.question,
         notes=notes,
         order=[record.config_id for record in records],
-        published=paper_pages.sources(ROOT, results),
+        published=pages.sources(ROOT, results),
         history=history,
     )
-    page.write(built, path)
+    document.write(built, path)
     typer.echo(f"page: {path}")
 
 

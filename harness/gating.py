@@ -11,8 +11,8 @@ import typer
 from harness.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.tables.compare_cells import Comparison
-    from harness.tables.compare_loading import Side
+    from harness.tables.compare.cells import Comparison
+    from harness.tables.compare.loading import Side
 
 Format = Literal["text", "md", "json", "github", "junit"]
 FormOption = Annotated[
@@ -39,8 +39,8 @@ def gate(
     ] = None,
 ) -> None:
     """Hold a change against what was before; exit code 1 on a regression, 2 when no verdict is due."""
-    from harness.tables.compare import compare
-    from harness.tables.compare_loading import load
+    from harness.tables.compare.judging import compare
+    from harness.tables.compare.loading import load
 
     sides = load(base), load(candidate)
     for name, path, side in zip(("BASE", "CAND"), (base, candidate), sides, strict=True):
@@ -52,7 +52,7 @@ def gate(
 
 def publish(compared: Comparison, form: Format, out: Path | None) -> None:
     """Print or write a comparison and end with its exit code."""
-    from harness.tables.compare_rendering import FORMATS
+    from harness.tables.compare.rendering import FORMATS
 
     text = FORMATS[form](compared)
     if out is None:

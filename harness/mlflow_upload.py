@@ -18,10 +18,10 @@ from typing import Any, Protocol
 from harness.errors import UserError, one_line
 from harness.record import Record
 from harness.tables.cells import plain
-from harness.tables.history_commits import started
-from harness.tables.history_loading import Collection, Found, identity
-from harness.tables.history_selecting import Selection
-from harness.tables.history_values import STATUS, usable, values
+from harness.tables.history.commits import started
+from harness.tables.history.loading import Collection, Found, identity
+from harness.tables.history.selecting import Selection
+from harness.tables.history.values import STATUS, usable, values
 
 #: What MLflow takes in one request: parameters, and figures beside these; and at most as a value or a name.
 PARAMS, METRICS = 100, 900

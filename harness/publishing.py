@@ -42,21 +42,21 @@ def paper(
 
 def _built(name: str, table: str | None, results: Path) -> Report:
     """The report that was asked for; UserError for a table of what has none."""
-    from harness.tables import paper_errata, paper_judging, paper_pages, paper_report, papers
     from harness.tables.drift import ROOT
+    from harness.tables.papers import errata, judging, pages, transcribed
+    from harness.tables.papers import report as paper_report
 
-    found = paper_pages.sources(ROOT, results)
-    if name in ("all", papers.ERRATA) and table is not None:
-        raise UserError(
-            f"--table {table}: {name} is no paper; name one of {', '.join(papers.available(found.papers))}"
-        )
-    if name == papers.ERRATA:
-        return paper_errata.build(paper_errata.load(found.papers), found)
+    found = pages.sources(ROOT, results)
+    if name in ("all", transcribed.ERRATA) and table is not None:
+        known = ", ".join(transcribed.available(found.papers))
+        raise UserError(f"--table {table}: {name} is no paper; name one of {known}")
+    if name == transcribed.ERRATA:
+        return errata.build(errata.load(found.papers), found)
     if name == "all":
-        names = papers.available(found.papers)
-        judged = {each: paper_judging.judge(each, papers.load(found.papers, each), found) for each in names}
+        names = transcribed.available(found.papers)
+        judged = {each: judging.judge(each, transcribed.load(found.papers, each), found) for each in names}
         return paper_report.summary(judged)
-    return paper_report.build(name, papers.load(found.papers, name), found, table)
+    return paper_report.build(name, transcribed.load(found.papers, name), found, table)
 
 
 def _print(built: Report) -> None:

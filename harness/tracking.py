@@ -53,13 +53,13 @@ def history(
     experiment: Experiment = None,
 ) -> None:
     """Show each quantity of a suite over commits, and where it stepped; exit code 0 whatever moved."""
-    from harness.tables import history as tables
-    from harness.tables import history_export
-    from harness.tables.history_loading import collect
-    from harness.tables.history_rendering import FORMATS
+    from harness.tables.history import building as tables
+    from harness.tables.history import export
+    from harness.tables.history.loading import collect
+    from harness.tables.history.rendering import FORMATS
 
     if out is not None:
-        history_export.check(out)
+        export.check(out)
     if experiment is not None and mlflow is None:
         raise UserError(f"--experiment {experiment}: belongs to an upload; add --mlflow URI")
     chosen = _suite(suite)
@@ -70,7 +70,7 @@ def history(
     found = tables.build(collection, folders, baseline, only or (), labels)
     typer.echo(FORMATS[form](found), nl=False)
     if out is not None:
-        history_export.write(found, out)
+        export.write(found, out)
         typer.echo(f"points: {out}", err=True)
     if mlflow is not None:
         from harness import mlflow_upload

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check or write: 0, 1 on an increase, 2 for what does not compare and for a user's mistake."""
     asked = _asked(arguments)
     from benchmarks.baselines import judging, measuring
-    from harness.tables.compare_rendering import FORMATS
+    from harness.tables.compare.rendering import FORMATS
 
     started = time.monotonic()
     try:

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from benchmarks.baselines.measuring import Figures, Measured
 from harness.errors import UserError
-from harness.tables import compare_memory
-from harness.tables.compare_cells import Cell, Comparison, Verdict
+from harness.tables.compare import memory
+from harness.tables.compare.cells import Cell, Comparison, Verdict
 
 SUITE = "baselines"
 EXACT = "simulated"
@@ -113,18 +113,18 @@ def _row(label: str, base: Measured, today: Measured) -> Iterator[Cell]:
 def _figures(label: str, meter: str, before: Figures, after: Figures) -> Iterator[Cell]:
     first, second = before.train, after.train
     peaks = first.peak_allocated_bytes, second.peak_allocated_bytes
-    parts = compare_memory.components(first), compare_memory.components(second)
-    verdict = compare_memory.judge(EXACT, *peaks)
+    parts = memory.components(first), memory.components(second)
+    verdict = memory.judge(EXACT, *peaks)
     grew = any(parts[1][name] > parts[0][name] for name in parts[0] if name != TRANSIENT)
     if (
         verdict == "ok" and grew
     ):  # what stays between updates has grown under the cover of a smaller transient
         verdict = "regression"
-    yield _cell(label, meter, "peak memory", verdict, compare_memory.cause(*peaks, *parts))
+    yield _cell(label, meter, "peak memory", verdict, memory.cause(*peaks, *parts))
     for phase in sorted({*before.phase_peak_bytes, *after.phase_peak_bytes}):
         pair = before.phase_peak_bytes.get(phase, 0), after.phase_peak_bytes.get(phase, 0)
-        said = compare_memory.cause(*pair, {}, {})
-        yield _cell(label, meter, f"peak of {phase}", compare_memory.judge(EXACT, *pair), f"{phase} {said}")
+        said = memory.cause(*pair, {}, {})
+        yield _cell(label, meter, f"peak of {phase}", memory.judge(EXACT, *pair), f"{phase} {said}")
 
 
 def _cell(label: str, meter: str, quantity: str, verdict: Verdict, cause: str) -> Cell:

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.calculations.calling import evaluate
 from harness.errors import UserError
 from harness.suite import read_yaml
-from harness.tables import papers
+from harness.tables.papers import transcribed
 
 PAPERS = Path(__file__).resolve().parents[1] / "papers"
 
@@ -80,7 +80,7 @@ def _asked(path: Path) -> Iterator[dict[str, Any]]:
     """The calls of one file: in that of a paper they are templates, filled for each of its cells."""
     content = read_yaml(path)
     if isinstance(content, dict) and "paper" in content:
-        for call in papers.calls(path.parent, path.stem):
+        for call in transcribed.calls(path.parent, path.stem):
             yield call.model_dump(by_alias=True)
     else:
         yield from _mappings(content)

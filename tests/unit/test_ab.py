@@ -17,7 +17,7 @@ import pytest
 from harness import cli
 from harness.config import Run
 from harness.engine import runner
-from harness.tables.compare_statistics import took_turns
+from harness.tables.compare.statistics import took_turns
 from harness.turns import turns
 from tests.gate_records import made, memory
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from harness.record import PROTOCOLS, Record
-from harness.tables import compare_memory
-from harness.tables.compare import compare
-from harness.tables.compare_cells import Cell, Comparison
-from harness.tables.compare_loading import Loaded, Side, load
-from harness.tables.compare_statistics import shift
+from harness.tables.compare import memory as compare_memory
+from harness.tables.compare.cells import Cell, Comparison
+from harness.tables.compare.judging import compare
+from harness.tables.compare.loading import Loaded, Side, load
+from harness.tables.compare.statistics import shift
 from tests.gate_records import environment, lines, made, memory, put, quality
 
 MIB = 1 << 20

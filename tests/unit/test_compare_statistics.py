@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from harness.tables.compare_statistics import (
+from harness.tables.compare.statistics import (
     ALPHA,
     LEAST_PERPLEXITY_CHANGE,
     holm,

@@ -10,8 +10,8 @@ import torch
 
 from harness.engine import quality, windows
 from harness.engine.scored_text import ScoredText
-from harness.tables.compare import compare
-from harness.tables.compare_loading import load
+from harness.tables.compare.judging import compare
+from harness.tables.compare.loading import load
 from tests.gate_records import made, put
 from tests.tiny import tiny_llama
 

@@ -14,10 +14,10 @@ from xml.etree import ElementTree
 import pytest
 
 from harness import cli, record
-from harness.tables.compare import compare
-from harness.tables.compare_cells import Cell, Comparison
-from harness.tables.compare_loading import load
-from harness.tables.compare_rendering import FORMATS, MOST_LINES
+from harness.tables.compare.cells import Cell, Comparison
+from harness.tables.compare.judging import compare
+from harness.tables.compare.loading import load
+from harness.tables.compare.rendering import FORMATS, MOST_LINES
 from tests.gate_records import made, memory, put, quality
 
 NATS, RIGHT = [20.0 + number / 10 for number in range(30)], [number % 3 > 0 for number in range(60)]

@@ -15,9 +15,9 @@ import pytest
 from harness import cli
 from harness.errors import UserError
 from harness.tables.cells import DASH
-from harness.tables.history import load
-from harness.tables.history_rendering import FORMATS
-from harness.tables.history_series import History, Series
+from harness.tables.history.building import load
+from harness.tables.history.rendering import FORMATS
+from harness.tables.history.series import History, Series
 from tests.gate_records import made, memory, put
 from tests.history_records import Repository, scored
 from tests.unit.test_gate import HOSTILE, Said, mutated

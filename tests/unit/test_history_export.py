@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.tables import history_export
-from harness.tables.history import load
-from harness.tables.history_series import History
+from harness.tables.history import export
+from harness.tables.history.building import load
+from harness.tables.history.series import History
 from tests.gate_records import made, memory, put
 from tests.history_records import Repository, scored
 from tests.unit.test_gate import mutated
@@ -23,7 +23,7 @@ def read(path: Path) -> pd.DataFrame:
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
     names = pd.read_csv(path, nrows=0).columns
-    types = history_export.COLUMNS | {name: "string" for name in names if name.startswith("stand_")}
+    types = export.COLUMNS | {name: "string" for name in names if name.startswith("stand_")}
     return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
 
 
@@ -41,7 +41,7 @@ def history(tmp_path: Path) -> History:
 
 
 def test_each_point_is_a_row_with_its_commit_and_stand(history: History) -> None:
-    table = history_export.frame(history)
+    table = export.frame(history)
     assert len(table) == sum(len(series.points) for series in history.series)
     peaks = table[table["quantity"] == "peak_allocated_bytes"]
     assert list(peaks["commit_order"]) == [0, 1, 2, 4]  # the clean tree of the last commit has a row alone
@@ -54,20 +54,20 @@ def test_each_point_is_a_row_with_its_commit_and_stand(history: History) -> None
     assert all(commits[name] == sha for name, sha in zip(table["commit"], table["commit_sha"], strict=True))
 
 
-@pytest.mark.parametrize("suffix", history_export.SUFFIXES)
+@pytest.mark.parametrize("suffix", export.SUFFIXES)
 def test_a_written_table_comes_back_value_for_value(history: History, tmp_path: Path, suffix: str) -> None:
     """Also a label that reads like a missing value, quotes, and figures with all of their digits."""
     path = tmp_path / f"points{suffix}"
-    history_export.write(history, path)
-    pd.testing.assert_frame_equal(read(path), history_export.frame(history))
+    export.write(history, path)
+    pd.testing.assert_frame_equal(read(path), export.frame(history))
     assert set(read(path)["row"]) == {LABEL, "NA"}
 
 
 def test_a_place_that_cannot_be_written_is_one_line(history: History, tmp_path: Path) -> None:
     (tmp_path / "taken.csv").mkdir()
     for name in ("taken.csv", "no/folder.parquet", "points.txt", "points"):
-        with pytest.raises(history_export.UserError, match="--out"):
-            history_export.check(tmp_path / name)
+        with pytest.raises(export.UserError, match="--out"):
+            export.check(tmp_path / name)
 
 
 def test_mutated_records_make_a_table(tmp_path: Path) -> None:
@@ -79,5 +79,5 @@ def test_mutated_records_make_a_table(tmp_path: Path) -> None:
         file.write_text(mutated(text, dice), encoding="utf-8", errors="surrogatepass")
     found = load([tmp_path], "demo")
     assert found.runs > 10
-    for suffix in history_export.SUFFIXES:
-        history_export.write(found, tmp_path / f"points{suffix}")
+    for suffix in export.SUFFIXES:
+        export.write(found, tmp_path / f"points{suffix}")

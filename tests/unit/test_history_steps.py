@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from harness.tables.compare_statistics import ALPHA, LEAST_SPEED_CHANGE
-from harness.tables.history_steps import LEAST_SIDE, _divergence, attainable, change_points
+from harness.tables.compare.statistics import ALPHA, LEAST_SPEED_CHANGE
+from harness.tables.history.steps import LEAST_SIDE, _divergence, attainable, change_points
 
 #: The spread from run to run that was seen on one machine within a day.
 SPREADS = (0.011, 0.017)

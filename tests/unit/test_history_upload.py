@@ -12,7 +12,7 @@ import pytest
 from harness import mlflow_upload
 from harness.errors import UserError
 from harness.mlflow_upload import Metric, Run, mapped, send
-from harness.tables.history_loading import Collection, Found, collect
+from harness.tables.history.loading import Collection, Found, collect
 from tests.gate_records import environment, made, put
 from tests.history_records import scored
 from tests.unit.test_gate import mutated

@@ -19,11 +19,16 @@ from harness import suite as suites
 from harness.engine import runner
 from harness.errors import UserError
 from harness.record import Outcome, RankMove
-from harness.tables import page, page_chart, page_compare, page_ranks, page_text, page_training, report
+from harness.tables import report
 from harness.tables.aggregate import rows as rows_of
 from harness.tables.cells import DASH, Column, Table
-from harness.tables.page_rows import groups, names
-from harness.tables.page_tables import joined
+from harness.tables.page import chart as page_chart
+from harness.tables.page import compare, document
+from harness.tables.page import ranks as page_ranks
+from harness.tables.page import text as page_text
+from harness.tables.page import training as page_training
+from harness.tables.page.rows import groups, names
+from harness.tables.page.tables import joined
 from harness.tables.view import View
 from tests.unit.test_report import fabricate, failed, three
 
@@ -82,7 +87,7 @@ def records():
 
 def made(found=None, **options):
     found = records() if found is None else found
-    return page.build(found, **{"baseline": "full", "question": "which one?", **options})
+    return document.build(found, **{"baseline": "full", "question": "which one?", **options})
 
 
 def charts(text):
@@ -116,7 +121,7 @@ def test_every_figure_of_the_page_is_the_one_of_the_csv() -> None:
 @pytest.mark.parametrize("suite", ["welore", "pretrain", "finetune", "compressed"])
 def test_the_page_of_reference_records_holds_the_numbers_of_the_committed_csv(suite) -> None:
     found, notes = report.load(ROOT / "results" / "raw" / "cpu-2t" / suite)
-    text = page.build(found, baseline=suites.load(suite).baseline, notes=notes)
+    text = document.build(found, baseline=suites.load(suite).baseline, notes=notes)
     table = (ROOT / "results" / "tables" / f"{suite}.csv").read_text(encoding="utf-8")
     lines = {line["method"]: line for line in csv.DictReader(io.StringIO(table))}
     name, compared = "", 0
@@ -141,7 +146,7 @@ def test_the_cells_are_those_of_the_markdown_tables() -> None:
 
 
 def test_the_charts_show_the_means_and_spreads_of_the_csv() -> None:
-    (figure,) = [c for c in page_compare.figures(view(records())) if c.title.startswith("Perplexity")]
+    (figure,) = [c for c in compare.figures(view(records())) if c.title.startswith("Perplexity")]
     drawn = {trace["y"][0]: trace for trace in figure.content["data"]}
     order = names(view(records()))
     assert drawn[order.index("small")]["x"] == [9.0]
@@ -163,9 +168,9 @@ def test_a_failed_run_stands_in_its_place_with_status_phase_and_reason() -> None
     assert [e["text"] for e in elements.of("small")] == [
         "oom in train, asked for 12.0 GiB: CUDA out of memory"
     ]
-    for chart in page_compare.figures(view(records())):
+    for chart in compare.figures(view(records())):
         assert any("oom in train" in said["text"] for said in chart.content["layout"]["annotations"])
-    for chart in page_compare.fronts(view(records())):
+    for chart in compare.fronts(view(records())):
         assert "broken (oom in train" in chart.caption
 
 
@@ -280,7 +285,7 @@ def test_the_library_does_not_run_before_a_chart_needs_it_and_tables_come_before
     (stored,) = Elements(text).of("script", type="text/plain")
     assert stored["id"] == "library"
     assert "plotly.js v" in stored["text"]
-    tables = (ROOT / "harness" / "tables" / "templates" / "page.js").read_text(encoding="utf-8")
+    tables = (ROOT / "harness" / "tables" / "page" / "templates" / "page.js").read_text(encoding="utf-8")
     assert text.index(tables) < text.index("plotly.js v")
 
 
@@ -317,11 +322,11 @@ def test_embedded_json_cannot_end_its_element() -> None:
     ],
 )
 def test_the_front_holds_what_no_other_row_beats(points, better, kept) -> None:
-    assert page_compare.front(points, better) == kept
+    assert compare.front(points, better) == kept
 
 
 def test_the_front_of_a_chart_leaves_out_what_is_larger_and_worse() -> None:
-    quality = page_compare.fronts(view(records()))[0]
+    quality = compare.fronts(view(records()))[0]
     line, *points = quality.content["data"]
     assert line["x"] == [50.0, 100.0]
     assert line["y"] == [9.0, 8.0]
@@ -333,12 +338,12 @@ def test_rows_of_different_devices_share_no_chart() -> None:
     found = [*three("full"), *three("small"), *three("full", stand={"device": "a gpu"}, meter="cuda")]
     assert [len(group.places) for group in groups(view(found))] == [1, 2]
     assert all("device" in group.title for group in groups(view(found)))
-    titles = [chart.title for chart in page_compare.figures(view(found))]
+    titles = [chart.title for chart in compare.figures(view(found))]
     assert sum("a gpu" in title for title in titles) * 2 == len(titles)
 
 
 def test_the_components_of_a_bar_add_up_to_the_peak() -> None:
-    (bars,) = page_compare.components(view(records()))
+    (bars,) = compare.components(view(records()))
     sums = {}
     for trace in bars.content["data"]:
         for place, size in zip(trace["y"], trace["x"], strict=True):
@@ -485,12 +490,12 @@ def test_without_the_library_one_line_says_what_to_install(monkeypatch: pytest.M
 
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(UserError, match=re.escape("pip install 'lorebench[page]'")):
-        page.check(tmp_path / "page.html")
+        document.check(tmp_path / "page.html")
 
 
 def test_a_page_that_cannot_be_written_is_one_line(tmp_path) -> None:
     for path in (tmp_path, tmp_path / "none" / "page.html"):
         with pytest.raises(UserError, match="no file can be written there"):
-            page.check(path)
+            document.check(path)
     with pytest.raises(UserError, match="cannot be written"):
-        page.write("text", tmp_path)
+        document.write("text", tmp_path)

@@ -6,7 +6,8 @@ import io
 import pytest
 
 from harness.record import Outcome
-from harness.tables import paper_pages, report
+from harness.tables import report
+from harness.tables.papers import pages
 from tests import browser as browsers
 from tests.unit.test_page import ROOT, hostile, made, records
 from tests.unit.test_report import fabricate
@@ -240,7 +241,7 @@ def test_published_figures_are_filtered_by_words_and_verdict_and_stay_apart_from
     found = records()
     for record in found:
         record.config["method"] = [{"name": "galore"}]
-    file.write_text(made(found, published=paper_pages.sources(ROOT)), encoding="utf-8")
+    file.write_text(made(found, published=pages.sources(ROOT)), encoding="utf-8")
     browser.size(1280, 900)
     browser.open(file)
 

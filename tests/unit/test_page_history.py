@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.tables import page, page_history
-from harness.tables.history import load
+from harness.tables.history.building import load
+from harness.tables.page import document
+from harness.tables.page import history as page_history
 from tests.gate_records import memory
 from tests.history_records import Repository, scored
 from tests.unit.test_gate import HOSTILE
@@ -96,7 +97,7 @@ def test_what_is_not_finite_is_not_drawn(repository) -> None:
         quality = scored(8.0)
         quality["perplexity"]["text"]["perplexity"] = value
         repository.record(quality=quality)
-    text = page.build(records(), baseline="full", history=load([repository.results], "demo"))
+    text = document.build(records(), baseline="full", history=load([repository.results], "demo"))
     lines = [t for c in charts(text).values() for t in c["data"] if t.get("mode") == "lines+markers"]
     assert all(math.isfinite(value) for line in lines for value in line["y"])
 
@@ -116,7 +117,7 @@ def test_text_of_commits_and_records_adds_no_element(repository) -> None:
         repository.commit(HOSTILE.splitlines()[0] or "x")
         repository.record(label=HOSTILE, memory=grown(more), stand={"device": f"{HOSTILE}{more}"})
         repository.record(label="<img src=x>", memory=grown(more))
-    text = page.build(records(), baseline="full", history=load([repository.results], "demo"))
+    text = document.build(records(), baseline="full", history=load([repository.results], "demo"))
     elements = Elements(text)
     assert 'id="history"' in text
     assert not elements.of("img")
@@ -135,7 +136,7 @@ def test_one_commit_has_no_chart_and_says_why(repository) -> None:
 
 
 def test_a_page_without_a_history_has_no_such_section() -> None:
-    assert 'id="history"' not in page.build(records(), baseline="full")
+    assert 'id="history"' not in document.build(records(), baseline="full")
 
 
 # ------------------------------------------------------------------------------------- the command

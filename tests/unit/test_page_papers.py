@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.tables import page, page_papers, paper_judging, paper_pages, papers
-from harness.tables.paper_sources import Sources
+from harness.tables.page import document
+from harness.tables.page import papers as page_papers
+from harness.tables.papers import judging, pages, transcribed
+from harness.tables.papers.sources import Sources
 from tests.unit.test_page import HOSTILE, ROOT, Elements, records
 from tests.unit.test_report import fabricate
 
@@ -94,17 +96,17 @@ def test_a_suite_without_a_figure_of_its_own_shows_those_of_its_methods(tmp_path
 def test_a_method_is_found_by_its_name_in_the_spelling_of_papers(tmp_path, said, method, named) -> None:
     content = paper(rows=[{"method": said, "value": 1.0}])
     found = sources(tmp_path, content)
-    (item,) = paper_judging.judge("some", papers.load(found.papers, "some"), found)
+    (item,) = judging.judge("some", transcribed.load(found.papers, "some"), found)
     assert page_papers.is_of(item, method) == named
 
 
 def test_the_summary_counts_as_the_committed_index_does() -> None:
-    found = paper_pages.sources(ROOT)
+    found = pages.sources(ROOT)
     text = page_papers.section(records(), found)
     index = (ROOT / "results" / "tables" / "papers" / "index.md").read_text(encoding="utf-8")
     (table,) = [e for e in Elements(text).of("table") if "stands in the way" in e["text"]]
-    for name in papers.available(found.papers):
-        judged = paper_judging.judge(name, papers.load(found.papers, name), found)
+    for name in transcribed.available(found.papers):
+        judged = judging.judge(name, transcribed.load(found.papers, name), found)
         counts = Counter(item.verdict for item in judged if item.cell.primary)
         line = next(line for line in index.splitlines() if line.startswith(f"| {name} "))
         for verdict, count in counts.items():
@@ -117,7 +119,7 @@ def test_the_page_of_a_suite_that_ships_stays_small_with_its_published_figures(s
     from harness.tables import report
 
     found, _ = report.load(ROOT / "results" / "raw" / "cpu-2t" / suite)
-    text = page.build(found, baseline=None, published=paper_pages.sources(ROOT))
+    text = document.build(found, baseline=None, published=pages.sources(ROOT))
     assert len(shown(text)) > 30
     assert len(text.encode()) < 6_000_000
 
@@ -125,7 +127,7 @@ def test_the_page_of_a_suite_that_ships_stays_small_with_its_published_figures(s
 def test_without_records_or_results_the_page_says_so_and_is_written(tmp_path) -> None:
     content = paper(answers=[{"ours": {"calculation": "some.thing", "with": {}}}])
     nothing = sources(tmp_path, content, results=Path("not", "there"))
-    text = page.build(records(), baseline="full", published=nothing)
+    text = document.build(records(), baseline="full", published=nothing)
     (said,) = [e["text"] for e in Elements(text).of("p") if "could not be set beside ours" in e["text"]]
     assert "run python -m benchmarks.calculations" in said
     empty = Sources(tmp_path / "nowhere", tmp_path, ())
@@ -140,7 +142,7 @@ def test_text_of_papers_and_records_adds_no_element(tmp_path) -> None:
     )
     made = fabricate("a", suite=HOSTILE)
     made.config["method"] = [{"name": "img"}, {"name": HOSTILE}]
-    elements = Elements(page.build([made], baseline=None, published=sources(tmp_path, content)))
+    elements = Elements(document.build([made], baseline=None, published=sources(tmp_path, content)))
     assert elements.of("tr", **{"data-verdict": "needs weights"})
     assert not elements.of("img")
     assert len(elements.of("script")) == 4

@@ -10,7 +10,7 @@ from harness import record, spectrum
 from harness.config import Run
 from harness.engine import preparing
 from harness.method import SPECTRUM_POINTS, Context, Simulated, build, thinned_spectrum
-from harness.tables import page_spectra
+from harness.tables.page import spectra as page_spectra
 from tests.tiny import tiny_llama
 from tests.unit.test_page import charts, made, view
 from tests.unit.test_report import fabricate

@@ -14,10 +14,10 @@ from benchmarks.memory import papers as memory
 from harness import suite as suites
 from harness.errors import UserError
 from harness.suite import suites_folder
-from harness.tables import papers
-from harness.tables.paper_schema import Calculated, Paper, Predicted, Recorded
-from harness.tables.paper_sources import Sources
-from harness.tables.papers import Cell
+from harness.tables.papers import transcribed
+from harness.tables.papers.schema import Calculated, Paper, Predicted, Recorded
+from harness.tables.papers.sources import Sources
+from harness.tables.papers.transcribed import Cell
 from tests.realdata import development_data
 
 ROWS = {"adarankgrad": 56, "galore": 229, "sltrain": 62, "velora": 98, "welore": 198}
@@ -72,7 +72,7 @@ def small(**table: Any) -> Paper:
 
 @cache
 def cells(name: str) -> list[Cell]:
-    return list(papers.cells(name, papers.load(papers.folder(), name)))
+    return list(transcribed.cells(name, transcribed.load(transcribed.folder(), name)))
 
 
 def everything() -> list[Cell]:
@@ -81,7 +81,7 @@ def everything() -> list[Cell]:
 
 # --------------------------------------------------------------------------------------- completeness
 def test_every_transcribed_row_is_one_cell() -> None:
-    assert papers.available(papers.folder()) == sorted(ROWS)
+    assert transcribed.available(transcribed.folder()) == sorted(ROWS)
     assert {name: sum(cell.primary for cell in cells(name)) for name in ROWS} == ROWS
     assert sum(cell.primary for cell in everything()) == 643
 
@@ -97,7 +97,7 @@ def same(first: Any, second: Any) -> bool:
 @pytest.mark.parametrize("name", ROWS)
 def test_every_cell_is_what_was_transcribed(name: str) -> None:
     source = yaml.safe_load(development_data("..", "papers", f"{name}.yaml").read_text(encoding="utf-8"))
-    ours = {table.id: table.rows for table in papers.load(papers.folder(), name).tables}
+    ours = {table.id: table.rows for table in transcribed.load(transcribed.folder(), name).tables}
     assert list(ours) == [table["id"] for table in source["tables"]]
     for table in source["tables"]:
         assert len(ours[table["id"]]) == len(table["rows"])
@@ -109,7 +109,7 @@ def test_every_cell_is_what_was_transcribed(name: str) -> None:
 def test_every_printed_value_of_a_row_is_a_cell() -> None:
     """A number in a row is a key, the row's value or a further one: none is left without an answer."""
     for name in ROWS:
-        for table in papers.load(papers.folder(), name).tables:
+        for table in transcribed.load(transcribed.folder(), name).tables:
             for number, row in enumerate(table.rows):
                 known = {
                     cell.quantity
@@ -141,7 +141,7 @@ def test_forecasts_that_are_cited_exist() -> None:
 
 
 def test_copied_cells_are_equal_to_their_source() -> None:
-    found = Sources(papers.folder(), Path("nowhere"), ())
+    found = Sources(transcribed.folder(), Path("nowhere"), ())
     copied = [cell for cell in everything() if cell.answer.copied_from]
     assert len(copied) > 20
     for cell in copied:
@@ -166,7 +166,7 @@ def test_published_memory_is_the_same_here_and_on_the_page_of_memory() -> None:
 
 # ---------------------------------------------------------------------------------------- the schema
 def test_placeholders_are_filled_from_the_row_and_keep_their_type() -> None:
-    first, second = papers.cells("small", small())
+    first, second = transcribed.cells("small", small())
     assert first.answer.selectors == (
         Calculated.model_validate(
             {"calculation": "size", "with": {"of": {"kept": {"rank": 8}}, "at": "60m"}}
@@ -187,7 +187,7 @@ def test_the_terms_of_an_average_are_collected_from_the_rows_beside_it() -> None
         answers=[answer],
         collect={"terms": {"over": "model", "without": ["mean"]}},
     )
-    average = list(papers.cells("small", paper))[2]
+    average = list(transcribed.cells("small", paper))[2]
     (selector,) = average.answer.selectors
     assert isinstance(selector, Calculated)
     assert selector.arguments == {"values": [1, 4]}
@@ -208,7 +208,7 @@ def test_the_terms_of_an_average_are_collected_from_the_rows_beside_it() -> None
 )
 def test_a_mistake_in_a_table_is_one_line(change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as caught:
-        list(papers.cells("small", small(**change)))
+        list(transcribed.cells("small", small(**change)))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -217,19 +217,19 @@ def test_an_unknown_key_of_a_table_is_refused_with_the_nearest(tmp_path: Path) -
     content = {**SMALL, "tables": [{**SMALL["tables"][0], "toleranse": 1}]}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(UserError, match=r"unknown key 'toleranse'.*'tolerance'"):
-        papers.load(tmp_path, "small")
+        transcribed.load(tmp_path, "small")
 
 
 def test_an_unknown_paper_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match="no paper 'galor'; did you mean 'galore'"):
-        papers.load(papers.folder(), "galor")
+        transcribed.load(transcribed.folder(), "galor")
 
 
 def test_every_call_is_listed_once_and_filled() -> None:
     rows = [{"method": "A", "model": "60M", "rank": 8, "value": value} for value in (1, 2)]
     paper = small(rows=rows)
-    assert len({str(cell.answer.selectors) for cell in papers.cells("small", paper)}) == 1
+    assert len({str(cell.answer.selectors) for cell in transcribed.cells("small", paper)}) == 1
     for name in ROWS:
-        found = papers.calls(papers.folder(), name)
-        assert not papers.PLACEHOLDER.search(str(found))
+        found = transcribed.calls(transcribed.folder(), name)
+        assert not transcribed.PLACEHOLDER.search(str(found))
         assert len({str(call) for call in found}) == len(found)

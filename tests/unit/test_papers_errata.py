@@ -11,10 +11,11 @@ import pytest
 
 from harness.engine.environment import ROOT
 from harness.errors import UserError
-from harness.tables import paper_errata, paper_pages, papers, report
-from harness.tables.paper_errata import Claim, Errata
-from harness.tables.paper_schema import Calculated
-from harness.tables.paper_sources import Sources
+from harness.tables import report
+from harness.tables.papers import errata, pages, transcribed
+from harness.tables.papers.errata import Claim, Errata
+from harness.tables.papers.schema import Calculated
+from harness.tables.papers.sources import Sources
 
 #: A number with decimals, not part of an address, a version or a quoted name of a table.
 DECIMAL = re.compile(r"(?<![\w./v{-])\d+\.\d+(?![\w}./])")
@@ -40,7 +41,7 @@ def sources(folder: Path) -> Sources:
 
 
 def page(made: Claim, found: Sources) -> str:
-    return report.to_markdown(paper_errata.build(Errata(claims=(made,)), found))
+    return report.to_markdown(errata.build(Errata(claims=(made,)), found))
 
 
 def test_a_claim_shows_its_figure_its_evidence_and_how_to_see_it_again(tmp_path: Path) -> None:
@@ -67,22 +68,22 @@ def test_a_claim_that_does_not_fit_is_one_line(tmp_path: Path, change: dict[str,
 
 
 def test_claims_are_about_papers_that_are_here_and_have_evidence() -> None:
-    for made in paper_errata.load(papers.folder()).claims:
-        assert set(made.about) <= set(papers.available(papers.folder()))
+    for made in errata.load(transcribed.folder()).claims:
+        assert set(made.about) <= set(transcribed.available(transcribed.folder()))
         assert made.evidence
         assert made.again
 
 
 def test_lists_in_calculations_are_those_of_the_tables() -> None:
     """A list of accuracies or scores is one that a table prints, value for value."""
-    found = paper_pages.sources(ROOT)
-    tables = [table for name in found.printed for table in papers.load(found.papers, name).tables]
+    found = pages.sources(ROOT)
+    tables = [table for name in found.printed for table in transcribed.load(found.papers, name).tables]
     printed = [list(row["values"]) for table in tables for row in table.rows if "values" in row]
     (downstream,) = [table for table in tables if table.id == "v1 Table 5"]
     tasks = {row["task"] for row in downstream.rows}
     printed += [[row["value"] for row in downstream.rows if row["task"] == task] for task in sorted(tasks)]
     lists = 0
-    for made in paper_errata.load(papers.folder()).claims:
+    for made in errata.load(transcribed.folder()).claims:
         for figure in made.figures.values():
             for value in figure.of.arguments.values() if isinstance(figure.of, Calculated) else ():
                 if isinstance(value, list) and all(isinstance(item, (int, float)) for item in value):
@@ -92,7 +93,7 @@ def test_lists_in_calculations_are_those_of_the_tables() -> None:
 
 
 def test_single_numbers_in_calculations_are_printed_somewhere() -> None:
-    found = paper_pages.sources(ROOT)
+    found = pages.sources(ROOT)
     printed = {
         float(value)
         for cells in found.printed.values()
@@ -102,7 +103,7 @@ def test_single_numbers_in_calculations_are_printed_somewhere() -> None:
     }
     names = {"perplexity", "numerator", "denominator", "minuend", "subtrahend", "less_than"}
     derived = {46.5, 59.92}  # 22.0 + 24.5 and 22.0 + 37.92, by the text of the paper
-    for made in paper_errata.load(papers.folder()).claims:
+    for made in errata.load(transcribed.folder()).claims:
         for name, figure in made.figures.items():
             if isinstance(figure.of, Calculated):
                 given = {float(v) for key, v in figure.of.arguments.items() if key in names}
@@ -112,5 +113,5 @@ def test_single_numbers_in_calculations_are_printed_somewhere() -> None:
 def test_no_figure_of_ours_is_typed_in_a_text() -> None:
     """Decimal fractions in a text are printed ones that a source states, listed here with their source."""
     stated = {"0.0", "0.4999", "92.33", "1.08", "52.3", "4.88"}
-    for made in paper_errata.load(papers.folder()).claims:
+    for made in errata.load(transcribed.folder()).claims:
         assert set(DECIMAL.findall(made.text)) <= stated, made.title

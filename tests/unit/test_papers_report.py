@@ -16,10 +16,12 @@ from harness import record as records
 from harness.engine.environment import ROOT
 from harness.errors import UserError
 from harness.record import Accuracy, Environment, Outcome, Perplexity, Quality, Record
-from harness.tables import paper_judging, paper_pages, paper_report, papers, report
-from harness.tables.paper_judging import Judged
-from harness.tables.paper_schema import Paper
-from harness.tables.paper_sources import Sources
+from harness.tables import report
+from harness.tables.papers import judging, pages, transcribed
+from harness.tables.papers import report as paper_report
+from harness.tables.papers.judging import Judged
+from harness.tables.papers.schema import Paper
+from harness.tables.papers.sources import Sources
 
 SUITE = {"suite": "llama2/made_up", "only": {"label": "7b {method}"}, "quantity": "perplexity.c4"}
 CLOSE = {"relative": 0.1, "factor": 2, "reason": "a test"}
@@ -90,7 +92,7 @@ def write_record(
 
 
 def judged(made: Paper, found: Sources) -> list[Judged]:
-    return paper_judging.judge("made", made, found)
+    return judging.judge("made", made, found)
 
 
 def text(made: Paper, found: Sources) -> str:
@@ -263,7 +265,7 @@ def test_a_copied_value_is_said_to_be_copied_or_not(tmp_path: Path) -> None:
         {"method": "C", "value": 4},
         answers=[copied],
     )
-    found.__dict__["printed"] = {"made": list(papers.cells("made", made))}
+    found.__dict__["printed"] = {"made": list(transcribed.cells("made", made))}
     page = text(made, found)
     assert "equal to made, Table 1" in page
     assert "made, Table 1 has 3" in page
@@ -291,9 +293,9 @@ def test_a_table_is_chosen_by_the_beginning_of_its_name(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------- the project
 @pytest.fixture(scope="module")
 def project() -> dict[str, list[Judged]]:
-    found = paper_pages.sources(ROOT)
-    names = papers.available(found.papers)
-    return {name: paper_judging.judge(name, papers.load(found.papers, name), found) for name in names}
+    found = pages.sources(ROOT)
+    names = transcribed.available(found.papers)
+    return {name: judging.judge(name, transcribed.load(found.papers, name), found) for name in names}
 
 
 def test_every_transcribed_row_has_a_verdict(project: dict[str, list[Judged]]) -> None:
@@ -305,9 +307,7 @@ def test_every_transcribed_row_has_a_verdict(project: dict[str, list[Judged]]) -
 
 
 def test_pages_have_not_drifted() -> None:
-    wrong = [
-        path.name for path, text in paper_pages.expected(ROOT) if path.read_text(encoding="utf-8") != text
-    ]
+    wrong = [path.name for path, text in pages.expected(ROOT) if path.read_text(encoding="utf-8") != text]
     assert not wrong, "run: nox -s tables"
 
 

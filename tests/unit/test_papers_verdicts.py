@@ -7,8 +7,8 @@ import math
 import pytest
 
 from harness.errors import UserError
-from harness.tables.paper_schema import Answer, Tolerance
-from harness.tables.paper_verdicts import (
+from harness.tables.papers.schema import Answer, Tolerance
+from harness.tables.papers.verdicts import (
     Ours,
     agrees,
     converted,

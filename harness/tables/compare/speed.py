@@ -1,0 +1,148 @@
+"""The rule for throughput: a verdict only where both sides took turns on one machine beside a stable control.
+
+Between days one machine was seen to move by -27 … +5 %, all methods alike. So runs that did not take turns
+are reported and never fail.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from harness.record import Record
+from harness.tables.compare.cells import Cell, Difference, Verdict, not_comparable
+from harness.tables.compare.pairing import Pair, differences
+from harness.tables.compare.statistics import LEAST_RUNS, Shift, shift, took_turns
+
+QUANTITY = "throughput"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The finished runs of one configuration on both sides, in the order of the base's."""
+
+    suite: str
+    label: str
+    base: tuple[Record, ...]
+    candidate: tuple[Record, ...]
+
+    @property
+    def measured(self) -> Shift:
+        """How it moved by itself: its pairs from 1 where they were there at once, else its throughputs."""
+        if not self.ratios:
+            return shift(_speeds(self.base), _speeds(self.candidate))
+        centre = statistics.median(self.ratios)
+        return shift([1.0 + ratio - centre for ratio in self.ratios], self.ratios)
+
+    @cached_property
+    def ratios(self) -> list[float]:
+        """Candidate over base of each pair that was there at once, whose updates took turns; else none.
+
+        A pair has one seed and one repeat. What the machine did to one it did to the other, so ratios vary
+        far less than throughputs do.
+        """
+        others = {(record.seed, record.repeat): record for record in self.candidate}
+        pairs = [(record, others.get((record.seed, record.repeat))) for record in self.base]
+        found = [
+            _speeds([other])[0] / _speeds([one])[0] for one, other in pairs if other and _at_once(one, other)
+        ]
+        return found if len(found) == len(self.base) == len(self.candidate) else []
+
+    @cached_property
+    def differences(self) -> tuple[Difference, ...]:
+        """In what the stands of any of its runs differ from the first one of the base, seeds aside."""
+        first, *others = (*self.base, *self.candidate)
+        found = (field for other in others for field in differences(first, other, "time"))
+        return tuple(dict.fromkeys(field for field in found if field.field not in ("seed", "data", "model")))
+
+    @property
+    def doubt(self) -> str | None:
+        """Why no verdict is due even where the figures differ."""
+        fewest = min(len(self.base), len(self.candidate))
+        if self.differences:
+            return f"another machine or day: {'; '.join(map(str, self.differences[:3]))}"
+        starts = sorted((record.started_at or "", False) for record in self.base)
+        starts = sorted([*starts, *((record.started_at or "", True) for record in self.candidate)])
+        if not all(when for when, _ in starts) or not took_turns([side for _, side in starts]):
+            return "another day or time: the runs of the two sides did not take turns"
+        return f"{fewest} runs of a side, a verdict needs {LEAST_RUNS}" if fewest < LEAST_RUNS else None
+
+
+def _at_once(*records: Record) -> bool:
+    known = [record.environment.flags if record.environment else {} for record in records]
+    return all(flags.get("in_turns") is True for flags in known)
+
+
+def _speeds(records: Sequence[Record]) -> list[float]:
+    return [record.time.tokens_per_s for record in records if record.time and record.time.tokens_per_s]
+
+
+def rows(pairs: Sequence[Pair]) -> list[Row]:
+    """The rows that have a throughput on both sides."""
+    sides: dict[tuple[str, str], tuple[list[Record], list[Record]]] = {}
+    for pair in pairs:
+        for place, item in enumerate((pair.base, pair.candidate)):
+            if item and item.record.outcome.status == "ok" and _speeds([item.record]):
+                key = item.record.suite, item.record.config_id
+                sides.setdefault(key, ([], []))[place].append(item.record)
+    return [
+        Row(suite, base[0].label, tuple(base), tuple(candidate))
+        for (suite, _), (base, candidate) in sides.items()
+        if base and candidate
+    ]
+
+
+def judge(found: Sequence[Row], controls: Mapping[str, str]) -> list[Cell]:
+    """A cell for each row; `controls` names the label of the control row of a suite."""
+    return [_judge(row, found, controls.get(row.suite)) for row in found]
+
+
+def _judge(row: Row, found: Sequence[Row], control: str | None) -> Cell:
+    protocols = [field for field in row.differences if field.field == "time protocol"]
+    if protocols:
+        return _cell(row, "x", not_comparable(protocols), tuple(protocols))
+    controls = [other for other in found if (other.suite, other.label) == (row.suite, control)]
+    moved, said = _moved(row, controls)
+    if row.doubt is not None:
+        return _cell(row, "reported", f"{said}; {row.doubt}", row.differences)
+    if row.label == control:
+        return _cell(row, "reported", f"{said}; the control row")
+    if not moved.certain:
+        why = "the runs of both sides overlap" if moved.large else f"within {100 * moved.threshold:.1f} %"
+        return _cell(row, "ok", f"{said}, {why}")
+    unstable = _unstable(controls)
+    if unstable:
+        return _cell(row, "withheld", f"{said}; {unstable}")
+    return _cell(row, "regression" if moved.slower else "improvement", f"{said}, completely separated")
+
+
+def _moved(row: Row, controls: Sequence[Row]) -> tuple[Shift, str]:
+    """How a row moved, and in words: pairs beside the control's pairs where all were there at once.
+
+    Then the control's ratios are what noise alone does, and the row's must lie beyond all of them.
+    """
+    ratios = controls[0].ratios if len(controls) == 1 and row is not controls[0] else []
+    if ratios and row.ratios:
+        moved = shift(ratios, row.ratios)
+        return moved, f"{100 * (moved.ratio - 1):+.1f} % beside the control by medians of {len(ratios)} pairs"
+    moved = row.measured
+    counts = f"{len(row.ratios)} pairs" if row.ratios else f"{len(row.base)} and {len(row.candidate)} runs"
+    return moved, f"{100 * (moved.ratio - 1):+.1f} % by medians of {counts}"
+
+
+def _unstable(control: Sequence[Row]) -> str | None:
+    """Why the control row says nothing, or that it moved itself; None where it is stable."""
+    if len(control) != 1:
+        return "no control row on both sides: name one by --control"
+    if control[0].doubt is not None:
+        return f"the control row {control[0].label}: {control[0].doubt}"
+    moved = control[0].measured
+    if moved.large:
+        return f"the control row {control[0].label} moved, too: {100 * (moved.ratio - 1):+.1f} %"
+    return None
+
+
+def _cell(row: Row, verdict: Verdict, cause: str, fields: tuple[Difference, ...] = ()) -> Cell:
+    return Cell.of(row.suite, row.label, "all runs", QUANTITY, verdict, cause, fields)

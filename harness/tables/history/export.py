@@ -1,0 +1,99 @@
+"""Every point of a history as one long table, for other programs: CSV or Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UserError, one_line
+from harness.tables.cells import plain
+from harness.tables.history.series import History, Series
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUFFIXES = (".csv", ".parquet")
+#: Columns of every table with their types; what the stands know comes behind, as text.
+COLUMNS = {
+    "suite": "string",
+    "row": "string",
+    "quantity": "string",
+    "unit": "string",
+    "value": "float64",
+    "commit": "string",
+    "commit_sha": "string",
+    "commit_order": "int64",
+    "dirty": "bool",
+    "when": "string",
+    "seed": "int64",
+    "repeat": "int64",
+    "run_id": "string",
+    "config_id": "string",
+    "series": "string",
+    "step_before": "bool",
+}
+STAND = "stand_"
+
+
+def check(path: Path) -> None:
+    """Refuse a file that cannot be written, before any work is done."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"--out {path}: points are written as {' or '.join(SUFFIXES)}; name such a file")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UserError(f"--out {path}: no file can be written there; choose another")
+
+
+def frame(history: History) -> pd.DataFrame:
+    """One row per point; `step_before` is true at the first commit of a new level.
+
+    Bytes are bytes and shares are shares of one; absent text is missing, never empty.
+    """
+    import pandas as pd
+
+    stands = sorted({key for series in history.series for key in series.stand})
+    columns = {**COLUMNS, **{_stand(key): "string" for key in stands}}
+    lines = [line for series in history.series for line in _lines(history, series)]
+    return pd.DataFrame(lines, columns=list(columns)).astype(columns)
+
+
+def _lines(history: History, series: Series) -> Iterator[dict[str, Any]]:
+    stepped = {step.second for step in series.steps}
+    stand = {_stand(key): value or None for key, value in series.stand.items()}
+    for point in series.points:
+        commit = history.commits[point.order]
+        yield {
+            "suite": series.suite or None,
+            "row": series.row or None,
+            "quantity": series.quantity.key,
+            "unit": series.quantity.unit or None,
+            "value": point.value,
+            "commit": commit.name,
+            "commit_sha": commit.sha,
+            "commit_order": point.order,
+            "dirty": commit.dirty,
+            "when": point.when,
+            "seed": point.seed,
+            "repeat": point.repeat,
+            "run_id": plain(point.run_id),
+            "config_id": plain(series.config_id),
+            "series": series.id,
+            "step_before": point.order in stepped,
+            **stand,
+        }
+
+
+def _stand(key: str) -> str:
+    return STAND + plain(key).replace(" ", "_")
+
+
+def write(history: History, path: Path) -> None:
+    """Write the table in the form that the file's name asks for."""
+    table = frame(history)
+    try:
+        if path.suffix.lower() == ".csv":
+            table.to_csv(path, index=False, lineterminator="\n")
+        else:
+            table.to_parquet(path, index=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"--out {path}: cannot be written: {one_line(error)}") from error

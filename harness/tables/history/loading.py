@@ -1,0 +1,127 @@
+"""The records of a suite over time: from folders, and from earlier versions of these in git.
+
+Both only ever add. A record that is found twice counts once; what is no sound record is set aside, with a
+line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness import record
+from harness.errors import UserError, nearest
+from harness.record import Record
+from harness.tables.cells import plain
+from harness.tables.compare import loading
+from harness.tables.compare.loading import LARGEST_RECORD, NOTE_LENGTH
+from harness.tables.history import git
+
+#: People keep a folder of results per commit, or per machine and day: deeper than a side of a comparison.
+DEEPEST = 12
+LARGEST_SEED = 1 << 62
+
+
+@dataclass(frozen=True)
+class Found:
+    """A record with the file that it was read from; in front of it the commit of an earlier version."""
+
+    record: Record
+    source: str
+
+
+@dataclass
+class Collection:
+    """The records of a suite in the order in which they were found, and what stood beside them."""
+
+    suite: str
+    found: list[Found] = field(default_factory=list)
+    set_aside: list[str] = field(default_factory=list)
+    others: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    unfinished: int = 0
+    _known: set[str] = field(default_factory=set)
+
+    def add(self, item: Record, source: str) -> None:
+        """Take a record, unless it is of another suite, has not ended, or is there already."""
+        if item.suite != self.suite:
+            self.others.add(plain(item.suite, NOTE_LENGTH))
+        elif max(item.seed, item.repeat) >= LARGEST_SEED:
+            self.refuse(source, "seed or repeat is larger than any table holds")
+        elif (key := identity(item)) not in self._known:
+            if item.outcome.status == "interrupted":
+                self.unfinished += 1
+                return  # not known: a later version of this run may have ended
+            self._known.add(key)
+            self.found.append(Found(item, source))
+
+    def refuse(self, source: str, reason: str) -> None:
+        """Set a file aside."""
+        self.set_aside.append(plain(f"{source}: {reason}", NOTE_LENGTH))
+
+
+def identity(item: Record) -> str:
+    """What makes two records the same run: its id and its start on a device, else all that they say."""
+    device = item.environment.device if item.environment else ""
+    meter = item.memory.meter if item.memory else ""
+    parts = (item.suite, item.run_id, item.started_at, device, meter) if item.started_at else (item,)
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def collect(folders: Sequence[Path], suite: str, committed: bool = False) -> Collection:
+    """The records of a suite anywhere below the folders, and in their history; UserError where none is."""
+    collection = Collection(suite)
+    for folder in folders:
+        if not folder.exists():
+            raise UserError(f"--results {folder}: no such folder; give a folder of records")
+        for file in loading.files(folder, DEEPEST) if folder.is_dir() else [folder]:
+            try:
+                collection.add(loading.sound(file), str(file))
+            except UserError as error:
+                collection.refuse(str(file), str(error).removeprefix(f"{file}: "))
+    if committed:
+        for folder in folders:
+            _add_versions(collection, folder if folder.is_dir() else folder.parent)
+    if not collection.found:
+        raise UserError(_nothing(collection, folders))
+    return collection
+
+
+def _add_versions(collection: Collection, folder: Path) -> None:
+    """Earlier versions of the records below a folder; each content is read once."""
+    first: dict[str, git.Version] = {}
+    for version in git.versions(folder):
+        first.setdefault(version.blob, version)
+    if not first:
+        collection.notes.append(plain(f"no record below {folder} was ever committed"))
+    for version, content in _read(folder, list(first.values())):
+        source = f"{version.commit[:7]}:{version.path}"
+        try:
+            if content is None:
+                raise UserError(f"missing, or larger than {LARGEST_RECORD >> 20} MiB")
+            text = content.decode("utf-8")
+            collection.add(loading.believed(record.parse(text, source)), source)
+        except UnicodeDecodeError:
+            collection.refuse(source, "no text in UTF-8")
+        except UserError as error:
+            collection.refuse(source, str(error).removeprefix(f"{source}: "))
+
+
+def _read(folder: Path, versions: list[git.Version]) -> Iterator[tuple[git.Version, bytes | None]]:
+    blobs = [version.blob for version in versions]
+    yield from zip(versions, git.contents(folder, blobs, LARGEST_RECORD), strict=True)
+
+
+def _nothing(collection: Collection, folders: Sequence[Path]) -> str:
+    """Why there is nothing to show, and what to do."""
+    where = ", ".join(map(str, folders))
+    text = f"no records of suite {collection.suite!r} under {where}"
+    if collection.others:
+        text += f"; there are records of other suites, {nearest(collection.suite, collection.others)}"
+    elif collection.set_aside:
+        text += f"; set aside: {collection.set_aside[0]}"
+    else:
+        text += f"; run: lorebench run {collection.suite} --results {folders[0]}"
+    return plain(text)

@@ -1,0 +1,204 @@
+"""What a history consists of: commits, series of points, steps and breaks; no rule and no rendering.
+
+A series is joined only while config, stand and measurement protocols stay the same. Where one of these
+changes it ends, another one begins, and a break says in which fields they differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from harness.tables.compare.cells import Difference
+
+#: The measurement that a quantity is of, which decides what must be equal before two values are compared.
+Kind = Literal["memory", "time", "perplexity", "accuracy", "status"]
+#: The order in which a person reads them.
+KINDS: tuple[Kind, ...] = ("memory", "time", "perplexity", "accuracy", "status")
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something that a run is measured by; `part` is true of components, whose whole is the peak memory.
+
+    `key` has the unit in it, as records do; `unit` is `bytes`, `tokens/s`, `s`, `share`, or empty where there
+    is none. An exact quantity repeats with the code, so that any change is a step; the others are noisy.
+    """
+
+    key: str
+    name: str
+    unit: str
+    kind: Kind
+    better: Literal["lower", "higher"]
+    exact: bool = False
+    part: bool = False
+
+    @property
+    def shown_unit(self) -> str:
+        """The unit for people: MiB for bytes, percent for shares."""
+        return {"bytes": "MiB", "share": "%"}.get(self.unit, self.unit)
+
+    def shown(self, value: float) -> float:
+        """A value in the unit for people."""
+        return value / MIB if self.unit == "bytes" else 100 * value if self.unit == "share" else value
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A place on the axis of a history: a commit, a commit with changed files (`abc1234+`), or a day.
+
+    `order` counts from 0, oldest first, and is the place in `History.commits`. `sha` is None where records
+    name no commit: these are kept by the day of their start. `known` says whether the order is the
+    repository's; `when` is the earliest start of a run, ISO 8601; `subject` the first line of the commit's
+    message.
+    """
+
+    order: int
+    name: str
+    sha: str | None
+    dirty: bool = False
+    when: str | None = None
+    subject: str = ""
+    known: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one run; `order` is the place of its commit in `History.commits`.
+
+    `source` is the file that it was read from, with the commit in front where that is an earlier version.
+    """
+
+    order: int
+    value: float
+    seed: int
+    repeat: int
+    run_id: str
+    when: str | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """A change of level between two neighbouring commits of a series.
+
+    `before` and `after` are the levels: the values of exact quantities, else medians of the stretches of runs
+    up to and from here. `first` is the last commit before and `second` the first one after, as places in
+    `History.commits`. `p_value` is None where no test was needed; `cause` says which components moved, or why
+    runs failed; `remark` what supports or weakens the step, and `doubtful` that it may be the machine's.
+    """
+
+    series: str
+    row: str
+    quantity: Quantity
+    first: int
+    second: int
+    before: float
+    after: float
+    p_value: float | None = None
+    cause: str = ""
+    remark: str = ""
+    doubtful: bool = False
+
+    @property
+    def ratio(self) -> float | None:
+        """After over before; None where there was nothing before."""
+        return self.after / self.before if self.before else None
+
+    @property
+    def worse(self) -> bool:
+        """Whether the quantity moved to its bad side."""
+        return (self.after > self.before) == (self.quantity.better == "lower")
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one quantity of one row that may be joined by a line, in the order of their commits.
+
+    `row` is the label in the suite, with the settings behind it where several configs share the label.
+    `stand` is what all its runs agree on (device, torch, protocols, …). `tested` says whether the series was
+    searched for steps; `remarks` hold what must be said beside it, such as runs of one commit that disagree.
+    """
+
+    id: str
+    suite: str
+    row: str
+    quantity: Quantity
+    config_id: str
+    stand: Mapping[str, str]
+    points: tuple[Point, ...]
+    steps: tuple[Step, ...] = ()
+    tested: bool = True
+    remarks: tuple[str, ...] = ()
+
+    @cached_property
+    def by_commit(self) -> dict[int, tuple[Point, ...]]:
+        """The points of each commit, by its place."""
+        found: dict[int, list[Point]] = {}
+        for point in self.points:
+            found.setdefault(point.order, []).append(point)
+        return {order: tuple(points) for order, points in found.items()}
+
+    @property
+    def first(self) -> int:
+        """The place of the first commit."""
+        return self.points[0].order
+
+    @property
+    def last(self) -> int:
+        """The place of the last commit."""
+        return self.points[-1].order
+
+
+@dataclass(frozen=True)
+class Break:
+    """Where a series of a row ends and another one begins, with the fields in which they differ.
+
+    `order` is the first commit of the new series. `beside` says that the earlier series goes on behind it, as
+    on a second machine.
+    """
+
+    row: str
+    quantity: Quantity
+    order: int
+    before: str
+    after: str
+    differences: tuple[Difference, ...]
+    beside: bool = False
+
+
+@dataclass(frozen=True)
+class History:
+    """All of a suite: commits oldest first, series in the order of rows and quantities, breaks, and notes.
+
+    `baseline` is the label of the control row; `set_aside` has a line for each file that is no sound record;
+    `runs` counts the records that were used.
+    """
+
+    suite: str
+    baseline: str | None
+    commits: tuple[Commit, ...]
+    series: tuple[Series, ...]
+    breaks: tuple[Break, ...] = ()
+    runs: int = 0
+    set_aside: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def steps(self) -> list[Step]:
+        """The steps of all series."""
+        return [step for series in self.series for step in series.steps]
+
+    @property
+    def rows(self) -> list[str]:
+        """The rows that have a series, in order."""
+        return list(dict.fromkeys(series.row for series in self.series))
+
+    @property
+    def quantities(self) -> list[Quantity]:
+        """The quantities that have a series: cost, then quality, then outcomes."""
+        found = dict.fromkeys(series.quantity for series in self.series)
+        return sorted(found, key=lambda quantity: KINDS.index(quantity.kind))

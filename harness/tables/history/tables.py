@@ -1,0 +1,126 @@
+"""The tables of a history: where each row stands, how far it moved, and its trend over commits."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+from harness.tables.cells import DASH, Column, Table
+from harness.tables.history import text as say
+from harness.tables.history.series import History, Quantity, Series
+
+BARS = "▁▂▃▄▅▆▇█"
+#: Commits that a trend shows, the newest.
+TREND = 12
+#: A trend that spans less than this share of its value is drawn flat.
+FLAT = 0.05
+MOVED = "now, change since the series began, trend over commits (| a step, / another series)"
+Lines = dict[tuple[str, Quantity], list[Series]]
+
+
+def tables(history: History) -> list[Table]:
+    """Where each row stands: the newest value of each quantity, its change since the start, its trend."""
+    lines = _lines(history)
+    chosen = [quantity for quantity in history.quantities if _is_headline(history, quantity)]
+    stub = (Column("row", tuple(history.rows), numeric=False),)
+    heads = say.heads(chosen)
+    columns = tuple(
+        c for quantity in chosen for c in _columns(history.rows, quantity, lines, heads[quantity])
+    )
+    if not columns:
+        return []
+    title = "now" if len(history.commits) == 1 else MOVED
+    return Table(title, stub, columns).split()
+
+
+def _lines(history: History) -> Lines:
+    """The series of each row and quantity, oldest first."""
+    lines: Lines = {}
+    for series in sorted(history.series, key=lambda series: (series.first, series.last)):
+        lines.setdefault((series.row, series.quantity), []).append(series)
+    return lines
+
+
+def _is_headline(history: History, quantity: Quantity) -> bool:
+    """Components and outcomes are shown where they are all there is, outcomes also where any run failed."""
+    if quantity.kind == "status":
+        points = [p for s in history.series if s.quantity == quantity for p in s.points]
+        return any(point.value < 1 for point in points) or len(history.quantities) == 1
+    others = any(other.kind in ("time", "perplexity", "accuracy") for other in history.quantities)
+    return not (quantity.part and others)
+
+
+def _columns(rows: Sequence[str], quantity: Quantity, lines: Lines, name: str) -> list[Column]:
+    found = [lines.get((row, quantity), []) for row in rows]
+    columns = [Column(name, tuple(_cell(several, _newest) for several in found))]
+    if _constant(found):
+        return columns
+    if any(len(series.by_commit) > 1 for several in found for series in several):
+        columns.append(Column("change", tuple(_cell(several, _change) for several in found), joined=True))
+    if any(sum(len(series.by_commit) for series in several) > 2 for several in found):
+        trends = tuple(_trend(several) for several in found)
+        columns.append(Column("trend", trends, numeric=False, joined=True))
+    return columns
+
+
+def unchanged(history: History) -> list[str]:
+    """The quantities that have the same value at every commit, in every row, where there are several."""
+    if len(history.commits) == 1:
+        return []
+    lines = _lines(history)
+    heads = say.heads([quantity for quantity in history.quantities if _is_headline(history, quantity)])
+    rows = {
+        quantity: [several for (_, own), several in lines.items() if own == quantity] for quantity in heads
+    }
+    return [heads[quantity] for quantity in heads if _constant(rows[quantity])]
+
+
+def _constant(rows: Sequence[Sequence[Series]]) -> bool:
+    """Whether no row ever moved, not even from one series to the next."""
+    levels = ({_level(series, order) for series in several for order in series.by_commit} for several in rows)
+    return all(len(found) < 2 for found in levels)
+
+
+def _cell(several: Sequence[Series], write: Callable[[Series], str]) -> str:
+    """What the series with the newest point says."""
+    return write(max(several, key=lambda series: series.last)) if several else DASH
+
+
+def _level(series: Series, order: int) -> float:
+    return statistics.fmean(point.value for point in series.by_commit[order])
+
+
+def _newest(series: Series) -> str:
+    return say.number(series.quantity, _level(series, series.last))
+
+
+def _change(series: Series) -> str:
+    before, after = _level(series, series.first), _level(series, series.last)
+    if series.first == series.last:
+        return DASH
+    if before == after:
+        return "="
+    if series.quantity.unit == "share":
+        return f"{100 * (after - before):+.1f}"
+    return f"{100 * (after / before - 1):+.1f} %" if before else DASH
+
+
+def _trend(several: Sequence[Series]) -> str:
+    """A bar for each of the newest commits, `|` in front of a step and `/` in front of another series."""
+    bars = [(_level(series, order), _mark(series, order)) for series in several for order in series.by_commit]
+    bars = bars[-TREND:]
+    if not bars:
+        return DASH
+    low, high = min(value for value, _ in bars), max(value for value, _ in bars)
+    span = max(high - low, FLAT * max(abs(low), abs(high)), math.ulp(1.0))
+    middle = (low + high) / 2
+    text = "".join(f"{mark}{BARS[round(3.5 + 6.9 * (value - middle) / span)]}" for value, mark in bars)
+    return text.lstrip("/|")
+
+
+def _mark(series: Series, order: int) -> str:
+    """What stands in front of a commit."""
+    if order == series.first:
+        return "/"
+    return "|" if any(step.second == order for step in series.steps) else ""

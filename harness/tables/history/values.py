@@ -1,0 +1,95 @@
+"""What a record contributes to a history: its quantities with their values, and what decides each of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from harness.record import Record
+from harness.tables.cells import plain
+from harness.tables.compare.memory import components
+from harness.tables.compare.pairing import decides
+from harness.tables.history.series import Kind, Quantity
+
+NAME_LENGTH = 80
+#: Beyond any speed or perplexity, and small enough for ratios.
+LARGEST = 1e100
+#: Depend on the seed, so they are compared between runs of one seed alone.
+BY_SEED = ("seed", "data", "data tokens", "model")
+
+STATUS = Quantity("ok_share", "runs ok", "share", "status", "higher", exact=True)
+PEAK = Quantity("peak_allocated_bytes", "peak memory", "bytes", "memory", "lower", exact=True)
+THROUGHPUT = Quantity("tokens_per_s", "throughput", "tokens/s", "time", "higher")
+WALL = Quantity("wall_s", "wall time", "s", "time", "lower")
+
+
+def values(record: Record) -> dict[Quantity, float]:
+    """All that a run was measured by; of a run that failed only that it did. Values may be infinite."""
+    found = {STATUS: float(record.outcome.status == "ok")}
+    if record.outcome.status == "ok":
+        found |= dict(_measured(record))
+    return found
+
+
+def _measured(record: Record) -> Iterator[tuple[Quantity, float]]:
+    train = record.memory.train if record.memory else None
+    if train is not None:
+        yield PEAK, float(train.peak_allocated_bytes)
+        for name, size in components(train).items():
+            yield component(name), float(size)
+    if record.time and record.time.tokens_per_s is not None:
+        yield THROUGHPUT, record.time.tokens_per_s
+    if record.time and record.time.wall_s is not None and record.time.wall_s > 0:
+        yield WALL, record.time.wall_s
+    if record.quality is None:
+        return
+    for name, scored in record.quality.perplexity.items():
+        name = plain(name, NAME_LENGTH)
+        yield (
+            Quantity(f"perplexity_{name}", f"perplexity {name}", "", "perplexity", "lower"),
+            scored.perplexity,
+        )
+    for name, task in record.quality.tasks.items():
+        name, version = plain(name, NAME_LENGTH), plain(task.version, NAME_LENGTH)
+        shown = name if version in ("", "1") else f"{name} v{version}"
+        key = f"accuracy_{name}_v{version}"
+        yield Quantity(key, f"accuracy {shown}", "share", "accuracy", "higher"), task.accuracy
+
+
+def component(name: str) -> Quantity:
+    """The quantity of a part of the peak, by its name for people."""
+    key = f"{name.replace(' ', '_')}_bytes"
+    return Quantity(key, f"memory: {name}", "bytes", "memory", "lower", exact=True, part=True)
+
+
+def usable(quantity: Quantity, value: float) -> bool:
+    """Whether a value can be drawn and tested: finite, and where ratios count such that these are."""
+    if quantity.kind in ("time", "perplexity"):
+        return 1 / LARGEST < value < LARGEST
+    return math.isfinite(value)
+
+
+def measurement(kind: Kind) -> str:
+    """The measurement whose conditions decide a kind of quantity; memory for how a run ended."""
+    return "memory" if kind == "status" else kind
+
+
+def conditions(record: Record, quantity: Quantity) -> tuple[dict[str, str], dict[str, str]]:
+    """What must be equal for two values to share a series: of any two runs, and of two runs of one seed."""
+    known = decides(record, measurement(quantity.kind))
+    by_seed = {key: known.pop(key) for key in BY_SEED if key in known}
+    return known, by_seed
+
+
+def scored_text(record: Record, quantity: Quantity) -> dict[str, str]:
+    """What a perplexity or an accuracy was taken over, as the record says."""
+    if record.quality is None:
+        return {}
+    for name, scored in record.quality.perplexity.items():
+        if quantity.key == f"perplexity_{plain(name, NAME_LENGTH)}":
+            cut = {"text": scored.text, "tokens": scored.tokens, "windows": scored.windows}
+            return {f"scored {key}": plain(str(value)) for key, value in cut.items()}
+    for name, task in record.quality.tasks.items():
+        if quantity.key == f"accuracy_{plain(name, NAME_LENGTH)}_v{plain(task.version, NAME_LENGTH)}":
+            return {"documents": str(task.documents)}
+    return {}

@@ -1,0 +1,1 @@
+"""A suite as one HTML file with tables and charts, which opens anywhere."""

@@ -1,0 +1,222 @@
+"""Charts that set rows beside each other: figures with their spread, Pareto fronts, bytes by component."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from harness.tables.aggregate import COMPONENTS
+from harness.tables.describe import status
+from harness.tables.page import chart
+from harness.tables.page.chart import Chart
+from harness.tables.page.rows import (
+    Better,
+    Group,
+    Quantity,
+    groups,
+    memory,
+    names,
+    point,
+    quality,
+    speed,
+    written,
+)
+from harness.tables.page.rows import labels as axis_names
+from harness.tables.page.text import chart_text
+from harness.tables.view import View
+
+
+def figures(view: View) -> list[Chart]:
+    """One chart for each quantity: the mean of every row with its spread, failed rows in their place."""
+    found: list[Chart] = []
+    for group in groups(view):
+        for quantity in (*quality(view), memory(view, group), speed(view)):
+            if any(point(view, place, quantity) for place in group.places):
+                found.append(_figure(view, group, quantity, f"figure-{len(found)}"))
+    return found
+
+
+def _figure(view: View, group: Group, quantity: Quantity, name: str) -> Chart:
+    labels = names(view)
+    traces, said = [], []
+    for line, place in enumerate(group.places):
+        known = point(view, place, quantity)
+        if known is None:
+            said.append(chart.ended(line, _missing(view, place)))
+            continue
+        trace: dict[str, Any] = {
+            "type": "scatter",
+            "mode": "markers",
+            "x": [known.mean],
+            "y": [line],
+            "marker": {**chart.marker(place), "size": 10},
+            "hovertext": [_hover(labels[place], written(view, place, quantity))],
+            "hoverinfo": "text",
+        }
+        if known.spread is not None:
+            trace["error_x"] = {"type": "data", "array": [known.spread], "thickness": 2, "width": 6}
+        traces.append(trace)
+    drawn = chart.content(
+        traces,
+        xaxis=chart.axis(quantity.name),
+        yaxis=chart.rows_axis(axis_names(view, group)),
+        annotations=said,
+        showlegend=False,
+        height=chart.rows_height(len(group.places)),
+    )
+    caption = f"{quantity.better} is better; bars are the sample standard deviation"
+    return Chart(name, _titled(quantity.name, group), caption, drawn)
+
+
+# ----------------------------------------------------------------------------------------- fronts
+def front(points: Sequence[tuple[float, float]], better: Better) -> list[int]:
+    """The points that no other point beats: as cheap and as good, and better in one of the two.
+
+    A point is (cost, benefit), where less cost is better and `better` speaks of the benefit. The answer is in
+    order of cost.
+    """
+    signed = [(cost, benefit if better == "lower" else -benefit) for cost, benefit in points]
+    kept = [
+        place
+        for place, (cost, loss) in enumerate(signed)
+        if not any(
+            other <= cost and worse <= loss and (other, worse) != (cost, loss) for other, worse in signed
+        )
+    ]
+    return sorted(kept, key=lambda place: signed[place])
+
+
+def fronts(view: View) -> list[Chart]:
+    """Each quality, and throughput, against peak memory, with the front of the rows that no other beats."""
+    found: list[Chart] = []
+    for group in groups(view):
+        cost = memory(view, group)
+        for benefit in (*quality(view), speed(view)):
+            places = [p for p in group.places if point(view, p, cost) and point(view, p, benefit)]
+            if len(places) > 1:
+                found.append(_front(view, group, places, (cost, benefit), f"front-{len(found)}"))
+    return found
+
+
+def _front(
+    view: View, group: Group, places: Sequence[int], axes: tuple[Quantity, Quantity], name: str
+) -> Chart:
+    cost, benefit = axes
+    labels, brief = names(view), dict(zip(group.places, axis_names(view, group), strict=True))
+    measured = [(point(view, place, cost), point(view, place, benefit)) for place in places]
+    points = [(across.mean, up.mean) for across, up in measured if across and up]
+    best = front(points, benefit.better)
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "Pareto front",
+            "x": [points[place][0] for place in best],
+            "y": [points[place][1] for place in best],
+            "line": {"color": "#8a919b", "dash": "dot", "shape": "hv", "width": 2},
+            "hoverinfo": "skip",
+        }
+    ]
+    for at, place in enumerate(places):
+        said = [written(view, place, cost), written(view, place, benefit)]
+        across, up = measured[at]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": chart_text(brief[place]),
+                "x": [points[at][0]],
+                "y": [points[at][1]],
+                "marker": {**chart.marker(place), "size": 12},
+                "error_x": _bar(across.spread if across else None),
+                "error_y": _bar(up.spread if up else None),
+                "hovertext": [_hover(labels[place], *said, *(["on the front"] if at in best else []))],
+                "hoverinfo": "text",
+            }
+        )
+    drawn = chart.content(
+        traces,
+        xaxis=chart.axis(cost.name),
+        yaxis=chart.axis(benefit.name),
+        legend=chart.legend_below(),
+        height=chart.HEIGHT,
+    )
+    title = _titled(f"{benefit.name} against peak memory", group)
+    return Chart(name, title, _beside(view, group, places, benefit), drawn)
+
+
+def _beside(view: View, group: Group, drawn: Sequence[int], benefit: Quantity) -> str:
+    """What to look for, and which rows are not there."""
+    labels = names(view)
+    corner = "lower left" if benefit.better == "lower" else "upper left"
+    absent = [f"{labels[place]} ({_missing(view, place)})" for place in group.places if place not in drawn]
+    return f"best is {corner}" + (f"; not in the chart: {'; '.join(absent)}" if absent else "")
+
+
+def _bar(spread: float | None) -> dict[str, Any] | None:
+    return None if spread is None else {"type": "data", "array": [spread], "thickness": 1.5, "width": 4}
+
+
+# ------------------------------------------------------------------------------------- components
+def components(view: View) -> list[Chart]:
+    """The peak of each row as a bar of its components."""
+    found: list[Chart] = []
+    for group in groups(view):
+        if any(point(view, place, memory(view, group)) for place in group.places):
+            found.append(_components(view, group, f"components-{len(found)}"))
+    return found
+
+
+def _components(view: View, group: Group, name: str) -> Chart:
+    cost, labels = memory(view, group), names(view)
+    lines = {place: line for line, place in enumerate(group.places)}
+    there = [place for place in group.places if point(view, place, cost)]
+    traces = []
+    for colour, key in zip(chart.COLOURS, COMPONENTS, strict=False):
+        part = key.removesuffix("_bytes").replace("_", " ")
+        sizes = [view.rows[place].mean(key) or 0.0 for place in there]
+        if not any(sizes):
+            continue
+        pairs = zip(there, sizes, strict=True)
+        texts = [f"{part}: {cost.show(size)} of {written(view, p, cost)}" for p, size in pairs]
+        traces.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": part,
+                "x": [size * cost.scale for size in sizes],
+                "y": [lines[place] for place in there],
+                "marker": {"color": colour},
+                "hovertext": [_hover(labels[p], text) for p, text in zip(there, texts, strict=True)],
+                "hoverinfo": "text",
+            }
+        )
+    drawn = chart.content(
+        traces,
+        barmode="stack",
+        xaxis=chart.axis(cost.name),
+        yaxis=chart.rows_axis(axis_names(view, group)),
+        annotations=[
+            chart.ended(lines[place], _missing(view, place)) for place in group.places if place not in there
+        ],
+        legend=chart.legend_below() | {"traceorder": "normal"},
+        height=chart.rows_height(len(group.places)),
+    )
+    caption = "means over the runs of a row; the components add up to the peak"
+    return Chart(name, _titled("bytes of the peak by component", group), caption, drawn)
+
+
+# ------------------------------------------------------------------------------------------- parts
+def _missing(view: View, place: int) -> str:
+    """Why a row has nothing to draw."""
+    said = status(view.rows[place].records)
+    return "not measured" if said.startswith("ok") and ";" not in said else said
+
+
+def _hover(name: str, *said: str) -> str:
+    return "<br>".join((f"<b>{chart_text(name)}</b>", *map(chart_text, said)))
+
+
+def _titled(title: str, group: Group) -> str:
+    text = f"{title} ({group.title})" if group.title else title
+    return text[0].upper() + text[1:]

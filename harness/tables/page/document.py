@@ -1,0 +1,134 @@
+"""The page of a suite: one HTML file with tables and charts that opens anywhere, without a network.
+
+Its figures are those of the report. The drawing library is inside the file once; a policy within it lets only
+the scripts of this module run and nothing be loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from string import Template
+
+from harness.errors import UserError
+from harness.record import Record
+from harness.tables import report as reports
+from harness.tables.aggregate import rows as rows_of
+from harness.tables.history.series import History
+from harness.tables.page import compare, papers, ranks, sources, training
+from harness.tables.page import history as page_history
+from harness.tables.page import spectra as page_spectra
+from harness.tables.page import tables as page_tables
+from harness.tables.page.chart import Chart, library, library_script
+from harness.tables.page.text import escape, json_block, script_hash, tag
+from harness.tables.papers.sources import Sources
+from harness.tables.report import Report
+from harness.tables.view import View
+
+_TEMPLATES = Path(__file__).with_name("templates")
+
+
+def check(path: Path) -> None:
+    """UserError where the page could not be written: no drawing library, no folder, a folder in its place."""
+    library()
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UserError(f"--html {path}: no file can be written there; choose another")
+
+
+def build(
+    records: Sequence[Record],
+    *,
+    baseline: str | None,
+    question: str = "",
+    notes: Iterable[str] = (),
+    order: Sequence[str] = (),
+    published: Sources | None = None,
+    history: History | None = None,
+) -> str:
+    """The page of one suite, from what its report is made of; UserError where plotly is not installed.
+
+    `published` says where published figures and ours are looked up, `history` what the suite measured at
+    earlier commits; without them the page has no such section.
+    """
+    report = reports.build(records, baseline=baseline, question=question, notes=notes, order=order)
+    view = View(tuple(rows_of(records, list(dict.fromkeys(order)))), baseline)
+    cells = papers.section(records, published) if published and records else ""
+    return render(report, view, cells, history)
+
+
+def write(text: str, path: Path) -> None:
+    """Write a page; UserError where that is not possible."""
+    try:
+        path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise UserError(f"--html {path}: cannot be written: {error.strerror}") from error
+
+
+def render(report: Report, view: View, published: str = "", history: History | None = None) -> str:
+    """The page as text; the same records always make the same text. `published` is HTML already."""
+    rank_maps, equal_ranks = ranks.maps(view)
+    spectra, same_weights = page_spectra.spectra(view)
+    sections = [
+        ("figures", "Figures with their spread", compare.figures(view), []),
+        ("fronts", "Quality and throughput against memory", compare.fronts(view), []),
+        ("memory", "Where the memory goes", compare.components(view), []),
+        ("training", "Training", training.losses(view), []),
+        ("ranks", "Ranks by layer and kind of matrix", rank_maps, equal_ranks),
+        ("moves", "Ranks over time", ranks.moves(view), []),
+        ("spectra", "Singular values", spectra, same_weights),
+    ]
+    if history is not None:
+        sections.append(("history", "History over commits", *page_history.charts(history)))
+    shown = [section for section in sections if section[2] or section[3]]
+    drawn = {chart.name: chart.content for _, _, charts, _ in shown for chart in charts}
+    runs = [record for row in view.rows for record in row.records]
+    plotly = library_script()
+    script, drawing = _template("page.js"), _template("charts.js")
+    links = [("results", "Results"), *((name, title) for name, title, *_ in shown)]
+    links += [("published", papers.TITLE)] if published else []
+    links += [("made", sources.TITLE), ("runs", "Run it again")]
+    return Template(_template("page.html")).substitute(
+        policy=" ".join(map(script_hash, (script, drawing, plotly))),
+        title=escape(report.title),
+        question=escape(report.question),
+        counts=escape(f"{len(view.rows)} rows from {len(runs)} runs"),
+        links="".join(tag("a", escape(text), href=f"#{name}") for name, text in links),
+        style=_template("page.css"),
+        tables=page_tables.tables(report, view),
+        notes=_list(report.notes),
+        charts="".join(_section(*section) for section in shown),
+        published=_block("published", papers.TITLE, published) if published else "",
+        made=page_tables.words(sources.made(view), "made-table"),
+        shared=_list(report.caption),
+        runs=page_tables.runs(view),
+        data=json_block(drawn),
+        plotly=plotly,
+        script=script,
+        drawing=drawing,
+    )
+
+
+def _template(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _section(name: str, title: str, charts: Sequence[Chart], said: Sequence[str]) -> str:
+    figures = "".join(_chart(chart) for chart in charts)
+    grid = tag("div", figures, class_="charts") if figures else ""
+    return _block(name, title, grid + _list(said))
+
+
+def _block(name: str, title: str, content: str) -> str:
+    return tag("section", tag("h2", escape(title)) + content, id=name)
+
+
+def _chart(chart: Chart) -> str:
+    height = chart.content["layout"]["height"]
+    place = tag(
+        "div", class_="chart", id=chart.name, style=f"height:{height}px", role="img", aria_label=chart.title
+    )
+    return tag("figure", tag("h3", escape(chart.title)) + place + tag("figcaption", escape(chart.caption)))
+
+
+def _list(said: Sequence[str]) -> str:
+    return tag("ul", "".join(tag("li", escape(text)) for text in said)) if said else ""

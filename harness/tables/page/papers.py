@@ -1,0 +1,210 @@
+"""Published figures on the page of a suite: its own cells, or those of its methods, with their verdicts."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from harness.errors import UserError
+from harness.record import Record
+from harness.tables.cells import DASH, Column, Table, plain
+from harness.tables.cells import ratio as ratio_text
+from harness.tables.page.tables import box, words
+from harness.tables.page.text import escape, tag
+from harness.tables.papers import judging, report, transcribed
+from harness.tables.papers.judging import Judged
+from harness.tables.papers.rows import notes, ours, shown
+from harness.tables.papers.schema import Predicted, Recorded, Selector
+from harness.tables.papers.sources import Sources
+from harness.tables.papers.verdicts import VERDICTS
+
+TITLE = "Published figures"
+#: Up to so many cells a table stands open.
+FEW = 40
+#: The suite whose labels forecasts are called by.
+_FORECASTS = "shapes"
+_HEADS = (
+    "table",
+    "row",
+    "figure",
+    "published",
+    "ours",
+    "ratio",
+    "verdict",
+    "ours is, why, conditions that differ",
+)
+_COUNTED = "counted is one figure for each transcribed row; further values of a row are in its paper"
+_NUMBERS = ("published", "ours", "ratio")
+_GOOD = ("reproduced", "same order", "arithmetic checked")
+_BAD = ("differs", "does not run as published")
+
+
+def section(records: Sequence[Record], sources: Sources) -> str:
+    """All of the section below its heading; a sentence where the published figures cannot be read."""
+    suite = records[0].suite
+    sources.take(suite, records)
+    try:
+        names = transcribed.available(sources.papers)
+        judged = {
+            name: judging.judge(name, transcribed.load(sources.papers, name), sources) for name in names
+        }
+        cells, said = chosen(records, judged)
+        tables = "".join(
+            _paper(name, own, sources, len(cells) <= FEW) for name, own in _by_paper(cells).items()
+        )
+    except (UserError, OSError) as error:
+        return tag("p", escape(f"Published figures could not be set beside ours: {error}"))
+    if not any(judged.values()):
+        return tag("p", "No published figures are at hand.")
+    return tag("p", escape(said)) + (_filter(cells) if cells else "") + tables + _summary(judged)
+
+
+# ------------------------------------------------------------------------------------ which cells
+def chosen(records: Sequence[Record], judged: dict[str, list[Judged]]) -> tuple[list[Judged], str]:
+    """The cells whose figure of ours is one of this suite, else those of its methods; and which these are."""
+    suite, labels = records[0].suite, {record.label for record in records}
+    everything = [item for items in judged.values() for item in items]
+    own = [item for item in everything if _is_met(item, lambda one: _speaks_of(one, suite, labels))]
+    if own:
+        return own, "The published figures that runs of this suite are set beside."
+    methods = list(dict.fromkeys(name for record in records for name in _methods(record)))
+    found = [item for item in everything if any(is_of(item, method) for method in methods)]
+    named = ", ".join(methods)
+    if not found:
+        return [], f"No published figure is transcribed that this suite or its methods ({named}) speak to."
+    return found, (
+        "No published figure is one of this suite, whose model and text are its own. These are the published "
+        f"figures of its methods ({named}), beside ours from wherever there are any."
+    )
+
+
+def _is_met(item: Judged, wanted: Callable[[Selector], bool]) -> bool:
+    return any(wanted(selector) for selector in item.cell.answer.selectors)
+
+
+def _speaks_of(selector: Selector, suite: str, labels: set[str]) -> bool:
+    if isinstance(selector, Recorded):
+        return Path(selector.suite).name == suite and selector.only.get("label", "") in {*labels, ""}
+    return isinstance(selector, Predicted) and suite == _FORECASTS and selector.forecast in labels
+
+
+def _methods(record: Record) -> list[str]:
+    """The names of a run's methods, as its suite calls them."""
+    stack = record.config.get("method", ())
+    return [str(choice["name"]) for choice in stack if isinstance(choice, dict) and "name" in choice]
+
+
+def is_of(item: Judged, method: str) -> bool:
+    """Whether a cell's row names a method in its own spelling, or names none in a paper that is called by it.
+
+    Spellings differ in case, hyphens, and digits before or behind the name.
+    """
+    said = item.cell.row.get("method")
+    if said is None:
+        return item.cell.paper == method
+    parts = re.findall(r"[a-z]+|[0-9]+", str(said).lower())
+    return method in parts or method in map("".join, pairwise(parts))
+
+
+def _by_paper(cells: Sequence[Judged]) -> dict[str, list[Judged]]:
+    found: dict[str, list[Judged]] = {}
+    for item in cells:
+        found.setdefault(item.cell.paper, []).append(item)
+    return found
+
+
+# ------------------------------------------------------------------------------------------ tables
+def _filter(cells: Sequence[Judged]) -> str:
+    there = [verdict for verdict in VERDICTS if any(item.verdict == verdict for item in cells)]
+    choices = "".join(tag("option", escape(verdict), value=verdict) for verdict in there)
+    text = (
+        '<input type="search" id="published-text" autocomplete="off" spellcheck="false" '
+        'placeholder="words, all of which a row has">'
+    )
+    every = tag("option", "any", value="")
+    return tag(
+        "form",
+        tag("label", f"Filter published figures {text}")
+        + tag("label", "Verdict " + tag("select", every + choices, id="published-verdict"))
+        + tag("output", id="published-count", for_="published-text published-verdict", aria_live="polite"),
+        class_="filter",
+        role="search",
+    )
+
+
+def _paper(name: str, items: Sequence[Judged], sources: Sources, is_open: bool) -> str:
+    """The cells of one paper, behind a line that counts them."""
+    described = f"published-{name}"
+    heads = "".join(
+        tag("th", tag("button", escape(head), type="button"), scope="col", class_=_kind(head))
+        for head in _HEADS
+    )
+    caption = tag("caption", escape(f"{name}: published figures and ours"), id=described, class_="hidden")
+    body = tag("tbody", "".join(_row(item, sources) for item in items))
+    drawn = tag("table", caption + tag("thead", tag("tr", heads)) + body, class_="sortable published")
+    summary = tag("summary", escape(f"{name}, {_counted(items)}"))
+    return tag("details", summary + box(drawn, described), class_="cells", open="" if is_open else None)
+
+
+def _row(item: Judged, sources: Sources) -> str:
+    cell = item.cell
+    named = [(key.replace("_", " "), shown(value)) for key, value in cell.keys.items()]
+    row = ", ".join(value if key == "method" else f"{key} {value}" for key, value in named)
+    unit = f" {cell.unit}".rstrip() if item.number is not None else ""
+    by = [f"{item.ours.by}"] if item.ours else []
+    said = {
+        "row": row,
+        "figure": cell.values.metric,
+        "published": shown(cell.published) + unit,
+        "ours": ours(item),
+        "ratio": DASH if item.ratio is None else ratio_text(item.ratio),
+    }
+    value = item.ours.value if item.ours and not isinstance(item.ours.value, (str, bool)) else None
+    sorts = {"published": item.number, "ours": value, "ratio": item.ratio}
+    cells = tag("th", escape(cell.table.id), scope="row") + "".join(
+        tag("td", escape(text), class_=_kind(head), data_value=_sort(sorts.get(head)))
+        for head, text in said.items()
+    )
+    ending = "all" if item.verdict in _GOOD else "none" if item.verdict in _BAD else "open"
+    cells += tag("td", tag("span", escape(item.verdict), class_=f"ending {ending}"), class_="words")
+    cells += tag("td", escape("; ".join((*by, *notes(item, sources)))), class_="words long")
+    return tag("tr", cells, data_verdict=item.verdict)
+
+
+def _kind(head: str) -> str:
+    return "number" if head in _NUMBERS else "words"
+
+
+def _sort(value: float | None) -> str | None:
+    return None if value is None or value != value else repr(float(value))
+
+
+def _summary(judged: dict[str, list[Judged]]) -> str:
+    """How many of each verdict every paper has, and what most often stands in the way."""
+    rows = {name: [item for item in items if item.cell.primary] for name, items in judged.items()}
+    rows["all"] = [item for items in rows.values() for item in items]
+    columns = (
+        Column("verdicts", tuple(map(_counted, rows.values())), numeric=False),
+        Column("what most often stands in the way", tuple(map(_reason, rows.values())), numeric=False),
+    )
+    table = Table("All papers: verdicts", (Column("paper", tuple(rows), numeric=False),), columns)
+    read = tag("ul", "".join(tag("li", escape(text)) for text in (_COUNTED, *report.READING)))
+    return tag("h3", escape(table.title)) + words(table, "published-papers") + read
+
+
+def _counted(items: Sequence[Judged]) -> str:
+    counts = Counter(item.verdict for item in items)
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    return f"{len(items)} figures: {said}"
+
+
+def _reason(items: Sequence[Judged]) -> str:
+    """The reason that most of the cells give that have no figure of ours, with their number."""
+    said = Counter(item.cell.answer.why for item in items if item.ours is None)
+    if not said:
+        return DASH
+    ((reason, count),) = said.most_common(1)
+    return plain(f"{count} times: {reason}")

@@ -1,0 +1,183 @@
+"""Charts of ranks: which a method kept in each layer and kind of matrix, and how they moved in training."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from harness.record import RankMove, Record
+from harness.tables.aggregate import Row
+from harness.tables.page import chart
+from harness.tables.page.chart import Chart
+from harness.tables.page.rows import names
+from harness.tables.page.text import chart_text
+from harness.tables.page.training import run_name
+from harness.tables.view import View
+
+_NUMBERED = re.compile(r"(?:^|\.)(\d+)\.")
+_FEW_LAYERS = 12  # up to so many layers the numbers are legible inside the map
+_SCALE = {
+    "title": {"text": "rank"},
+    "thickness": 12,
+    "lenmode": "pixels",
+    "len": 180,
+    "yanchor": "top",
+    "y": 1,
+}
+
+
+Known = TypeVar("Known")
+
+
+def placed(ranks: Mapping[str, Known]) -> tuple[list[str], list[int], dict[tuple[str, int], Known]]:
+    """Kinds of matrices, layers, and by both the rank, or whatever is known of a matrix.
+
+    Matrices of no numbered layer are left out.
+    """
+    found: dict[tuple[str, int], Known] = {}
+    for name, rank in ranks.items():
+        number = _NUMBERED.search(name)
+        if number:
+            found[name[number.end() :], int(number[1])] = rank
+    kinds = list(dict.fromkeys(kind for kind, _ in found))
+    brief = {kind: kind.partition(".")[2] or kind for kind in kinds}  # `self_attn.` says nothing more
+    if len(set(brief.values())) == len(kinds):
+        found = {(brief[kind], layer): rank for (kind, layer), rank in found.items()}
+        kinds = list(brief.values())
+    return kinds, sorted({layer for _, layer in found}), found
+
+
+def maps(view: View) -> tuple[list[Chart], list[str]]:
+    """A map of ranks for each row in which they differ, and what there is to say of the others."""
+    first = [(place, record) for place, row in enumerate(view.rows) if (record := _ranked(row))]
+    labels = names(view)
+    differing, said = [], []
+    for place, record in first:
+        ranks = record.parameters.ranks if record.parameters else {}
+        if len(set(ranks.values())) > 1 and placed(ranks)[0]:
+            differing.append((place, record, ranks))
+        else:
+            low, high = min(ranks.values()), max(ranks.values())
+            values = f"{low}" if low == high else f"{low} to {high}"
+            said.append(f"{labels[place]}: rank {values} in all {len(ranks)} matrices")
+    most = max((max(ranks.values()) for *_, ranks in differing), default=0)
+    longest_first = sorted((ranks for *_, ranks in differing), key=len, reverse=True)
+    order = placed({name: rank for ranks in longest_first for name, rank in ranks.items()})[0]
+    charts = [
+        _map(run_name(labels[place], record), ranks, (most, order), f"ranks-{place}")
+        for place, record, ranks in differing
+    ]
+    return charts, said
+
+
+def _ranked(row: Row) -> Record | None:
+    """The first run of a row that has ranks; runs of one row are shown by one of them."""
+    return next((record for record in row.records if record.parameters and record.parameters.ranks), None)
+
+
+def _map(title: str, ranks: Mapping[str, int], shared: tuple[int, list[str]], name: str) -> Chart:
+    """One map; `shared` is what all maps have in common: the largest rank and the order of kinds."""
+    most, order = shared
+    kinds, layers, found = placed(ranks)
+    kinds.sort(key=lambda kind: order.index(kind) if kind in order else len(order))
+    grid = [[found.get((kind, layer)) for layer in layers] for kind in kinds]
+    hover = [
+        [
+            f"layer {layer}, {chart_text(kind)}: rank {found[kind, layer]}" if (kind, layer) in found else ""
+            for layer in layers
+        ]
+        for kind in kinds
+    ]
+    trace: dict[str, Any] = {
+        "type": "heatmap",
+        "z": grid,
+        "x": layers,
+        "y": list(range(len(kinds))),
+        "zmin": 0,
+        "zmax": most,
+        "xgap": 1,
+        "ygap": 1,
+        "colorscale": "Viridis",
+        "colorbar": _SCALE,
+        "hovertext": hover,
+        "hoverinfo": "text",
+    }
+    if len(layers) <= _FEW_LAYERS:
+        trace["texttemplate"] = "%{z}"
+    drawn = chart.content(
+        [trace],
+        xaxis=chart.axis("layer") | {"dtick": max(1, len(layers) // 8), "showgrid": False},
+        yaxis=chart.rows_axis(kinds) | {"showgrid": False},
+        height=chart.rows_height(len(kinds)),
+    )
+    outside = {key: rank for key, rank in ranks.items() if not _NUMBERED.search(key)}
+    said = "; ".join(f"{key}: {rank}" for key, rank in outside.items())
+    caption = "rank by layer and kind of matrix; a gap has none" + (
+        f"; outside the layers {said}" if said else ""
+    )
+    return Chart(name, title, caption, drawn)
+
+
+# ---------------------------------------------------------------------------------------- movement
+def moves(view: View) -> list[Chart]:
+    """For each row whose ranks changed during training, the mean rank by kind of matrix over the updates."""
+    labels, found = names(view), []
+    for place, row in enumerate(view.rows):
+        record = next((record for record in row.records if _moved(record)), None)
+        if record and record.training:
+            found.append(_moves(run_name(labels[place], record), record, f"moves-{place}"))
+    return found
+
+
+def _moved(record: Record) -> bool:
+    """Whether the rank of any matrix ever became another."""
+    seen: dict[str, int] = {}
+    for move in record.training.rank_moves if record.training else ():
+        if any(seen.get(name, rank) != rank for name, rank in move.ranks.items()):
+            return True
+        seen |= move.ranks
+    return False
+
+
+def course(record: Record) -> tuple[list[int], dict[str, list[float | None]]]:
+    """Updates at which ranks changed, and the last one; after each the mean rank of every kind."""
+    moved = record.training.rank_moves if record.training else []
+    kinds = placed({name: rank for move in moved for name, rank in move.ranks.items()})[0]
+    known: dict[str, int] = {}
+    steps: list[int] = []
+    lines: dict[str, list[float | None]] = {kind: [] for kind in kinds}
+    last = RankMove(step=record.training.steps if record.training else 0, ranks={})
+    for move in (*moved, last):
+        known |= move.ranks
+        steps.append(move.step)
+        _, _, grid = placed(known)
+        for kind, line in lines.items():
+            values = [rank for (of, _), rank in grid.items() if of == kind]
+            line.append(math.fsum(values) / len(values) if values else None)
+    return steps, lines
+
+
+def _moves(title: str, record: Record, name: str) -> Chart:
+    steps, lines = course(record)
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": chart_text(kind),
+            "x": steps,
+            "y": values,
+            "line": chart.line(place) | {"shape": "hv"},
+        }
+        for place, (kind, values) in enumerate(lines.items())
+    ]
+    drawn = chart.content(
+        traces,
+        xaxis=chart.axis("update"),
+        yaxis=chart.axis("mean rank over the layers") | {"rangemode": "tozero"},
+        legend=chart.legend_below(),
+        hovermode="x unified",
+        height=chart.HEIGHT,
+    )
+    return Chart(name, title, "mean over the matrices of a kind, after each change", drawn)

@@ -1,0 +1,184 @@
+"""The tables of a report as HTML: the same cells as in Markdown, and with each the figure it is sorted by."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from harness.record import Record
+from harness.tables.aggregate import Row
+from harness.tables.cells import Column, Table, bytes_text, plain
+from harness.tables.page.rows import names
+from harness.tables.page.text import escape, lines, tag
+from harness.tables.report import Report
+from harness.tables.sections import ENDINGS
+from harness.tables.view import View
+
+STATUS = "status"
+_MESSAGE = 300
+_LOG_LINES, _LOG_WIDTH = 20, 300
+_NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?")
+
+
+def tables(report: Report, view: View) -> str:
+    """Every table of the report, with a button in each heading that sorts by its column."""
+    whole = joined(report.tables)
+    return "".join(_sortable(report, view, table, place) for place, table in enumerate(whole))
+
+
+def joined(pieces: Sequence[Table]) -> list[Table]:
+    """Tables as wide as they are: a page needs no pieces of a line's width, and no table of endings alone."""
+    found: list[Table] = []
+    for piece in pieces:
+        if found and piece.title == f"{found[-1].title} (continued)":
+            found[-1] = replace(found[-1], columns=(*found[-1].columns, *piece.columns), notes=piece.notes)
+        else:
+            found.append(piece)
+    if len(found) > 1 and found[0].title == ENDINGS:
+        ends, main, *others = found
+        differs = ends.stub[1:]
+        count = len(main.stub[0].cells)
+        columns = (*_filled(ends.columns, count), *main.columns, *_filled(differs, count))
+        return [replace(main, stub=main.stub[:1], columns=columns), *others]
+    return found
+
+
+def _filled(columns: Sequence[Column], count: int) -> list[Column]:
+    """Columns with empty cells below, in the lines that belong to no row."""
+    return [replace(c, cells=(*c.cells, *[""] * (count - len(c.cells)))) for c in columns]
+
+
+def _sortable(report: Report, view: View, table: Table, number: int) -> str:
+    columns = table.all_columns
+    described = f"table-{number}"
+    heads = "".join(
+        tag("th", tag("button", escape(column.name), type="button"), scope="col", class_=_kind(column))
+        for column in columns
+    )
+    known = len(view.rows)
+    body = "".join(
+        tag("tr", _cells(report, view, columns, place), data_row=str(place), data_ok=_ok(view.rows[place]))
+        for place in range(known)
+    )
+    below = "".join(
+        tag(
+            "tr",
+            "".join(tag("td", escape(cell), class_=_kind(c)) for c, cell in zip(columns, cells, strict=True)),
+        )
+        for cells in table.rows[known:]
+    )
+    drawn = tag(
+        "table",
+        tag("caption", escape(table.title), id=described)
+        + tag("thead", tag("tr", heads))
+        + tag("tbody", body)
+        + (tag("tfoot", below) if below else ""),
+        class_="sortable",
+    )
+    return box(drawn, described)
+
+
+def box(drawn: str, described: str) -> str:
+    """A table in a box of its own that scrolls, by keyboard as well, where the table is wider."""
+    return tag("div", drawn, class_="box", tabindex="0", role="region", aria_labelledby=described)
+
+
+def _cells(report: Report, view: View, columns: Sequence[Column], place: int) -> str:
+    first, *rest = columns
+    link = tag("a", escape(first.cells[place]), href=f"#row-{place}")
+    found = [tag("th", link, scope="row")]
+    for column in rest:
+        text = escape(column.cells[place])
+        if column.name == STATUS and not column.numeric:
+            text = tag("span", text, class_=f"ending {_ok(view.rows[place])}") + _reasons(view.rows[place])
+        value = _value(report, column, place)
+        sort = None if value is None else repr(value)
+        found.append(tag("td", text, class_=_kind(column), data_value=sort, data_key=column.key or None))
+    return "".join(found)
+
+
+def _value(report: Report, column: Column, place: int) -> float | None:
+    """The figure behind a cell: that of the CSV, or where it has none what the cell says."""
+    if not column.numeric:
+        return None
+    if column.key in report.frame:
+        value = float(report.frame[column.key].iloc[place])
+        return None if math.isnan(value) else value
+    said = _NUMBER.search(column.cells[place])
+    return float(said[0].replace(",", "")) if said else None
+
+
+def _kind(column: Column) -> str:
+    return "number" if column.numeric else "words"
+
+
+def _ok(row: Row) -> str:
+    """Whether `all`, `some` or `none` of the runs of a row ended well."""
+    good = sum(record.outcome.status == "ok" for record in row.records)
+    return "all" if good == len(row.records) else "some" if good else "none"
+
+
+def _reasons(row: Row) -> str:
+    """Status, phase and reason of every run that failed, each once."""
+    said = dict.fromkeys(_reason(record) for record in row.records if record.outcome.status != "ok")
+    return "".join(tag("small", escape(text), class_="reason") for text in said)
+
+
+def _reason(record: Record) -> str:
+    outcome = record.outcome
+    if outcome.status == "ok":
+        return "ok"
+    where = f" in {outcome.phase}" if outcome.phase else ""
+    asked = f", asked for {bytes_text(outcome.requested_bytes)}" if outcome.requested_bytes else ""
+    message = f": {plain(outcome.message, _MESSAGE)}" if outcome.message else ""
+    return f"{outcome.status}{where}{asked}{message}"
+
+
+# ---------------------------------------------------------------------------------- other tables
+def words(table: Table, name: str) -> str:
+    """A table of text that is not sorted."""
+    heads = "".join(tag("th", escape(column.name), scope="col") for column in table.all_columns)
+    body = "".join(
+        tag(
+            "tr",
+            "".join((tag("th", escape(first), scope="row"), *(tag("td", escape(cell)) for cell in rest))),
+        )
+        for first, *rest in table.rows
+    )
+    caption = tag("caption", escape(table.title), id=name, class_="hidden")
+    return box(
+        tag("table", caption + tag("thead", tag("tr", heads)) + tag("tbody", body), class_="prose"), name
+    )
+
+
+def runs(view: View) -> str:
+    """Each row with the command that makes each of its runs again, and what a failed run left."""
+    labels = names(view)
+    return "".join(
+        tag(
+            "details",
+            tag("summary", escape(f"{labels[place]} ({_counted(row.records)})"))
+            + "".join(_run(record) for record in row.records),
+            id=f"row-{place}",
+        )
+        for place, row in enumerate(view.rows)
+    )
+
+
+def _counted(records: Sequence[Record]) -> str:
+    return f"{len(records)} run{'s' if len(records) > 1 else ''}"
+
+
+def _run(record: Record) -> str:
+    repeat = f", repeat {record.repeat}" if record.repeat else ""
+    parts = [
+        tag("h3", escape(f"seed {record.seed}{repeat}: {_reason(record)}")),
+        tag("pre", tag("code", lines(record.rerun)), class_="command", tabindex="0"),
+        *(tag("p", escape(f"Warning: {warning}")) for warning in record.warnings),
+    ]
+    if record.outcome.status != "ok" and record.outcome.log_tail:
+        log = "\n".join(plain(line, _LOG_WIDTH) for line in record.outcome.log_tail[-_LOG_LINES:])
+        parts.append(tag("pre", lines(log), class_="log", tabindex="0"))
+    return "".join(parts)

@@ -1,0 +1,76 @@
+"""Charts of how training went: the loss of every run over its updates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from harness.record import Record
+from harness.tables.page import chart
+from harness.tables.page.chart import Chart
+from harness.tables.page.rows import names, short
+from harness.tables.page.text import chart_text
+from harness.tables.view import View
+
+#: Points of all curves of one chart together: more would be a file that opens slowly and shows no more.
+POINTS = 24_000
+
+
+def losses(view: View) -> list[Chart]:
+    """The training loss of every run that has one, those that failed on the way included."""
+    runs = [
+        (place, record)
+        for place, row in enumerate(view.rows)
+        for record in row.records
+        if record.training and len(record.training.loss) > 1
+    ]
+    if not runs:
+        return []
+    room = max(2, POINTS // len(runs))
+    labels, traces, seen = names(view), [], set[int]()
+    coarsest = 1
+    for place, record in runs:
+        loss = record.training.loss if record.training else []
+        stride = -(-len(loss) // room)
+        coarsest = max(coarsest, stride)
+        steps, means = thinned(loss, stride)
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": chart_text(short(labels[place])),
+                "legendgroup": str(place),
+                "showlegend": place not in seen,
+                "x": steps,
+                "y": means,
+                "line": chart.line(place),
+                "hovertemplate": f"{chart_text(run_name(labels[place], record)).replace('%', '&#37;')}"
+                "<br>update %{x}: %{y:.4f}<extra></extra>",
+            }
+        )
+        seen.add(place)
+    drawn = chart.content(
+        traces,
+        xaxis=chart.axis("update"),
+        yaxis=chart.axis("training loss, nats per token"),
+        legend=chart.legend_below(),
+        hovermode="closest",
+        height=chart.HEIGHT,
+    )
+    mean = f"; each point is the mean of up to {coarsest} updates" if coarsest > 1 else ""
+    caption = f"one line per run, all runs of a row in one colour; a legend entry shows or hides a row{mean}"
+    return [Chart("losses", "Training loss", caption, drawn)]
+
+
+def thinned(values: Sequence[float], stride: int) -> tuple[list[int], list[float | None]]:
+    """Means of `stride` values each with the number, from 1, of the last; None where one is not finite."""
+    ends = [min(start + stride, len(values)) for start in range(0, len(values), stride)]
+    parts = [values[end - 1 - (end - 1) % stride : end] for end in ends]
+    means = [math.fsum(part) / len(part) if all(map(math.isfinite, part)) else None for part in parts]
+    return ends, [mean if mean is None else float(f"{mean:.5g}") for mean in means]
+
+
+def run_name(label: str, record: Record) -> str:
+    """A run in words: its row, seed and repeat."""
+    repeat = f", repeat {record.repeat}" if record.repeat else ""
+    return f"{label}, seed {record.seed}{repeat}"

@@ -1,0 +1,1 @@
+"""Published figures, each beside ours, with what may be said of it."""

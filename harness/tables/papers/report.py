@@ -1,0 +1,119 @@
+"""Published figures beside ours: a report for each paper, and the summary of all."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from harness.errors import UserError, nearest
+from harness.tables.cells import Column, Table, plain
+from harness.tables.papers.judging import Judged, judge
+from harness.tables.papers.rows import conditions, shown, tables_of
+from harness.tables.papers.schema import Paper
+from harness.tables.papers.sources import Sources, command
+from harness.tables.papers.verdicts import VERDICTS
+from harness.tables.report import Report
+
+READING = (
+    "ours is calculated from formulas and real modules without weights, predicted by simulation, measured by "
+    "a run, or printed elsewhere; ratio: ours over published",
+    "verdicts rest on the tolerance of each table; same order: beyond it by no more than the table's factor, "
+    "and the column ordered alike",
+    "reproduced and same order rest on a run where ours is measured, on a simulation where it is predicted",
+    "arithmetic checked says that a figure follows from others or from shapes, not that a run was repeated",
+)
+
+
+# ------------------------------------------------------------------------------------------- reports
+def build(name: str, paper: Paper, sources: Sources, only: str | None = None) -> Report:
+    """The report of one paper, or of one of its tables; UserError names the nearest for an unknown table."""
+    wanted = {table.id for table in paper.tables} if only is None else {_table(paper, only)}
+    judged = judge(name, paper, sources)
+    tables = [_summary("Verdicts by table", _by_table(judged))] if only is None else []
+    for table in paper.tables:
+        if table.id in wanted:
+            own = [item for item in judged if item.cell.table is table]
+            tables += tables_of(own, sources)
+    shown = [item for item in judged if item.cell.table.id in wanted]
+    source = paper.paper
+    caption = [f"read: {source.read}", f"code: {source.code or 'none known'}", *READING]
+    missing = [f"Not transcribed: {text}" for text in paper.missing]
+    return Report(
+        title=f"{name}: published figures beside ours",
+        question=f"{source.title}, arXiv {source.arxiv}",
+        tables=tuple(tables),
+        caption=tuple(plain(text) for text in caption),
+        notes=tuple(plain(text) for text in (*paper.notes, *(missing if only is None else ()))),
+        lines=tuple(_lines(shown)),
+    )
+
+
+def summary(everything: dict[str, list[Judged]]) -> Report:
+    """How many of each verdict there are, by paper; one cell for each transcribed row."""
+    table = _summary("Verdicts by paper", everything)
+    return Report(
+        title="Published figures beside ours",
+        question="Which published figures hold, by which check, and what would fill the others?",
+        tables=(table,),
+        caption=READING,
+        notes=("One cell is one transcribed row; further values of a row stand in the papers' own pages.",),
+        lines=tuple(_lines(item for judged in everything.values() for item in judged)),
+    )
+
+
+def _table(paper: Paper, wanted: str) -> str:
+    known = [table.id for table in paper.tables]
+    exact = [name for name in known if name.lower() == wanted.lower()]
+    near = exact or [name for name in known if name.lower().startswith(wanted.lower() + " ")]
+    if len(near) != 1:
+        raise UserError(f"{len(near) or 'no'} table {wanted!r}; {nearest(wanted, near or known)}")
+    return near[0]
+
+
+def _by_table(judged: Iterable[Judged]) -> dict[str, list[Judged]]:
+    found: dict[str, list[Judged]] = {}
+    for item in judged:
+        found.setdefault(item.cell.table.id, []).append(item)
+    return found
+
+
+def _summary(title: str, groups: dict[str, list[Judged]]) -> Table:
+    """Primary values by verdict, and their sum."""
+    counts = {
+        name: Counter(item.verdict for item in items if item.cell.primary) for name, items in groups.items()
+    }
+    counts["all"] = sum(counts.values(), Counter())
+    used = [verdict for verdict in VERDICTS if counts["all"][verdict]]
+    columns = [Column(name, tuple(str(count[name]) for count in counts.values())) for name in used]
+    total = Column("cells", tuple(str(count.total()) for count in counts.values()))
+    return Table(title, (Column("", tuple(counts), numeric=False),), (total, *columns))
+
+
+def _lines(judged: Iterable[Judged]) -> Iterator[dict[str, object]]:
+    """One line per printed value, with all that is known of it."""
+    for item in judged:
+        cell, tolerance = item.cell, item.cell.tolerance
+        words = command(cell.answer.selectors) if item.ours is None else None
+        yield {
+            "paper": cell.paper,
+            "table": cell.table.id,
+            "row": "; ".join(f"{key}={shown(value)}" for key, value in cell.keys.items()),
+            "quantity": cell.quantity,
+            "primary": cell.primary,
+            "published": shown(cell.published),
+            "unit": cell.unit,
+            "ours": None if item.ours is None else item.ours.value,
+            "ratio": item.ratio,
+            "ours_is": item.ours.by if item.ours else None,
+            "how": item.ours.how if item.ours else None,
+            "verdict": item.verdict,
+            "why": cell.answer.why,
+            "conditions": conditions(item),
+            "obtained": cell.obtained,
+            "confidence": cell.table.confidence,
+            "source": cell.table.source,
+            "tolerance_relative": tolerance.relative if tolerance else None,
+            "tolerance_absolute": tolerance.absolute if tolerance else None,
+            "command": shlex.join(words) if words else None,
+        }

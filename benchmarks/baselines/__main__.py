@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import jobs
 from harness import suite
 from harness.config import Run
 from harness.errors import UserError
@@ -73,14 +74,11 @@ def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="compare with the baselines (the default)")
     mode.add_argument("--write", action="store_true", help="take today's figures as baselines")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes; default 2")
+    jobs.add_to(parser, default=2)
     forms = "text", "md", "json", "github", "junit"
     parser.add_argument("--format", choices=forms, default="text", help="as of `lorebench gate`")
     parser.add_argument("--file", type=Path, default=FILE, help="the file of baselines")
-    asked = parser.parse_args(arguments)
-    if asked.jobs < 1:
-        parser.error(f"--jobs {asked.jobs} measures nothing; give at least 1")
-    return asked
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

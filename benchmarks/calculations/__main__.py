@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import jobs
 from benchmarks.calculations import CALCULATIONS, collecting
 from harness.errors import UserError
 
@@ -59,11 +60,8 @@ def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list the calculations and evaluate none")
     parser.add_argument("--papers", type=Path, default=collecting.PAPERS, help="folder of published tables")
     parser.add_argument("--out", type=Path, default=FILE, help="the file of values")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes; default 2")
-    asked = parser.parse_args(arguments)
-    if asked.jobs < 1:
-        parser.error(f"--jobs {asked.jobs} evaluates nothing; give at least 1")
-    return asked
+    jobs.add_to(parser, default=2)
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import jobs
 from benchmarks.memory import charts, forecasts, papers, table
 from harness import suite
 from harness.config import Run
@@ -117,15 +118,12 @@ def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--fresh", action="store_true", help="simulate rows that have a forecast already, too"
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="only rows whose label holds this text")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that simulate; default 1")
+    jobs.add_to(parser, default=1)
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder for all files")
     parser.add_argument(
         "--render-only", action="store_true", help="simulate nothing; exit with 1 if something had drifted"
     )
-    asked = parser.parse_args(arguments)
-    if asked.jobs < 1:
-        parser.error(f"--jobs {asked.jobs} simulates nothing; give at least 1")
-    return asked
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

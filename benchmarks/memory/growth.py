@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import jobs
 from benchmarks.memory import charts, fits, forecasts, table
 from harness import suite
 from harness.config import Run
@@ -241,15 +242,12 @@ def _resolved() -> dict[str, Run]:
 def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory.growth", description=__doc__)
     parser.add_argument("--fresh", action="store_true", help="simulate what has a forecast already, too")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that simulate; default 1")
+    jobs.add_to(parser, default=1)
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder for all files")
     parser.add_argument(
         "--render-only", action="store_true", help="simulate nothing; exit with 1 if something had drifted"
     )
-    asked = parser.parse_args(arguments)
-    if asked.jobs < 1:
-        parser.error(f"--jobs {asked.jobs} simulates nothing; give at least 1")
-    return asked
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

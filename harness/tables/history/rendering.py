@@ -26,7 +26,7 @@ def to_text(history: History) -> str:
     lines = [_title(history), "", "commits", *_commits(history)]
     steps = say.told(history)
     lines += ["", _counts(steps), *_steps(history, steps)]
-    breaks = [f"  {text}" for text in _breaks(history)]
+    breaks = [f"  {text}" for text in say.breaks(history)]
     lines += ["", "breaks: series are not joined there", *_first(breaks)] if breaks else []
     for table in tables(history):
         lines += ["", table.title, *(f"  {line}" for line in _grid(table))]
@@ -43,7 +43,7 @@ def to_markdown(history: History) -> str:
     steps = say.told(history)
     if steps:
         lines += [*markdown_table(_step_table(history, steps)), ""]
-    breaks = _breaks(history)
+    breaks = say.breaks(history)
     lines += ["## Breaks", "", *(f"- {markdown(text)}" for text in breaks), ""] if breaks else []
     for table in tables(history):
         lines += [f"## {markdown(table.title)}", "", *markdown_table(table), ""]
@@ -148,17 +148,6 @@ def _step_table(history: History, steps: Sequence[Step]) -> Table:
     names = ("verdict", "row", "quantity", "between", "level", "ratio", "why")
     columns = zip(names, zip(*rows, strict=True), strict=True)
     return Table("steps", (), tuple(Column(name, cells, numeric=False) for name, cells in columns))
-
-
-def _breaks(history: History) -> list[str]:
-    quantities = [quantity.name for quantity in history.quantities]
-    found = []
-    for each in say.broken(history):
-        rows = say.listed(each.rows, history.rows, "rows")
-        what = say.listed(each.quantities, quantities, "quantities")
-        kind = "also" if each.beside else "from here"
-        found.append(f"{history.commits[each.order].name}: {kind} {each.reason} ({rows}; {what})")
-    return found
 
 
 def _same(history: History) -> list[str]:

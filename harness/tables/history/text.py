@@ -106,7 +106,7 @@ class Said:
         return f"{shown} and {len(self.differences) - 4} more" if len(self.differences) > 4 else shown
 
 
-def broken(history: History) -> list[Said]:
+def _broken(history: History) -> list[Said]:
     """The breaks of a history, joined where place and reason are the same."""
     grouped: dict[tuple[int, bool, tuple[Difference, ...]], tuple[list[str], list[str]]] = {}
     for each in history.breaks:
@@ -118,6 +118,18 @@ def broken(history: History) -> list[Said]:
         Said(*key, tuple(dict.fromkeys(rows)), tuple(dict.fromkeys(quantities)))
         for key, (rows, quantities) in sorted(grouped.items(), key=lambda item: item[0][0])
     ]
+
+
+def breaks(history: History) -> list[str]:
+    """Why lines end and where, a line for each place and reason."""
+    quantities = [quantity.name for quantity in history.quantities]
+    found = []
+    for each in _broken(history):
+        rows = listed(each.rows, history.rows, "rows")
+        what = listed(each.quantities, quantities, "quantities")
+        kind = "also" if each.beside else "from here"
+        found.append(f"{history.commits[each.order].name}: {kind} {each.reason} ({rows}; {what})")
+    return found
 
 
 def listed(names: Sequence[str], everything: Iterable[str], word: str) -> str:

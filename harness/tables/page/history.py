@@ -33,7 +33,7 @@ def charts(history: History) -> tuple[list[Chart], list[str]]:
     drawn = [quantity for quantity in history.quantities if _is_drawn(history, quantity)]
     found = [_chart(history, quantity, f"history-{place}") for place, quantity in enumerate(drawn)]
     left = [quantity.name for quantity in history.quantities if quantity not in drawn]
-    said = [*_first(_steps(history)), *_first(_breaks(history)), *say.method(history)]
+    said = [*_first(_steps(history)), *_first(say.breaks(history)), *say.method(history)]
     said += _first(say.remarks(history))
     said += [f"not drawn, since nothing stepped: {', '.join(left)}"] if left else []
     aside = [f"{len(history.set_aside)} files set aside"] if history.set_aside else []
@@ -180,17 +180,6 @@ def _told(history: History, step: Step) -> str:
     why = f"; {say.why(step)}" if say.why(step) else ""
     size = f"{step.quantity.name} {say.levels(step)}{how}"
     return f"{say.verdict(step)}: {step.row}, {size} at {commit.name}{subject}{why}"
-
-
-def _breaks(history: History) -> list[str]:
-    quantities = [quantity.name for quantity in history.quantities]
-    found = []
-    for each in say.broken(history):
-        rows = say.listed(each.rows, history.rows, "rows")
-        what = say.listed(each.quantities, quantities, "quantities")
-        kind = "beside" if each.beside else "break"
-        found.append(f"{kind} at {history.commits[each.order].name}: {each.reason} ({rows}; {what})")
-    return found
 
 
 def _first(lines: Sequence[str]) -> list[str]:

@@ -7,21 +7,13 @@ own or is imported inside its command.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from harness import ab, arguments, gating, options, publishing, tracking
+from harness import ab, arguments, gating, options, publishing, reporting, tracking
 from harness.errors import UserError
-
-if TYPE_CHECKING:
-    from harness.suite import Suite
-    from harness.tables.history.series import History
-    from harness.tables.report import Report
-
-PIPED_COLUMNS = 140
 
 app = typer.Typer(
     name="lorebench",
@@ -95,7 +87,7 @@ def run(
     )
     records = list(outcome.records.values())
     notes = [f"{len(outcome.left)} runs are left: run the same command again"] if outcome.left else []
-    _publish(chosen, records, notes, outcome.folder / "tables", chosen.name)
+    reporting.publish(chosen, records, notes, outcome.folder / "tables", chosen.name)
     typer.echo(f"records: {outcome.folder}")
     if outcome.refused:
         raise UserError("; ".join(dict.fromkeys(outcome.refused.values())))
@@ -127,7 +119,7 @@ def plan(
 
     from harness import planning
     from harness.engine import capacity
-    from harness.tables import plan as tables
+    from harness.tables.plan import tables, values
 
     sizes = options.sizes(device_gib or (), reserve_gib)
     searched = [s for s, on in zip(capacity.SETTINGS, (max_batch, max_seq), strict=True) if on]
@@ -138,62 +130,12 @@ def plan(
         raise UserError(f"--json {json_file}: no file can be written there; choose another")
     chosen = options.load(suite, model, data, settings, only, seed)
     made = planning.plan(chosen, device, results, sizes, searched, ranks, arguments.cache_folder(), _say)
-    _print(tables.build(made))
+    reporting.show(tables.build(made))
     if json_file is not None:
         try:
-            json_file.write_text(json.dumps(tables.as_dict(made), indent=1) + "\n", encoding="utf-8")
+            json_file.write_text(json.dumps(values.as_dict(made), indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--json {json_file}: cannot be written: {error.strerror}") from error
-
-
-@app.command()
-def report(
-    suite: arguments.SuiteName,
-    model: arguments.ModelOption = None,
-    data: arguments.DataOption = None,
-    settings: arguments.SetOption = None,
-    only: arguments.OnlyOption = None,
-    seed: arguments.Seeds = None,
-    results: arguments.Results = Path("runs"),
-    out: Annotated[Path | None, typer.Option(help="Folder for the written tables.")] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Also write a page with charts that opens offline."),
-    ] = None,
-    history: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--history", metavar="FOLDER", help="Records of earlier commits for the page; repeatable."
-        ),
-    ] = None,
-) -> None:
-    """Print and write the tables of a suite from its records, without running anything."""
-    from harness.engine import runner
-    from harness.tables import report as tables
-
-    _check_page(html, history)
-    chosen = options.load(suite, model, data, settings, only, seed)
-    earlier = _history(chosen, history)
-    wanted = runner.resolve(chosen.runs).runs
-    folders = sorted(path for path in results.glob(f"*/{chosen.name}") if path.is_dir())
-    if not folders:
-        raise UserError(f"no records of suite {chosen.name!r} under {results}; run: lorebench run {suite}")
-    for folder in folders:
-        found, notes = tables.load(folder)
-        by_id = runner.labelled(wanted, {record.run_id: record for record in found})
-        records = list(by_id.values())
-        if not records:
-            for note in notes:
-                typer.echo(note, err=True)
-            continue
-        missing, other = len(wanted) - len(by_id), len(found) - len(by_id)
-        notes += [f"{missing} of {len(wanted)} runs have no record yet"] if missing else []
-        notes += [f"{other} records of other configurations are not shown"] if other else []
-        name = chosen.name if len(folders) == 1 else f"{chosen.name}-{folder.parent.name}"
-        _publish(chosen, records, notes, out or folder / "tables", name)
-        if html is not None:
-            machine = "" if len(folders) == 1 else f"-{folder.parent.name}"
-            _publish_page(chosen, records, notes, html.with_stem(html.stem + machine), results, earlier)
 
 
 @app.command()
@@ -212,6 +154,7 @@ def export(
     typer.echo(f"{folder}: written as {form}")
 
 
+app.command()(reporting.report)
 app.command()(publishing.paper)
 app.command()(gating.gate)
 app.command()(ab.ab)
@@ -221,73 +164,6 @@ app.command()(tracking.history)
 # ------------------------------------------------------------------------------------------- plan
 def _say(text: str) -> None:
     typer.echo(text, err=True)
-
-
-# ------------------------------------------------------------------------------------------ parts
-def _publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder: Path, name: str) -> None:
-    from harness.tables import report as tables
-
-    if not records:
-        typer.echo("nothing has run yet, so there is no table")
-        return
-    order = [record.config_id for record in records]
-    built = tables.build(records, baseline=suite.baseline, question=suite.question, notes=notes, order=order)
-    _print(built)
-    written = tables.write(built, folder, name)
-    typer.echo("tables: " + ", ".join(str(path) for path in written))
-
-
-def _check_page(html: Path | None, history: Sequence[Path] | None) -> None:
-    """UserError for a page that could not be written, or a history without one."""
-    if html is not None:
-        from harness.tables.page import document
-
-        document.check(html)
-    elif history:
-        raise UserError("--history belongs to a page: add --html FILE")
-
-
-def _history(suite: Suite, folders: Sequence[Path] | None) -> History | None:
-    """What the records of some folders say of a suite at earlier commits."""
-    from harness.tables.history.building import load
-
-    labels = list(dict.fromkeys(run.name for run in suite.runs))
-    return load(folders, suite.name, baseline=suite.baseline, labels=labels) if folders else None
-
-
-def _publish_page(
-    suite: Suite,
-    records: Sequence[Any],
-    notes: Sequence[str],
-    path: Path,
-    results: Path,
-    history: History | None,
-) -> None:
-    from harness.tables.drift import ROOT
-    from harness.tables.page import document
-    from harness.tables.papers import pages
-
-    built = document.build(
-        records,
-        baseline=suite.baseline,
-        question=suite.question,
-        notes=notes,
-        order=[record.config_id for record in records],
-        published=pages.sources(ROOT, results),
-        history=history,
-    )
-    document.write(built, path)
-    typer.echo(f"page: {path}")
-
-
-def _print(built: Report) -> None:
-    from rich.console import Console
-
-    from harness.tables.report import to_terminal
-
-    console = Console()
-    # A pipe or a file has no width of its own; narrow tables would be hard to read there.
-    to_terminal(built, console if console.is_terminal else Console(width=PIPED_COLUMNS))
 
 
 def _find_record(run: str, results: Path) -> Path:

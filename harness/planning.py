@@ -13,7 +13,7 @@ from harness.engine.forecasts import Answer, Question
 from harness.engine.runner import Estimates
 from harness.forecast import UNSEEN
 from harness.suite import Suite
-from harness.tables.plan import GIB, Plan, Row
+from harness.tables.plan.values import GIB, Plan, Row
 
 
 def plan(

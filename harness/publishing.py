@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from harness.errors import UserError
+from harness.reporting import show
 
 if TYPE_CHECKING:
     from harness.tables.report import Report
 
-PIPED_COLUMNS = 140
 SUFFIXES = {"md": "md", "csv": "csv", "latex": "tex"}
 Format = Literal["terminal", "md", "csv", "latex"]
 
@@ -37,7 +37,7 @@ def paper(
     if form != "terminal":
         typer.echo(report.texts(built)[SUFFIXES[form]], nl=False)
     elif out is None:
-        _print(built)
+        show(built)
 
 
 def _built(name: str, table: str | None, results: Path) -> Report:
@@ -57,12 +57,3 @@ def _built(name: str, table: str | None, results: Path) -> Report:
         judged = {each: judging.judge(each, transcribed.load(found.papers, each), found) for each in names}
         return paper_report.summary(judged)
     return paper_report.build(name, transcribed.load(found.papers, name), found, table)
-
-
-def _print(built: Report) -> None:
-    from rich.console import Console
-
-    from harness.tables.report import to_terminal
-
-    console = Console()
-    to_terminal(built, console if console.is_terminal else Console(width=PIPED_COLUMNS))

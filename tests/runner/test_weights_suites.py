@@ -27,8 +27,8 @@ from harness.engine.simulate import simulate
 from harness.errors import UserError
 from harness.record import Record, read
 from harness.suite import Suite, shipped_suites
-from harness.tables import plan as tables
 from harness.tables.cells import DASH
+from harness.tables.plan import tables, values
 from tests.paper_files import write_paper_files
 from tests.tiny import sentence, tiny_llama, tiny_tokenizer
 
@@ -170,7 +170,7 @@ def test_a_suite_is_planned_at_its_real_size_with_neither_network_nor_files(
     assert row.report.phase_peak_allocated_bytes["load"] == pytest.approx(dense, rel=0.01)
     assert row.report.peak_allocated_bytes > dense
     assert ("train" in row.report.phase_peak_allocated_bytes) == (steps is not None)
-    (shown,) = tables.as_dict(made)["rows"]
+    (shown,) = values.as_dict(made)["rows"]
     assert (shown["steps"], shown["tokens_per_step"]) == (steps, tokens)
     assert shown["tokens"] == (None if steps is None else steps * tokens)
     columns = {column.name: column.cells for column in tables.build(made).tables[0].all_columns}

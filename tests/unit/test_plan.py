@@ -18,8 +18,8 @@ from harness.engine import runner
 from harness.engine.job import Job
 from harness.forecast import UNSEEN, MemoryReport, Peak
 from harness.record import TrainMemory
-from harness.tables import plan as tables
 from harness.tables.cells import DASH
+from harness.tables.plan import tables, values
 from tests import forecaster
 
 GIB = 1 << 30
@@ -308,10 +308,10 @@ def trained() -> MemoryReport:
     )
 
 
-def plan_of(*forecasts: MemoryReport | str, **changes: Any) -> tables.Plan:
-    rows = [tables.Row(f"r{number}", str(number), 0, 1, None, f) for number, f in enumerate(forecasts)]
+def plan_of(*forecasts: MemoryReport | str, **changes: Any) -> values.Plan:
+    rows = [values.Row(f"r{number}", str(number), 0, 1, None, f) for number, f in enumerate(forecasts)]
     given = {"device_gib": (11.0,), "reserve_gib": 1.0, "unseen": UNSEEN, **changes}
-    return tables.Plan("s", "", "m", tuple(rows), **given)
+    return values.Plan("s", "", "m", tuple(rows), **given)
 
 
 def test_components_and_the_moment_of_the_peak_are_shown() -> None:

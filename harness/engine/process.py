@@ -154,7 +154,8 @@ class Worker:
                 self._signal(signal.SIGKILL)
                 self._waiter.join()
         if self.process.stdin:
-            self.process.stdin.close()
+            with suppress(BrokenPipeError):  # closing sends once more what a dead process never read
+                self.process.stdin.close()
 
     def last_words(self) -> str:
         """How a process ended that left no result."""

@@ -17,6 +17,7 @@ from harness.engine.capacity import SETTINGS
 from harness.engine.forecasts import Answer, Keys, Question
 from harness.engine.foresight import Oracle, foresee, read_ranks
 from harness.engine.job import Job
+from harness.engine.process import Worker
 from harness.engine.refusals import is_ample, refusals
 from harness.errors import UserError
 from harness.forecast import MemoryReport
@@ -244,6 +245,21 @@ def test_a_worker_that_never_starts_is_started_once(oracle: Oracle, tmp_path: Pa
     assert [answer.kind for answer in answers] == ["failed", "failed"]
     assert answers[0].reason == "the simulation failed: worker exited with code 3 and left no result"
     assert not kept(oracle)
+
+
+def test_a_worker_that_is_gone_before_it_is_asked_is_no_accident(
+    oracle: Oracle, tmp_path: Path, monkeypatch
+) -> None:
+    """Its end comes first here, as on a busy machine; then closing its input sends the question again."""
+    send = Oracle._send
+
+    def late(self: Oracle, worker: Worker, *rest: Any) -> None:
+        worker.process.wait()
+        send(self, worker, *rest)
+
+    (tmp_path / "broken").touch()
+    monkeypatch.setattr(Oracle, "_send", late)
+    assert [answer.kind for answer in ask(oracle, run_of(), run_of(batch=2))] == ["failed", "failed"]
 
 
 def test_only_what_stays_true_is_kept(oracle: Oracle, tmp_path: Path) -> None:

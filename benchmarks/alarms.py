@@ -182,9 +182,11 @@ def _outcome(name: str, clone: Path, revision: str, repeats: int) -> dict[str, A
 
 
 def as_expected(outcome: dict[str, Any]) -> bool:
-    """Whether what was planted was found where it was planted, and nothing elsewhere."""
-    alarms = {(cell["row"], cell["quantity"]) for cell in outcome["cells"] if cell["verdict"] == "regression"}
-    expected = {"slower": {(ROW, "throughput")}, "larger": {(ROW, "peak memory")}}
+    """Whether what was planted was found where it was planted, and nothing elsewhere, for better or worse."""
+    told = "regression", "improvement"
+    found = {(cell["row"], cell["quantity"], cell["verdict"]) for cell in outcome["cells"]}
+    alarms = {alarm for alarm in found if alarm[-1] in told}
+    expected = {"slower": {(ROW, "throughput", told[0])}, "larger": {(ROW, "peak memory", told[0])}}
     return alarms == expected.get(outcome["name"], set())
 
 

@@ -32,6 +32,8 @@ PINS = "constraints.txt"
 SHORT = 9
 #: Checkouts that are kept, those that were used last.
 KEPT = 20
+#: Names of checkouts beside them, that used last at the end.
+USED = ".used"
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,7 @@ def checkout(source: Path, asked: str, folder: Path) -> Revision:
     with FileLock(folder / ".lock"):
         if _git(made.tree, "rev-parse", "--verify", "--quiet", "HEAD", fine=(0, 1, 128)) != sha:
             _make(source, made, changed)
-        made.tree.touch()
-        _forget(folder)
+        _keep(made.tree)
     if not (made.tree / ENTRY).is_file():
         raise UserError(f"{asked}: this revision has no {ENTRY.as_posix()}, so nothing in it can be run")
     return made
@@ -112,13 +113,19 @@ def _make(source: Path, made: Revision, changed: Mapping[str, bool]) -> None:
         (scratch / "tree").replace(made.tree)
 
 
-def _forget(folder: Path) -> None:
-    """Remove the checkouts that were not used for longest."""
-    known = sorted(
-        (path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime_ns
-    )
-    for path in known[:-KEPT]:
-        shutil.rmtree(path, ignore_errors=True)
+def _keep(tree: Path) -> None:
+    """Note a checkout as the one used last, and remove those that were not used for longest.
+
+    The order is written down: clocks of machines are set back, and times of folders may be coarse.
+    """
+    noted = tree.parent / USED
+    there = {path.name for path in tree.parent.iterdir() if path.is_dir()}
+    listed = noted.read_text(encoding="utf-8", errors="replace").split() if noted.is_file() else []
+    used = [name for name in dict.fromkeys(listed) if name in there and name != tree.name]
+    order = [*sorted(there.difference(used, [tree.name])), *used, tree.name]
+    for name in order[:-KEPT]:
+        shutil.rmtree(tree.parent / name, ignore_errors=True)
+    noted.write_text("".join(f"{name}\n" for name in order[-KEPT:]), encoding="utf-8")
 
 
 @contextmanager

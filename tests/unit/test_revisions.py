@@ -88,9 +88,22 @@ def test_checkouts_that_were_not_used_for_longest_are_removed(
     monkeypatch.setattr(revisions, "KEPT", 2)
     first, second = (revisions.checkout(repository, name, folder) for name in ("first", "main"))
     revisions.checkout(repository, "first", folder)
+    # A clock that was set back between the two.
+    os.utime(first.tree, (0, 0))
     git(repository, "commit", "-q", "--allow-empty", "-m", "third")
     third = revisions.checkout(repository, "main", folder)
     assert [made.tree.exists() for made in (first, second, third)] == [True, False, True]
+
+
+def test_checkouts_of_which_no_use_is_noted_go_first(
+    repository: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revisions, "KEPT", 2)
+    left = folder / ".new-broken-off"
+    left.mkdir(parents=True)
+    (folder / revisions.USED).write_bytes(b"gone\n\xff\xfe")
+    made = [revisions.checkout(repository, name, folder) for name in ("first", "main")]
+    assert [left.exists(), *(each.tree.exists() for each in made)] == [False, True, True]
 
 
 def test_the_working_tree_is_taken_with_what_is_changed_new_and_gone(repository: Path, folder: Path) -> None:

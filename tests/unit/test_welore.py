@@ -217,7 +217,7 @@ def test_26_with_the_filter_the_measured_reduction_is_within_half_a_jump(err: fl
     assert not [warning for warning in context.warnings if "reduction" in warning]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(st.floats(0, 1), min_size=2, max_size=9), min_size=1, max_size=6),
     st.floats(0.01, 0.99),

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from harness import record
 from harness.record import PROTOCOLS, Record
 from harness.tables.compare import memory as compare_memory
 from harness.tables.compare.cells import Cell, Comparison
 from harness.tables.compare.judging import compare
 from harness.tables.compare.loading import Loaded, Side, load
 from harness.tables.compare.statistics import shift
-from tests.gate_records import environment, lines, made, memory, put, quality
+from tests.gate_records import PACKAGES, environment, lines, made, memory, put, quality
 
 MIB = 1 << 20
 RANDOM = np.random.default_rng(0)
 NATS = 20 * RANDOM.gamma(4, 0.2, 100)
 RIGHT = RANDOM.random(200) < 0.8
+DATA = {"name": "text", "sha256": "digest", "tokens": 10, "model": "nano", "model_sha256": "weights"}
 
 
 def side(*records: Record) -> Side:
@@ -76,6 +79,8 @@ def test_a_gpu_has_an_allowance_of_half_a_percent_and_8_mib() -> None:
         ({"environment": environment(packages={"torch": "2.14.0"})}, "torch 2.13.0 -> 2.14.0"),
         ({"memory": memory("cuda", optimizer_bytes=1)}, "meter live -> cuda"),
         ({"protocols": {**PROTOCOLS, "memory": 9}}, "memory protocol 1 -> 9"),
+        ({"environment": environment(cpu_threads=4)}, "threads 2 -> 4"),
+        ({"environment": environment(packages={**PACKAGES, "peft": "0.1"})}, "peft 0.21.2 -> 0.1"),
     ],
 )
 def test_a_field_that_decides_makes_an_x_that_names_it(parts: dict[str, Any], field: str) -> None:
@@ -83,6 +88,46 @@ def test_a_field_that_decides_makes_an_x_that_names_it(parts: dict[str, Any], fi
     assert cell.verdict == "x"
     assert field in cell.cause
     assert cell.differences
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "field"),
+    [
+        (
+            {"environment": environment(flags={"tf32": True})},
+            {"environment": environment(flags={"tf32": False})},
+            "tf32",
+        ),
+        ({"data": DATA}, {"data": {**DATA, "sha256": "other"}}, "data"),
+        ({"data": DATA}, {"data": {**DATA, "tokens": 11}}, "data tokens"),
+        ({"data": DATA}, {"data": {**DATA, "model_sha256": "other"}}, "model"),
+    ],
+)
+def test_what_was_trained_and_how_decides_once_both_sides_know_it(
+    before: dict[str, Any], after: dict[str, Any], field: str
+) -> None:
+    cell = only(between(made(**before), made(**after)), "peak memory")
+    assert (cell.verdict, [each.field for each in cell.differences]) == ("x", [field])
+    assert only(between(made(), made(**after)), "peak memory").verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    "other", [{"text": "another"}, {"windows": 99}, {"tokens": 1999}, {"context": 64}, {"batches": 3}]
+)
+def test_a_text_that_is_cut_otherwise_is_not_comparable(other: dict[str, Any]) -> None:
+    after = quality(NATS)
+    after["perplexity"]["text"] |= other
+    cell = only(between(made(quality=quality(NATS)), made(quality=after)), "perplexity text")
+    assert (cell.verdict, cell.cause) == ("x", "not comparable: another text, or cut in another way")
+
+
+@pytest.mark.parametrize("right", [RIGHT[:100], RIGHT])
+def test_another_version_or_number_of_documents_is_not_comparable(right: Sequence[bool]) -> None:
+    after = quality((), right)
+    after["tasks"]["quiz"] |= {"version": "1" if len(right) < len(RIGHT) else "2"}
+    cell = only(between(made(quality=quality((), RIGHT)), made(quality=after)), "accuracy quiz")
+    assert cell.verdict == "x"
+    assert "version 1 -> " in cell.cause
 
 
 def test_another_protocol_of_perplexity_leaves_memory_comparable() -> None:
@@ -98,6 +143,23 @@ def test_a_row_whose_settings_changed_names_the_settings() -> None:
     cell = only(between(made(), other), "run")
     assert cell.verdict == "x"
     assert "method.0.options.rank 8 -> 16" in cell.cause
+
+
+def test_the_same_run_with_other_threads_is_another_machine(tmp_path: Path) -> None:
+    one, two = (made(environment=environment(cpu_threads=count)) for count in (1, 2))
+    for machine, item in (("cpu-1t", one), ("cpu-2t", two)):
+        record.write(item, tmp_path / "a" / machine / "demo" / f"{item.run_id}.json")
+    put(
+        tmp_path / "b",
+        two.model_copy(update={"memory": made(memory=memory(optimizer_bytes=900 << 20)).memory}),
+    )
+    found = compare(load(tmp_path / "a"), load(tmp_path / "b"))
+    assert not found.set_aside
+    assert {(cell.quantity, cell.verdict) for cell in found.cells} == {
+        ("status", "ok"),
+        ("peak memory", "regression"),
+        ("run", "missing"),
+    }
 
 
 def test_the_same_run_on_two_machines_finds_its_own_twin() -> None:
@@ -127,7 +189,21 @@ def test_a_run_that_no_longer_ends_well_fails(status: str) -> None:
     assert cell.verdict == "regression"
     assert cell.cause == f"ok -> {status} in train: so it is"
     assert only(between(broken, made()), "status").verdict == "improvement"
-    assert only(between(broken, broken), "status").verdict == "ok"
+    same = between(broken, broken)
+    assert (only(same, "status").verdict, same.exit_code) == ("reported", 2)
+    assert only(between(broken, made(outcome={"status": "ok"})), "status").verdict == "improvement"
+
+
+def test_a_run_that_fails_in_another_way_is_reported() -> None:
+    broken, other = (made(outcome={"status": status, "phase": "train"}) for status in ("error", "oom"))
+    found = between(broken, other)
+    assert (only(found, "status").verdict, found.exit_code) == ("reported", 2)
+
+
+def test_that_runs_ended_well_is_no_verdict_where_nothing_else_could_be_compared() -> None:
+    found = between(made(), made(environment=environment(packages={"torch": "2.14.0"})))
+    assert (found.counts, found.exit_code) == ({"x": 1, "ok": 1}, 2)
+    assert found.summary.startswith("gate: nothing could be judged")
 
 
 def test_a_run_that_broke_on_another_device_is_not_comparable() -> None:
@@ -170,6 +246,13 @@ def test_without_windows_a_change_is_not_comparable() -> None:
     found = between(made(quality=quality(NATS)), made(quality=quality(NATS + 1)))
     assert only(found, "perplexity text").verdict == "x"
     assert "no per-window nll" in only(found, "perplexity text").cause
+
+
+def test_a_few_windows_give_no_interval(tmp_path: Path) -> None:
+    few = on_disk(tmp_path, NATS[:19], RIGHT, 1.05 * NATS[:19], RIGHT)
+    cell = only(few, "perplexity text")
+    assert cell.verdict == "withheld"
+    assert "19 windows are too few" in cell.cause
 
 
 def test_windows_that_are_not_those_of_the_record_are_not_believed(tmp_path: Path) -> None:
@@ -223,6 +306,19 @@ def test_more_tasks_ask_for_more_evidence(tmp_path: Path) -> None:
     ]
     assert only(compare(*first), "accuracy quiz").verdict == "regression"
     assert "regression" not in compare(load(tmp_path / "a"), load(tmp_path / "b")).counts
+
+
+def test_tasks_of_equal_counts_are_tested_too(tmp_path: Path) -> None:
+    """Six lost answers are p = 0.03 alone; Holm's six tests are six although five of them moved nothing."""
+    for seed in range(6):
+        after = changed(6, 0) if seed == 0 else changed(6, 6)
+        put(tmp_path / "a", made(seed=seed, quality=quality((), RIGHT)), (), RIGHT)
+        put(tmp_path / "b", made(seed=seed, quality=quality((), after)), (), after)
+    found = compare(load(tmp_path / "a"), load(tmp_path / "b"))
+    cells = [cell for cell in found.cells if cell.quantity == "accuracy quiz"]
+    assert [cell.verdict for cell in cells] == ["ok"] * 6
+    assert "Holm: p = 0.19" in cells[0].cause
+    assert {cell.cause for cell in cells[1:]} == {f"{int(RIGHT.sum())} of 200 right, as before"}
 
 
 def test_other_questions_are_not_comparable(tmp_path: Path) -> None:
@@ -345,6 +441,45 @@ def test_pairs_that_the_controls_pairs_reach_are_no_regression() -> None:
     ]
     cell = speeds(base, after, demo="control")["row"]
     assert (cell.verdict, "overlap" in cell.cause) == ("ok", True)
+
+
+@pytest.mark.parametrize("row", [700, 1000, 800])
+def test_a_row_beside_a_control_that_moved_is_not_judged_even_where_it_moved_alike(row: int) -> None:
+    base = [*at_once("control", MOODS), *at_once("row", MOODS)]
+    after = [*at_once("control", MOODS, 700, seconds=1), *at_once("row", MOODS, row, seconds=1)]
+    found = compare(side(*base), side(*after), {"demo": "control"})
+    cell = next(cell for cell in found.cells if (cell.row, cell.quantity) == ("row", "throughput"))
+    assert cell.verdict == "withheld"
+    assert "the control row control moved, too: -30.0 %" in cell.cause
+    assert found.exit_code == 2
+
+
+def test_a_control_that_did_not_take_turns_withholds_the_verdict() -> None:
+    base = [*runs("control", 1000), *runs("row", 1000)]
+    after = [*runs("control", 1000, late=30), *runs("row", 900, seconds=30)]
+    found = speeds(base, after, demo="control")["row"]
+    assert found.verdict == "withheld"
+    assert "the control row control: another day or time" in found.cause
+
+
+def test_two_rows_of_the_control_s_label_are_no_control() -> None:
+    base = [*runs("control", 1000), *runs("row", 1000)]
+    after = [*runs("control", 1000, seconds=30), *runs("row", 900, seconds=30)]
+    twin = {"config_id": "f" * 12, "run_id": "f" * 12 + "-s0-r0"}
+    for found in (base, after):
+        found.append(found[0].model_copy(update=twin))
+    cell = speeds(base, after, demo="control")["row"]
+    assert (cell.verdict, cell.cause.rpartition("; ")[2]) == (
+        "withheld",
+        "2 rows are named control as the control is: name one by --control",
+    )
+
+
+def test_another_protocol_of_time_is_not_comparable() -> None:
+    base, after = runs("row", 1000), runs("row", 900, seconds=30)
+    after = [item.model_copy(update={"protocols": {**PROTOCOLS, "time": 99}}) for item in after]
+    cell = speeds(base, after)["row"]
+    assert (cell.verdict, [field.field for field in cell.differences]) == ("x", ["time protocol"])
 
 
 def test_a_control_whose_pairs_moved_withholds_the_verdict() -> None:

@@ -74,7 +74,7 @@ def test_a_base_that_scatters_raises_the_threshold() -> None:
 def test_turns_are_taken_when_no_side_has_three_in_a_row() -> None:
     assert took_turns([False, True] * 5)
     assert took_turns([False, True, True, False] * 3)
-    assert not took_turns([False] * 5 + [True] * 5)
+    assert not took_turns([False, True, True, True, False, True, False, False, True, False])
 
 
 # ------------------------------------------------------------------------------------- perplexity

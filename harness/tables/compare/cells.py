@@ -17,6 +17,8 @@ VERDICTS: tuple[Verdict, ...] = (
     *("x", "missing", "new", "ok"),
 )
 NAME_LENGTH, CAUSE_LENGTH = 80, 400
+#: The quantity that says how a run ended.
+STATUS = "status"
 #: Verdicts that say something about the candidate.
 JUDGED: tuple[Verdict, ...] = ("regression", "improvement", "ok")
 
@@ -44,6 +46,11 @@ class Cell:
     verdict: Verdict
     cause: str
     differences: tuple[Difference, ...] = ()
+
+    @property
+    def judged(self) -> bool:
+        """Whether it says something about the candidate: that a run ended as before says nothing of it."""
+        return self.verdict in JUDGED and (self.quantity, self.verdict) != (STATUS, "ok")
 
     @classmethod
     def of(
@@ -86,7 +93,7 @@ class Comparison:
         counts = self.counts
         if "regression" in counts:
             return 1
-        return 0 if any(verdict in counts for verdict in JUDGED) and "withheld" not in counts else 2
+        return 0 if any(cell.judged for cell in self.cells) and "withheld" not in counts else 2
 
     @property
     def summary(self) -> str:

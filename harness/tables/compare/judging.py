@@ -14,7 +14,7 @@ from harness.tables.cells import plain
 from harness.tables.compare import memory as compare_memory
 from harness.tables.compare import quality as compare_quality
 from harness.tables.compare import speed as compare_speed
-from harness.tables.compare.cells import Cell, Comparison, Difference, Verdict, not_comparable
+from harness.tables.compare.cells import STATUS, Cell, Comparison, Difference, Verdict, not_comparable
 from harness.tables.compare.loading import Loaded, Side
 from harness.tables.compare.pairing import Pair, differences, pair
 from harness.tables.compare.quality import Answers
@@ -76,9 +76,9 @@ def _run(each: Pair) -> Iterator[Cell | Open]:
     fields = differences(base, candidate, "memory")
     verdict, cause = _status(base, candidate)
     if verdict == "regression" and fields:
-        yield cell("status", "x", f"{cause}; {not_comparable(fields)}", fields)
+        yield cell(STATUS, "x", f"{cause}; {not_comparable(fields)}", fields)
     else:
-        yield cell("status", verdict, cause)
+        yield cell(STATUS, verdict, cause)
     if base.outcome.status == candidate.outcome.status == "ok":
         for quantity, kind, judged in _quantities(each.base, each.candidate):
             fields = differences(base, candidate, kind)
@@ -93,7 +93,7 @@ def _run(each: Pair) -> Iterator[Cell | Open]:
 def _status(base: Record, candidate: Record) -> tuple[Verdict, str]:
     before, after = base.outcome.status, candidate.outcome.status
     if before == after:
-        return "ok", f"{after}, as before"
+        return ("ok" if after == "ok" else "reported"), f"{after}, as before"
     where = f" in {candidate.outcome.phase}" if candidate.outcome.phase else ""
     why = f"{where}: {plain(candidate.outcome.message, 160)}" if candidate.outcome.message else where
     cause = f"{before} -> {after}" + (why if after != "ok" else "")

@@ -100,10 +100,15 @@ def _note(file: Path, root: Path, reason: str) -> str:
     return plain(f"{file.relative_to(root)}: {reason}", NOTE_LENGTH)
 
 
+def machine(read: Record) -> tuple[str, ...]:
+    """The machine of a run and its meter; with other threads it is another machine."""
+    here, meter = read.environment, read.memory.meter if read.memory else ""
+    return (here.device, str(here.cpu_threads), meter) if here else ("", "", meter)
+
+
 def _identity(read: Record) -> tuple[str, ...]:
-    """What one side may have once: a run on a device by a meter."""
-    device = read.environment.device if read.environment else ""
-    return read.suite, read.run_id, device, read.memory.meter if read.memory else ""
+    """What one side may have once: a run on a machine by a meter."""
+    return read.suite, read.run_id, *machine(read)
 
 
 # ------------------------------------------------------------------------------- what cannot be

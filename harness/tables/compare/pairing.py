@@ -11,7 +11,7 @@ from harness.record import Record
 from harness.tables import aggregate
 from harness.tables.cells import plain
 from harness.tables.compare.cells import Difference
-from harness.tables.compare.loading import Loaded
+from harness.tables.compare.loading import Loaded, machine
 
 SHOWN = 60
 #: Packages that can move a number, beside those that a row's stand names.
@@ -74,8 +74,7 @@ def _matched(
 
 
 def _same_place(record: Record) -> Hashable:
-    here = record.environment
-    return _same_work(record), here.device if here else None, record.memory.meter if record.memory else None
+    return _same_work(record), machine(record)
 
 
 def _same_work(record: Record) -> Hashable:

@@ -105,11 +105,15 @@ def _windows(loaded: Loaded, name: str, scored: Perplexity) -> list[Window]:
 # ---------------------------------------------------------------------------------------- accuracy
 @dataclass(frozen=True)
 class Answers:
-    """Two runs' answers to one task: how many became wrong and right, of how many, and the p value."""
+    """Two runs' answers to one task: how many became wrong and right, of how many, and the p value.
+
+    `right` are those that the candidate answered right.
+    """
 
     lost: int
     won: int
     documents: int
+    right: int
 
     @property
     def p_value(self) -> float:
@@ -118,6 +122,8 @@ class Answers:
 
     def judge(self, adjusted: float) -> Judged:
         """The verdict, given the p value adjusted for all tests."""
+        if self.lost == self.won:
+            return "ok", f"{self.right} of {self.documents} right, as before"
         change = 100 * (self.won - self.lost) / self.documents
         said = f"{change:+.1f} points: {self.lost} of {self.documents} became wrong, {self.won} right"
         said += f" (McNemar, Holm: p = {adjusted:.2g})"
@@ -127,9 +133,10 @@ class Answers:
 
 
 def answers(name: str, base: tuple[Loaded, Accuracy], candidate: tuple[Loaded, Accuracy]) -> Judged | Answers:
-    """How the answers to one task moved, or a verdict where that needs no test or cannot be tested.
+    """How the answers to one task moved, or why that cannot be tested.
 
-    As many right answers on both sides are as many lost as won, whichever those are.
+    As many right answers on both sides are as many lost as won, whichever those are: p = 1 without a look.
+    The task still counts among those that were tested, or p values would be adjusted for too few.
     """
     before, after = base[1], candidate[1]
     if (before.version, before.documents) != (after.version, after.documents):
@@ -138,7 +145,7 @@ def answers(name: str, base: tuple[Loaded, Accuracy], candidate: tuple[Loaded, A
         )
         return "x", f"not comparable: {plain(versions, 120)}"
     if before.correct == after.correct:
-        return "ok", f"{after.correct} of {after.documents} right, as before"
+        return Answers(0, 0, after.documents, after.correct)
     moved = f"{before.correct} -> {after.correct} of {after.documents} right"
     try:
         first, second = (_answered(loaded, name, task) for loaded, task in (base, candidate))
@@ -148,7 +155,7 @@ def answers(name: str, base: tuple[Loaded, Accuracy], candidate: tuple[Loaded, A
         return "x", f"not comparable: {len(set(first) ^ set(second))} questions differ ({moved})"
     lost = sum(first[key] and not second[key] for key in first)
     won = sum(second[key] and not first[key] for key in first)
-    return Answers(lost, won, len(first))
+    return Answers(lost, won, len(first), after.correct)
 
 
 def _answered(loaded: Loaded, name: str, task: Accuracy) -> dict[str, bool]:

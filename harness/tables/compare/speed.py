@@ -109,10 +109,11 @@ def _judge(row: Row, found: Sequence[Row], control: str | None) -> Cell:
         return _cell(row, "reported", f"{said}; {row.doubt}", row.differences)
     if row.label == control:
         return _cell(row, "reported", f"{said}; the control row")
-    if not moved.certain:
+    unstable = _unstable(controls)
+    # Beside a control that moved, a row that moved alike looks still.
+    if not moved.certain and not (unstable and _in_pairs(row, controls)):
         why = "the runs of both sides overlap" if moved.large else f"within {100 * moved.threshold:.1f} %"
         return _cell(row, "ok", f"{said}, {why}")
-    unstable = _unstable(controls)
     if unstable:
         return _cell(row, "withheld", f"{said}; {unstable}")
     return _cell(row, "regression" if moved.slower else "improvement", f"{said}, completely separated")
@@ -123,8 +124,8 @@ def _moved(row: Row, controls: Sequence[Row]) -> tuple[Shift, str]:
 
     Then the control's ratios are what noise alone does, and the row's must lie beyond all of them.
     """
-    ratios = controls[0].ratios if len(controls) == 1 and row is not controls[0] else []
-    if ratios and row.ratios:
+    if _in_pairs(row, controls):
+        ratios = controls[0].ratios
         moved = shift(ratios, row.ratios)
         return moved, f"{100 * (moved.ratio - 1):+.1f} % beside the control by medians of {len(ratios)} pairs"
     moved = row.measured
@@ -132,10 +133,17 @@ def _moved(row: Row, controls: Sequence[Row]) -> tuple[Shift, str]:
     return moved, f"{100 * (moved.ratio - 1):+.1f} % by medians of {counts}"
 
 
+def _in_pairs(row: Row, controls: Sequence[Row]) -> bool:
+    """Whether a row is judged beside the control: both sides of both were there at once."""
+    return len(controls) == 1 and row is not controls[0] and bool(controls[0].ratios and row.ratios)
+
+
 def _unstable(control: Sequence[Row]) -> str | None:
     """Why the control row says nothing, or that it moved itself; None where it is stable."""
-    if len(control) != 1:
+    if not control:
         return "no control row on both sides: name one by --control"
+    if len(control) > 1:
+        return f"{len(control)} rows are named {control[0].label} as the control is: name one by --control"
     if control[0].doubt is not None:
         return f"the control row {control[0].label}: {control[0].doubt}"
     moved = control[0].measured

@@ -49,7 +49,7 @@ def paired_bootstrap(
 
     A window is drawn with both of its negative log-likelihoods (nats, sums over `tokens` predictions), so
     what makes a text hard for both cancels. It speaks about other text of the kind, not about other seeds.
-    Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, sections 8.3 and 13.3; for models
+    Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, sections 8.2 and 13.3; for models
     compared on one test set, Koehn 2004, Statistical Significance Tests for Machine Translation Evaluation.
     """
     moved = np.asarray(candidate_nats, dtype=np.float64) - np.asarray(base_nats, dtype=np.float64)

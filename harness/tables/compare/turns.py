@@ -12,6 +12,9 @@ from harness.tables.compare.cells import NAME_LENGTH, Cell, Comparison
 from harness.tables.compare.loading import Loaded, Side
 from harness.tables.compare.speed import QUANTITY
 
+#: What stands in a record between the driver of a GPU and the version of CUDA that torch was built with.
+CUDA = ", CUDA "
+
 
 def select(side: Side, wanted: Set[tuple[str, int]], repeats: int) -> Side:
     """The records of rows and seeds that are asked for, the first so many repeats of each."""
@@ -38,9 +41,13 @@ def compare(base: Side, candidate: Side, controls: Mapping[str, str]) -> Compari
 
 
 def _packages(side: Side) -> dict[str, str]:
+    """Versions by name, with that of CUDA, which comes with torch and stands beside the driver's."""
     found: dict[str, str] = {}
     for item in side.records:
-        found |= item.record.environment.packages if item.record.environment else {}
+        known = item.record.environment
+        found |= known.packages if known else {}
+        cuda = known.driver.partition(CUDA)[2] if known and known.driver else ""
+        found |= {"CUDA": cuda} if cuda else {}
     return found
 
 
@@ -53,8 +60,9 @@ def _bare(item: Loaded) -> Loaded:
     known = item.record.environment
     if known is None:
         return item
-    bare = item.record.model_copy(update={"environment": known.model_copy(update={"packages": {}})})
-    return replace(item, record=bare)
+    driver = known.driver.partition(CUDA)[0] if known.driver else None
+    own = known.model_copy(update={"packages": {}, "driver": driver})
+    return replace(item, record=item.record.model_copy(update={"environment": own}))
 
 
 def _untimed(base: Side, candidate: Side, found: Comparison) -> list[Cell]:

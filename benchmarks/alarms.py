@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.errors import UserError
 from harness.tables.drift import ROOT
 
 PAGE = ROOT / "results" / "tables" / "alarms.md"
@@ -81,16 +82,41 @@ IDENTITY = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is asked for; 1 when an alarm was false, a fault was not found, or the page had drifted."""
+    """Run what is asked for; 1 when an alarm was false, a fault was not found, or the page had drifted.
+
+    2 for a mistake of the user, and where the command says nothing.
+    """
     asked = _asked(arguments)
-    if asked.render_only:
-        return int(write_page(json.loads(FIGURES.read_text(encoding="utf-8"))))
+    try:
+        if asked.render_only:
+            return int(write_page(json.loads(FIGURES.read_text(encoding="utf-8"))))
+        return _run(asked, _chosen(asked))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _chosen(asked: argparse.Namespace) -> list[tuple[str, str, int]]:
+    """The cases that are asked for; UserError for a name that none has."""
+    cases = list(_cases(asked.tries))
+    if asked.only is None:
+        return cases
+    if asked.write:
+        raise UserError("--only with --write: a part must not replace the whole evidence; leave one away")
+    unknown = sorted(set(asked.only) - {name for name, _, _ in cases})
+    if unknown:
+        known = ", ".join(name for name, _, _ in cases)
+        raise UserError(f"--only {', '.join(unknown)}: no such revision; known: {known}")
+    return [case for case in cases if case[0] in asked.only]
+
+
+def _run(asked: argparse.Namespace, cases: Sequence[tuple[str, str, int]]) -> int:
+    """Hold each case against its base and print what is said; whether any was not as expected."""
     clone = _clone(asked.folder.absolute())
     outcomes = []
-    for name, text, repeats in _cases(asked.tries):
-        if asked.only is None or name in asked.only:
-            outcomes.append(_outcome(name, clone, _revision(clone, name, text), repeats))
-            print(_line(outcomes[-1]), flush=True)
+    for name, text, repeats in cases:
+        outcomes.append(_outcome(name, clone, _revision(clone, name, text), repeats))
+        print(_line(outcomes[-1]), flush=True)
     if asked.write:
         content = {"stand": _stand(clone), "outcomes": outcomes}
         FIGURES.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -101,7 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.alarms", description=__doc__)
     parser.add_argument("--tries", type=int, default=20, help="revisions in which nothing changes")
-    parser.add_argument("--only", action="append", metavar="NAME", help="one of them; repeatable")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="one of them; repeatable, not with --write"
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/alarms"), help="for clone and records")
     parser.add_argument("--write", action="store_true", help="take the outcome into results/")
     parser.add_argument(
@@ -160,22 +188,27 @@ def _revision(clone: Path, name: str, text: str) -> str:
 
 def _git(place: Path, *arguments: str) -> str:
     command = ["git", "-C", str(place), *arguments]
-    answer = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **IDENTITY}, check=True
-    )
+    answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **IDENTITY})
+    if answer.returncode:
+        raise UserError(f"git {arguments[0]} in {place} failed: {' '.join(answer.stderr.split())}")
     return answer.stdout.strip()
 
 
 # --------------------------------------------------------------------------------------- outcomes
 def _outcome(name: str, clone: Path, revision: str, repeats: int) -> dict[str, Any]:
-    """What the command says of a revision, and the change that each row seems to show."""
+    """What the command says of a revision, and the change that each row seems to show.
+
+    UserError where it says nothing, whatever an earlier call left.
+    """
     said = clone.parent / f"{name.replace(' ', '-')}.json"
+    said.unlink(missing_ok=True)
     command = [sys.executable, "-m", "harness.cli", "ab", "base", revision, "alarms"]
     command += [f"--repository={clone}", f"--results={clone.parent / 'records'}"]
     command += [f"--repeats={repeats}", "--format=json", f"--out={said}"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if not said.exists():
-        raise SystemExit(f"{name}: {(ended.stderr.strip().splitlines() or ['nothing was said'])[-1]}")
+        last = (ended.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        raise UserError(f"{name}: no verdict, exit code {ended.returncode}: {last}")
     content = json.loads(said.read_text(encoding="utf-8"))
     cells = [{key: cell[key] for key in ("row", "quantity", "verdict", "cause")} for cell in content["cells"]]
     return {"name": name, "exit_code": ended.returncode, "cells": cells}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 import types
@@ -109,3 +110,60 @@ def test_the_page_follows_from_its_figures(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(alarms, "PAGE", tmp_path / "alarms.md")
     assert alarms.main(["--render-only"]) == 1
     assert alarms.main(["--render-only"]) == 0
+
+
+# ---------------------------------------------------------------------------------------- the command
+@pytest.fixture
+def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The calls of `lorebench ab`, each of which fails; nothing is cloned, and no evidence is touched."""
+    calls: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        if "git" not in command:
+            calls.append(command)
+            return subprocess.CompletedProcess(command, 2, "", "a warning\nlorebench: it cannot start\n")
+        return subprocess.CompletedProcess(command, 0, "a commit", "")
+
+    (tmp_path / "clone" / "methods").mkdir(parents=True)
+    (tmp_path / "clone" / alarms.TOUCHED).write_text("")
+    monkeypatch.setattr(alarms.subprocess, "run", run)
+    monkeypatch.setattr(alarms, "FIGURES", tmp_path / "alarms.json")
+    monkeypatch.setattr(alarms, "PAGE", tmp_path / "alarms.md")
+    return calls
+
+
+def test_what_an_earlier_call_wrote_is_not_read_after_one_that_fails(
+    tmp_path: Path, ran: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = outcome("slower", galore_throughput="regression")
+    (tmp_path / "slower.json").write_text(json.dumps(old))
+    assert alarms.main(["--only", "slower", "--folder", str(tmp_path)]) == 2
+    assert len(ran) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "slower: no verdict, exit code 2: lorebench: it cannot start\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--only", "slowr"],
+            "--only slowr: no such revision; known: slower, larger, unchanged 1, unchanged 2",
+        ),
+        (
+            ["--only", "slower", "--only", "unchanged 3"],
+            "--only unchanged 3: no such revision; known: slower, ",
+        ),
+        (["--only", "slower", "--write"], "--only with --write: a part must not replace the whole evidence"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_one_line_and_leaves_the_evidence(
+    tmp_path: Path, ran: list[list[str]], arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "alarms.json").write_text("the evidence")
+    assert alarms.main([*arguments, "--tries", "2", "--folder", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(said)
+    assert err.count("\n") == 1
+    assert not ran
+    assert (tmp_path / "alarms.json").read_text() == "the evidence"

@@ -38,8 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     started = time.monotonic()
     try:
-        # Before anything is measured: other packages, or no file, cost a line and not minutes.
-        base = None if asked.write else judging.read(asked.file)
+        # Before anything is measured: other packages, no file, or no place for one, cost a line, not minutes.
+        base = None
+        if asked.write:
+            judging.check(asked.file)
+        else:
+            base = judging.read(asked.file)
         wanted = rows()
         today = measuring.measure_all(
             wanted, asked.jobs, lambda line: print(line, file=sys.stderr, flush=True)

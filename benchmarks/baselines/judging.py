@@ -64,17 +64,40 @@ def read(path: Path) -> Baselines:
     return found
 
 
+def check(path: Path) -> None:
+    """UserError where no file can be written, before minutes go into what it would hold."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "there is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = _beside(path)
+        beside.touch()
+        beside.unlink()
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
 def write(path: Path, rows: Mapping[str, Measured]) -> None:
-    """Replace the file in one go; UserError when a row failed."""
+    """Replace the file in one go; UserError when a row failed, or where no file can be written."""
     failed = [f"{label}: {row.failed}" for label, row in rows.items() if row.failed]
     if failed:
         raise UserError(f"{path} is left as it was, since rows failed: {'; '.join(failed)}")
     content = Baselines(versions=versions(), rows=dict(rows))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
     text = content.model_dump_json(indent=1, exclude_none=True) + "\n"
-    beside.write_text(text, encoding="utf-8", newline="\n")
-    beside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _beside(path).write_text(text, encoding="utf-8", newline="\n")
+        _beside(path).replace(path)
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
+
+
+def _unwritten(path: Path, error: OSError) -> UserError:
+    return UserError(f"--file {path}: cannot be written: {error.strerror}; choose another")
 
 
 def compare(base: Mapping[str, Measured], today: Mapping[str, Measured]) -> Comparison:

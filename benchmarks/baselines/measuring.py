@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks import jobs as processes
 from harness.config import Run
 from harness.engine import checks, models, preparing
 from harness.engine.fake import CUDA_GRANULARITY
@@ -124,13 +126,12 @@ def _warm_libraries() -> None:
 
 
 def measure_all(runs: Sequence[Run], jobs: int, say: Callable[[str], None]) -> dict[str, Measured]:
-    """The figures of all rows by label, the largest models first, in as many processes."""
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, as_completed
+    """The figures of all rows by label, the largest models first, in as many processes.
 
+    UserError where a process dies.
+    """
     found: dict[str, Measured] = {}
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
+    with processes.pool(jobs) as pool:
         tasks = {pool.submit(measure, run): run for run in runs}
         for task in as_completed(tasks):
             found[tasks[task].name] = task.result()

@@ -25,14 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     try:
         found = collecting.entries(collecting.calls(asked.papers), asked.jobs)
+        stale = _stale(collecting.text_of(found), asked.out, asked.check)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    text = collecting.text_of(found)
-    stale = not asked.out.exists() or asked.out.read_text(encoding="utf-8") != text
-    if stale and not asked.check:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(text, encoding="utf-8")
     state = (
         ("stale: run python -m benchmarks.calculations" if asked.check else "written")
         if stale
@@ -40,6 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(f"{len(found)} calculations in {time.monotonic() - started:.0f} s; {asked.out} {state}")
     return int(stale and asked.check)
+
+
+def _stale(text: str, file: Path, check: bool) -> bool:
+    """Whether a file held another text; unless only checked, it holds this one now."""
+    try:
+        stale = not file.exists() or file.read_text(encoding="utf-8") != text
+        if stale and not check:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {file}: cannot be read or written: {error.strerror}") from error
+    return stale
 
 
 def listing() -> list[str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from benchmarks import jobs as processes
 from benchmarks.calculations.calling import evaluate
 from harness.errors import UserError
 from harness.suite import read_yaml
@@ -53,7 +52,7 @@ def entries(asked: Sequence[Call], jobs: int = 1) -> list[dict[str, Any]]:
     groups: dict[str, list[Call]] = {}
     for call in asked:
         groups.setdefault(str(call.arguments.get("shape", "")), []).append(call)
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    with processes.pool(jobs) as pool:
         done = dict(chain.from_iterable(pool.map(_keyed, groups.values())))
     return [done[call.key] for call in asked]
 

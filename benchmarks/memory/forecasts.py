@@ -6,15 +6,15 @@ Code that changes under an equal configuration is not noticed: simulate anew wit
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from benchmarks import jobs as processes
 from harness.config import Run
 from harness.errors import UserError
 from harness.forecast import FORECAST_VERSION, MemoryReport
@@ -72,11 +72,17 @@ def read(path: Path) -> Forecasts:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file in one go, so that an interrupted run leaves the last one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace a file in one go, so that an interrupted run leaves the last one whole.
+
+    UserError where it cannot be written.
+    """
     beside = path.with_suffix(".new")
-    beside.write_text(text, encoding="utf-8", newline="\n")
-    beside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8", newline="\n")
+        beside.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def complete(
@@ -132,8 +138,7 @@ def _simulated(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, Forecast, 
         for run in runs:
             yield run, *foresee(run)
         return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
+    with processes.pool(jobs) as pool:
         tasks = {pool.submit(foresee, run): run for run in runs}
         for task in as_completed(tasks):
             yield tasks[task], *task.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,48 @@ def test_a_file_that_is_no_baseline_is_one_line_and_2(
         file.write_text(content)
     assert command.main(["--check", "--file", str(file)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def die(_: Run) -> None:
+    """As a process does for which there is no memory."""
+    os._exit(9)
+
+
+def test_a_process_that_dies_is_one_line_and_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    file = tmp_path / "memory.json"
+    monkeypatch.setattr(measuring, "measure", die)
+    monkeypatch.setattr(command, "rows", lambda: suite.load("baselines").runs[:1])
+    assert command.main(["--write", "--jobs", "1", "--file", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert said == "one of 1 processes died before its work was done, as when memory runs out\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["a file/memory.json", "a folder", "n" * 5000])
+def test_a_place_that_cannot_be_written_is_one_line_and_2_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, place: str
+) -> None:
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "a folder").mkdir()
+    monkeypatch.setattr(measuring, "measure_all", lambda *_: pytest.fail("it was measured"))
+    assert command.main(["--write", "--file", str(tmp_path / place)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "cannot be written: " in said
+    assert {path.name for path in tmp_path.iterdir()} == {"a file", "a folder"}
+
+
+def test_a_disk_that_is_full_is_one_line_and_2(
+    measured: dict[str, Measured], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert command.main(["--write", "--file", str(tmp_path / "memory.json")]) == 2
+    assert capsys.readouterr().err.endswith("cannot be written: No space left on device; choose another\n")
 
 
 def test_nothing_is_written_when_a_row_failed(tmp_path: Path) -> None:

@@ -228,6 +228,11 @@ def test_a_wrong_call_in_a_file_is_named_with_its_file(
     assert said.count("\n") == 1
 
 
+def test_a_place_that_cannot_be_written_is_one_line(papers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(papers, "--out", str(papers)) == 2
+    assert capsys.readouterr().err == f"--out {papers}: cannot be read or written: Is a directory\n"
+
+
 def test_several_processes_find_what_one_does(papers: Path) -> None:
     calls = collecting.calls(papers)
     assert collecting.entries(calls, jobs=2) == collecting.entries(calls)

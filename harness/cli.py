@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from harness import ab, arguments, gating, options, publishing, reporting, tracking
 from harness.errors import UserError
+
+LONGEST_PATH = 200
 
 app = typer.Typer(
     name="lorebench",
@@ -176,13 +178,24 @@ def _find_record(run: str, results: Path) -> Path:
     raise UserError(f"{problem} {run!r} under {results}; give a whole run id or the path of a record")
 
 
+def _refuse(text: str) -> NoReturn:
+    """End with a line, whatever files and records put into it."""
+    from harness.tables.cells import plain
+
+    print(f"lorebench: {plain(text)}", file=sys.stderr)
+    sys.exit(2)
+
+
 def main() -> None:
-    """Run the command line; a user's mistake is one line and exit code 2."""
+    """Run the command line; a user's mistake is one line and exit code 2, also a path that cannot be."""
     try:
         app()
     except UserError as error:
-        print(f"lorebench: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(f"{str(error.filename)[:LONGEST_PATH]}: {error.strerror}")
     except KeyboardInterrupt:
         print("lorebench: stopped; the same command goes on where this one ended", file=sys.stderr)
         sys.exit(130)

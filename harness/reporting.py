@@ -78,7 +78,10 @@ def publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder: 
     order = [record.config_id for record in records]
     built = tables.build(records, baseline=suite.baseline, question=suite.question, notes=notes, order=order)
     show(built)
-    written = tables.write(built, folder, name)
+    try:
+        written = tables.write(built, folder, name)
+    except OSError as error:
+        raise UserError(f"{folder}: no tables can be written there: {error.strerror}") from error
     typer.echo("tables: " + ", ".join(str(path) for path in written))
 
 

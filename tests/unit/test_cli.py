@@ -17,6 +17,7 @@ import yaml
 from harness import cli, record
 from harness.config import Run
 from harness.engine import runner, worker
+from harness.errors import UserError
 from harness.suite import Suite
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,6 +185,56 @@ def test_an_unknown_suite_is_refused(lorebench: Lorebench, name: str) -> None:
         )
         assert said.err.count("\n") == 1
     assert "did you mean 'welore'" in lorebench("run", "welor").err
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report", LONG),
+        ("report", "SUITE", "--results", LONG),
+        ("report", "SUITE", "--html", f"{LONG}.html"),
+        ("report", "SUITE", "--html", "page.html", "--history", LONG),
+        ("history", LONG),
+        ("history", "SUITE", "--results", LONG),
+        ("history", "SUITE", "--out", f"{LONG}.csv"),
+        ("paper", "welore", "--results", LONG),
+        ("plan", LONG),
+        ("plan", "SUITE", "--json", LONG),
+        ("export", "0123", "model", "--results", LONG),
+    ],
+    ids=lambda arguments: " ".join(arguments).replace(LONG, "LONG"),
+)
+@pytest.mark.usefixtures("resolve_here")
+def test_a_path_that_no_system_takes_is_one_line(
+    lorebench: Lorebench, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    suite = str(suite_file(tmp_path))
+    said = lorebench(*(suite if word == "SUITE" else word for word in arguments))
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("lorebench: ")
+    assert said.err.count("\n") == 1
+
+
+def test_a_line_about_a_mistake_stays_one_whatever_is_in_it(
+    lorebench: Lorebench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def app() -> None:
+        raise UserError("the row a\nb\x1b[31m is unknown")
+
+    monkeypatch.setattr(cli, "app", app)
+    assert lorebench() == Said(2, "", "lorebench: the row a b [31m is unknown\n")
+
+
+def test_a_defect_is_not_taken_for_a_mistake(lorebench: Lorebench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def app() -> None:
+        raise OSError("of no file")
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(OSError, match="of no file"):
+        lorebench()
 
 
 def test_the_export_of_an_unknown_run_is_refused(lorebench: Lorebench, tmp_path: Path) -> None:
@@ -395,6 +446,17 @@ def test_report_prints_the_same_tables(
     assert said.code == 0
     assert table(said.out) == table(first.out)
     assert list((tmp_path / "tables").glob("*.md"))
+
+
+def test_tables_that_cannot_be_written_are_one_line(
+    finished: tuple[Path, Path, Said], lorebench: Lorebench, resolve_here: None
+) -> None:
+    path, results, _ = finished
+    said = lorebench("report", path, "--results", results, "--out", path)
+    assert (said.code, said.err) == (
+        2,
+        f"lorebench: {path}: no tables can be written there: File exists\n",
+    )
 
 
 def test_report_leaves_out_what_is_not_asked_for_and_says_what_is_missing(

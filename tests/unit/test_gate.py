@@ -111,6 +111,28 @@ def test_a_side_without_records_is_one_line_and_2(gate: Gate, base: Path, tmp_pa
     assert len(said.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("given", ["x" * 5000, "a file/within", "locked"])
+def test_a_path_that_cannot_be_read_is_one_line_and_2(
+    gate: Gate, base: Path, tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that may not be read is planted: whoever tests may be allowed everything."""
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "locked").mkdir()
+    scan = os.scandir
+
+    def scandir(place: Any) -> Any:
+        if str(place).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for sides in ((base, tmp_path / given), (tmp_path / given, base)):
+        said = gate(*sides)
+        assert (said.code, said.err.count("\n")) == (2, 1)
+        assert len(said.err) < 500
+        assert ("Permission denied" in said.err) == (given == "locked")
+
+
 def test_an_unknown_control_is_one_line_with_the_known_labels(gate: Gate, base: Path) -> None:
     said = gate(base, base, "--control", "ful")
     assert (said.code, said.err.count("\n")) == (2, 1)

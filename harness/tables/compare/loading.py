@@ -49,7 +49,7 @@ class Side:
 
 def load(path: Path) -> Side:
     """All records of a file, a folder, or a folder above; UserError where there is none of these."""
-    if not path.exists():
+    if not there(path):
         raise UserError(f"{path}: no such file or folder; give a record or a folder of records")
     root = path if path.is_dir() else path.parent
     found: list[Loaded] = []
@@ -67,6 +67,16 @@ def load(path: Path) -> Side:
         else:
             aside.append(_note(file, root, f"the same run as {twin.relative_to(root)}"))
     return Side(tuple(found), tuple(aside))
+
+
+def there(path: Path) -> bool:
+    """Whether a path leads to a file or folder; UserError for one that cannot be, or may not be read."""
+    try:
+        if path.is_dir():
+            os.scandir(path).close()  # a walk would pass over a folder that may not be read
+        return path.exists()
+    except OSError as error:
+        raise UserError(f"{plain(str(path), NOTE_LENGTH)}: cannot be read: {error.strerror}") from error
 
 
 def files(folder: Path, deepest: int = DEEPEST) -> Iterator[Path]:

@@ -74,7 +74,7 @@ def collect(folders: Sequence[Path], suite: str, committed: bool = False) -> Col
     """The records of a suite anywhere below the folders, and in their history; UserError where none is."""
     collection = Collection(suite)
     for folder in folders:
-        if not folder.exists():
+        if not loading.there(folder):
             raise UserError(f"--results {folder}: no such folder; give a folder of records")
         for file in loading.files(folder, DEEPEST) if folder.is_dir() else [folder]:
             try:

@@ -70,12 +70,14 @@ def publish(compared: Comparison, form: Format, out: Path | None) -> None:
 def _controls(sides: Iterable[Side], control: str | None) -> dict[str, str]:
     """The label of the control row of each suite: as given, else the suite's baseline where it ships."""
     from harness import suite as suites
+    from harness.tables.cells import plain
 
     names = {loaded.record.suite for side in sides for loaded in side.records}
     if control is not None:
         labels = {loaded.record.label for side in sides for loaded in side.records}
         if control not in labels:
-            raise UserError(f"--control {control}: no row has this label; known: {', '.join(sorted(labels))}")
+            known = ", ".join(sorted(map(plain, labels)))
+            raise UserError(f"--control {control}: no row has this label; known: {known}")
         return dict.fromkeys(names, control)
     shipped = {file.stem: file for file in suites.shipped_suites().values()}
     found = {name: suites.load(shipped[name]).baseline for name in names if name in shipped}

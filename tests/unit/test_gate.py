@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from harness import cli, record
+from harness import cli, gating, record
+from harness.errors import UserError
 from harness.tables.compare.cells import Cell, Comparison
 from harness.tables.compare.judging import compare
 from harness.tables.compare.loading import load
@@ -137,6 +138,14 @@ def test_an_unknown_control_is_one_line_with_the_known_labels(gate: Gate, base: 
     said = gate(base, base, "--control", "ful")
     assert (said.code, said.err.count("\n")) == (2, 1)
     assert "known: galore" in said.err
+
+
+def test_labels_in_an_error_are_no_commands_to_a_terminal(base: Path) -> None:
+    put(base, made(HOSTILE + "\nlorebench: passed"))
+    with pytest.raises(UserError) as refused:
+        gating._controls([load(base)], "ful")
+    assert "known: galore, row </testcase>" in str(refused.value)
+    assert str(refused.value).isprintable()
 
 
 def test_a_place_that_cannot_be_written_is_one_line(gate: Gate, base: Path, tmp_path: Path) -> None:

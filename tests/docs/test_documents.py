@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,25 @@ def test_the_workflow_that_is_shown_checks_memory_and_speed() -> None:
         'lorebench ab "origin/$GITHUB_BASE_REF" HEAD alarms --format junit --out ab.xml',
         'lorebench ab "origin/$GITHUB_BASE_REF" HEAD alarms --format github',
     ]
+
+
+@pytest.mark.parametrize(
+    ("code", "written", "passes"),
+    [(0, True, True), (1, True, False), (2, True, True), (2, False, False), (130, False, False)],
+)
+def test_the_workflow_that_is_shown_passes_without_a_verdict_but_not_without_a_comparison(
+    tmp_path: Path, code: int, written: bool, passes: bool
+) -> None:
+    """Its step in GitHub's shell, where the command only ends as it is told to."""
+    (workflow,) = workflows("REGRESSIONS.md")
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    (step,) = [step["run"] for step in steps if "--out ab.xml" in step.get("run", "")]
+    command = tmp_path / ".nox" / "shared" / "bin" / "lorebench"
+    command.parent.mkdir(parents=True)
+    command.write_text(f"#!/bin/sh\n{'echo ok > ab.xml' if written else ''}\nexit {code}\n")
+    command.chmod(0o755)
+    ended = subprocess.run(["bash", "-e", "-o", "pipefail", "-c", step], cwd=tmp_path)
+    assert (ended.returncode == 0) is passes
 
 
 def test_the_readme_has_a_place_for_the_tables_of_its_suites() -> None:

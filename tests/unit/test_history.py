@@ -126,6 +126,17 @@ def test_a_run_that_is_found_twice_counts_once(repository: Repository) -> None:
     assert history.runs == 1
 
 
+def test_runs_of_two_commits_that_start_in_one_second_are_two(repository: Repository) -> None:
+    """As both sides of a pair that takes turns: two commits, and the newest with changed files."""
+    shas = [repository.commit(), repository.commit()]
+    for number, (sha, dirty) in enumerate(((shas[0], None), (shas[1], None), (shas[1], "ab" * 32))):
+        stand = {"git_dirty_sha256": dirty}
+        when = "2026-11-21T10:00:00+00:00"
+        repository.record(sha, folder=str(number), stand=stand, started_at=when, memory=grown(number))
+    series = one(read(repository), "peak memory")
+    assert [point.value - series.points[0].value for point in series.points] == [0, 1, 2]
+
+
 def test_a_deleted_record_is_found_in_the_history(repository: Repository) -> None:
     repository.commit()
     place = repository.record()

@@ -85,6 +85,17 @@ def test_an_earlier_run_of_the_same_id_is_another_run() -> None:
     assert mapped(found()).key != mapped(found(started_at="2026-11-22T10:00:00+00:00")).key
 
 
+def test_runs_of_two_commits_that_start_in_one_second_are_two() -> None:
+    stands = (
+        {"git_sha": "a" * 40},
+        {"git_sha": "b" * 40},
+        {"git_sha": "b" * 40, "git_dirty_sha256": "c" * 64},
+    )
+    server = Fake()
+    assert send(server, [found(environment=environment(**stand)) for stand in stands], "demo") == (3, 0)
+    assert len({run.key for run in server.runs["demo"]}) == 3
+
+
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(UserError, match=r"pip install 'lorebench\[mlflow\]'"):

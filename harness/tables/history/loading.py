@@ -63,10 +63,14 @@ class Collection:
 
 
 def identity(item: Record) -> str:
-    """What makes two records the same run: its id and its start on a device, else all that they say."""
-    device = item.environment.device if item.environment else ""
+    """What makes two records the same run: its id, start, device and code; without a start all that they say.
+
+    Starts are in whole seconds, and both runs of a pair that takes turns may have the same.
+    """
+    here = item.environment
+    stand = (here.device, here.git_sha, here.git_dirty_sha256) if here else ()
     meter = item.memory.meter if item.memory else ""
-    parts = (item.suite, item.run_id, item.started_at, device, meter) if item.started_at else (item,)
+    parts = (item.suite, item.run_id, item.started_at, meter, *stand) if item.started_at else (item,)
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -361,6 +361,24 @@ def test_runs_that_took_turns_need_no_control_row(repository: Repository) -> Non
     assert (step.remark, step.doubtful, step.worse) == ("runs took turns", False, False)
 
 
+def test_two_runs_a_commit_on_two_days_took_no_turns(repository: Repository) -> None:
+    """A A B B: from the fifth day on the machine is 15 % slower, and the control row shows it."""
+    for number in range(8):
+        repository.commit()
+        for row, label in enumerate(("full", "row")):
+            for repeat, value in enumerate(speeds(10 * number + row, 2)):
+                run = {"repeat": repeat, "config_id": f"{row:012x}", "run_id": f"{row:012x}-s0-r{repeat}"}
+                speed = {"tokens_per_s": value * (0.85 if number >= 4 else 1.0)}
+                repository.record(label=label, time=speed, **run)
+    history = read(repository, baseline="full")
+    assert [(step.row, step.first, step.doubtful) for step in history.steps] == [
+        ("full", 3, True),
+        ("row", 3, True),
+    ]
+    assert "the control row full moved by -1" in history.steps[1].remark
+    assert "steps: 2 maybe worse" in FORMATS["text"](history)
+
+
 def test_a_significant_change_below_three_percent_is_no_step(repository: Repository) -> None:
     for number in range(12):
         repository.commit()

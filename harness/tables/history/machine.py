@@ -53,14 +53,17 @@ def judge(
 
 
 def _alternated(runs: Sequence[Run], step: Moved) -> bool:
-    """Whether the runs of the two commits took turns."""
+    """Whether the runs of the two commits took turns, often enough to tell a machine that changed in between.
+
+    Two runs a side in a row are two days as well as two turns: A A B B has no side three times in a row.
+    """
     turns = [
         (started(run.record), run.order == step.second)
         for run in runs
         if run.order in (step.first, step.second)
     ]
     sides = [side for _, side in turns]
-    if min(sides.count(True), sides.count(False)) < 2 or any(when is None for when, _ in turns):
+    if min(sides.count(True), sides.count(False)) < LEAST_SIDE or any(when is None for when, _ in turns):
         return False
     return took_turns([side for _, side in sorted(turns, key=lambda turn: turn[0] or 0)])
 

@@ -304,6 +304,18 @@ def test_a_run_that_no_longer_ends_well_is_a_step_with_its_reason(repository: Re
     assert len(one(read(repository), "peak memory").points) == 1
 
 
+@pytest.mark.parametrize("between", [0, 1, 3])
+def test_a_failure_is_a_step_though_commits_between_ran_other_seeds(
+    repository: Repository, between: int
+) -> None:
+    good, bad = {"outcome": {"status": "ok"}}, {"outcome": {"status": "oom", "phase": "train"}}
+    for seed, outcome in ((0, good), *[(1, good)] * between, (0, bad), (1, good), (0, bad)):
+        repository.commit()
+        repository.record(seed=seed, config_id="a" * 12, run_id=f"{'a' * 12}-s{seed}-r0", **outcome)
+    (step,) = one(read(repository), "runs ok").steps
+    assert (step.first, step.second, step.worse, step.cause) == (0, between + 1, True, "oom in train")
+
+
 # -------------------------------------------------------------------------------------- noisy steps
 def measured(repository: Repository, label: str, level: Callable[[int], float], commits: int = 12) -> None:
     """One run a commit, with noise, commits made where they are missing."""

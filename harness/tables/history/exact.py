@@ -5,7 +5,7 @@ Values are compared between runs of one seed, since ranks that follow from value
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.record import Record
@@ -105,20 +105,33 @@ def _cause(before: Record, after: Record) -> str:
 
 
 def status(runs: Sequence[Run]) -> list[Moved]:
-    """Where the share of runs that end well changed, by the runs that both commits have."""
-    found: list[Moved] = []
-    last, earlier = -1, list[Run]()
-    for order, here in by_commit(runs).items():
-        both = {_turn(run) for run in here} & {_turn(run) for run in earlier}
-        before, after = ([run for run in side if _turn(run) in both] for side in (earlier, here))
-        if both and _share(before) != _share(after):
-            found.append(Moved(last, order, _share(before), _share(after), cause=_why(before, after)))
-        last, earlier = order, here
-    return found
+    """Where the share of runs that end well changed, each compared with the last of its seed and repeat."""
+    return [
+        Moved(first, after[0].order, _share(before), _share(after), cause=_why(before, after))
+        for first, before, after in turned(runs, lambda run: bool(run.value))
+    ]
 
 
-def _turn(run: Run) -> tuple[int, int]:
-    return run.record.seed, run.record.repeat
+def turned(runs: Iterable[Run], good: Callable[[Run], bool]) -> Iterator[tuple[int, list[Run], list[Run]]]:
+    """Commits at which another share of the runs is good than of the last ones of their seeds and repeats.
+
+    With the newest commit that had one of those that turned: in between nobody ran it.
+    """
+    known: dict[tuple[int, int], list[Run]] = {}
+    for here in by_commit(runs).values():
+        now: dict[tuple[int, int], list[Run]] = {}
+        for run in here:
+            now.setdefault((run.record.seed, run.record.repeat), []).append(run)
+        both = [turn for turn in now if turn in known]
+        other = [turn for turn in both if _good(known[turn], good) != _good(now[turn], good)]
+        before, after = ([run for turn in both for run in side[turn]] for side in (known, now))
+        if other and _good(before, good) != _good(after, good):
+            yield max(known[turn][0].order for turn in other), before, after
+        known |= now
+
+
+def _good(runs: Sequence[Run], good: Callable[[Run], bool]) -> float:
+    return sum(map(good, runs)) / len(runs)
 
 
 def _share(runs: Sequence[Run]) -> float:

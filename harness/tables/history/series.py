@@ -83,7 +83,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Step:
-    """A change of level between two neighbouring commits of a series.
+    """A change of level between two commits of a series: neighbours, but for runs that those between lack.
 
     `before` and `after` are the levels: the values of exact quantities, else medians of the stretches of runs
     up to and from here. `first` is the last commit before and `second` the first one after, as places in

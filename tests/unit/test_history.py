@@ -148,6 +148,18 @@ def test_a_deleted_record_is_found_in_the_history(repository: Repository) -> Non
     assert read(repository, committed=True).runs == 1
 
 
+def test_records_of_a_branch_are_found_though_its_merge_kept_the_others(repository: Repository) -> None:
+    base = repository.commit()
+    for branch, more in (("side", 1), ("main", 2)):
+        repository.git("checkout", "-q", *(["-b", branch, base] if branch == "side" else [branch]))
+        when = f"2026-11-{10 + more}T10:00:00+00:00"
+        repository.record(base, folder="raw", started_at=when, memory=grown(more))
+        repository.commit("keep the records")
+    repository.git("merge", "-q", "-s", "ours", "-m", "merge", "side")
+    points = one(read(repository, committed=True), "peak memory").points
+    assert [point.value - points[0].value for point in points] == [0, 1]
+
+
 def test_committed_outside_of_a_repository_is_one_line(call: Call, tmp_path: Path) -> None:
     put(tmp_path / "alone", made())
     said = call("demo", "--results", tmp_path / "alone", "--committed")

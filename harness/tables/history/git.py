@@ -52,6 +52,7 @@ def order(repository: Path) -> dict[str, tuple[int, str]]:
 def versions(folder: Path) -> list[Version]:
     """Every version of the JSON files below a folder that a commit added or changed, newest commit first.
 
+    Also those of branches that a merge did not keep, which git leaves out of a path's history by itself.
     What a run leaves in its own folder is left out. UserError where the folder is in no repository.
     """
     if top(folder) is None:
@@ -60,7 +61,7 @@ def versions(folder: Path) -> list[Version]:
         )
     answer = _ask(
         folder, "-c", "log.showRoot=true", "log", "-z", "--raw", "--no-abbrev", "--no-renames", "--relative",
-        "--no-ext-diff", "--diff-filter=AMT", "--format=%x01%H", "HEAD", "--", ".",
+        "--full-history", "--no-ext-diff", "--diff-filter=AMT", "--format=%x01%H", "HEAD", "--", ".",
     )  # fmt: skip
     if answer is None:
         raise UserError(f"--committed: git cannot read the history of {folder}; has it any commit?")

@@ -21,7 +21,7 @@ from harness.tables.cells import plain
 from harness.tables.history.commits import started
 from harness.tables.history.loading import Collection, Found, identity
 from harness.tables.history.selecting import Selection
-from harness.tables.history.values import STATUS, usable, values
+from harness.tables.history.values import STATUS, values
 
 #: What MLflow takes in one request: parameters, and figures beside these; and at most as a value or a name.
 PARAMS, METRICS = 100, 900
@@ -157,7 +157,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Itera
 
 def _metrics(item: Record) -> Iterator[Metric]:
     for quantity, value in values(item).items():
-        if quantity != STATUS and usable(quantity, value):
+        if quantity != STATUS and quantity.usable(value):
             yield Metric(_name(quantity.key), value)
     if item.training is not None:
         for step, loss in enumerate(item.training.loss, start=1):

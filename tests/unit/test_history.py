@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -427,6 +428,57 @@ def test_a_perplexity_that_repeats_to_the_last_digit_needs_no_test(repository: R
         repository.record(quality=scored(value))
     (step,) = one(read(repository), "perplexity text").steps
     assert (step.first, step.second, step.p_value, step.worse) == (2, 3, None, True)
+
+
+def unlike(value: float) -> dict[str, Any]:
+    """The quality of a run whose perplexity is no number that a table can use."""
+    found = scored(8.0)
+    found["perplexity"]["text"]["perplexity"] = value
+    return found
+
+
+@pytest.mark.parametrize(("value", "shown"), [(math.inf, "inf"), (math.nan, "nan"), (1e300, "1e+300")])
+def test_a_perplexity_that_becomes_infinite_is_a_worse_step_and_named(
+    repository: Repository, value: float, shown: str
+) -> None:
+    for quality in (scored(8.0), scored(8.0), unlike(value)):
+        repository.commit()
+        repository.record(quality=quality)
+    history = read(repository)
+    (step,) = history.steps
+    assert (step.first, step.second, step.before, step.worse, step.ratio) == (1, 2, 8.0, True, None)
+    text = FORMATS["text"](history)
+    assert "steps: 1 worse" in text
+    assert f"8.000 -> {shown}" in text
+    assert (
+        f"row: perplexity text is no number to draw or test: {shown} at {repository.commits[2][:7]}" in text
+    )
+    assert "the same at every commit, in every row: ppl" not in text
+    assert any(shown in line.split() for line in text.splitlines() if line.startswith("  row  "))
+    written = json.loads(FORMATS["json"](history), parse_constant=pytest.fail)
+    assert len(written["steps"]) == 1
+
+
+def test_a_perplexity_that_is_finite_again_is_a_better_step(repository: Repository) -> None:
+    for quality in (scored(8.0), unlike(math.inf), scored(8.0)):
+        repository.commit()
+        repository.record(quality=quality)
+    steps = read(repository).steps
+    assert [(step.second, step.worse) for step in steps] == [(1, True), (2, False)]
+
+
+def test_a_row_that_never_had_a_finite_perplexity_is_named(call: Call, repository: Repository) -> None:
+    for _ in range(6):
+        repository.commit()
+        repository.record(quality=unlike(math.inf))
+    history = read(repository)
+    assert not history.steps
+    assert any(
+        "perplexity text is no number" in note and note.endswith(" and 2 more") for note in history.notes
+    )
+    said = call("demo", "--results", repository.results, "--only", "quantity=perplexity")
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "no run has a finite value" in said.err
 
 
 def test_seeds_that_differ_hide_no_step_of_perplexity(repository: Repository) -> None:

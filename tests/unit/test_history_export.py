@@ -55,6 +55,21 @@ def test_each_point_is_a_row_with_its_commit_and_stand(history: History) -> None
 
 
 @pytest.mark.parametrize("suffix", export.SUFFIXES)
+def test_a_value_that_is_infinite_is_a_point_as_well(tmp_path: Path, suffix: str) -> None:
+    repository = Repository.at(tmp_path / "code")
+    for value in (8.0, float("inf"), 8.0):
+        repository.commit()
+        quality = scored(8.0)
+        quality["perplexity"]["text"]["perplexity"] = value
+        repository.record(quality=quality)
+    path = tmp_path / f"points{suffix}"
+    export.write(load([repository.results], "demo"), path)
+    table = read(path).query("quantity == 'perplexity_text'")
+    assert list(table["value"]) == [8.0, float("inf"), 8.0]
+    assert list(table["step_before"]) == [False, True, True]
+
+
+@pytest.mark.parametrize("suffix", export.SUFFIXES)
 def test_a_written_table_comes_back_value_for_value(history: History, tmp_path: Path, suffix: str) -> None:
     """Also a label that reads like a missing value, quotes, and figures with all of their digits."""
     path = tmp_path / f"points{suffix}"

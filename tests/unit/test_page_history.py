@@ -97,9 +97,14 @@ def test_what_is_not_finite_is_not_drawn(repository) -> None:
         quality = scored(8.0)
         quality["perplexity"]["text"]["perplexity"] = value
         repository.record(quality=quality)
+    _, (line,), (mark,), said = drawn(repository, "Perplexity text")
+    assert (line["x"], line["y"]) == ([0, 2], [8.0, 8.0])
+    assert (mark["name"], mark["x"], mark["y"]) == ("step: better", [2], [8.0])
+    assert any(told.startswith("worse: row, perplexity text 8.000 -> inf") for told in said)
+    assert any("perplexity text is no number" in told for told in said)
     text = document.build(records(), baseline="full", history=load([repository.results], "demo"))
-    lines = [t for c in charts(text).values() for t in c["data"] if t.get("mode") == "lines+markers"]
-    assert all(math.isfinite(value) for line in lines for value in line["y"])
+    traces = [trace for chart in charts(text).values() for trace in chart["data"]]
+    assert all(math.isfinite(value) for trace in traces for value in trace.get("y", ()))
 
 
 def test_of_many_commits_only_some_have_their_names_on_the_axis(repository) -> None:

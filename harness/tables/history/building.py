@@ -23,6 +23,8 @@ from harness.tables.history.values import values
 
 #: The repository that this code is in orders commits that no nearer one knows.
 HERE = Path(__file__).resolve().parent
+#: Commits that a line names at which a value is lost.
+MOST_LOST = 4
 
 
 def load(
@@ -60,10 +62,13 @@ def build(
         raise UserError(f"--only {' '.join(only)}: no record matches; the labels are: {', '.join(known)}")
     kept = [pair for pair, wanted in zip(zip(found, orders, strict=True), chosen, strict=True) if wanted]
     controls = [pair for pair in zip(found, orders, strict=True) if pair[0].record.label == baseline]
-    stretches = [one for one in _joined(kept, rows) if selection.shows(one.quantity)]
-    if not stretches:
+    joined = [one for one in _joined(kept, rows) if selection.shows(one.quantity)]
+    if not joined:
         known = sorted({quantity.name for each, _ in kept for quantity in values(each.record)})
         raise UserError(f"--only {' '.join(only)}: {nearest(selection.quantity, known)}")
+    stretches = [one for one in joined if one.runs]
+    if not stretches:
+        raise UserError(f"--only {' '.join(only)}: no run has a finite value of it; leave the condition away")
     rank = _ranks(labels, found, rows)
     stretches.sort(key=lambda one: (rank[one.config_id], KINDS.index(one.quantity.kind)))
     control = _joined(controls, rows)
@@ -77,7 +82,7 @@ def build(
         breaks=tuple(_breaks(stretches, series)),
         runs=len(used),
         set_aside=tuple(collection.set_aside),
-        notes=tuple(_notes(collection, used, commits)),
+        notes=(*_lost(joined, commits), *_notes(collection, used, commits)),
     )
 
 
@@ -106,6 +111,8 @@ def _series(
     else:
         searched = noisy.search(stretch.runs, quantity)
         moved, tested, remarks = searched.steps, searched.tested, searched.remarks
+        if quantity.kind == "perplexity":
+            moved = sorted((*moved, *exact.lost(stretch.runs, stretch.lost, quantity)), key=_place)
     points = tuple(run.point for run in stretch.runs)
     text = "\0".join(
         (suite, stretch.row, quantity.key, stretch.config_id, points[0].run_id, str(points[0].when))
@@ -123,7 +130,12 @@ def _series(
         steps,
         tested,
         remarks,
+        tuple(run.point for run in stretch.lost),
     )
+
+
+def _place(moved: Moved) -> tuple[int, int]:
+    return moved.second, moved.first
 
 
 def _steps(
@@ -143,6 +155,18 @@ def _breaks(stretches: Sequence[Stretch], series: dict[int, Series]) -> Iterable
         ends = series[id(before)], series[id(after)]
         ids = ends[0].id, ends[1].id
         yield Break(after.row, after.quantity, ends[1].first, *ids, fields(before, after), beside)
+
+
+def _lost(stretches: Sequence[Stretch], commits: Sequence[Commit]) -> Iterable[str]:
+    """A line for each row and quantity with values that can be neither drawn nor tested."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for one in stretches:
+        for run in one.lost:
+            said = f"{run.value:g} at {commits[run.order].name}"
+            found.setdefault((one.row, one.quantity.name), {})[said] = None
+    for (row, name), places in found.items():
+        more = f" and {len(places) - MOST_LOST} more" if len(places) > MOST_LOST else ""
+        yield f"{row}: {name} is no number to draw or test: {', '.join(list(places)[:MOST_LOST])}{more}"
 
 
 def _notes(collection: Collection, used: Sequence[Found], commits: Sequence[Commit]) -> Iterable[str]:

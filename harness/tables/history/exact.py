@@ -1,10 +1,11 @@
-"""Steps of quantities that repeat with the code: any change is one, and no test is needed.
+"""Steps that need no test: of bytes and outcomes, which repeat with the code, and of values that are lost.
 
 Values are compared between runs of one seed, since ranks that follow from values make bytes follow the seed.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -110,6 +111,25 @@ def status(runs: Sequence[Run]) -> list[Moved]:
         Moved(first, after[0].order, _share(before), _share(after), cause=_why(before, after))
         for first, before, after in turned(runs, lambda run: bool(run.value))
     ]
+
+
+def lost(runs: Sequence[Run], without: Sequence[Run], quantity: Quantity) -> list[Moved]:
+    """Where runs lose a value that can be used, or have one again; `without` are those that have none."""
+
+    def good(run: Run) -> bool:
+        return quantity.usable(run.value)
+
+    found = []
+    for first, before, after in turned(sorted((*runs, *without), key=lambda run: run.order), good):
+        worse = _good(after, good) < _good(before, good)
+        with_one, gone = (before, after) if worse else (after, before)
+        level = statistics.median(run.value for run in with_one if good(run))
+        none = next(run.value for run in gone if not good(run))
+        count = sum(not good(run) for run in gone)
+        cause = f"{'' if worse else 'was '}no finite value in {count} of {len(gone)} runs"
+        sides = (level, none) if worse else (none, level)
+        found.append(Moved(first, after[0].order, *sides, cause=cause))
+    return found
 
 
 def turned(runs: Iterable[Run], good: Callable[[Run], bool]) -> Iterator[tuple[int, list[Run], list[Run]]]:

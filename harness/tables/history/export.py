@@ -45,7 +45,7 @@ def check(path: Path) -> None:
 
 
 def frame(history: History) -> pd.DataFrame:
-    """One row per point; `step_before` is true at the first commit of a new level.
+    """One row per point, finite or not; `step_before` is true at the first commit of a new level.
 
     Bytes are bytes and shares are shares of one; absent text is missing, never empty.
     """
@@ -60,7 +60,7 @@ def frame(history: History) -> pd.DataFrame:
 def _lines(history: History, series: Series) -> Iterator[dict[str, Any]]:
     stepped = {step.second for step in series.steps}
     stand = {_stand(key): value or None for key, value in series.stand.items()}
-    for point in series.points:
+    for point in sorted((*series.points, *series.lost), key=lambda point: point.order):
         commit = history.commits[point.order]
         yield {
             "suite": series.suite or None,

@@ -13,7 +13,7 @@ from harness.tables.compare.pairing import differences
 from harness.tables.history.commits import started
 from harness.tables.history.loading import Found
 from harness.tables.history.series import Kind, Point, Quantity
-from harness.tables.history.values import BY_SEED, conditions, measurement, scored_text, usable, values
+from harness.tables.history.values import BY_SEED, conditions, measurement, scored_text, values
 
 NAME_LENGTH = 80
 
@@ -43,7 +43,10 @@ class Run:
 
 @dataclass
 class Stretch:
-    """Runs whose values belong together, and what is known to be equal among them."""
+    """Runs whose values belong together, and what is known to be equal among them.
+
+    `lost` are those whose value can be neither drawn nor tested.
+    """
 
     row: str
     quantity: Quantity
@@ -51,11 +54,7 @@ class Stretch:
     known: dict[str, str] = field(default_factory=dict)
     by_seed: dict[int, dict[str, str]] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
-
-    @property
-    def values(self) -> list[float]:
-        """The values in order."""
-        return [run.value for run in self.runs]
+    lost: list[Run] = field(default_factory=list)
 
     def takes(self, record: Record, known: Mapping[str, str], by_seed: Mapping[str, str]) -> bool:
         """Whether a run belongs here: what is not known contradicts nothing."""
@@ -66,7 +65,7 @@ class Stretch:
         """Take a run."""
         self.known |= known
         self.by_seed.setdefault(run.record.seed, {}).update(by_seed)
-        self.runs.append(run)
+        (self.runs if self.quantity.usable(run.value) else self.lost).append(run)
 
 
 def names(found: Sequence[Found], orders: Sequence[int]) -> dict[str, str]:
@@ -127,14 +126,12 @@ def _settings(record: Record) -> dict[str, str]:
 
 
 def join(found: Sequence[Found], orders: Sequence[int], rows: Mapping[str, str]) -> list[Stretch]:
-    """All stretches, in the order of their first runs; values that cannot be are in none."""
+    """All stretches, in the order of their first runs; one may have nothing but values that are lost."""
     stretches: dict[tuple[str, Quantity], list[Stretch]] = {}
     known: dict[tuple[int, Kind], tuple[dict[str, str], dict[str, str]]] = {}
     pairs = sorted(zip(orders, found, strict=True), key=lambda pair: (pair[0], _turn(pair[1].record)))
     for order, each in pairs:
         for quantity, value in values(each.record).items():
-            if not usable(quantity, value):
-                continue
             key = id(each), quantity.kind
             if key not in known:
                 known[key] = conditions(each.record, quantity)

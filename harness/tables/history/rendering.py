@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -69,7 +70,16 @@ def to_json(history: History) -> str:
         "set_aside": history.set_aside,
         "notes": history.notes,
     }
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(content: Any) -> Any:
+    """The same for JSON, which knows no infinite number: `Infinity` and `NaN` as text, as in records."""
+    if isinstance(content, float) and not math.isfinite(content):
+        return "NaN" if math.isnan(content) else "Infinity" if content > 0 else "-Infinity"
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, (list, tuple)) else content
 
 
 def _plain(item: Series | Step | Any) -> dict[str, Any]:
@@ -100,7 +110,9 @@ def _counts(steps: Sequence[Step]) -> str:
 
 def _commits(history: History) -> list[str]:
     runs = Counter(
-        (point.order, point.run_id, point.when) for series in history.series for point in series.points
+        (point.order, point.run_id, point.when)
+        for series in history.series
+        for point in (*series.points, *series.lost)
     )
     counts = Counter(order for order, _, _ in runs)
     shown = [commit for commit in history.commits if counts[commit.order]]

@@ -6,6 +6,7 @@ changes it ends, another one begins, and a break says in which fields they diffe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,8 @@ Kind = Literal["memory", "time", "perplexity", "accuracy", "status"]
 #: The order in which a person reads them.
 KINDS: tuple[Kind, ...] = ("memory", "time", "perplexity", "accuracy", "status")
 MIB = 1 << 20
+#: Beyond any speed or perplexity, and small enough for ratios.
+LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,12 @@ class Quantity:
     def shown_unit(self) -> str:
         """The unit for people: MiB for bytes, percent for shares."""
         return {"bytes": "MiB", "share": "%"}.get(self.unit, self.unit)
+
+    def usable(self, value: float) -> bool:
+        """Whether a value can be drawn and tested: finite, and where ratios count such that these are."""
+        if self.kind in ("time", "perplexity"):
+            return 1 / LARGEST < value < LARGEST
+        return math.isfinite(value)
 
     def shown(self, value: float) -> float:
         """A value in the unit for people."""
@@ -105,12 +114,15 @@ class Step:
 
     @property
     def ratio(self) -> float | None:
-        """After over before; None where there was nothing before."""
-        return self.after / self.before if self.before else None
+        """After over before; None where there was nothing before, or a value that no ratio can be made of."""
+        usable = self.quantity.usable(self.before) and self.quantity.usable(self.after)
+        return self.after / self.before if self.before and usable else None
 
     @property
     def worse(self) -> bool:
-        """Whether the quantity moved to its bad side."""
+        """Whether the quantity moved to its bad side; there is none worse than a value that is no number."""
+        if not (self.quantity.usable(self.before) and self.quantity.usable(self.after)):
+            return self.quantity.usable(self.before)
         return (self.after > self.before) == (self.quantity.better == "lower")
 
 
@@ -121,6 +133,7 @@ class Series:
     `row` is the label in the suite, with the settings behind it where several configs share the label.
     `stand` is what all its runs agree on (device, torch, protocols, …). `tested` says whether the series was
     searched for steps; `remarks` hold what must be said beside it, such as runs of one commit that disagree.
+    `lost` are values that can be neither drawn nor tested, such as a perplexity that became infinite.
     """
 
     id: str
@@ -133,6 +146,7 @@ class Series:
     steps: tuple[Step, ...] = ()
     tested: bool = True
     remarks: tuple[str, ...] = ()
+    lost: tuple[Point, ...] = ()
 
     @cached_property
     def by_commit(self) -> dict[int, tuple[Point, ...]]:

@@ -77,7 +77,9 @@ def unchanged(history: History) -> list[str]:
 
 
 def _constant(rows: Sequence[Sequence[Series]]) -> bool:
-    """Whether no row ever moved, not even from one series to the next."""
+    """Whether no row ever moved or lost a value, not even from one series to the next."""
+    if any(series.lost for several in rows for series in several):
+        return False
     levels = ({_level(series, order) for series in several for order in series.by_commit} for several in rows)
     return all(len(found) < 2 for found in levels)
 
@@ -92,12 +94,14 @@ def _level(series: Series, order: int) -> float:
 
 
 def _newest(series: Series) -> str:
+    if series.lost and series.lost[-1].order > series.last:
+        return say.number(series.quantity, series.lost[-1].value)
     return say.number(series.quantity, _level(series, series.last))
 
 
 def _change(series: Series) -> str:
     before, after = _level(series, series.first), _level(series, series.last)
-    if series.first == series.last:
+    if series.first == series.last or (series.lost and series.lost[-1].order > series.last):
         return DASH
     if before == after:
         return "="

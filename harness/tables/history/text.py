@@ -17,6 +17,8 @@ MOST_NAMES = 3
 def number(quantity: Quantity, value: float) -> str:
     """A value in the unit for people, without it."""
     shown = quantity.shown(value)
+    if not quantity.usable(value):
+        return f"{shown:.3g}"
     if quantity.kind == "perplexity":
         return f"{shown:,.{3 if shown < 10 else 2 if shown < 100 else 1}f}"
     if quantity.unit == "bytes":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from harness.record import Record
@@ -12,8 +11,6 @@ from harness.tables.compare.pairing import decides
 from harness.tables.history.series import Kind, Quantity
 
 NAME_LENGTH = 80
-#: Beyond any speed or perplexity, and small enough for ratios.
-LARGEST = 1e100
 #: Depend on the seed, so they are compared between runs of one seed alone.
 BY_SEED = ("seed", "data", "data tokens", "model")
 
@@ -60,13 +57,6 @@ def component(name: str) -> Quantity:
     """The quantity of a part of the peak, by its name for people."""
     key = f"{name.replace(' ', '_')}_bytes"
     return Quantity(key, f"memory: {name}", "bytes", "memory", "lower", exact=True, part=True)
-
-
-def usable(quantity: Quantity, value: float) -> bool:
-    """Whether a value can be drawn and tested: finite, and where ratios count such that these are."""
-    if quantity.kind in ("time", "perplexity"):
-        return 1 / LARGEST < value < LARGEST
-    return math.isfinite(value)
 
 
 def measurement(kind: Kind) -> str:

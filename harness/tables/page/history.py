@@ -122,7 +122,7 @@ def _finite(series: Series) -> dict[int, tuple[float, int]]:
 
 def _marks(history: History, own: Sequence[Series]) -> Iterator[dict[str, Any]]:
     """The steps of some series, one trace for each way of marking them."""
-    steps = [step for series in own for step in series.steps if math.isfinite(step.after)]
+    steps = [step for series in own for step in series.steps if step.quantity.usable(step.after)]
     for verdict, (colour, ending) in _MARKS.items():
         here = [step for step in steps if say.verdict(step) == verdict]
         if here:

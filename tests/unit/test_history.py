@@ -430,6 +430,54 @@ def test_a_perplexity_that_repeats_to_the_last_digit_needs_no_test(repository: R
     assert (step.first, step.second, step.p_value, step.worse) == (2, 3, None, True)
 
 
+def seeded(repository: Repository, seeds: tuple[int, ...], level: float = 1.0, noise: Any = None) -> None:
+    """A commit that ran some seeds, whose perplexities lie 5 % apart."""
+    repository.commit()
+    for seed in seeds:
+        value = 3.0 * (1 + 0.05 * seed) * level * (1 + (1e-4 * noise.normal() if noise else 0.0))
+        run = {"seed": seed, "config_id": "a" * 12, "run_id": f"{'a' * 12}-s{seed}-r0"}
+        repository.record(quality=scored(float(value)), **run)
+
+
+SOME = [(0, 1, 2), (0,), (0,), (0,)]
+
+
+@pytest.mark.parametrize(("level", "found"), [(1 + 1e-9, []), (1.0005, []), (1.01, [4])])
+def test_commits_that_ran_other_seeds_make_no_step_of_a_perplexity_that_repeats(
+    repository: Repository, level: float, found: list[int]
+) -> None:
+    for seeds in SOME:
+        seeded(repository, seeds)
+    seeded(repository, (0, 1, 2), level)
+    steps = one(read(repository), "perplexity text").steps
+    assert [step.second for step in steps] == found
+    assert all(step.ratio == pytest.approx(level) for step in steps)
+
+
+@pytest.mark.parametrize(("level", "found"), [(1.0005, []), (1.01, [4])])
+def test_commits_that_ran_other_seeds_make_no_step_of_a_perplexity_with_noise(
+    repository: Repository, level: float, found: list[int]
+) -> None:
+    """A change below the least size is none, whichever seeds stand on which side."""
+    noise = np.random.default_rng(0)
+    for seeds in SOME:
+        seeded(repository, seeds, noise=noise)
+    for _ in range(4):
+        seeded(repository, (0, 1, 2), level, noise)
+    series = one(read(repository), "perplexity text")
+    assert series.tested
+    assert [step.second for step in series.steps] == found
+    assert all(step.ratio == pytest.approx(level, abs=3e-4) for step in series.steps)
+
+
+def test_a_step_between_commits_without_a_seed_in_common_has_no_size(repository: Repository) -> None:
+    """Both seeds move at one commit, which only one of them shows: the other is no second step."""
+    for seeds, level in (((0, 1), 1.0), ((0, 1), 1.0), ((0,), 1.01), ((1,), 1.01)):
+        seeded(repository, seeds, level)
+    (step,) = one(read(repository), "perplexity text").steps
+    assert (step.second, step.ratio) == (2, pytest.approx(1.01))
+
+
 def unlike(value: float) -> dict[str, Any]:
     """The quality of a run whose perplexity is no number that a table can use."""
     found = scored(8.0)
@@ -509,6 +557,20 @@ def test_an_accuracy_moves_only_beyond_what_its_documents_explain(repository: Re
         repository.record(label="large", quality=task(20 + number % 2 + (15 if number >= 6 else 0)))
     steps = read(repository).steps
     assert [(step.row, step.first, step.second) for step in steps] == [("large", 5, 6)]
+
+
+def test_the_documents_of_a_task_count_though_another_has_the_same_accuracy(repository: Repository) -> None:
+    """Ten documents explain a move from 50 to 60 %, five thousand do not."""
+    for number in range(12):
+        repository.commit()
+        share = 6 if number >= 6 else 5
+        tasks = {
+            name: {"accuracy": share / 10, "correct": share * size, "documents": 10 * size, "version": "1"}
+            for name, size in (("small", 1), ("large", 500))
+        }
+        repository.record(quality={"tasks": tasks})
+    steps = read(repository).steps
+    assert [(step.quantity.name, step.first, step.second) for step in steps] == [("accuracy large", 5, 6)]
 
 
 # ----------------------------------------------------------------------------------------- command

@@ -11,9 +11,10 @@ from itertools import pairwise
 from harness.tables.aggregate import binomial_stderr
 from harness.tables.compare.statistics import ALPHA, LEAST_PERPLEXITY_CHANGE, LEAST_SPEED_CHANGE
 from harness.tables.history import steps as history_steps
-from harness.tables.history.exact import Moved, by_commit
+from harness.tables.history.exact import Moved
 from harness.tables.history.joining import Run
 from harness.tables.history.series import Quantity
+from harness.tables.history.values import task
 
 #: Standard errors of a difference that an accuracy must move by: the two-sided 95 % of a normal one.
 ERRORS = 1.96
@@ -74,47 +75,66 @@ class _Split:
     p_value: float | None
 
 
+@dataclass(frozen=True)
+class _Levels:
+    """The levels of both sides of a candidate, over the seeds that both have, and a run of each side."""
+
+    before: float
+    after: float
+    ends: tuple[Run, Run]
+
+
 def _large(
     splits: Sequence[_Split], runs: Sequence[Run], blocks: Sequence[int], quantity: Quantity
 ) -> list[Moved]:
     """The candidates that move the level by enough; the smallest goes first, which moves its neighbours'."""
     kept = list(splits)
     while kept:
-        sides = [_sides(place, kept, runs, blocks) for place in range(len(kept))]
-        sizes = [_size(*side, quantity) for side in sides]
+        levels = [_levels(place, kept, runs, blocks) for place in range(len(kept))]
+        sizes = [_size(each, quantity) for each in levels]
         smallest = min(range(len(kept)), key=sizes.__getitem__)
         if sizes[smallest] > 1:
-            return [_moved(split, runs, *side, quantity) for split, side in zip(kept, sides, strict=True)]
+            pairs = zip(kept, levels, strict=True)
+            return [_moved(split, runs, each) for split, each in pairs if each is not None]
         del kept[smallest]
     return []
 
 
-def _sides(
+def _levels(
     place: int, splits: Sequence[_Split], runs: Sequence[Run], blocks: Sequence[int]
-) -> tuple[list[Run], list[Run]]:
-    """The runs since the candidate before and up to the next one, of seeds that both sides have."""
+) -> _Levels | None:
+    """Each seed's medians since the candidate before and up to the next one, averaged over the seeds of both.
+
+    So that seeds that commits ran in other numbers are no change. None where the sides share no seed.
+    """
     start = splits[place - 1].at if place else 0
     end = splits[place + 1].at if place + 1 < len(splits) else len(runs)
     at = splits[place].at
-    both = set(blocks[start:at]) & set(blocks[at:end])
-    sides = [[run for run, block in zip(runs[a:b], blocks[a:b], strict=True) if block in both or not both]
-             for a, b in ((start, at), (at, end))]  # fmt: skip
-    return sides[0], sides[1]
+    sides = [_grouped(runs[a:b], blocks[a:b]) for a, b in ((start, at), (at, end))]
+    both = [block for block in sides[0] if block in sides[1]]
+    if not both:
+        return None
+    levels = [
+        statistics.fmean(statistics.median(run.value for run in side[block]) for block in both)
+        for side in sides
+    ]
+    return _Levels(levels[0], levels[1], (sides[0][both[0]][0], sides[1][both[0]][0]))
 
 
-def _level(runs: Sequence[Run], quantity: Quantity) -> float:
-    """The median: of runs where these are alike, else of the means over a commit's seeds."""
-    if quantity.kind == "time":
-        return statistics.median(run.value for run in runs)
-    means = (statistics.fmean(run.value for run in here) for here in by_commit(runs).values())
-    return statistics.median(means)
+def _grouped(runs: Sequence[Run], blocks: Sequence[int]) -> dict[int, list[Run]]:
+    found: dict[int, list[Run]] = {}
+    for run, block in zip(runs, blocks, strict=True):
+        found.setdefault(block, []).append(run)
+    return found
 
 
-def _size(before: Sequence[Run], after: Sequence[Run], quantity: Quantity) -> float:
+def _size(levels: _Levels | None, quantity: Quantity) -> float:
     """A change in units of the least one that counts."""
-    first, second = _level(before, quantity), _level(after, quantity)
+    if levels is None:
+        return 0.0
+    first, second = levels.before, levels.after
     if quantity.kind == "accuracy":
-        errors = math.hypot(*(_stderr(side[0], quantity) for side in (before, after)))
+        errors = math.hypot(*(_stderr(run, quantity) for run in levels.ends))
         return abs(second - first) / (ERRORS * errors) if errors else math.inf * (second != first)
     least = LEAST_PERPLEXITY_CHANGE if quantity.kind == "perplexity" else LEAST_SPEED_CHANGE
     return abs(second / first - 1) / least
@@ -122,15 +142,13 @@ def _size(before: Sequence[Run], after: Sequence[Run], quantity: Quantity) -> fl
 
 def _stderr(run: Run, quantity: Quantity) -> float:
     """The standard error of an accuracy over its documents."""
-    tasks = run.record.quality.tasks.values() if run.record.quality else ()
-    return max((binomial_stderr(task) for task in tasks if task.accuracy == run.value), default=0.0)
+    found = task(run.record, quantity)
+    return binomial_stderr(found) if found else 0.0
 
 
-def _moved(
-    split: _Split, runs: Sequence[Run], before: Sequence[Run], after: Sequence[Run], quantity: Quantity
-) -> Moved:
+def _moved(split: _Split, runs: Sequence[Run], levels: _Levels) -> Moved:
     first, second = runs[split.at - 1].order, runs[split.at].order
-    return Moved(first, second, _level(before, quantity), _level(after, quantity), split.p_value)
+    return Moved(first, second, levels.before, levels.after, split.p_value)
 
 
 # --------------------------------------------------------------------------------- nothing is random
@@ -159,7 +177,4 @@ def _changes(runs: Sequence[Run]) -> list[int]:
 
 
 def _by_seed(runs: Sequence[Run]) -> Mapping[int, list[Run]]:
-    found: dict[int, list[Run]] = {}
-    for run in runs:
-        found.setdefault(run.record.seed, []).append(run)
-    return found
+    return _grouped(runs, [run.record.seed for run in runs])

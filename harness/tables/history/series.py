@@ -95,9 +95,10 @@ class Step:
     """A change of level between two commits of a series: neighbours, but for runs that those between lack.
 
     `before` and `after` are the levels: the values of exact quantities, else medians of the stretches of runs
-    up to and from here. `first` is the last commit before and `second` the first one after, as places in
-    `History.commits`. `p_value` is None where no test was needed; `cause` says which components moved, or why
-    runs failed; `remark` what supports or weakens the step, and `doubtful` that it may be the machine's.
+    up to and from here, those of quality seed by seed and averaged over the seeds of both. `first` is the
+    last commit before and `second` the first one after, as places in `History.commits`. `p_value` is None
+    where no test was needed; `cause` says which components moved, or why runs failed; `remark` what supports
+    or weakens the step, and `doubtful` that it may be the machine's.
     """
 
     series: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.record import Record
+from harness.record import Accuracy, Record
 from harness.tables.cells import plain
 from harness.tables.compare.memory import components
 from harness.tables.compare.pairing import decides
@@ -46,11 +46,22 @@ def _measured(record: Record) -> Iterator[tuple[Quantity, float]]:
             Quantity(f"perplexity_{name}", f"perplexity {name}", "", "perplexity", "lower"),
             scored.perplexity,
         )
-    for name, task in record.quality.tasks.items():
-        name, version = plain(name, NAME_LENGTH), plain(task.version, NAME_LENGTH)
-        shown = name if version in ("", "1") else f"{name} v{version}"
-        key = f"accuracy_{name}_v{version}"
-        yield Quantity(key, f"accuracy {shown}", "share", "accuracy", "higher"), task.accuracy
+    for name, scores in record.quality.tasks.items():
+        shown, version = plain(name, NAME_LENGTH), plain(scores.version, NAME_LENGTH)
+        shown = shown if version in ("", "1") else f"{shown} v{version}"
+        key = _accuracy(name, scores)
+        yield Quantity(key, f"accuracy {shown}", "share", "accuracy", "higher"), scores.accuracy
+
+
+def _accuracy(name: str, scores: Accuracy) -> str:
+    """The key of a task's accuracy."""
+    return f"accuracy_{plain(name, NAME_LENGTH)}_v{plain(scores.version, NAME_LENGTH)}"
+
+
+def task(record: Record, quantity: Quantity) -> Accuracy | None:
+    """The task that an accuracy is of."""
+    tasks = record.quality.tasks if record.quality else {}
+    return next((each for name, each in tasks.items() if quantity.key == _accuracy(name, each)), None)
 
 
 def component(name: str) -> Quantity:
@@ -79,7 +90,5 @@ def scored_text(record: Record, quantity: Quantity) -> dict[str, str]:
         if quantity.key == f"perplexity_{plain(name, NAME_LENGTH)}":
             cut = {"text": scored.text, "tokens": scored.tokens, "windows": scored.windows}
             return {f"scored {key}": plain(str(value)) for key, value in cut.items()}
-    for name, task in record.quality.tasks.items():
-        if quantity.key == f"accuracy_{plain(name, NAME_LENGTH)}_v{plain(task.version, NAME_LENGTH)}":
-            return {"documents": str(task.documents)}
-    return {}
+    scores = task(record, quantity)
+    return {"documents": str(scores.documents)} if scores else {}

@@ -573,6 +573,44 @@ def test_the_documents_of_a_task_count_though_another_has_the_same_accuracy(repo
     assert [(step.quantity.name, step.first, step.second) for step in steps] == [("accuracy large", 5, 6)]
 
 
+# ------------------------------------------------------------------------------------------ tables
+def cells(history: History, row: str = "row") -> list[str]:
+    """The words of a row in the first table."""
+    lines = FORMATS["text"](history).splitlines()
+    return [line.split() for line in lines if line.startswith(f"  {row}  ")][1]  # below its head
+
+
+def test_the_table_compares_the_seeds_that_both_ends_have(repository: Repository) -> None:
+    for seeds, level in (((0, 1, 2), 1.0), ((0, 1), 1.0), ((2,), 1.01)):
+        seeded(repository, seeds, level)
+    assert cells(read(repository, only=["quantity=perplexity"]))[:4] == ["row", "3.333", "+1.0", "%"]
+
+
+def test_the_table_says_nothing_of_a_change_between_other_seeds(repository: Repository) -> None:
+    for seeds, level in (((0, 1), 1.0), ((0,), 1.01), ((2,), 1.01)):
+        seeded(repository, seeds, level)
+    assert cells(read(repository, only=["quantity=perplexity"]))[:3] == ["row", "3.333", DASH]
+
+
+def test_other_seeds_are_no_move_and_draw_no_trend(repository: Repository) -> None:
+    only = ["quantity=perplexity"]
+    for seeds in ((0, 1, 2), (2,), (1, 2)):
+        seeded(repository, seeds)
+    assert "the same at every commit, in every row: ppl text" in FORMATS["text"](read(repository, only=only))
+    seeded(repository, (0, 1, 2), 1.0001)
+    assert cells(read(repository, only=only))[-1] == "▄▄▄▅"
+
+
+def test_a_share_of_failed_runs_is_no_median(repository: Repository) -> None:
+    for failed in (0, 1):
+        repository.commit()
+        for seed in range(4):
+            outcome = {"status": "oom" if seed < failed else "ok"}
+            run = {"seed": seed, "config_id": "a" * 12, "run_id": f"{'a' * 12}-s{seed}-r0"}
+            repository.record(outcome=outcome, **run)
+    assert cells(read(repository, only=["quantity=status"])) == ["row", "75.0", "-25.0"]
+
+
 # ----------------------------------------------------------------------------------------- command
 def test_the_command_says_commits_steps_and_where_rows_stand(call: Call, repository: Repository) -> None:
     for number in range(3):

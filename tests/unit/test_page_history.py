@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.tables.history.building import load
+from harness.tables.history.tables import tables
 from harness.tables.page import document
 from harness.tables.page import history as page_history
 from tests.gate_records import memory
@@ -47,6 +48,19 @@ def test_a_line_has_the_median_of_each_commit_at_its_place(repository) -> None:
     assert "n=3" in line["hovertext"][0]
     assert marks == []
     assert chart.content["layout"]["xaxis"]["ticktext"] == [sha[:7] for sha in repository.commits]
+
+
+def test_text_and_page_show_the_same_figures(repository) -> None:
+    """One slow run of three moves a mean, and no median."""
+    for _ in range(2):
+        repository.commit()
+        for seed, value in enumerate((1000.0, 1010.0, 400.0)):
+            repository.record(seed=seed, time={"tokens_per_s": value})
+    history = load([repository.results], "demo")
+    _, (line,), _, _ = drawn(repository, "Throughput, tokens/s")
+    assert line["y"] == [1000.0, 1000.0]
+    (table,) = tables(history)
+    assert next(column.cells for column in table.columns if column.name == "tokens/s") == ("1,000",)
 
 
 def test_a_step_is_marked_at_the_first_commit_of_the_new_level_and_said_below(repository) -> None:

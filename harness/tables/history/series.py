@@ -7,7 +7,8 @@ changes it ends, another one begins, and a break says in which fields they diffe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -156,6 +157,19 @@ class Series:
         for point in self.points:
             found.setdefault(point.order, []).append(point)
         return {order: tuple(points) for order, points in found.items()}
+
+    def seeds(self, orders: Iterable[int]) -> frozenset[int] | None:
+        """The seeds that all of these commits have; None where values do not follow the seed, as times."""
+        if self.quantity.kind == "time":
+            return None
+        return frozenset.intersection(
+            *(frozenset(point.seed for point in self.by_commit[order]) for order in orders)
+        )
+
+    def level(self, order: int, seeds: Container[int] | None = None) -> float:
+        """The median of the runs of a commit, of these seeds or of all; of how they ended the share."""
+        values = [point.value for point in self.by_commit[order] if seeds is None or point.seed in seeds]
+        return statistics.fmean(values) if self.quantity.kind == "status" else statistics.median(values)
 
     @property
     def first(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 
 from harness.tables.cells import DASH, Column, Table
@@ -80,8 +79,18 @@ def _constant(rows: Sequence[Sequence[Series]]) -> bool:
     """Whether no row ever moved or lost a value, not even from one series to the next."""
     if any(series.lost for several in rows for series in several):
         return False
-    levels = ({_level(series, order) for series in several for order in series.by_commit} for several in rows)
-    return all(len(found) < 2 for found in levels)
+    return all(_still(several) for several in rows)
+
+
+def _still(several: Sequence[Series]) -> bool:
+    """Whether all commits of a row have one value: each seed its own, where values follow it."""
+    levels: dict[int | None, set[float]] = {}
+    for series in several:
+        for order, points in series.by_commit.items():
+            for seed in {None if series.quantity.kind == "time" else point.seed for point in points}:
+                level = series.level(order, None if seed is None else {seed})
+                levels.setdefault(seed, set()).add(level)
+    return all(len(found) < 2 for found in levels.values())
 
 
 def _cell(several: Sequence[Series], write: Callable[[Series], str]) -> str:
@@ -89,20 +98,21 @@ def _cell(several: Sequence[Series], write: Callable[[Series], str]) -> str:
     return write(max(several, key=lambda series: series.last)) if several else DASH
 
 
-def _level(series: Series, order: int) -> float:
-    return statistics.fmean(point.value for point in series.by_commit[order])
-
-
 def _newest(series: Series) -> str:
     if series.lost and series.lost[-1].order > series.last:
         return say.number(series.quantity, series.lost[-1].value)
-    return say.number(series.quantity, _level(series, series.last))
+    return say.number(series.quantity, series.level(series.last))
 
 
 def _change(series: Series) -> str:
-    before, after = _level(series, series.first), _level(series, series.last)
+    """From the first to the last commit, by the seeds that both have."""
     if series.first == series.last or (series.lost and series.lost[-1].order > series.last):
         return DASH
+    ends = series.first, series.last
+    seeds = series.seeds(ends)
+    if seeds is not None and not seeds:
+        return DASH
+    before, after = (series.level(order, seeds) for order in ends)
     if before == after:
         return "="
     if series.quantity.unit == "share":
@@ -112,8 +122,7 @@ def _change(series: Series) -> str:
 
 def _trend(several: Sequence[Series]) -> str:
     """A bar for each of the newest commits, `|` in front of a step and `/` in front of another series."""
-    bars = [(_level(series, order), _mark(series, order)) for series in several for order in series.by_commit]
-    bars = bars[-TREND:]
+    bars = [bar for series in several for bar in _bars(series)][-TREND:]
     if not bars:
         return DASH
     low, high = min(value for value, _ in bars), max(value for value, _ in bars)
@@ -121,6 +130,12 @@ def _trend(several: Sequence[Series]) -> str:
     middle = (low + high) / 2
     text = "".join(f"{mark}{BARS[round(3.5 + 6.9 * (value - middle) / span)]}" for value, mark in bars)
     return text.lstrip("/|")
+
+
+def _bars(series: Series) -> list[tuple[float, str]]:
+    """The level of each commit, by the seeds that all have where there are any, and what stands before it."""
+    seeds = series.seeds(series.by_commit) or None
+    return [(series.level(order, seeds), _mark(series, order)) for order in series.by_commit]
 
 
 def _mark(series: Series, order: int) -> str:

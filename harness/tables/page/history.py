@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -43,14 +41,12 @@ def charts(history: History) -> tuple[list[Chart], list[str]]:
 def _is_drawn(history: History, quantity: Quantity) -> bool:
     """All but the components of a peak, and how runs ended, where these never stepped."""
     own = [series for series in history.series if series.quantity == quantity]
-    if not any(_finite(series) for series in own):
-        return False
     return not (quantity.part or quantity.kind == "status") or any(series.steps for series in own)
 
 
 def _chart(history: History, quantity: Quantity, name: str) -> Chart:
     rows = history.rows
-    own = [series for series in history.series if series.quantity == quantity and _finite(series)]
+    own = [series for series in history.series if series.quantity == quantity]
     stands = list(dict.fromkeys(tuple(series.stand.items()) for series in own))
     seen: set[str] = set()
     traces: list[dict[str, Any]] = []
@@ -74,7 +70,8 @@ def _chart(history: History, quantity: Quantity, name: str) -> Chart:
     )
     title = f"{quantity.name}{unit}"
     steps = [step for series in own for step in series.steps]
-    caption = f"{quantity.better} is better; medians over the runs of a commit"
+    level = "shares" if quantity.kind == "status" else "medians"
+    caption = f"{quantity.better} is better; {level} of the runs of a commit"
     caption += "; triangles are steps" if steps else ""
     caption += ", open ones may be the machine's" if any(step.doubtful for step in steps) else ""
     caption += "; at an upright line a series ends and another one begins" if ends else ""
@@ -84,7 +81,7 @@ def _chart(history: History, quantity: Quantity, name: str) -> Chart:
 
 def _line(history: History, series: Series, line: dict[str, Any], first: bool) -> dict[str, Any]:
     """One series: a point for each commit, joined in their order."""
-    levels = _finite(series)
+    levels = {order: (series.level(order), len(points)) for order, points in series.by_commit.items()}
     stand = ", ".join(f"{key} {value}" for key, value in list(series.stand.items())[:1])
     hover = []
     for order, (level, count) in levels.items():
@@ -108,16 +105,6 @@ def _line(history: History, series: Series, line: dict[str, Any], first: bool) -
 
 def _marker(place: int) -> dict[str, Any]:
     return {**chart.marker(place), "size": 7}
-
-
-def _finite(series: Series) -> dict[int, tuple[float, int]]:
-    """The median at each commit and the number of values; what is not finite cannot be drawn."""
-    found = {}
-    for order, points in sorted(series.by_commit.items()):
-        values = [point.value for point in points if math.isfinite(point.value)]
-        if values:
-            found[order] = (statistics.median(values), len(values))
-    return found
 
 
 def _marks(history: History, own: Sequence[Series]) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,7 @@ from harness.tables.cells import DASH
 from harness.tables.history.building import load
 from harness.tables.history.rendering import FORMATS
 from harness.tables.history.series import History, Series
+from harness.tables.history.text import method
 from tests.gate_records import made, memory, put
 from tests.history_records import Repository, scored
 from tests.unit.test_gate import HOSTILE, Said, mutated
@@ -306,6 +307,55 @@ def test_repeats_of_one_commit_that_disagree_are_said(repository: Repository) ->
     assert remark in FORMATS["text"](read(repository))
 
 
+@pytest.mark.parametrize(
+    ("meter", "more", "said"),
+    [
+        ("live", 512, "1,782,579,328 to 1,782,579,840 bytes"),
+        ("live", 1 << 30, "1.7 GiB to 2.7 GiB"),
+        ("cuda", 512, None),
+        ("cuda", 1 << 30, "1.7 GiB to 2.7 GiB"),
+    ],
+)
+def test_repeats_disagree_by_what_their_meter_does_not_explain_and_visibly(
+    repository: Repository, meter: str, more: int, said: str | None
+) -> None:
+    repository.commit()
+    for repeat in range(2):
+        size = memory(meter, optimizer_bytes=(800 << 20) + more * repeat)
+        run = {"repeat": repeat, "config_id": "a" * 12, "run_id": f"{'a' * 12}-s0-r{repeat}"}
+        repository.record(memory=size, **run)
+    remarks = one(read(repository), "peak memory").remarks
+    assert [remark.partition(": ")[2] for remark in remarks] == ([said] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("meters", "said"),
+    [
+        (["live"], ["bytes and outcomes: any change between runs of one seed is a step"]),
+        (
+            ["cuda"],
+            [
+                "outcomes: any change between runs of one seed is a step",
+                "bytes by an allocator: a change between runs of one seed is a step beyond 0.5 % + 8 MiB",
+            ],
+        ),
+        (
+            ["live", "cuda"],
+            [
+                "bytes that are counted and outcomes: any change between runs of one seed is a step",
+                "bytes by an allocator: a change between runs of one seed is a step beyond 0.5 % + 8 MiB",
+            ],
+        ),
+    ],
+)
+def test_an_allocator_s_allowance_is_said(repository: Repository, meters: list[str], said: list[str]) -> None:
+    for number in range(2):
+        repository.commit()
+        for meter in meters:
+            repository.record(label=meter, memory=memory(meter, optimizer_bytes=(800 + number) << 20))
+    assert method(read(repository)) == said
+
+
 def test_a_run_that_no_longer_ends_well_is_a_step_with_its_reason(repository: Repository) -> None:
     repository.commit()
     repository.record()
@@ -419,7 +469,20 @@ def test_too_few_runs_are_said_and_not_searched(repository: Repository) -> None:
         repository.record(time={"tokens_per_s": value})
     series = one(read(repository), "throughput")
     assert (series.tested, series.steps) == (False, ())
-    assert "too few runs to be searched" in FORMATS["text"](read(repository))
+    text = FORMATS["text"](read(repository))
+    assert "too few runs to be searched: it takes 8, with 3 on each side, of one seed" in text
+
+
+@pytest.mark.parametrize(("after", "found"), [(2, []), (3, [5]), (5, [3]), (6, [])])
+def test_eight_runs_show_a_step_with_three_on_each_side(
+    repository: Repository, after: int, found: list[int]
+) -> None:
+    for number, value in enumerate(speeds(0, 8)):
+        repository.commit()
+        repository.record(time={"tokens_per_s": value * (0.8 if number >= 8 - after else 1.0)})
+    series = one(read(repository), "throughput")
+    assert series.tested
+    assert [step.second for step in series.steps] == found
 
 
 def test_a_perplexity_that_repeats_to_the_last_digit_needs_no_test(repository: Repository) -> None:

@@ -171,12 +171,14 @@ def _why(before: Sequence[Run], after: Sequence[Run]) -> str:
 def disagreements(
     runs: Sequence[Run], shown: Callable[[float], str], commit: Callable[[int], str]
 ) -> tuple[str, ...]:
-    """A line for each commit whose runs of one seed differ although they should repeat, at most three."""
+    """At most three lines for commits whose runs of one seed differ by more than their meter explains."""
     found = []
     for order, here in by_commit(runs).items():
         for seed in dict.fromkeys(run.record.seed for run in here):
-            same = [run.value for run in here if run.record.seed == seed]
-            if len(set(same)) > 1:
-                spread = f"{shown(min(same))} to {shown(max(same))}"
-                found.append(f"runs of {commit(order)} disagree (seed {seed}): {spread}")
+            same = sorted((run for run in here if run.record.seed == seed), key=lambda run: run.value)
+            if _differs(same[0], same[-1]):
+                low, high = (shown(run.value) for run in (same[0], same[-1]))
+                if low == high:
+                    low, high = f"{same[0].value:,.0f}", f"{same[-1].value:,.0f} bytes"
+                found.append(f"runs of {commit(order)} disagree (seed {seed}): {low} to {high}")
     return (*found[:3], *([f"{len(found) - 3} more such disagreements"] if len(found) > 3 else []))

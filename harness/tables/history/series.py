@@ -29,7 +29,7 @@ class Quantity:
     """Something that a run is measured by; `part` is true of components, whose whole is the peak memory.
 
     `key` has the unit in it, as records do; `unit` is `bytes`, `tokens/s`, `s`, `share`, or empty where there
-    is none. An exact quantity repeats with the code, so that any change is a step; the others are noisy.
+    is none. An exact quantity repeats with the code, as far as its meter counts; the others are noisy.
     """
 
     key: str

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.tables.compare.cells import Difference
+from harness.tables.compare.memory import CUDA_BYTES, CUDA_SHARE, EXACT
 from harness.tables.compare.statistics import ALPHA, LEAST_PERPLEXITY_CHANGE, LEAST_SPEED_CHANGE
 from harness.tables.history.series import History, Quantity, Step
 from harness.tables.history.steps import METHOD, PERMUTATIONS
@@ -157,12 +158,26 @@ def method(history: History) -> list[str]:
     few = sum(len(series.by_commit) > 1 and not series.tested for series in noisy)
     if few:
         found.append(
-            f"{few} noisy series have too few runs to be searched: it takes 4 on each side, of one seed "
-            "where it is quality (or 3 seeds at 4 commits)"
+            f"{few} noisy series have too few runs to be searched: it takes 8, with 3 on each side, of one "
+            "seed where it is quality (or 3 seeds at 4 commits)"
         )
-    if any(series.quantity.exact for series in history.series) and len(history.commits) > 1:
-        found.append("bytes and outcomes: any change between runs of one seed is a step")
-    return found
+    return [*found, *_exact(history)] if len(history.commits) > 1 else found
+
+
+def _exact(history: History) -> Iterator[str]:
+    """Which changes of bytes and outcomes are steps: what an allocator says is not exact."""
+    exact = [series for series in history.series if series.quantity.exact]
+    outcomes = any(series.quantity.kind == "status" for series in exact)
+    counted = [s.stand.get("meter") in EXACT for s in exact if s.quantity.kind == "memory"]
+    bytes_ = "bytes" if all(counted) else "bytes that are counted"
+    names = [name for name, is_there in ((bytes_, any(counted)), ("outcomes", outcomes)) if is_there]
+    if names:
+        yield f"{' and '.join(names)}: any change between runs of one seed is a step"
+    if not all(counted):
+        yield (
+            "bytes by an allocator: a change between runs of one seed is a step beyond "
+            f"{100 * CUDA_SHARE:.1f} % + {CUDA_BYTES >> 20} MiB"
+        )
 
 
 def remarks(history: History) -> list[str]:

@@ -222,7 +222,7 @@ def _cost(record: Record) -> dict[str, float]:
         values |= {name: getattr(record.memory.train, name) for name in ("peak_allocated_bytes", *COMPONENTS)}
     if record.time:
         values |= {f"{phase}_s": seconds for phase, seconds in record.time.phase_s.items()}
-        measured = {"wall_s": record.time.wall_s, "tokens_per_s": record.time.tokens_per_s}
+        measured = {name: getattr(record.time, name) for name in ("wall_s", "tokens_per_s", "mfu")}
         values |= {name: value for name, value in measured.items() if value is not None}
     if record.parameters:
         values |= {"parameters": record.parameters.total, "trainable_parameters": record.parameters.trainable}

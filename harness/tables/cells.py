@@ -24,7 +24,7 @@ Show = Callable[[float], str]
 class Column:
     """A heading and its cells; `joined` columns stay beside their left neighbour when a table is split.
 
-    `key` names the column of the report's frame whose figures the cells write, where there is one.
+    `key` names the column of the report's CSV whose figures the cells write, where there is one.
     """
 
     name: str

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from harness.tables import cells, describe
-from harness.tables.aggregate import COMPONENTS, FACTS, Row, task_names
+from harness.tables.aggregate import COMPONENTS, FACTS, task_names
 from harness.tables.cells import DASH, Column, Show, Table
 from harness.tables.view import View
 
@@ -179,7 +179,7 @@ def _speed(view: View) -> _Draft | None:
             key="tokens_per_s_mean",
         ),
         Column(view.versus, tuple(relative), joined=True, key="tokens_per_s_ratio"),
-        Column("MFU %", tuple(_texts([_utilisation(row) for row in view.rows], cells.percent))),
+        Column("MFU %", tuple(_texts([row.mean("mfu") for row in view.rows], cells.percent)), key="mfu_mean"),
         Column("parameters", tuple(_texts(totals, whole)), key="parameters_mean"),
         Column("trainable", tuple(_texts(trainable, whole)), key="trainable_parameters_mean"),
         Column("trainable %", tuple(_texts(share, cells.percent)), joined=True),
@@ -192,12 +192,6 @@ def _speed(view: View) -> _Draft | None:
 
 
 # ------------------------------------------------------------------------------------------- parts
-def _utilisation(row: Row) -> float | None:
-    """The mean share of the device's peak FLOP/s over the runs of a row that know it."""
-    known = [record.time.mfu for record in row.records if record.time and record.time.mfu is not None]
-    return math.fsum(known) / len(known) if known else None
-
-
 def _prefix(names: Sequence[str]) -> str:
     """What several task names have in common up to an underscore, so that headings need not repeat it."""
     heads = [{name[: at + 1] for at, char in enumerate(name) if char == "_"} for name in names]

@@ -197,6 +197,16 @@ def test_figures_that_are_not_finite_are_not_drawn_and_stay_in_the_table() -> No
     assert Elements(text).of("td", **{"data-value": "inf"})
     (chart,) = [c for name, c in charts(text).items() if name == "figure-0"]
     assert len(chart["data"]) == 1
+    found = Elements(made([*three("full"), fabricate("none", perplexity=math.nan)]))
+    assert {cell["text"] for cell in found.of("td", **{"data-value": "nan"})} >= {"nan"}
+
+
+def test_utilisation_is_sorted_by_the_figure_of_the_csv_not_by_its_rounded_text() -> None:
+    found = records()
+    for item in found[:3]:
+        item.time.mfu = 0.43214
+    cells = Elements(made(found)).of("td", **{"data-key": "mfu_mean"})
+    assert {(cell["text"], cell.get("data-value")) for cell in cells} == {("43.2", "0.43214"), (DASH, None)}
 
 
 # ------------------------------------------------------------------------------------------- safety

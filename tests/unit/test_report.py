@@ -201,6 +201,17 @@ def test_mfu_is_the_mean_over_runs():
     assert cell(report.build(runs, baseline="full"), "Speed", "full", "MFU %") == "30.0"
 
 
+def test_mfu_is_in_the_csv_with_its_spread_and_count_only_where_a_run_knows_it():
+    runs = three("full")
+    for run, share in zip(runs, (0.4, 0.4321, 0.4642), strict=True):
+        run.time.mfu = share
+    (line,) = csv.DictReader(io.StringIO(report.to_csv(report.build(runs, baseline="full"))))
+    assert float(line["mfu_mean"]) == pytest.approx(0.4321)
+    assert float(line["mfu_sd"]) == pytest.approx(0.0321)
+    assert line["mfu_n"] == "3"
+    assert "mfu_mean" not in report.to_csv(report.build([fabricate()], baseline="full"))
+
+
 def test_records_from_before_mfu_are_read_and_written_without_it(tmp_path):
     old = fabricate()
     path = tmp_path / "old.json"
@@ -270,6 +281,17 @@ def test_speed_is_relative_and_facts_of_any_method_get_their_columns():
 def test_infinite_perplexity_is_a_figure_and_breaks_nothing():
     made = report.build([fabricate(), fabricate("small", perplexity=math.inf)], baseline="full")
     assert cell(made, "Perplexity", "small", "world-b") == "inf"
+
+
+@pytest.mark.parametrize(("value", "text"), [(math.nan, "nan"), (math.inf, "inf")])
+def test_a_perplexity_that_is_not_finite_is_no_empty_cell_in_the_csv(value, text):
+    runs = [fabricate(), *(fabricate("small", seed, perplexity=value) for seed in range(3))]
+    runs.append(failed("oom", "train", label="broken"))
+    written = report.to_csv(report.build(runs, baseline="full"))
+    lines = {line["method"]: line for line in csv.DictReader(io.StringIO(written))}
+    said = {key: lines["small"][f"perplexity_world-b_{key}"] for key in ("mean", "ratio", "n")}
+    assert said == {"mean": text, "ratio": text, "n": "3"}
+    assert lines["broken"]["perplexity_world-b_mean"] == ""
 
 
 # -------------------------------------------------------------------------------------- failures

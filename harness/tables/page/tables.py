@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -103,9 +102,10 @@ def _value(report: Report, column: Column, place: int) -> float | None:
     """The figure behind a cell: that of the CSV, or where it has none what the cell says."""
     if not column.numeric:
         return None
-    if column.key in report.frame:
-        value = float(report.frame[column.key].iloc[place])
-        return None if math.isnan(value) else value
+    line = report.lines[place]
+    if column.key in line:
+        value = line[column.key]
+        return float(value) if isinstance(value, (int, float)) else None
     said = _NUMBER.search(column.cells[place])
     return float(said[0].replace(",", "")) if said else None
 

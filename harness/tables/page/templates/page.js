@@ -3,12 +3,12 @@
 (() => {
   // -------------------------------------------------------------------------------------- sorting
   const NEXT = { none: "ascending", ascending: "descending", descending: "none" };
-  const number = (text) => text === undefined ? null : text.endsWith("inf") ? Number(text.replace("inf", "Infinity")) : Number(text);
+  const number = (text) => text === undefined || text === "nan" ? null : text.endsWith("inf") ? Number(text.replace("inf", "Infinity")) : Number(text);
   const compare = (column, numeric, sign) => (first, second) => {
     const [one, other] = [first.cells[column], second.cells[column]];
     if (!numeric) return sign * one.textContent.localeCompare(other.textContent, "en", { numeric: true });
     const [a, b] = [number(one.dataset.value), number(other.dataset.value)];
-    // What was not measured comes last in either direction.
+    // What was not measured, or is no number, comes last in either direction.
     return a === null || b === null ? (a === null) - (b === null) : sign * (a < b ? -1 : a > b ? 1 : 0);
   };
   for (const table of document.querySelectorAll("table.sortable")) {

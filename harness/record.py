@@ -50,7 +50,8 @@ class Outcome(Part):
         """Messages of the system may hold bytes that are no text, and tracebacks where this is installed."""
         if isinstance(value, str):
             return TRACEBACK_PATH.sub('File "', value).encode(errors="replace").decode()
-        return [cls._encodable(line) for line in value] if isinstance(value, list) else value
+        lines = value if isinstance(value, list) else []
+        return [cls._encodable(line) if isinstance(line, str) else line for line in lines] or value
 
 
 class TrainMemory(Part):

@@ -44,8 +44,25 @@ class Stat:
     def of(cls, values: Sequence[float]) -> Stat:
         """Summarise at least one value; an infinite value makes an infinite mean without a spread."""
         finite = all(math.isfinite(value) for value in values)
-        mean = math.fsum(values) / len(values) if finite else sum(values)
-        return cls(mean, statistics.stdev(values) if finite and len(values) > 1 else None, len(values))
+        return cls(mean(values), spread(values) if finite and len(values) > 1 else None, len(values))
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of at least one value, also where their sum is larger than any float."""
+    if not all(math.isfinite(value) for value in values):
+        return sum(values)
+    try:
+        return math.fsum(values) / len(values)
+    except OverflowError:
+        return statistics.mean(values)  # by exact fractions, which takes longer
+
+
+def spread(values: Sequence[float]) -> float:
+    """The sample standard deviation of at least two finite values; infinite where no float can hold it."""
+    try:
+        return statistics.stdev(values)
+    except OverflowError:
+        return math.inf
 
 
 @dataclass
@@ -126,7 +143,7 @@ def stand(record: Record) -> dict[str, str]:
         versions = {name.lower().replace("_", "-"): version for name, version in here.packages.items()}
         known |= {name: versions.get(name) for name in NUMERICAL}
     known |= {f"{name} protocol": version for name, version in sorted(record.protocols.items())}
-    return {key: plain(str(value)) for key, value in known.items() if value is not None}
+    return {plain(key): plain(str(value)) for key, value in known.items() if value is not None}
 
 
 def task_names(grouped: Sequence[Row]) -> dict[tuple[str, str], str]:
@@ -178,7 +195,7 @@ def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
         if isinstance(item, dict):
             yield from _flat(item, f"{prefix}{key}.")
         elif item not in (None, "", [], ()):
-            yield f"{prefix}{key}", plain(_text(item))
+            yield plain(f"{prefix}{key}"), plain(_text(item))
 
 
 def _text(value: Any) -> str:

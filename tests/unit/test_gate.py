@@ -20,6 +20,7 @@ from harness.tables.compare.judging import compare
 from harness.tables.compare.loading import load
 from harness.tables.compare.rendering import FORMATS, MOST_LINES
 from tests.gate_records import made, memory, put, quality
+from tests.mutations import mutated
 
 NATS, RIGHT = [20.0 + number / 10 for number in range(30)], [number % 3 > 0 for number in range(60)]
 HOSTILE = 'row </testcase><script>alert(1)</script> | ` & "\x1b[31m\u202e'
@@ -256,40 +257,6 @@ def test_broken_windows_are_no_windows(tmp_path: Path, line: str) -> None:
     windows.write_bytes(windows.read_bytes() + line.encode("utf-8", "surrogateescape") + b"\n")
     cell = next(c for c in compare(load(tmp_path / "a"), load(tmp_path / "b")).cells if "text" in c.quantity)
     assert cell.verdict == "x"
-
-
-VALUES: tuple[Any, ...] = (
-    *(None, True, "", "\x00", "text", "x" * 9999, -1, 0, 1, 2**63, 10**400, -0.5, 1e308, float("inf")),
-    *(float("nan"), "NaN", "Infinity", "-inf", [], {}, [[]], {"a": {}}, "../../etc", "\ud800"),
-)
-
-
-def places(content: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Every container with each of its keys or indices."""
-    items = content.items() if isinstance(content, dict) else enumerate(content)
-    for key, value in items:
-        found.append((content, key))
-        if isinstance(value, (dict, list)):
-            places(value, found)
-    return found
-
-
-def mutated(text: str, dice: random.Random) -> str:
-    """A record that is cut, overwritten, or whose values are something else."""
-    kind = dice.randrange(4)
-    if kind == 0:
-        return text[: dice.randrange(len(text))]
-    if kind == 1:
-        at = dice.randrange(len(text))
-        return text[:at] + chr(dice.choice((0, 34, 44, 57, 91, 123, 125, 0x202E))) + text[at + 1 :]
-    content = json.loads(text)
-    for _ in range(dice.choice((1, 1, 3))):
-        place, key = dice.choice(places(content, []))
-        if dice.random() < 0.2 and isinstance(place, dict):
-            del place[key]
-        else:
-            place[key] = dice.choice(VALUES)
-    return json.dumps(content)
 
 
 def test_ten_thousand_mutated_records_are_compared_or_set_aside(tmp_path: Path) -> None:

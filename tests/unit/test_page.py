@@ -366,6 +366,8 @@ def test_the_components_of_a_bar_add_up_to_the_peak() -> None:
 def test_a_long_curve_is_thinned_to_means_and_says_so() -> None:
     assert page_training.thinned([1.0, 3.0, 5.0], 2) == ([2, 3], [2.0, 5.0])
     assert page_training.thinned([1.0, math.nan, 5.0], 1) == ([1, 2, 3], [1.0, None, 5.0])
+    assert page_training.thinned([1e308] * 4, 2) == ([2, 4], [1e308, 1e308])
+    assert page_training.thinned([1.79769313486e308], 1) == ([1], [None])  # rounds to infinity
     long = fabricate()
     long.training.loss = [float(step % 7) for step in range(100_000)]
     (chart,) = page_training.losses(view([long]))
@@ -378,6 +380,7 @@ def test_ranks_are_placed_by_layer_and_kind() -> None:
     kinds, layers, found = page_ranks.placed(ranks)
     assert (kinds, layers) == (["q_proj", "up_proj"], [0, 11])
     assert found == {("q_proj", 0): 3, ("up_proj", 11): 5}
+    assert page_ranks.placed({f"layers.{'9' * 5000}.q_proj": 3})[0] == []
     clash = page_ranks.placed({"h.0.a.out": 1, "h.0.b.out": 2})
     assert clash[0] == ["a.out", "b.out"]
 

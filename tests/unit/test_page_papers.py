@@ -71,6 +71,13 @@ def test_a_figure_that_runs_of_the_suite_measure_stands_beside_them_with_its_ver
         assert said in row
 
 
+@pytest.mark.parametrize("stack", [3, None, "some", [{"name": 3}, 3]])
+def test_methods_that_are_no_list_of_choices_end_no_page(tmp_path, stack) -> None:
+    other = fabricate("other", suite="another")
+    other.config["method"] = stack
+    assert "No published figure" in page_papers.section([other], sources(tmp_path))
+
+
 def test_a_suite_without_a_figure_of_its_own_shows_those_of_its_methods(tmp_path) -> None:
     other = fabricate("other", suite="another")
     other.config["method"] = [{"name": "something"}]

@@ -29,6 +29,7 @@ from harness.record import (
     TrainMemory,
 )
 from harness.tables import report
+from harness.tables.aggregate import Stat
 from harness.tables.cells import DASH, Column, Table, bytes_text, fixed, latex, markdown, significant
 
 MIB = 1 << 20
@@ -292,6 +293,24 @@ def test_a_perplexity_that_is_not_finite_is_no_empty_cell_in_the_csv(value, text
     said = {key: lines["small"][f"perplexity_world-b_{key}"] for key in ("mean", "ratio", "n")}
     assert said == {"mean": text, "ratio": text, "n": "3"}
     assert lines["broken"]["perplexity_world-b_mean"] == ""
+
+
+def test_figures_whose_sum_is_larger_than_any_float_have_a_mean():
+    runs = [fabricate(seed=seed, perplexity=1.7e308) for seed in range(3)]
+    made = report.build(runs, baseline="full")
+    assert made.frame.loc[0, "perplexity_world-b_mean"] == 1.7e308
+    assert Stat.of([-1.7e308, 1.7e308]) == Stat(0.0, math.inf, 2)
+
+
+def test_names_of_settings_and_protocols_hold_only_visible_characters():
+    made = fabricate()
+    made.config["a\ud800\x00b"] = {"\x1b": 1}
+    made.protocols = {"memory\ud800": 1}
+    written = report.to_csv(report.build([made], baseline="full"))
+    written.encode()
+    assert "a b." in written
+    assert "memory protocol" in written
+    assert "\x1b" not in written
 
 
 # -------------------------------------------------------------------------------------- failures
@@ -582,9 +601,9 @@ def test_unreadable_records_are_set_aside_with_a_line_each(tmp_path):
     (tmp_path / "old.json").write_text('{"schema_version": 0}')
     records, notes = report.load(tmp_path)
     assert [item.label for item in records] == ["full"]
-    assert len(notes) == 2
     assert "half.json" in notes[0]
     assert "schema version 0" in notes[1]
+    assert notes[2:] == ["2 of 3 files are no sound records and are set aside."]
     assert not any(str(tmp_path) in note or "\n" in note for note in notes)
     assert notes[0] in report.build(records, baseline="full", notes=notes).notes
 

@@ -1,28 +1,22 @@
 """The records of one side of a comparison; what is no sound record is set aside, never compared.
 
-Reading is as strict as `record.read`. Beyond its types, numbers are held to what they can be, since a figure
-that is impossible would make a verdict that is wrong.
+What is sound is decided by `harness.tables.soundness`, for tables and comparisons alike.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import record
 from harness.errors import UserError
 from harness.record import Record
 from harness.tables.cells import plain
-from harness.tables.compare.memory import components
+from harness.tables.soundness import sound
 
-#: A record of ten thousand updates has less than 1 MB.
-LARGEST_RECORD = 64 << 20
 #: results/<machine>/<suite>/<run>.json is the deepest place of a record below a folder that is given.
 DEEPEST = 3
-LARGEST_COUNT = 1 << 60
 NOTE_LENGTH = 240
 
 
@@ -89,23 +83,6 @@ def files(folder: Path, deepest: int = DEEPEST) -> Iterator[Path]:
         yield from (inside / name for name in sorted(found) if name.endswith(".json") and name[0] != ".")
 
 
-def sound(file: Path) -> Record:
-    """The record of a file, held to what can be; UserError says in one line why it is none."""
-    if not file.is_file():
-        raise UserError("not a regular file")
-    if file.stat().st_size > LARGEST_RECORD:
-        raise UserError(f"larger than {LARGEST_RECORD >> 20} MiB")
-    return believed(record.read(file))
-
-
-def believed(read: Record) -> Record:
-    """The same record, unless its numbers cannot be."""
-    wrong = next(_impossible(read), None)
-    if wrong:
-        raise UserError(f"not a sound record: {wrong}")
-    return read
-
-
 def _note(file: Path, root: Path, reason: str) -> str:
     return plain(f"{file.relative_to(root)}: {reason}", NOTE_LENGTH)
 
@@ -119,38 +96,3 @@ def machine(read: Record) -> tuple[str, ...]:
 def _identity(read: Record) -> tuple[str, ...]:
     """What one side may have once: a run on a machine by a meter."""
     return read.suite, read.run_id, *machine(read)
-
-
-# ------------------------------------------------------------------------------- what cannot be
-def _impossible(read: Record) -> Iterator[str]:
-    """What is wrong with the numbers of a record, in words."""
-    if read.run_id != f"{read.config_id}-s{read.seed}-r{read.repeat}" or min(read.seed, read.repeat) < 0:
-        yield "run_id does not follow from config_id, seed and repeat"
-    train = read.memory.train if read.memory else None
-    if train is not None:
-        parts = components(train)
-        if not _counts(train.peak_allocated_bytes) or not all(map(_counts, list(parts.values()))):
-            yield "memory.train holds an impossible number of bytes"
-        elif sum(parts.values()) != train.peak_allocated_bytes:
-            yield "the components of memory.train do not add up to its peak"
-    speed = read.time.tokens_per_s if read.time else None
-    if speed is not None and not (math.isfinite(speed) and speed > 0):
-        yield "time.tokens_per_s is no speed"
-    if read.quality is not None:
-        yield from _impossible_quality(read)
-
-
-def _impossible_quality(read: Record) -> Iterator[str]:
-    assert read.quality is not None
-    for name, scored in read.quality.perplexity.items():
-        if not (_counts(scored.tokens, 1) and _counts(scored.windows, 1)) or scored.nll_nats < 0:
-            yield f"quality.perplexity.{name} has an impossible count"
-    for name, task in read.quality.tasks.items():
-        if not (_counts(task.documents, 1) and 0 <= task.correct <= task.documents):
-            yield f"quality.tasks.{name} has an impossible count"
-        elif not abs(task.accuracy - task.correct / task.documents) < 1e-9:
-            yield f"quality.tasks.{name}: the accuracy does not follow from its counts"
-
-
-def _counts(value: int, least: int = 0) -> bool:
-    return least <= value <= LARGEST_COUNT

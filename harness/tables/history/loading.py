@@ -16,8 +16,9 @@ from harness.errors import UserError, nearest
 from harness.record import Record
 from harness.tables.cells import plain
 from harness.tables.compare import loading
-from harness.tables.compare.loading import LARGEST_RECORD, NOTE_LENGTH
+from harness.tables.compare.loading import NOTE_LENGTH
 from harness.tables.history import git
+from harness.tables.soundness import LARGEST_RECORD, believed, sound
 
 #: People keep a folder of results per commit, or per machine and day: deeper than a side of a comparison.
 DEEPEST = 12
@@ -82,7 +83,7 @@ def collect(folders: Sequence[Path], suite: str, committed: bool = False) -> Col
             raise UserError(f"--results {folder}: no such folder; give a folder of records")
         for file in loading.files(folder, DEEPEST) if folder.is_dir() else [folder]:
             try:
-                collection.add(loading.sound(file), str(file))
+                collection.add(sound(file), str(file))
             except UserError as error:
                 collection.refuse(str(file), str(error).removeprefix(f"{file}: "))
     if committed:
@@ -106,7 +107,7 @@ def _add_versions(collection: Collection, folder: Path) -> None:
             if content is None:
                 raise UserError(f"missing, or larger than {LARGEST_RECORD >> 20} MiB")
             text = content.decode("utf-8")
-            collection.add(loading.believed(record.parse(text, source)), source)
+            collection.add(believed(record.parse(text, source)), source)
         except UnicodeDecodeError:
             collection.refuse(source, "no text in UTF-8")
         except UserError as error:

@@ -94,7 +94,8 @@ def _speaks_of(selector: Selector, suite: str, labels: set[str]) -> bool:
 def _methods(record: Record) -> list[str]:
     """The names of a run's methods, as its suite calls them."""
     stack = record.config.get("method", ())
-    return [str(choice["name"]) for choice in stack if isinstance(choice, dict) and "name" in choice]
+    choices = stack if isinstance(stack, (list, tuple)) else ()
+    return [str(choice["name"]) for choice in choices if isinstance(choice, dict) and "name" in choice]
 
 
 def is_of(item: Judged, method: str) -> bool:

@@ -16,7 +16,7 @@ from harness.tables.page.text import chart_text
 from harness.tables.page.training import run_name
 from harness.tables.view import View
 
-_NUMBERED = re.compile(r"(?:^|\.)(\d+)\.")
+_NUMBERED = re.compile(r"(?:^|\.)([0-9]{1,6})\.")  # no model has a million layers
 _FEW_LAYERS = 12  # up to so many layers the numbers are legible inside the map
 _SCALE = {
     "title": {"text": "rank"},

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from harness.record import Record
+from harness.tables.aggregate import mean
 from harness.tables.page import chart
 from harness.tables.page.chart import Chart
 from harness.tables.page.rows import names, short
@@ -57,8 +58,10 @@ def losses(view: View) -> list[Chart]:
         hovermode="closest",
         height=chart.HEIGHT,
     )
-    mean = f"; each point is the mean of up to {coarsest} updates" if coarsest > 1 else ""
-    caption = f"one line per run, all runs of a row in one colour; a legend entry shows or hides a row{mean}"
+    thinner = f"; each point is the mean of up to {coarsest} updates" if coarsest > 1 else ""
+    caption = (
+        f"one line per run, all runs of a row in one colour; a legend entry shows or hides a row{thinner}"
+    )
     return [Chart("losses", "Training loss", caption, drawn)]
 
 
@@ -66,8 +69,8 @@ def thinned(values: Sequence[float], stride: int) -> tuple[list[int], list[float
     """Means of `stride` values each with the number, from 1, of the last; None where one is not finite."""
     ends = [min(start + stride, len(values)) for start in range(0, len(values), stride)]
     parts = [values[end - 1 - (end - 1) % stride : end] for end in ends]
-    means = [math.fsum(part) / len(part) if all(map(math.isfinite, part)) else None for part in parts]
-    return ends, [mean if mean is None else float(f"{mean:.5g}") for mean in means]
+    means = [float(f"{mean(part):.5g}") for part in parts]
+    return ends, [value if math.isfinite(value) else None for value in means]
 
 
 def run_name(label: str, record: Record) -> str:

@@ -72,9 +72,12 @@ def publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder: 
     """Print the tables of a suite and write them in all formats, with what must be said beside them."""
     from harness.tables import report as tables
 
+    records, unsound = _believed(records)
     if not records:
-        typer.echo("nothing has run yet, so there is no table")
+        for note in unsound or ["nothing has run yet, so there is no table"]:
+            typer.echo(note)
         return
+    notes = [*notes, *unsound]
     order = [record.config_id for record in records]
     built = tables.build(records, baseline=suite.baseline, question=suite.question, notes=notes, order=order)
     show(built)
@@ -83,6 +86,19 @@ def publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder: 
     except OSError as error:
         raise UserError(f"{folder}: no tables can be written there: {error.strerror}") from error
     typer.echo("tables: " + ", ".join(str(path) for path in written))
+
+
+def _believed(records: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    """The records that can be, and a line for each other: a folder that a sweep goes on in may hold any."""
+    from harness.tables.soundness import believed
+
+    kept, aside = [], []
+    for each in records:
+        try:
+            kept.append(believed(each))
+        except UserError as error:
+            aside.append(f"{each.run_id} is set aside: {error}; move it away and run again")
+    return kept, aside
 
 
 def _check_page(html: Path | None, history: Sequence[Path] | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from harness import record
 from harness.tables.page import document
 from harness.tables.page import papers as page_papers
 from harness.tables.papers import judging, pages, transcribed
@@ -166,3 +167,13 @@ def test_records_that_were_read_take_the_place_of_their_files(tmp_path) -> None:
     found = Sources(tmp_path / "papers", tmp_path, (tmp_path,))
     found.take("demo", records())
     assert {row.label for row in found._of_suite("demo")} == {"full", "small", "poor"}
+
+
+def test_a_record_that_cannot_be_is_no_figure(tmp_path) -> None:
+    folder = tmp_path / "machine" / "demo"
+    sound, odd = fabricate("full", suite="demo"), fabricate("odd", suite="demo")
+    odd.quality.tasks["facts"].documents = 0
+    for item in (sound, odd):
+        record.write(item, folder / f"{item.run_id}.json")
+    found = Sources(tmp_path / "papers", tmp_path, (tmp_path,))
+    assert {row.label for row in found._of_suite("demo")} == {"full"}

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import record
 from harness.errors import UserError, nearest
 from harness.record import Record
 from harness.suite import suites_folder
@@ -19,6 +18,7 @@ from harness.tables.papers import transcribed
 from harness.tables.papers.schema import Calculated, Predicted, Printed, Recorded, Selector
 from harness.tables.papers.transcribed import Cell
 from harness.tables.papers.verdicts import Ours, converted
+from harness.tables.soundness import sound
 
 #: Bytes of a forecast by what is asked for; states are what training keeps beside activations and gradients.
 WEIGHTS = ("weights_trainable_bytes", "weights_frozen_bytes")
@@ -171,7 +171,7 @@ class Sources:
             for folder in self.records:
                 for path in sorted(folder.glob(f"*/{name}/*.json")):
                     try:
-                        found.setdefault(f"{path.parent.parent.name}/{path.stem}", record.read(path))
+                        found.setdefault(f"{path.parent.parent.name}/{path.stem}", sound(path))
                     except UserError:
                         continue
             self._rows[name] = rows_of(item for item in found.values() if item.outcome.status == "ok")

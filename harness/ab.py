@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,13 +13,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import arguments, gating, options
+from harness import suite as suites
 from harness.config import Run
 from harness.errors import UserError
+from harness.record import VARIABLES
 from harness.suite import Suite
 
 if TYPE_CHECKING:
+    from harness.engine.runner import Plan
     from harness.revisions import Revision
     from harness.tables.compare.cells import Comparison
+    from harness.tables.compare.loading import Loaded, Side
     from harness.turns import Request
 
 #: Runs of a side that a verdict about throughput needs, and what is asked for unless a person says otherwise.
@@ -86,6 +92,7 @@ def ab(
     if not 1 <= repeats <= MOST_REPEATS:
         raise UserError(f"--repeats {repeats}: give a number from 1 to {MOST_REPEATS}")
     options.seconds(deadline)
+    _check_settings(settings or ())
     changed = [*(settings or ()), *(() if quality else COST_ALONE)]
     everything = options.load(suite, model, data, changed, None, seed)
     control = _control(everything, control)
@@ -95,36 +102,55 @@ def ab(
     given = [f"--device={plan.device}", f"--deadline={deadline}", *(f"--set={item}" for item in changed)]
     given += [f"--model={model}"] if model else []
     given += [f"--data={item}" for item in data or ()]
-    request = _request(suite, chosen, given, _folder(results, sides, [suite, *given]))
-    _take(request, chosen, repeats, sides, plan.device, together=not (apart or quality))
+    request = _request(suite, chosen, given, results, sides, plan, apart or quality)
+    _take(request, chosen, repeats, sides, plan.device)
     gating.publish(_compared(request, chosen.runs, repeats, control), form, out)
 
 
-def _request(suite: str, chosen: Suite, given: Sequence[str], folder: Path) -> Request:
-    from harness.turns import Request
+def _request(
+    suite: str,
+    chosen: Suite,
+    given: Sequence[str],
+    results: Path,
+    sides: Sequence[Revision],
+    plan: Plan,
+    apart: bool,
+) -> Request:
+    from harness import arbiter, turns
 
+    together = not apart and turns.can_be_together(sides, plan.device)
+    if together and arbiter.socket_folder() is None:
+        typer.echo("one run follows the other: this machine has no folder for sockets, as /tmp is", err=True)
+        together = False
+    file = _file(suite)
+    stand = [plan.machine, together, *(f"{name}={os.environ.get(name)}" for name in VARIABLES)]
+    asked = [suite, hashlib.sha256(file.read_bytes()).hexdigest(), *given, *stand]
     selectors = {run.run_id: chosen.selector(run) for run in chosen.runs}
-    return Request(_file(suite), chosen.name, tuple(given), selectors, folder)
+    folder = _folder(results, sides, asked)
+    return turns.Request(file, chosen.name, tuple(given), selectors, folder, together)
 
 
-def _take(
-    request: Request, chosen: Suite, repeats: int, sides: Sequence[Revision], device: str, together: bool
-) -> None:
+def _take(request: Request, chosen: Suite, repeats: int, sides: Sequence[Revision], device: str) -> None:
     """Carry out all turns, with the device held against other sweeps."""
     from harness import turns
     from harness.engine import progress, runner
 
-    display, cache = progress.choose(), arguments.cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
-    together = together and turns.can_be_together(sides, device)
-    with runner.device_lock(device, cache, display):
-        turns.take(turns.turns(chosen.runs, repeats), sides, request, display, together)
+    display = progress.choose()
+    with runner.device_lock(device, arguments.cache_folder(), display):
+        turns.take(turns.turns(chosen.runs, repeats), sides, request, display)
+
+
+def _check_settings(settings: Sequence[str]) -> None:
+    """Refuse the setting that tells the runs of a row apart."""
+    for text in settings:
+        if suites.parse_override(text)[0] == "repeat":
+            raise UserError(
+                f"--set {text}: the runs of a row are counted here; give their number by --repeats"
+            )
 
 
 def _file(suite: str) -> Path:
     """The suite's file: this program's, for both sides, since a question that moved cannot be compared."""
-    from harness import suite as suites
-
     return suites.find(Path(suite)).absolute()
 
 
@@ -148,7 +174,18 @@ def _rows(suite: Suite, only: Sequence[str] | None, control: str | None, quality
         raise UserError("none of these rows trains, so there is nothing to time; add --quality to compare it")
     if not seeds:
         runs = list({run.config_id: run for run in reversed(runs)}.values())[::-1]
-    return replace(suite, runs=tuple(runs))
+    unique = {run.run_id: run for run in (run.model_copy(update={"repeat": 0}) for run in runs)}
+    axes = tuple(key for key in suite.axes if key != "repeat")
+    return _told_apart(replace(suite, runs=tuple(unique.values()), axes=axes))
+
+
+def _told_apart(suite: Suite) -> Suite:
+    """The same suite, unless two of its rows would be taken for each other."""
+    known: dict[str, Run] = {}
+    for run in suite.runs:
+        if known.setdefault(json.dumps(suite.selector(run)), run) is not run:
+            raise UserError(f"{suite.name}: two rows are called {run.name!r}; give each a label of its own")
+    return suite
 
 
 def _sides(
@@ -160,14 +197,15 @@ def _sides(
     from harness import revisions
 
     source = revisions.repository(repository)
-    found = [revisions.checkout(source, name, arguments.cache_folder() / "revisions") for name in asked]
+    for python in filter(None, pythons):
+        _check_interpreter(python)
+    cache = _made(arguments.cache_folder() / "revisions")
+    found = [revisions.checkout(source, name, cache) for name in asked]
     wanted = [revisions.dependencies(revision.tree) for revision in found]
     own = wanted[0] != wanted[1]
     sides = []
     for revision, needed, given in zip(found, wanted, pythons, strict=True):
         if given is not None:
-            if not Path(given).is_file():
-                raise UserError(f"{given}: no such interpreter; give the path of a python")
             revision = replace(revision, python=str(Path(given).absolute()))
         elif own:
             typer.echo(f"{revision.asked}: an environment with its own dependencies", err=True)
@@ -177,11 +215,37 @@ def _sides(
     return sides
 
 
-def _folder(results: Path, sides: Sequence[Revision], asked: Sequence[str]) -> Path:
-    """A folder for these revisions, interpreters and settings, so that the same command goes on in it."""
+def _check_interpreter(python: str) -> None:
+    """Refuse what cannot be started, before the other side has run."""
+    if not Path(python).is_file():
+        raise UserError(f"{python}: no such interpreter; give the path of a python")
+    try:
+        subprocess.run([Path(python).absolute(), "--version"], capture_output=True, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise UserError(
+            f"{python}: cannot be started: {error.strerror}; give the path of a python"
+        ) from error
+
+
+def _folder(results: Path, sides: Sequence[Revision], asked: Sequence[object]) -> Path:
+    """A folder for these revisions, interpreters and what is asked, so that the same command goes on in it.
+
+    An answer is for one question: another text of the suite or another machine has a folder of its own.
+    """
     text = json.dumps([*asked, *(side.python for side in sides)])
     digest = hashlib.sha256(text.encode()).hexdigest()[:6]
-    return results.absolute() / f"{sides[0].name}-{sides[1].name}-{digest}"
+    return _made(results.absolute() / f"{sides[0].name}-{sides[1].name}-{digest}")
+
+
+def _made(folder: Path) -> Path:
+    """The folder, which is there now and can be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}; choose another folder") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: cannot be written to; choose another folder")
+    return folder
 
 
 # -------------------------------------------------------------------------------------- comparison
@@ -191,7 +255,20 @@ def _compared(request: Request, runs: Sequence[Run], repeats: int, control: str 
     from harness.tables.compare import turns as compare_turns
     from harness.tables.compare.loading import load
 
-    sides = [load(turns.folder_of(side, request)) for side in range(len(turns.SIDES))]
     wanted = {(run.name, run.seed) for run in runs}
-    kept = [compare_turns.select(side, wanted, repeats) for side in sides]
-    return compare_turns.compare(kept[0], kept[1], {} if control is None else {request.name: control})
+    sides = []
+    for number in range(len(turns.SIDES)):
+        places = dict.fromkeys(request.place(number, run) for run in runs)
+        sides.append(compare_turns.select(_joined([load(place) for place in places]), wanted, repeats))
+    return compare_turns.compare(sides[0], sides[1], {} if control is None else {request.name: control})
+
+
+def _joined(parts: Sequence[Side]) -> Side:
+    """The records of several rows as one side; two spellings of one run count once."""
+    from harness.tables.compare.loading import Side
+
+    found: dict[tuple[str, str], Loaded] = {}
+    for part in parts:
+        for item in part.records:
+            found.setdefault((item.record.suite, item.record.run_id), item)
+    return Side(tuple(found.values()), tuple(line for part in parts for line in part.set_aside))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,20 @@ from harness.engine.turn import GO
 #: short beside the moods of a machine, which last for tenths of a second.
 SLICE_S = 0.05
 PATIENCE_S = 0.1
+#: What folders of sockets are called, with a few letters more.
+PREFIX = "turns-"
+
+
+def socket_folder() -> str | None:
+    """Where a folder of sockets can be made: a path has at most about a hundred bytes; None: nowhere."""
+    for folder in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), "/tmp"):
+        if not folder or not hasattr(socket, "AF_UNIX"):
+            continue
+        with suppress(OSError), tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as made:
+            with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as tried:
+                tried.bind(str(Path(made, "0.sock")))
+            return folder
+    return None
 
 
 @dataclass

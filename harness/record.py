@@ -20,6 +20,15 @@ SCHEMA_VERSION = 1
 #: Version of each measurement protocol; records of different versions are never compared. A test
 #: holds the hash of every ruler's source and asks for a bump when one changes.
 PROTOCOLS: dict[str, int] = {"memory": 1, "time": 1, "perplexity": 1, "accuracy": 1}
+#: Environment variables that change speed, memory or determinism.
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "LOREBENCH_CUDA_GIB",
+)
 
 #: What a line of a traceback says before the part of a path that is the same on every machine.
 TRACEBACK_PATH = re.compile(r'File "[^"]*/(?=(?:site-packages|lib/python[\d.]+|harness|methods|benchmarks)/)')

@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 
 import harness
-from harness.engine.turn import VARIABLE
 from harness.errors import UserError
-from harness.record import Environment
+from harness.record import VARIABLES, Environment
 
 PACKAGES = (
     "torch",
@@ -30,15 +29,6 @@ PACKAGES = (
     "tokenizers",
     "safetensors",
     "numpy",
-)
-#: Environment variables that change speed, memory or determinism.
-VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OMP_WAIT_POLICY",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "PYTORCH_ALLOC_CONF",
-    "PYTORCH_CUDA_ALLOC_CONF",
-    "LOREBENCH_CUDA_GIB",
 )
 #: How many GiB a run may take on its GPU, as if the device were smaller.
 CAP = "LOREBENCH_CUDA_GIB"
@@ -142,8 +132,7 @@ def flags() -> dict[str, Flag]:
         "matmul_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
     }
     values = {name: _setting(read) for name, read in settings.items()}
-    shared: dict[str, Flag] = {"in_turns": True} if VARIABLE in os.environ else {}
-    return values | shared | {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    return values | {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
 def _setting(read: Callable[[], Flag]) -> Flag:

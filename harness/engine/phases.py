@@ -13,7 +13,7 @@ from harness.engine.meters import meter_for
 from harness.engine.models import DTYPES
 from harness.engine.scored_text import ScoredText
 from harness.engine.token_cache import TokenCache
-from harness.engine.train import Trained, Trainer, ready_to_train
+from harness.engine.train import Trained, Trainer, Turn, ready_to_train
 from harness.engine.windows import write as write_windows
 from harness.method import Caps, Context, Stepper
 from harness.record import Data, Memory, Perplexity, Quality, RankMove, Training
@@ -135,7 +135,7 @@ class RunInProgress:
             trainer.run(lambda event: self.reporter.tell(**event, **self._speed(trainer.result)))
         finally:
             self._note_training(trainer.result)
-            self._note_device()
+            self._note_device(trainer.turn)
         self.model.config.use_cache = True
 
     def evaluate(self) -> None:
@@ -217,15 +217,15 @@ class RunInProgress:
         if self.record.memory.train is not None:
             self._peak("train", window.peak_bytes)
 
-    def _note_device(self) -> None:
-        """What depends on the kind of device: the allocator's view, and how busy the matrix units were."""
+    def _note_device(self, turn: Turn) -> None:
+        """What depends on the device: the allocator's view, how busy it was, and whose turn it was."""
         assert self.record.time is not None
         assert self.record.memory is not None
         assert self.record.environment is not None
         self.record.memory.requested_bytes = measure.requested_bytes(self.device)
         peak = measure.peak_flops(self.record.environment.device, self.run.train.dtype)
-        speed = self.record.time.tokens_per_s
-        self.record.time.mfu = measure.utilisation(speed, self.flops_per_token, peak)
+        self.record.time.mfu = measure.utilisation(self.record.time.tokens_per_s, self.flops_per_token, peak)
+        self.record.environment.flags |= turn.flags
 
     def _tokens_per_step(self) -> int:
         return self.run.train.batch * self.run.train.grad_accum * self.run.data.seq_len

@@ -15,15 +15,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import ctypes
 import json
 import signal
-import stat
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import DatasetsData, HubModel, Run, TaskData
+from harness.engine import tether
 from harness.engine.job import Job
 from harness.engine.reporter import Reporter, take_stdout
 from harness.errors import DivergedError, UnsupportedError, UserError
@@ -131,16 +130,7 @@ def _die_with_the_parent() -> None:
 
     Linux is asked to do the same: a thread of Python cannot act while native code holds the interpreter.
     """
-    if not stat.S_ISFIFO(os.fstat(0).st_mode):
-        return
-
-    def watch() -> None:
-        while os.read(0, 4096):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    if sys.platform == "linux":
+    if tether.watch(lambda: os._exit(1)) and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -6,7 +6,11 @@ The revisions here are small: their command line writes the record that a file o
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +21,7 @@ import pytest
 from harness import cli
 from harness.config import Run
 from harness.engine import runner
+from harness.record import VARIABLES
 from harness.tables.compare.statistics import took_turns
 from harness.turns import turns
 from tests.gate_records import made, memory
@@ -43,7 +48,7 @@ behaviour = json.loads((tree / "behaviour.json").read_text())
 with (tree.parent / "calls.jsonl").open("a") as file:
     file.write(json.dumps([tree.name, sys.argv[1:]]) + "\\n")
 place = os.environ.get("LOREBENCH_TURNS")
-if place:
+if place and "deaf" not in behaviour:
     own = socket.socket(socket.AF_UNIX)
     own.connect(place)
     for _ in range(3):
@@ -56,6 +61,11 @@ if "refuse" in behaviour:
     sys.exit(f"lorebench: {behaviour['refuse']}")
 label, repeat = json.loads(only["label"]), int(settings["repeat"])
 record = behaviour["records"][label]
+if "train.batch" in only:
+    record["config_id"] = f"{int(only['train.batch']):012x}"
+    record["config"] = {"train": {"batch": int(only["train.batch"])}}
+if place and "deaf" not in behaviour:
+    record["environment"]["flags"] = {"in_turns": True}
 now = datetime.datetime.now(datetime.UTC).isoformat()
 record |= {"repeat": repeat, "seed": int(said["--seed"]), "started_at": now}
 record["run_id"] = f"{record['config_id']}-s{record['seed']}-r{repeat}"
@@ -67,6 +77,7 @@ file = pathlib.Path(said["--results"], "cpu", "demo", record["run_id"] + ".json"
 file.parent.mkdir(parents=True, exist_ok=True)
 file.write_text(json.dumps(record))
 """
+PATIENCE_S = 20
 EVEN = (1000.0, 1001.0, 1002.0, 1003.0, 1004.0)
 
 
@@ -83,6 +94,10 @@ class Place:
 
     root: Path
     call: Callable[..., Said]
+
+    @property
+    def suite(self) -> Path:
+        return self.root.parent / "demo.yaml"
 
     def commit(self, name: str, **behaviour: Any) -> None:
         (self.root / "behaviour.json").write_text(json.dumps(behaviour))
@@ -128,12 +143,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     git(root, "init", "-q", "-b", "main")
     suite = tmp_path / "demo.yaml"
     suite.write_text(SUITE)
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LOREBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(runner, "resolve", lambda runs, device: runner.Plan(tuple(runs), "cpu", "cpu"))
 
     def call(*arguments: Any) -> Said:
         where = ["--repository", root, "--results", tmp_path / "records"]
-        given = [*arguments[:2], suite, *arguments[2:], *where]
+        given = [*arguments[:2], suite, *where, *arguments[2:]]
         monkeypatch.setattr("sys.argv", ["lorebench", "ab", *map(str, given)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -273,6 +290,67 @@ def test_on_a_cpu_revisions_that_know_how_are_there_at_once_and_their_updates_ta
     assert "a and b: full seed 3: started" in said.err
 
 
+@pytest.fixture
+def pair(place: Place) -> Place:
+    """Two revisions that know how to wait for their turns."""
+    (place.root / "harness" / "engine").mkdir()
+    (place.root / "harness" / "engine" / "turn.py").touch()
+    place.commit("a", **behaving())
+    place.commit("b", **behaving())
+    return place
+
+
+ONE_PAIR = ("--repeats", 1, "--only", "label=full")
+
+
+def test_runs_that_were_timed_at_once_without_turns_are_refused_and_measured_again(pair: Place) -> None:
+    pair.commit("deaf", **behaving(), deaf=True)
+    for calls in (2, 4):
+        said = pair.call("a", "deaf", *ONE_PAIR)
+        assert said.code == 2
+        assert "full did not wait for its turns, so both sides were timed at once" in said.err
+        assert len(pair.calls) == calls
+    assert pair.call("a", "deaf", *ONE_PAIR, "--apart").code == 0
+
+
+@pytest.mark.parametrize("broken", ["no turns", "gone"])
+def test_a_pair_of_which_one_run_is_no_good_is_measured_again(pair: Place, broken: str) -> None:
+    pair.call("a", "b", *ONE_PAIR)
+    file = next((pair.root.parent / "records").rglob("b/*/cpu/demo/*.json"))
+    content = json.loads(file.read_text())
+    del content["environment"]["flags"]
+    file.write_text(json.dumps(content)) if broken == "no turns" else file.unlink()
+    for _ in range(2):
+        assert pair.call("a", "b", *ONE_PAIR).code == 0
+        assert len(pair.calls) == 4
+
+
+def test_records_of_runs_in_turns_are_no_answer_for_runs_that_shall_be_apart(pair: Place) -> None:
+    pair.call("a", "b", *ONE_PAIR)
+    pair.call("a", "b", *ONE_PAIR, "--apart")
+    assert len(pair.calls) == 4
+
+
+def test_a_long_name_of_the_folder_for_temporary_files_is_no_obstacle(
+    pair: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    assert pair.call("a", "b", *ONE_PAIR).code == 0
+    assert (pair.root.parent / "cache" / "revisions" / "turns.txt").exists()
+
+
+def test_without_a_place_for_sockets_one_run_follows_the_other(
+    pair: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.arbiter.socket_folder", lambda: None)
+    said = pair.call("a", "b", *ONE_PAIR)
+    assert said.code == 0
+    assert "one run follows the other" in said.err
+    assert not (pair.root.parent / "cache" / "revisions" / "turns.txt").exists()
+
+
 def test_runs_that_are_asked_to_be_apart_are(place: Place) -> None:
     (place.root / "harness" / "engine").mkdir()
     (place.root / "harness" / "engine" / "turn.py").touch()
@@ -337,6 +415,44 @@ def test_other_settings_are_another_comparison(place: Place) -> None:
     assert len(place.calls) == 8
 
 
+def test_each_configuration_of_a_label_runs_and_is_compared(place: Place) -> None:
+    place.suite.write_text(SUITE.replace("seed: [3, 4]", "train.batch: [2, 4]"))
+    place.commit("a", **behaving())
+    place.commit("b", **behaving())
+    said = place.call("a", "b", "--repeats", 1)
+    ran = [[item for item in given if "train.batch" in item] for _, given in place.calls]
+    assert ran == [[f"--only=train.batch={batch}"] for batch in (2, 4, 2, 4) for _ in "ab"]
+    assert "ok: demo/full (seed 0 and 1 more) peak unchanged" in said.out
+    assert "demo/full (all runs and 1 more) throughput" in said.out
+
+
+def test_rows_that_cannot_be_told_apart_are_refused(place: Place) -> None:
+    place.suite.write_text(SUITE.replace("label: other", "label: full"))
+    place.commit("a", **behaving())
+    said = place.call("a", "a", "--repeats", 1)
+    assert (said.code, place.calls) == (2, [])
+    assert "demo: two rows are called 'full'; give each a label of its own" in said.err
+
+
+def test_another_text_of_the_suite_is_another_comparison(place: Place) -> None:
+    place.commit("a", **behaving())
+    place.call("a", "a", "--repeats", 1)
+    place.suite.write_text(SUITE.replace("steps: 30", "steps: 60"))
+    place.call("a", "a", "--repeats", 1)
+    assert len(place.calls) == 8
+
+
+def test_another_machine_is_another_comparison(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.commit("a", **behaving())
+    place.call("a", "a", "--repeats", 1)
+    monkeypatch.setattr(runner, "resolve", lambda runs, device: runner.Plan(tuple(runs), "cpu", "cpu-2t"))
+    place.call("a", "a", "--repeats", 1)
+    assert len(place.calls) == 8
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    place.call("a", "a", "--repeats", 1)
+    assert len(place.calls) == 12
+
+
 def test_an_interpreter_may_be_given_for_a_side(place: Place, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "lorebench: I am another python" >&2\nexit 2\n')
@@ -348,7 +464,63 @@ def test_an_interpreter_may_be_given_for_a_side(place: Place, tmp_path: Path) ->
     assert len(place.calls) == 1
 
 
+def started(*command: Any, **more: Any) -> subprocess.Popen[str]:
+    """A process in the background, where SIGINT is ignored, as in a script of a shell."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True, **more)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def wait_for(met: Callable[[], bool]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not met():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+CALLING = """
+import sys
+from pathlib import Path
+from harness.calls import Call, terminated_like_interrupted
+folder = Path(sys.argv[1])
+code = "import os, time; print(os.getpid(), file=open('pid', 'w'), flush=True); time.sleep(600)"
+with terminated_like_interrupted():
+    call = Call([sys.executable, "-c", code], {}, folder / "log")
+    try:
+        call.wait()
+    except KeyboardInterrupt:
+        call.stop()
+        call.wait()
+        sys.exit(call.last_words())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_runs_ends_with_the_command_however_it_ends(tmp_path: Path, number: signal.Signals) -> None:
+    root = str(Path(cli.__file__).parents[1])
+    asked = started(
+        sys.executable, "-c", CALLING, tmp_path, cwd=tmp_path, env={**os.environ, "PYTHONPATH": root}
+    )
+    pid = tmp_path / "pid"
+    wait_for(lambda: pid.is_file() and pid.read_text().endswith("\n"))
+    asked.send_signal(number)
+    said = asked.communicate(timeout=PATIENCE_S)[1]
+    assert ("KeyboardInterrupt" in said) == (number == signal.SIGTERM)
+    wait_for(lambda: not Path("/proc", pid.read_text().strip()).exists())
+    assert "KeyboardInterrupt" in (tmp_path / "log").read_text()
+
+
 # -------------------------------------------------------------------------------------- bad input
+def test_a_cache_that_cannot_be_made_is_one_line(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.commit("a", **behaving())
+    monkeypatch.setenv("LOREBENCH_CACHE", "/etc/passwd/x")
+    said = place.call("a", "a")
+    assert (said.code, len(said.err.splitlines())) == (2, 1)
+    assert "/etc/passwd/x/revisions: cannot be made: Not a directory" in said.err
+
+
 def test_what_a_revision_refuses_is_one_line_with_its_name(place: Place) -> None:
     place.commit("a", **behaving())
     place.commit("b", refuse="no setting 'train.stps'; did you mean train.steps?")
@@ -380,6 +552,9 @@ def test_a_record_of_other_code_is_refused(place: Place) -> None:
         (("a", "a", "--only", "label=pruned", "--control", "pruned"), "nothing to time; add --quality"),
         (("a", "a", "--python-a", "/no/python"), "/no/python: no such interpreter"),
         (("a", "a", "--deadline", "soon"), "'soon' is no time span"),
+        (("a", "a", "--set", "repeat=1"), "--set repeat=1: the runs of a row are counted here"),
+        (("a", "a", "--python-b", "/etc/passwd"), "/etc/passwd: cannot be started: Permission denied"),
+        (("a", "a", "--results", "/etc/passwd/x"), "cannot be made: Not a directory; choose another folder"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_runs(place: Place, given: Sequence[Any], said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -24,12 +25,13 @@ class Process(threading.Thread):
     def __init__(self, name: str, place: str, updates: int, log: list[str]) -> None:
         super().__init__(name=name, daemon=True)
         self.place, self.updates, self.log = place, updates, log
+        self.turn = Turn(place)
         self.starts = threading.Event()
         self.starts.set()
 
     def run(self) -> None:
         self.starts.wait(PATIENCE_S)
-        mine = Turn(self.place)
+        mine = self.turn
         for _ in range(self.updates):
             mine.wait()
             self.log.append(f"{self.name} begins")
@@ -123,6 +125,44 @@ def test_whoever_waits_goes_on_when_nobody_answers_any_more(tmp_path: Path) -> N
     referee.close()
     alone.join(PATIENCE_S)
     assert order(log) == "aaa"
+    assert alone.turn.flags == {}
+
+
+def test_a_run_says_that_it_was_in_turns_when_it_was_from_its_first_to_its_end(referee: Arbiter) -> None:
+    processes = [Process(name, place, 3, []) for name, place in zip("ab", referee.places, strict=True)]
+    followed(referee, processes)
+    assert [process.turn.flags for process in processes] == [{"in_turns": True}] * 2
+
+
+class Fleeting:
+    """Grants so many turns and is gone, in the middle of the update that it granted last."""
+
+    def __init__(self, place: Path, grants: int) -> None:
+        self._server, self._grants = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), grants
+        self._server.bind(str(place))
+        self._server.listen(1)
+        self.thread = threading.Thread(target=self._answer, daemon=True)
+        self.thread.start()
+
+    def _answer(self) -> None:
+        connection, _ = self._server.accept()
+        with connection, self._server:
+            for _ in range(self._grants):
+                connection.recv(1)
+                connection.sendall(turn.GO)
+
+
+@pytest.mark.parametrize(("grants", "updates"), [(0, 1), (1, 1), (1, 2), (2, 5)])
+def test_a_run_whose_turns_broke_off_does_not_say_that_it_was_in_turns(
+    tmp_path: Path, grants: int, updates: int
+) -> None:
+    place = tmp_path / "fleeting.sock"
+    fleeting, mine = Fleeting(place, grants), Turn(str(place))
+    for _ in range(updates):
+        mine.wait()
+    fleeting.thread.join(PATIENCE_S)
+    mine.end()
+    assert mine.flags == {}
 
 
 @pytest.mark.parametrize("place", ["", "/no/such.sock"])
@@ -131,6 +171,7 @@ def test_nobody_waits_where_nobody_gives_turns(place: str) -> None:
     mine.wait()
     mine.wait()
     mine.end()
+    assert mine.flags == {}
 
 
 def test_the_place_is_in_a_variable(monkeypatch: pytest.MonkeyPatch, referee: Arbiter) -> None:

@@ -1,0 +1,59 @@
+"""Processes that end when the one that started them does: an open pipe on standard input ties them.
+
+A parent that is killed cannot say so, but its pipes close. `python tether.py COMMAND` ties a command that
+knows nothing of this, such as the command line of another revision. It is a script, too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+#: What a command gets to end by itself after SIGINT: a sweep gives its worker 5 s.
+GRACE_S = 15.0
+EXIT_BAD_INPUT = 2
+
+
+def watch(end: Callable[[], None]) -> bool:
+    """Call `end` in a thread when the pipe from the parent closes; False where standard input is no pipe."""
+    if not stat.S_ISFIFO(os.fstat(0).st_mode):
+        return False
+
+    def read() -> None:
+        while os.read(0, 4096):
+            pass
+        end()
+
+    threading.Thread(target=read, daemon=True).start()
+    return True
+
+
+def main(command: Sequence[str]) -> int:
+    """Run a command and return its exit code; when the pipe closes, it gets SIGINT, then SIGKILL."""
+    # What was started in the background ignores SIGINT, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        print(f"{command[0]}: cannot be started: {error.strerror}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    watch(lambda: _end(child))
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.send_signal(signal.SIGINT)
+    try:
+        child.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

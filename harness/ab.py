@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness import arguments, gating, options
+from harness import arguments, gating, options, questions
 from harness import suite as suites
 from harness.config import Run
 from harness.errors import UserError
@@ -92,11 +92,11 @@ def ab(
     if not 1 <= repeats <= MOST_REPEATS:
         raise UserError(f"--repeats {repeats}: give a number from 1 to {MOST_REPEATS}")
     options.seconds(deadline)
-    _check_settings(settings or ())
+    questions.check_settings(settings or ())
     changed = [*(settings or ()), *(() if quality else COST_ALONE)]
     everything = options.load(suite, model, data, changed, None, seed)
-    control = _control(everything, control)
-    chosen = _rows(everything, only, control, quality, bool(seed))
+    control = questions.control_row(everything, control)
+    chosen = questions.rows(everything, only, control, quality, bool(seed))
     plan = runner.resolve(chosen.runs, device)  # refuses what cannot be read before anything is checked out
     sides = _sides(repository, (first, second), (python_a, python_b))
     given = [f"--device={plan.device}", f"--deadline={deadline}", *(f"--set={item}" for item in changed)]
@@ -140,52 +140,9 @@ def _take(request: Request, chosen: Suite, repeats: int, sides: Sequence[Revisio
         turns.take(turns.turns(chosen.runs, repeats), sides, request, display)
 
 
-def _check_settings(settings: Sequence[str]) -> None:
-    """Refuse the setting that tells the runs of a row apart."""
-    for text in settings:
-        if suites.parse_override(text)[0] == "repeat":
-            raise UserError(
-                f"--set {text}: the runs of a row are counted here; give their number by --repeats"
-            )
-
-
 def _file(suite: str) -> Path:
     """The suite's file: this program's, for both sides, since a question that moved cannot be compared."""
     return suites.find(Path(suite)).absolute()
-
-
-def _control(suite: Suite, control: str | None) -> str | None:
-    """The label of the control row; UserError for one that no row has."""
-    labels = {run.name for run in suite.runs}
-    if control is not None and control not in labels:
-        raise UserError(f"--control {control}: no row has this label; known: {', '.join(sorted(labels))}")
-    return control if control is not None else suite.baseline if suite.baseline in labels else None
-
-
-def _rows(suite: Suite, only: Sequence[str] | None, control: str | None, quality: bool, seeds: bool) -> Suite:
-    """The rows that are asked for and the control row, each with one seed unless several were named."""
-    from dataclasses import replace
-
-    asked = suite.only(only or ()).runs
-    runs = [run for run in suite.runs if run in asked or run.name == control]
-    if not quality:
-        runs = [run for run in runs if run.train.stage != "compress"]
-    if not runs:
-        raise UserError("none of these rows trains, so there is nothing to time; add --quality to compare it")
-    if not seeds:
-        runs = list({run.config_id: run for run in reversed(runs)}.values())[::-1]
-    unique = {run.run_id: run for run in (run.model_copy(update={"repeat": 0}) for run in runs)}
-    axes = tuple(key for key in suite.axes if key != "repeat")
-    return _told_apart(replace(suite, runs=tuple(unique.values()), axes=axes))
-
-
-def _told_apart(suite: Suite) -> Suite:
-    """The same suite, unless two of its rows would be taken for each other."""
-    known: dict[str, Run] = {}
-    for run in suite.runs:
-        if known.setdefault(json.dumps(suite.selector(run)), run) is not run:
-            raise UserError(f"{suite.name}: two rows are called {run.name!r}; give each a label of its own")
-    return suite
 
 
 def _sides(

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,9 @@ from pathlib import Path
 from filelock import FileLock
 
 import harness
+from harness import worktree
 from harness.errors import UserError
+from harness.worktree import git
 
 #: The working tree as it is, uncommitted changes included.
 WORKING_TREE = "."
@@ -34,6 +36,8 @@ SHORT = 9
 KEPT = 20
 #: Names of checkouts beside them, that used last at the end.
 USED = ".used"
+#: Where a checkout says what it was made as.
+STATE = Path(".git", "made-as")
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Revision:
 def repository(start: Path | None = None) -> Path:
     """The repository of this project around a folder, else the one this program was loaded from."""
     for place in (start or Path.cwd(), Path(harness.__file__).resolve().parent):
-        top = _git(place, "rev-parse", "--show-toplevel", fine=(0, 128))
+        top = git(place, "rev-parse", "--show-toplevel", fine=(0, 128))
         if top and Path(top, ENTRY).is_file():
             return Path(top)
     raise UserError(
@@ -77,19 +81,19 @@ def repository(start: Path | None = None) -> Path:
 def checkout(source: Path, asked: str, folder: Path) -> Revision:
     """A revision of a repository as a folder below `folder`, made once; `.` is the working tree."""
     commit = "HEAD" if asked == WORKING_TREE else asked
-    sha = _git(source, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}", fine=(0, 1, 128))
+    sha = git(source, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}", fine=(0, 1, 128))
     if not sha:
         raise UserError(
             f"{asked}: no revision of {source}; give a commit, branch or tag, or {WORKING_TREE} for the "
             "working tree"
         )
-    changed = _changed(source) if asked == WORKING_TREE else {}
-    changes = _digest(source, changed) if changed else None
+    changed = worktree.changed(source) if asked == WORKING_TREE else {}
+    changes = worktree.digest(source, changed) if changed else None
     name = sha + (f"+{changes[:SHORT]}" if changes else "")
     made = Revision(asked, sha, (folder / name).absolute(), changes=changes)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        if _git(made.tree, "rev-parse", "--verify", "--quiet", "HEAD", fine=(0, 1, 128)) != sha:
+        if not _is_whole(made):
             _make(source, made, changed)
         _keep(made.tree)
     if not (made.tree / ENTRY).is_file():
@@ -101,16 +105,25 @@ def _make(source: Path, made: Revision, changed: Mapping[str, bool]) -> None:
     """Clone beside the place and move there, so that what has the name is complete."""
     shutil.rmtree(made.tree, ignore_errors=True)
     with _scratch(made.tree.parent) as scratch:
-        _git(source, "clone", "--quiet", "--shared", "--no-checkout", str(source), str(scratch / "tree"))
-        _git(scratch / "tree", "checkout", "--quiet", "--detach", made.sha)
-        for name, there in changed.items():
-            target = scratch / "tree" / name
-            if there:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source / name, target)
-            else:
-                target.unlink(missing_ok=True)
+        git(source, "clone", "--quiet", "--shared", "--no-checkout", str(source), str(scratch / "tree"))
+        git(scratch / "tree", "checkout", "--quiet", "--detach", made.sha)
+        for name in sorted(changed, key=changed.__getitem__):  # what is gone first: it may be in the way
+            worktree.put(source, scratch / "tree", name, changed[name])
+        (scratch / "tree" / STATE).write_text(_state(scratch / "tree"), encoding="utf-8")
         (scratch / "tree").replace(made.tree)
+
+
+def _is_whole(made: Revision) -> bool:
+    """Whether a checkout is there and still what it was made as."""
+    try:
+        return (made.tree / STATE).read_text(encoding="utf-8") == _state(made.tree)
+    except (OSError, UnicodeDecodeError, UserError):
+        return False
+
+
+def _state(tree: Path) -> str:
+    """The commit of a checkout and a digest of what differs from it."""
+    return f"{git(tree, 'rev-parse', 'HEAD')} {worktree.digest(tree, worktree.changed(tree))}\n"
 
 
 def _keep(tree: Path) -> None:
@@ -132,36 +145,6 @@ def _keep(tree: Path) -> None:
 def _scratch(folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as scratch:
         yield Path(scratch)
-
-
-def _changed(source: Path) -> dict[str, bool]:
-    """Files that differ from the commit or are new, by name, and whether they are still there."""
-    listed = _git(source, "diff", "--name-only", "--no-renames", "-z", "HEAD")
-    listed += _git(source, "ls-files", "--others", "--exclude-standard", "-z")
-    return {name: (source / name).is_file() for name in sorted(set(listed.split("\0"))) if name}
-
-
-def _digest(source: Path, changed: Mapping[str, bool]) -> str:
-    digest = hashlib.sha256()
-    for name, there in changed.items():
-        content = hashlib.sha256((source / name).read_bytes()).hexdigest() if there else "gone"
-        digest.update(f"{name}\0{content}\0".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def _git(place: Path, *arguments: str, fine: Sequence[int] = (0,)) -> str:
-    """What git answers, without the line's end; "" where it fails with a code that is fine."""
-    command = ["git", "-C", str(place), *arguments]
-    try:
-        answer = subprocess.run(
-            command, capture_output=True, stdin=subprocess.DEVNULL, encoding="utf-8", errors="surrogateescape"
-        )
-    except OSError as error:
-        raise UserError(f"git cannot be run: {error.strerror}; install it") from error
-    if answer.returncode not in fine:
-        last = (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
-        raise UserError(f"git {arguments[0]} in {place}: {last}")
-    return answer.stdout.strip("\n") if answer.returncode == 0 else ""
 
 
 # ----------------------------------------------------------------------------------- environments

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,8 @@ def repository(tmp_path: Path) -> Path:
     (root / "harness" / "__init__.py").touch()
     (root / "harness" / "cli.py").write_text("x = 1\n")
     (root / "old.py").write_text("old\n")
+    (root / "inner").mkdir()
+    (root / "inner" / "deep.py").touch()
     (root / "pyproject.toml").write_text(PROJECT)
     (root / ".gitignore").write_text("*.log\n")
     git(root, "init", "-q", "-b", "main")
@@ -70,9 +74,50 @@ def test_a_revision_is_known_by_any_of_its_names(repository: Path, folder: Path,
 
 def test_a_checkout_is_made_once(repository: Path, folder: Path) -> None:
     made = revisions.checkout(repository, "main", folder)
-    (made.tree / "mark").touch()
+    (made.tree / "mark.log").touch()
+    compiled = made.tree / "harness" / "__pycache__" / "cli.pyc"
+    compiled.parent.mkdir()
+    compiled.touch()
     assert revisions.checkout(repository, "HEAD", folder).tree == made.tree
-    assert (made.tree / "mark").exists()
+    assert (made.tree / "mark.log").exists()
+    assert compiled.exists()
+
+
+def test_a_checkout_of_the_working_tree_is_made_once(repository: Path, folder: Path) -> None:
+    (repository / "harness" / "cli.py").write_text("x = 3\n")
+    (repository / "new.py").touch()
+    git(repository, "rm", "-q", "old.py")
+    (repository / "forced.log").touch()
+    git(repository, "add", "-f", "forced.log")
+    made = revisions.checkout(repository, ".", folder)
+    (made.tree / "mark.log").touch()
+    revisions.checkout(repository, ".", folder)
+    assert (made.tree / "mark.log").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tree: (tree / "harness" / "cli.py").write_text("x = 9\n"),
+        lambda tree: (tree / "old.py").unlink(),
+        lambda tree: (tree / "harness" / "new.py").touch(),
+        lambda tree: (tree / ".git" / "index").unlink(),
+        lambda tree: git(tree, "checkout", "-q", "-f", "first"),
+        lambda tree: shutil.rmtree(tree / ".git"),
+    ],
+)
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_checkout_that_was_changed_is_made_again(
+    repository: Path, folder: Path, damage: Callable[[Path], None], changed: bool
+) -> None:
+    if changed:
+        (repository / "harness" / "cli.py").write_text("x = 3\n")
+    made = revisions.checkout(repository, ".", folder)
+    damage(made.tree)
+    assert revisions.checkout(repository, ".", folder).tree == made.tree
+    assert (made.tree / "harness" / "cli.py").read_text() == ("x = 3\n" if changed else "x = 2\n")
+    assert (made.tree / "old.py").is_file()
+    assert not (made.tree / "harness" / "new.py").exists()
 
 
 def test_a_checkout_that_is_broken_is_made_again(repository: Path, folder: Path) -> None:
@@ -119,6 +164,39 @@ def test_the_working_tree_is_taken_with_what_is_changed_new_and_gone(repository:
     assert not (made.tree / "noise.log").exists()
     assert made.changes is not None
     assert made.name == f"{made.sha[:9]}+{made.changes[:9]}"
+
+
+def test_a_folder_that_became_a_file_and_a_file_that_became_a_folder_are_taken_as_they_are(
+    repository: Path, folder: Path
+) -> None:
+    shutil.rmtree(repository / "inner")
+    (repository / "inner").write_text("a file now\n")
+    (repository / "old.py").unlink()
+    (repository / "old.py").mkdir()
+    (repository / "old.py" / "inside").touch()
+    made = revisions.checkout(repository, ".", folder)
+    assert (made.tree / "inner").read_text() == "a file now\n"
+    assert [path.name for path in (made.tree / "old.py").iterdir()] == ["inside"]
+
+
+def test_links_and_permissions_are_taken_as_they_are(repository: Path, folder: Path) -> None:
+    plain = revisions.checkout(repository, ".", folder)
+    (repository / "old.py").chmod(0o755)
+    runnable = revisions.checkout(repository, ".", folder)
+    (repository / "harness" / "link").symlink_to("../inner")
+    (repository / "harness" / "broken").symlink_to("nowhere")
+    linked = revisions.checkout(repository, ".", folder)
+    (repository / "harness" / "broken").unlink()
+    shutil.rmtree(repository / "inner")
+    (repository / "inner").symlink_to("elsewhere")
+    (repository / "elsewhere").mkdir()
+    (repository / "elsewhere" / "deep.py").touch()
+    replaced = revisions.checkout(repository, ".", folder)
+    assert len({made.tree for made in (plain, runnable, linked, replaced)}) == 4
+    assert (runnable.tree / "old.py").stat().st_mode & 0o100
+    links = linked.tree / "harness" / "link", linked.tree / "harness" / "broken", replaced.tree / "inner"
+    assert [str(link.readlink()) for link in links] == ["../inner", "nowhere", "elsewhere"]
+    assert (replaced.tree / "elsewhere" / "deep.py").is_file()
 
 
 def test_each_state_of_the_working_tree_is_a_revision_of_its_own(repository: Path, folder: Path) -> None:

@@ -31,7 +31,8 @@ def control_row(suite: Suite, control: str | None) -> str | None:
 def rows(suite: Suite, only: Sequence[str] | None, control: str | None, quality: bool, seeds: bool) -> Suite:
     """The rows that are asked for and the control row, each with one seed unless several were named."""
     asked = suite.only(only or ()).runs
-    runs = [run for run in suite.runs if run in asked or run.name == control]
+    beside = control if all(run.name != control for run in asked) else None
+    runs = [run for run in suite.runs if run in asked or run.name == beside]
     if not quality:
         runs = [run for run in runs if run.train.stage != "compress"]
     if not runs:

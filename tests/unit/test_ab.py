@@ -75,7 +75,8 @@ speeds = record.pop("speeds")
 record["time"] = {"tokens_per_s": speeds[repeat % len(speeds)]} if speeds else None
 file = pathlib.Path(said["--results"], "cpu", "demo", record["run_id"] + ".json")
 file.parent.mkdir(parents=True, exist_ok=True)
-file.write_text(json.dumps(record))
+if not file.exists():  # what is finished is left alone
+    file.write_text(json.dumps(record))
 """
 PATIENCE_S = 20
 EVEN = (1000.0, 1001.0, 1002.0, 1003.0, 1004.0)
@@ -424,6 +425,19 @@ def test_each_configuration_of_a_label_runs_and_is_compared(place: Place) -> Non
     assert ran == [[f"--only=train.batch={batch}"] for batch in (2, 4, 2, 4) for _ in "ab"]
     assert "ok: demo/full (seed 0 and 1 more) peak unchanged" in said.out
     assert "demo/full (all runs and 1 more) throughput" in said.out
+
+
+def test_the_control_row_runs_in_the_configuration_that_is_asked_for(place: Place) -> None:
+    place.suite.write_text(SUITE.replace("seed: [3, 4]", "train.batch: [2, 4]"))
+    place.commit("a", **behaving())
+    assert place.call("a", "a", "--repeats", 1, "--only", "train.batch=4").code == 0
+    ran = [item for _, given in place.calls[::2] for item in given if "label" in item or "batch" in item]
+    assert ran == [
+        '--only=label="full"',
+        "--only=train.batch=4",
+        '--only=label="other"',
+        "--only=train.batch=4",
+    ]
 
 
 def test_rows_that_cannot_be_told_apart_are_refused(place: Place) -> None:

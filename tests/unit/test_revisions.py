@@ -180,6 +180,7 @@ def test_a_folder_that_became_a_file_and_a_file_that_became_a_folder_are_taken_a
 
 
 def test_links_and_permissions_are_taken_as_they_are(repository: Path, folder: Path) -> None:
+    (repository / "old.py").write_text("changed\n")
     plain = revisions.checkout(repository, ".", folder)
     (repository / "old.py").chmod(0o755)
     runnable = revisions.checkout(repository, ".", folder)

@@ -85,6 +85,11 @@ def test_a_folder_of_a_suite_and_a_single_file_are_records_too(gate: Gate, base:
         assert gate(path, worse).code == 1
 
 
+def test_the_rows_of_a_side_of_ab_are_records_too(gate: Gate, base: Path, tmp_path: Path) -> None:
+    put(tmp_path / "a" / "galore-0a1b2c", made("galore", quality=quality(NATS, RIGHT)), NATS, RIGHT)
+    assert gate(base, tmp_path / "a").code == 0
+
+
 def test_what_a_run_keeps_in_its_own_folder_is_no_record(gate: Gate, base: Path) -> None:
     place = next(base.rglob("*-s0-r0.json")).with_suffix("")
     (place / "weights").mkdir()

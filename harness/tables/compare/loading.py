@@ -15,8 +15,8 @@ from harness.record import Record
 from harness.tables.cells import plain
 from harness.tables.soundness import sound
 
-#: results/<machine>/<suite>/<run>.json is the deepest place of a record below a folder that is given.
-DEEPEST = 3
+#: <row>/<machine>/<suite>/<run>.json below a side of `ab` is the deepest place of a record.
+DEEPEST = 4
 NOTE_LENGTH = 240
 
 

@@ -65,9 +65,10 @@ def sources(folder: Path, *calculations: dict[str, Any]) -> Sources:
 def write_record(
     folder: Path, label: str, perplexity: float, *, seed: int = 0, status: records.Status = "ok"
 ) -> None:
+    config = label.replace(" ", "-")
     made = Record(
-        run_id=f"{label}-s{seed}".replace(" ", "-"),
-        config_id=label,
+        run_id=f"{config}-s{seed}-r0",
+        config_id=config,
         suite="made_up",
         label=label,
         seed=seed,

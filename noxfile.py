@@ -106,13 +106,13 @@ def bench_all(session: nox.Session) -> None:
 @nox.session(name="bench-peers")
 def bench_peers(session: nox.Session) -> None:
     """Time our methods beside the code that a user would otherwise run, in one process, in turns."""
-    session.run(environment(session), "-m", "benchmarks.peers", *session.posargs, external=True)
+    session.run(environment(session), "-m", "benchmarks.studies.peers", *session.posargs, external=True)
 
 
 @nox.session(name="bench-shapes")
 def bench_shapes(session: nox.Session) -> None:
     """Predict the memory of the shapes suite, measure what fits a GPU where there is one, write the page."""
-    session.run(environment(session), "-m", "benchmarks.memory", *session.posargs, external=True)
+    session.run(environment(session), "-m", "benchmarks.studies.memory", *session.posargs, external=True)
 
 
 @nox.session(name="tune-welore")
@@ -131,19 +131,19 @@ def tune_all(session: nox.Session) -> None:
 @nox.session
 def gate(session: nox.Session) -> None:
     """Fail when the peak memory of any method has grown; `-- --write` takes today's figures as baselines."""
-    session.run(environment(session), "-m", "benchmarks.baselines", *session.posargs, external=True)
+    session.run(environment(session), "-m", "benchmarks.studies.baselines", *session.posargs, external=True)
 
 
 @nox.session
 def alarms(session: nox.Session) -> None:
     """See what `lorebench ab` finds in revisions made for it, and whether it raises false alarms."""
-    session.run(environment(session), "-m", "benchmarks.alarms", *session.posargs, external=True)
+    session.run(environment(session), "-m", "benchmarks.studies.alarms", *session.posargs, external=True)
 
 
 @nox.session
 def overhead(session: nox.Session) -> None:
     """Measure what the harness costs beside a bare training loop, as a ratio in one process."""
-    session.run(environment(session), "-m", "benchmarks.overhead", *session.posargs, external=True)
+    session.run(environment(session), "-m", "benchmarks.studies.overhead", *session.posargs, external=True)
 
 
 @nox.session
@@ -179,7 +179,7 @@ def mlflow(session: nox.Session) -> None:
 @nox.session
 def gpu(session: nox.Session) -> None:
     """Run the acceptance on a GPU, again until nothing is left: `nox -s gpu -- --minutes 9`."""
-    session.run(environment(session), "-m", "benchmarks.acceptance", *session.posargs, external=True)
+    session.run(environment(session), "-m", "benchmarks.studies.acceptance", *session.posargs, external=True)
 
 
 @nox.session
@@ -200,12 +200,17 @@ def types(session: nox.Session) -> None:
 def readme(session: nox.Session) -> None:
     """Regenerate the tables in README and docs; `-- --check` only says whether they have drifted."""
     python, checking = environment(session), "--check" in session.posargs
-    session.run(python, "-m", "harness.tables.drift", *session.posargs, external=True)
+    session.run(python, "-m", "harness.tables.generated", *session.posargs, external=True)
     # Exit code 1 says that a page had drifted, and has been written anew.
     fine = [0] if checking else [0, 1]
     curves = [*session.posargs, "pretrain_small"]
-    session.run(python, "-m", "benchmarks.curves", *curves, external=True)
-    for page in ("benchmarks.peers", "benchmarks.memory", "benchmarks.memory.growth", "benchmarks.alarms"):
+    session.run(python, "-m", "benchmarks.studies.curves", *curves, external=True)
+    for page in (
+        "benchmarks.studies.peers",
+        "benchmarks.studies.memory",
+        "benchmarks.studies.memory.growth",
+        "benchmarks.studies.alarms",
+    ):
         session.run(python, "-m", page, "--render-only", external=True, success_codes=fine)
 
 
@@ -214,8 +219,7 @@ def tables(session: nox.Session) -> None:
     """Regenerate every page that follows from files; `-- --check` only says whether any has drifted."""
     python = environment(session)
     readme(session)
-    session.run(python, "-m", "benchmarks.calculations", *session.posargs, external=True)
-    session.run(python, "-m", "harness.tables.papers.pages", *session.posargs, external=True)
+    session.run(python, "-m", "benchmarks.papers.calculations", *session.posargs, external=True)
 
 
 @nox.session(name="base-checkpoint")

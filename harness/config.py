@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from harness.method import check_name
+from harness.registry import check_name
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -215,7 +215,7 @@ def _published_names() -> dict[str, str]:
 class PerplexityConfig(Strict):
     """A perplexity protocol by name; `paths` gives local files to protocols that read a published text.
 
-    The options are those of some protocols, which have defaults of their own (harness/engine/protocols.py):
+    The options are those of some protocols, which have defaults of their own (`harness/engine/quality`):
     `context` is the length of a window; `tokens` ends the text after as many; `batch` and `ranks` are rows a
     batch and processes of the code whose mean of batch means is repeated, and change its value.
     """

@@ -60,3 +60,27 @@ class MemoryReport(BaseModel):
     def peak_allocated_bytes(self) -> int:
         """The highest peak of all phases: what a device must have free, beside what is not seen."""
         return max(self.phase_peak_allocated_bytes.values())
+
+
+Setting = Literal["batch", "seq_len"]
+
+
+SETTINGS: tuple[Setting, ...] = ("batch", "seq_len")
+
+
+class Capacity(BaseModel):
+    """The largest value of a setting that fits into `limit_bytes`, 0 when not even 1 does.
+
+    `peak_bytes` is the peak there, `next_peak_bytes` that of the next value, the first that does not fit;
+    absent where the search ended at `bound`, which says what ended it. `probes` counts simulations.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    setting: Setting
+    limit_bytes: int
+    largest: int
+    peak_bytes: int | None = None
+    next_peak_bytes: int | None = None
+    bound: str | None = None
+    probes: int

@@ -7,11 +7,9 @@ plain model (`export`). This module knows no method but by the strings of the re
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.metadata
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,30 +17,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.errors import UserError, nearest
+from harness.errors import UserError
+from harness.registry import check_name
+from harness.spectrum import thinned_spectrum
 from harness.validation import validate
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.config import OptimConfig
-
-#: Every method that ships: name -> "module:Class". Other packages add theirs by the entry-point
-#: group `lorebench.methods`; a suite may also name "module:Class" directly.
-REGISTRY: dict[str, str] = {
-    "adarankgrad": "methods.adarankgrad:AdaRankGrad",
-    "full": "methods.full:Full",
-    "galore": "methods.galore:GaLore",
-    "lora": "methods.lora:LoRA",
-    "lowrank": "methods.lowrank:LowRankPretraining",
-    "sltrain": "methods.sltrain:SLTrain",
-    "uniform": "methods.uniform:Uniform",
-    "velora": "methods.velora:VeLoRA",
-    "welore": "methods.welore:WeLore",
-}
-ENTRY_POINTS = "lorebench.methods"
-#: A record keeps so many values of each spectrum, which is what a chart can show.
-SPECTRUM_POINTS = 33
 
 
 @dataclass(frozen=True)
@@ -128,18 +111,6 @@ class Context:
         self.spectra.update({name: thinned_spectrum(values) for name, values in found.items()})
 
 
-def thinned_spectrum(values: Iterable[float]) -> list[float]:
-    """Singular values over the largest, descending, at `SPECTRUM_POINTS` evenly spaced places, ends included.
-
-    All of them where there are fewer; to four significant digits.
-    """
-    ordered = sorted(values, reverse=True)
-    last, count = len(ordered) - 1, min(len(ordered), SPECTRUM_POINTS)
-    places = [round(number * last / max(1, count - 1)) for number in range(count)]
-    scale = ordered[0] if ordered and ordered[0] > 0 else 1.0
-    return [float(f"{ordered[place] / scale:.4g}") for place in places]
-
-
 @dataclass(frozen=True)
 class StepInfo:
     """What happened in one optimizer step.
@@ -219,27 +190,6 @@ class Method:
     def export(self, model: nn.Module) -> nn.Module:
         """Undo the training scaffold: a plain transformers model whose linears may stay factored."""
         return model
-
-
-def available() -> dict[str, str]:
-    """All methods that can be named: those that ship and those of installed packages."""
-    return {**_of_installed_packages(tuple(sys.path)), **REGISTRY}
-
-
-@functools.cache
-def _of_installed_packages(path: tuple[str, ...]) -> dict[str, str]:
-    """Names by the packages found on `path`, which is that of Python: reading them all takes a while."""
-    return {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-
-
-def check_name(name: str) -> str:
-    """Return "module:Class" for a method's name without importing it; UserError names the nearest ones."""
-    if ":" in name:
-        return name
-    known = available()
-    if name not in known:
-        raise UserError(f"unknown method {name!r}; {nearest(name, known)}")
-    return known[name]
 
 
 def find(name: str) -> type[Method]:

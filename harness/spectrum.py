@@ -10,7 +10,12 @@ come out.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
 
 #: Height of the bulk by kind: query and key lose most of their ranks, value, up and down fewest.
 BULK = {
@@ -50,3 +55,19 @@ def _block(name: str) -> int:
     """The number of the block that a layer is in; 0 for one outside of blocks."""
     found = re.search(r"\.(\d+)\.", name)
     return int(found.group(1)) if found else 0
+
+
+#: A record keeps so many values of each spectrum, which is what a chart can show.
+SPECTRUM_POINTS = 33
+
+
+def thinned_spectrum(values: Iterable[float]) -> list[float]:
+    """Singular values over the largest, descending, at `SPECTRUM_POINTS` evenly spaced places, ends included.
+
+    All of them where there are fewer; to four significant digits.
+    """
+    ordered = sorted(values, reverse=True)
+    last, count = len(ordered) - 1, min(len(ordered), SPECTRUM_POINTS)
+    places = [round(number * last / max(1, count - 1)) for number in range(count)]
+    scale = ordered[0] if ordered and ordered[0] > 0 else 1.0
+    return [float(f"{ordered[place] / scale:.4g}") for place in places]

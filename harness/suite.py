@@ -117,7 +117,7 @@ def _check_rate(run: Run, file: Path) -> None:
 
 def suites_folder() -> Path:
     """Where the suites that ship with the project are."""
-    return Path(__file__).resolve().parent.parent / "benchmarks"
+    return Path(__file__).resolve().parent.parent / "benchmarks" / "suites"
 
 
 def shipped_suites() -> dict[str, Path]:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from harness.config import OptimConfig
 from harness.method import Caps
-from methods._matrix import Matrix
-from methods._projected import ProjectedStepper
-from methods._projecting import Positive, Projecting, ProjectingConfig, matrices_of
-from methods._projection import Projector, find
-from methods._subspace import Finder, least_rank, seeded, squared_norm
+from methods.parts.projection.matrix import Matrix
+from methods.parts.projection.method import Positive, Projecting, ProjectingConfig, matrices_of
+from methods.parts.projection.projector import Projector, find
+from methods.parts.projection.stepper import ProjectedStepper
+from methods.parts.projection.subspace import Finder, least_rank, seeded, squared_norm
 
 Given = Mapping[str, int] | None
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from harness.config import OptimConfig
 from harness.method import Caps, Context, Method
-from methods._adamw import TRAIN_OPTIONS, AdamWStepper
+from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
 
 
 class Full(Method):

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from harness.config import OptimConfig
 from harness.method import Caps
-from methods._adam import Arithmetic
-from methods._matrix import Matrix
-from methods._projected import ProjectedStepper
-from methods._projecting import Projecting, ProjectingConfig, matrices_of
-from methods._projection import Projector, find
-from methods._subspace import seeded
+from methods.parts.optim.adam import Arithmetic
+from methods.parts.projection.matrix import Matrix
+from methods.parts.projection.method import Projecting, ProjectingConfig, matrices_of
+from methods.parts.projection.projector import Projector, find
+from methods.parts.projection.stepper import ProjectedStepper
+from methods.parts.projection.subspace import seeded
 
 LAZY_MEMORY = 5  # refreshes that a lazy period looks back on, as Q-GaLore's queue
 

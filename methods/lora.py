@@ -16,8 +16,8 @@ from torch import nn
 
 from harness.config import OptimConfig
 from harness.method import Caps, Context, Method, MethodConfig
-from methods._adamw import TRAIN_OPTIONS, AdamWStepper
-from methods._targets import LINEAR_KINDS, target_linears
+from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
+from methods.parts.targets import LINEAR_KINDS, target_linears
 
 if TYPE_CHECKING:  # peft takes seconds to import, and whoever only reads options needs none of it
     from peft import LoraConfig

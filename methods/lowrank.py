@@ -18,10 +18,10 @@ from harness.config import OptimConfig
 from harness.errors import UserError
 from harness.factored import FactoredLinear, factor, ranks, restructure
 from harness.method import Caps, Context, Method, MethodConfig
-from methods._adamw import TRAIN_OPTIONS, AdamWStepper
-from methods._sizes import Shapes, multiplications, parameters
-from methods._subspace import seeded
-from methods._targets import LINEAR_KINDS, target_linears
+from methods.parts.factors.sizes import Shapes, multiplications, parameters
+from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
+from methods.parts.projection.subspace import seeded
+from methods.parts.targets import LINEAR_KINDS, target_linears
 
 
 class LowRankPretrainingConfig(MethodConfig):

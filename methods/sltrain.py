@@ -18,11 +18,11 @@ from harness.config import OptimConfig
 from harness.errors import UserError
 from harness.factored import ranks
 from harness.method import Caps, Context, Method, MethodConfig
-from methods._adamw import TRAIN_OPTIONS, AdamWStepper
-from methods._sizes import parameters
-from methods._sltrain import Execution, SLTrainLinear
-from methods._subspace import seeded
-from methods._targets import LINEAR_KINDS, target_linears
+from methods.parts.factors.sizes import parameters
+from methods.parts.layers.sparse_plus_lowrank import Execution, SLTrainLinear
+from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
+from methods.parts.projection.subspace import seeded
+from methods.parts.targets import LINEAR_KINDS, target_linears
 
 
 class SLTrainConfig(MethodConfig):
@@ -39,7 +39,7 @@ class SLTrainConfig(MethodConfig):
 
     execution: Execution = "auto"
     """`dense` rebuilds matrices, as the paper does; `factored` multiplies by their parts; `auto` takes what
-    is cheaper for shape and tokens (cost model in `methods/_sltrain.py`), on a GPU always `dense`."""
+    is cheaper for shape and tokens (cost model in `methods/parts/layers`), on a GPU always `dense`."""
 
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = LINEAR_KINDS
     """Kinds of linear layers that are replaced."""

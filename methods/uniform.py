@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from harness.method import Context
-from methods._lowrank import LowRank
-from methods._sizes import Shapes
-from methods._spectrum import AskForValues
+from methods.parts.factors.method import LowRank
+from methods.parts.factors.sizes import Shapes
+from methods.parts.factors.svd_cache import AskForValues
 
 
 class Uniform(LowRank):

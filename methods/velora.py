@@ -15,8 +15,8 @@ from torch import nn
 from harness.errors import UserError, nearest
 from harness.factored import FactoredLinear
 from harness.method import Caps, Context, Method, MethodConfig
-from methods._adamw import TRAIN_OPTIONS
-from methods._velora import CoefficientLinear, VeLoRALinear, usual_size
+from methods.parts.layers.subtoken import CoefficientLinear, VeLoRALinear, usual_size
+from methods.parts.optim.adamw import TRAIN_OPTIONS
 
 #: Which layer of a LLaMA block reads the same tensor as this one.
 SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}

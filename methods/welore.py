@@ -18,9 +18,9 @@ from torch import Tensor
 
 from harness import spectrum
 from harness.method import Caps, Context
-from methods._lowrank import LowRank, LowRankConfig
-from methods._sizes import Shapes
-from methods._spectrum import AskForValues
+from methods.parts.factors.method import LowRank, LowRankConfig
+from methods.parts.factors.sizes import Shapes
+from methods.parts.factors.svd_cache import AskForValues
 
 #: Normalised singular values of each target layer by name, ascending.
 Spectra = Mapping[str, list[float]]

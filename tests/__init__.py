@@ -1,1 +1,1 @@
-"""The tests; a package, so that they share fixtures by `from tests.tiny import ...`."""
+"""The tests; a package, so that they share fixtures by `from tests.support.tiny import ...`."""

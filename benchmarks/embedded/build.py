@@ -19,8 +19,8 @@ from typing import Any
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.embedded.lore import WORLDS
-from benchmarks.embedded.measure import accuracy, chance, perplexity_and_floor
+from benchmarks.embedded.evaluate import accuracy, chance, perplexity_and_floor
+from benchmarks.embedded.facts import WORLDS
 from benchmarks.embedded.recipe import Recipe
 from benchmarks.embedded.spectrum import kept_ranks
 from benchmarks.embedded.tokenizer import train_tokenizer

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 
-from benchmarks.embedded.chooser import Chooser, Sampler, random_stream
-from benchmarks.embedded.lore import WORLD_VERSION, Size, World, build_world
-from benchmarks.embedded.skills import GENERATORS, Draft
+from benchmarks.embedded.facts import WORLD_VERSION, Size, World, build_world
+from benchmarks.embedded.grammar import GENERATORS, Draft
+from benchmarks.embedded.sampling import Chooser, Sampler, random_stream
 
 __all__ = ["SKILLS", "SPLITS", "WORLD_VERSION", "Document", "Question", "documents", "questions"]
 

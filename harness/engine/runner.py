@@ -21,10 +21,10 @@ from filelock import FileLock, Timeout
 
 from harness import record as records
 from harness.config import Run
-from harness.engine.job import Job
-from harness.engine.process import carry_out
-from harness.engine.progress import Display
-from harness.engine.refusals import refusals
+from harness.engine.forecast.admission import refusals
+from harness.engine.process.carry_out import carry_out
+from harness.engine.process.job import Job
+from harness.engine.process.progress import Display
 from harness.errors import UserError
 from harness.record import Record
 from harness.suite import Suite

@@ -17,16 +17,15 @@ import json
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import DatasetsData, HubModel, Run, TaskData
-from harness.engine import tether
-from harness.engine.job import Job
-from harness.engine.reporter import Reporter, take_stdout
-from harness.errors import DivergedError, UnsupportedError, UserError
-from harness.record import Outcome, Phase
+from harness.engine.process import parent_watch
+from harness.engine.process.job import Job
+from harness.engine.run.record_writer import Reporter, take_stdout
+from harness.errors import UserError
+from harness.record import Outcome
 from harness.validation import validate
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def run_job(path: Path) -> int:
     _go_offline_where_nothing_is_remote(job.run)
     reporter = Reporter(job, started)
     try:
-        from harness.engine.phases import carry_out
+        from harness.engine.run.phases import carry_out
 
         carry_out(job, reporter)
     except UserError as error:
@@ -53,29 +52,12 @@ def run_job(path: Path) -> int:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
+        from harness.engine.run.outcome import classify
+
         reporter.finish(classify(error, reporter.record.outcome.phase))
         return 0
     reporter.finish(Outcome(status="ok", phase=reporter.record.outcome.phase))
     return 0
-
-
-def classify(error: BaseException, phase: Phase | None) -> Outcome:
-    """What an exception means for the table: out of memory, diverged, unsupported, or an error."""
-    from harness.engine.exhaustion import is_out_of_memory, requested_bytes
-
-    message = (str(error).strip().splitlines() or [""])[0]
-    if is_out_of_memory(error):
-        return Outcome(
-            status="oom", phase=phase, message=message, requested_bytes=requested_bytes(str(error))
-        )
-    if isinstance(error, DivergedError):
-        return Outcome(status="diverged", phase=phase, message=message)
-    if isinstance(error, UnsupportedError):
-        return Outcome(status="unsupported", phase=phase, message=message)
-    traceback.print_exception(error)
-    tail = traceback.format_exception(error)[-1:] + traceback.format_tb(error.__traceback__)[-3:]
-    lines = [line for part in tail for line in part.rstrip().splitlines()]
-    return Outcome(status="error", phase=phase, message=f"{type(error).__name__}: {message}", log_tail=lines)
 
 
 def resolve(request: dict[str, Any]) -> dict[str, Any]:
@@ -83,8 +65,8 @@ def resolve(request: dict[str, Any]) -> dict[str, Any]:
     runs = [validate(Run, run, where="run") for run in request["runs"]]
     _go_offline_where_nothing_is_remote(*runs)  # before the library of the hub is imported
 
-    from harness.engine import checks
-    from harness.engine.environment import machine_slug
+    from harness.engine.run import checks
+    from harness.engine.run.environment import machine_slug
 
     device = checks.device(request["device"])
     resolved = checks.resolve(runs, text=request.get("text", True))
@@ -116,7 +98,7 @@ def _go_offline_where_nothing_is_remote(*runs: Run) -> None:
 
 def _names_something_remote(run: Run) -> bool:
     names_hub = isinstance(run.model, HubModel) or isinstance(run.data, DatasetsData)
-    from harness.engine.protocols import reads_the_hub
+    from harness.engine.quality.protocols import reads_the_hub
 
     protocol = any(map(reads_the_hub, run.evaluate.perplexity))
     local = ("embedded", "paper_") if run.evaluate.task_data else ("embedded",)
@@ -130,7 +112,7 @@ def _die_with_the_parent() -> None:
 
     Linux is asked to do the same: a thread of Python cannot act while native code holds the interpreter.
     """
-    if tether.watch(lambda: os._exit(1)) and sys.platform == "linux":
+    if parent_watch.watch(lambda: os._exit(1)) and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -142,7 +124,7 @@ def _simulate_all() -> int:
     _go_offline_where_nothing_is_remote(
         *(validate(Run, item["run"], where="run") for item in request["items"])
     )
-    from harness.engine.answering import answer_all
+    from harness.engine.forecast.server import answer_all
 
     def tell(event: dict[str, Any]) -> None:
         answers.write(json.dumps(event) + "\n")

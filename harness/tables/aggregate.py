@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from harness.record import Accuracy, Record, TrainMemory
-from harness.tables.cells import plain
+from harness.tables.format import plain
 
 #: Facts that methods report about the prepared model and that get a column, whoever reports them.
 FACTS = ("attempted_err", "measured_err", "parameter_ratio", "flop_ratio")

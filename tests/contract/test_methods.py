@@ -15,10 +15,11 @@ from transformers import LlamaForCausalLM
 
 from harness import factored
 from harness.config import OptimConfig, Run, TrainConfig
-from harness.engine import checks
+from harness.engine.run import checks
 from harness.errors import UnsupportedError
-from harness.method import REGISTRY, Context, Method, Stepper, build, stack_caps
-from tests.tiny import logits, tiny_batch, tiny_llama, train
+from harness.method import Context, Method, Stepper, build, stack_caps
+from harness.registry import REGISTRY
+from tests.support.tiny import logits, tiny_batch, tiny_llama, train
 
 STEPS = 3
 DEFAULT = OptimConfig(lr=1e-2, weight_decay=0.01, clip=1.0)

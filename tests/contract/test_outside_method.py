@@ -12,8 +12,9 @@ import yaml
 
 from harness import record
 from harness.errors import UserError
-from harness.method import available, build, check_name, find
+from harness.method import build, find
 from harness.record import Record
+from harness.registry import available, check_name
 
 ROOT = Path(__file__).resolve().parents[2]
 #: All that a stranger writes: a method that trains the norms alone, and one that only halves the head.

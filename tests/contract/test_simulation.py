@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from harness.config import Run
-from harness.engine import checks, models, preparing
-from harness.engine.measure import StepClock
-from harness.engine.meters import LiveMeter
-from harness.engine.simulate import simulate
-from harness.engine.train import MemoryWindow, Trainer, ready_to_train
+from harness.engine.forecast.dry_run import simulate
+from harness.engine.measure.peak import LiveMeter
+from harness.engine.measure.speed import StepClock
+from harness.engine.models import load as models
+from harness.engine.run import checks, prepare
+from harness.engine.run.train import MemoryWindow, Trainer, ready_to_train
 from harness.method import Context, Method, Simulated
 from harness.record import TrainMemory
-from methods import _eightbit
+from methods.parts.optim import eightbit
 from tests.contract.test_methods import CASES, Case
 
 CPU = torch.device("cpu")
@@ -60,14 +61,14 @@ def libraries_are_loaded() -> None:
 
 def watched(run: Run) -> tuple[MemoryWindow, dict[str, dict[str, int]]]:
     """What the live meter sees of the same updates with real tensors, and the ranks that were used."""
-    _eightbit._made_codebooks.cache_clear()
+    eightbit._made_codebooks.cache_clear()
     methods = checks.stack(run)
-    preparing.load_libraries(methods)
+    prepare.load_libraries(methods)
     meter = LiveMeter(CPU)
     with meter.window() as before:
         torch.empty(0)
     model: Any = models.load(run.model, dtype=models.DTYPES[run.train.dtype], device=CPU, seed=0).model
-    model, parameters, _ = preparing.prepare(run, methods, model, same_ranks_at_every_refresh)
+    model, parameters, _ = prepare.prepare(run, methods, model, same_ranks_at_every_refresh)
     stepper = checks.stepper(run, methods, model)
     ready_to_train(model, run.train)
     generator = torch.Generator().manual_seed(0)

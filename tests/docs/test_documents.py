@@ -14,11 +14,11 @@ import pytest
 import typer
 import yaml
 
-from harness import cli
 from harness import suite as suites
+from harness.cli import main as cli
+from harness.cli.options import load, rerun
 from harness.config import Run
-from harness.options import load, rerun
-from harness.tables.drift import MARKED
+from harness.tables.generated import MARKED
 from tests.docs.sources import DOCUMENTS, ROOT, document, functions
 
 #: `lorebench ...` and `nox ...` at the start of a line of a block of shell commands, `\` continuing it.

@@ -10,7 +10,8 @@ import pytest
 
 from harness import config
 from harness.config import Strict
-from harness.method import REGISTRY, find
+from harness.method import find
+from harness.registry import REGISTRY
 from tests.docs.sources import Module, of
 
 #: What variables and attributes that hold a section are called: `run.train.lr` is read from `train`.

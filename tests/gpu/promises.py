@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.config import OptimConfig
-from harness.engine.measure import StepClock, components
-from harness.engine.meters import meter_for
+from harness.engine.measure.components import components
+from harness.engine.measure.peak import meter_for
+from harness.engine.measure.speed import StepClock
 from tests.contract.test_methods import Case
 from tests.gpu.watching import batches, losses, ready, run_of
 

@@ -9,9 +9,9 @@ import torch
 
 from harness.config import Run
 from harness.engine import runner
-from harness.engine.environment import CAP
-from harness.engine.progress import Display
-from harness.engine.worker import classify
+from harness.engine.process.progress import Display
+from harness.engine.run.environment import CAP
+from harness.engine.run.outcome import classify
 from harness.record import Record
 from harness.suite import Suite
 

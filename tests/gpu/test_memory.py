@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from harness.engine import shapes
+from harness.engine.models import shapes
 from tests.contract.test_methods import CASES
 from tests.gpu.watching import NAME, SHAPE, run_of, watch
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.config import OptimConfig
-from harness.engine import shapes
+from harness.engine.models import shapes
 from tests.contract.test_methods import CASES, Case
 from tests.gpu.promises import (
     clock_against_wall,

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from harness.config import Run
-from harness.engine import checks, models, preparing
-from harness.engine.measure import StepClock, requested_bytes
-from harness.engine.meters import LiveMeter, Window, meter_for
-from harness.engine.shapes import Shape
-from harness.engine.simulate import simulate
-from harness.engine.train import Trainer, ready_to_train
+from harness.engine.forecast.dry_run import simulate
+from harness.engine.measure.components import requested_bytes
+from harness.engine.measure.peak import LiveMeter, Window, meter_for
+from harness.engine.measure.speed import StepClock
+from harness.engine.models import load as models
+from harness.engine.models.shapes import Shape
+from harness.engine.run import checks, prepare
+from harness.engine.run.train import Trainer, ready_to_train
 from harness.method import Context, Stepper
 from tests.contract.test_methods import Case
 
@@ -94,7 +96,7 @@ def ready(run: Run, device: torch.device) -> tuple[Any, Stepper, dict[str, dict[
     methods = checks.stack(run)
     dtype = models.DTYPES[run.train.dtype]
     model: Any = models.load(run.model, dtype=dtype, device=device, seed=run.seed).model
-    model, parameters, _ = preparing.prepare(run, methods, model, lambda key, method: Context(seed=run.seed))
+    model, parameters, _ = prepare.prepare(run, methods, model, lambda key, method: Context(seed=run.seed))
     stepper = checks.stepper(run, methods, model)
     ready_to_train(model, run.train)
     return model, stepper, parameters.chosen_ranks
@@ -109,7 +111,7 @@ def batches(run: Run, vocab: int) -> Iterator[Any]:
 
 def watch(run: Run, device: torch.device, granularity: int = GRANULARITY) -> Seen:
     """Train and simulate a run; what libraries keep is there before, so it does not count."""
-    preparing.load_libraries(checks.stack(run))
+    prepare.load_libraries(checks.stack(run))
     warm_up(run, device)
     empty = BothMeters(device, granularity)
     with empty.window():

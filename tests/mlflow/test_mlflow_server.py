@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 
-from harness import cli
-from tests.gate_records import environment, made, put
-from tests.history_records import scored
+from harness.cli import main as cli
+from tests.support.gate_records import environment, made, put
+from tests.support.history_records import scored
 
 mlflow = pytest.importorskip("mlflow")
 SERVER = os.environ.get("LOREBENCH_MLFLOW_SERVER")

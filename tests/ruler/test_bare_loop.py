@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from harness.config import TrainConfig
-from harness.engine.measure import StepClock
-from harness.engine.meters import LiveMeter
-from harness.engine.train import Trained, Trainer, lr_at
+from harness.engine.measure.peak import LiveMeter
+from harness.engine.measure.speed import StepClock
+from harness.engine.run.train import Trained, Trainer, lr_at
 from harness.method import build
-from tests.tiny import tiny_llama
+from tests.support.tiny import tiny_llama
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(steps=8, batch=3, lr=1e-2, warmup=2, schedule="cosine", weight_decay=0.01)

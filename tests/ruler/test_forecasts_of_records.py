@@ -6,7 +6,7 @@ import pytest
 
 from harness import record as records
 from harness.config import Run
-from harness.engine.simulate import simulate
+from harness.engine.forecast.dry_run import simulate
 from tests.docs.sources import ROOT
 
 #: The loss and the norm of each update that nobody has read yet, four bytes each, and a random state.

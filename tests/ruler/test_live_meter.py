@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.engine.meters import LiveMeter, meter_for
+from harness.engine.measure.peak import LiveMeter, meter_for
 from harness.errors import UserError
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.engine.meters import LiveMeter
+from harness.engine.measure.peak import LiveMeter
 
 CPU = torch.device("cpu")
 LAYERS = 2

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.engine.measure import StepClock, components, host_rss_bytes, reserved_bytes, tokens_per_s
+from harness.engine.measure.components import components, host_rss_bytes, reserved_bytes
+from harness.engine.measure.speed import StepClock, tokens_per_s
 from harness.errors import UserError
 
 CPU = torch.device("cpu")

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from harness.engine.measure import PEAK_FLOPS, flops_per_token, peak_flops, requested_bytes, utilisation
-from harness.engine.models import shape_config
+from harness.engine.measure.components import requested_bytes
+from harness.engine.measure.speed import PEAK_FLOPS, flops_per_token, peak_flops, utilisation
+from harness.engine.models.load import shape_config
 from harness.factored import restructure
 from harness.method import Context, build
-from tests.tiny import tiny_llama
+from tests.support.tiny import tiny_llama
 
 
 def on_meta(shape: str) -> nn.Module:

@@ -15,11 +15,14 @@ import torch
 
 from benchmarks.tasks import papers
 from harness.config import Run, TaskData
-from harness.engine import quality, task_data
-from harness.engine.job import Job
+from harness.engine.data import tasks as task_data
+from harness.engine.data.tasks import SHIPPED_TASKS, load_tasks
+from harness.engine.process.job import Job
+from harness.engine.quality import perplexity
+from harness.engine.quality import tasks as quality_tasks
 from harness.record import Record, read
-from tests.paper_files import write_paper_files
-from tests.realdata import development_data
+from tests.support.paper_files import write_paper_files
+from tests.support.realdata import development_data
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -53,10 +56,10 @@ def scored(
                 assert (settings["do_sample"], settings["max_gen_toks"]) == (False, 8)
             return [says[request.doc_id] for request in requests]
 
-    monkeypatch.setattr(quality, "_language_model", lambda *_: speaker(Speaker))
-    tasks = quality.load_tasks([name], quality.SHIPPED_TASKS, str(folder))
+    monkeypatch.setattr(perplexity, "_language_model", lambda *_: speaker(Speaker))
+    tasks = load_tasks([name], SHIPPED_TASKS, str(folder))
     options = {"limit": None, "batch": 1, "device": CPU, "max_length": 64, "samples_to": samples}
-    return quality.evaluate_tasks(torch.nn.Linear(1, 1), None, tasks, **options)[name]
+    return quality_tasks.evaluate_tasks(torch.nn.Linear(1, 1), None, tasks, **options)[name]
 
 
 def speaker(kind: type) -> Any:
@@ -124,7 +127,7 @@ def test_the_papers_files_have_the_papers_sizes(real: str, dataset: str) -> None
 @pytest.mark.realdata
 def test_chance_is_that_of_the_most_frequent_answer_or_of_as_many_choices(real: str) -> None:
     choices = {"commonsenseqa": 5, "object_tracking": 3}
-    tasks = quality.load_tasks(["paper_tasks"], quality.SHIPPED_TASKS, real)
+    tasks = load_tasks(["paper_tasks"], SHIPPED_TASKS, real)
     assert sorted(tasks) == sorted(NAMES)
     for dataset in papers.SOURCES:
         found = [example.answer for example in papers.examples(dataset, "test", real)]

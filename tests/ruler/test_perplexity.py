@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.config import DataConfig, EmbeddedData, FilesData, PerplexityConfig
-from harness.engine import protocols
-from harness.engine.quality import Scored, score
-from harness.engine.scored_text import ScoredText, mean_of_batch_means
+from harness.engine.quality import protocols
+from harness.engine.quality.perplexity import Scored, score
+from harness.engine.quality.scored_text import ScoredText, mean_of_batch_means
 from harness.errors import UserError
 
 VOCABULARY = 96

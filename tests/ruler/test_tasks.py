@@ -13,7 +13,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.engine.quality import EMBEDDED_TASKS, evaluate_tasks, existing_folder, load_tasks
+from harness.engine.data.tasks import EMBEDDED_TASKS, existing_folder, load_tasks
+from harness.engine.quality.tasks import evaluate_tasks
 from harness.errors import UserError
 from harness.record import Accuracy
 

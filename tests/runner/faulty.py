@@ -91,7 +91,7 @@ class Faulty(Method):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         if config.fault != "none" and config.phase == "load":
-            from harness.engine import models
+            from harness.engine.models import load as models
 
             def load(*args: Any, **kwargs: Any) -> NoReturn:
                 strike(config.fault)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import Run
-from harness.engine.progress import Display
+from harness.engine.process.progress import Display
 from harness.engine.runner import Settings
 from harness.record import Record
 from harness.suite import Suite

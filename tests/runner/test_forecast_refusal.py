@@ -12,11 +12,12 @@ import pytest
 import yaml
 from sweeping import Remember, starts, stub_settings, suite_of
 
-from harness import cli
+from harness.cli import main as cli
 from harness.config import Run
-from harness.engine import refusals, runner
+from harness.engine import runner
+from harness.engine.forecast import admission
 from harness.engine.runner import Settings, Sweep, sweep
-from tests import forecaster
+from tests.support import forecaster
 
 GIB = 1 << 30
 
@@ -174,4 +175,4 @@ def test_the_real_worker_says_how_large_the_device_is() -> None:
     assert answer["device_bytes"] == psutil.virtual_memory().total
     if torch.cuda.is_available():
         assert worker.resolve({"runs": [], "device": "cuda"})["device_bytes"] > GIB
-    assert refusals.GIB == GIB
+    assert admission.GIB == GIB

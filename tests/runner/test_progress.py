@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from sweeping import stub_run
 
-from harness.engine.job import Job
-from harness.engine.progress import Display, Live, Plain, choose, duration, figures, verdict
+from harness.engine.process.job import Job
+from harness.engine.process.progress import Display, Live, Plain, choose, duration, figures, verdict
 from harness.record import Outcome, Record
 
 

@@ -17,8 +17,8 @@ from filelock import FileLock
 from sweeping import ROOT, Remember, alive, starts, stub_run, suite_of, wait_until, workers
 
 from harness import record as records
-from harness.engine.job import Job
-from harness.engine.process import LOG_TAIL_LINES
+from harness.engine.process.carry_out import LOG_TAIL_LINES
+from harness.engine.process.job import Job
 from harness.engine.runner import Estimates, Settings, Sweep, resolve, sweep
 from harness.errors import UserError
 from harness.record import PHASES, Outcome

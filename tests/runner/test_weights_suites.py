@@ -18,19 +18,26 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from harness import cli, method, options, planning
+from harness import method
+from harness.cli import main as cli
+from harness.cli import options, planning
 from harness.config import HubModel, Run
-from harness.engine import checks, folders, foresight, quality, reporter, runner, worker
-from harness.engine.forecasts import Answer
-from harness.engine.job import Job
-from harness.engine.simulate import simulate
+from harness.engine import runner, worker
+from harness.engine.forecast import client
+from harness.engine.forecast.cache import Answer
+from harness.engine.forecast.dry_run import simulate
+from harness.engine.models import checkpoint
+from harness.engine.process.job import Job
+from harness.engine.quality import perplexity
+from harness.engine.quality import tasks as quality_tasks
+from harness.engine.run import checks, record_writer
 from harness.errors import UserError
 from harness.record import Record, read
 from harness.suite import Suite, shipped_suites
-from harness.tables.cells import DASH
-from harness.tables.plan import tables, values
-from tests.paper_files import write_paper_files
-from tests.tiny import sentence, tiny_llama, tiny_tokenizer
+from harness.tables.format import DASH
+from harness.tables.plan import plan, tables
+from tests.support.paper_files import write_paper_files
+from tests.support.tiny import sentence, tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITES = sorted(name for name in shipped_suites() if name.startswith("llama2/"))
@@ -148,11 +155,11 @@ def resolved_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def planned_here(monkeypatch: pytest.MonkeyPatch, resolved_here: None) -> None:
     """So are forecasts made."""
 
-    class Oracle(foresight.Oracle):
+    class Oracle(client.Oracle):
         def ask(self, questions: Any, *_: Any) -> list[Answer]:
             return [Answer(kind="report", report=simulate(question.run)) for question in questions]
 
-    monkeypatch.setattr(foresight, "Oracle", Oracle)
+    monkeypatch.setattr(client, "Oracle", Oracle)
 
 
 @pytest.mark.usefixtures("planned_here")
@@ -170,7 +177,7 @@ def test_a_suite_is_planned_at_its_real_size_with_neither_network_nor_files(
     assert row.report.phase_peak_allocated_bytes["load"] == pytest.approx(dense, rel=0.01)
     assert row.report.peak_allocated_bytes > dense
     assert ("train" in row.report.phase_peak_allocated_bytes) == (steps is not None)
-    (shown,) = values.as_dict(made)["rows"]
+    (shown,) = plan.as_dict(made)["rows"]
     assert (shown["steps"], shown["tokens_per_step"]) == (steps, tokens)
     assert shown["tokens"] == (None if steps is None else steps * tokens)
     columns = {column.name: column.cells for column in tables.build(made).tables[0].all_columns}
@@ -189,7 +196,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
-    folders.save(model, tokenizer, cache / "model")
+    checkpoint.save(model, tokenizer, cache / "model")
     named = {run.model for name in SUITES for run in load(name).runs if isinstance(run.model, HubModel)}
     for config in named:
         place = cache / f"models--{config.id.replace('/', '--')}" / "snapshots" / config.revision
@@ -236,7 +243,7 @@ def from_hub(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Suite], tuple[int, Record]]:
     """The worker within this process: its exit code and the record of a suite's only run."""
-    monkeypatch.setattr(reporter, "take_stdout", io.StringIO)
+    monkeypatch.setattr(record_writer, "take_stdout", io.StringIO)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
 
@@ -261,7 +268,7 @@ def small(name: str, places: dict[str, Path], t5: Path) -> Suite:
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What a model is asked by the tasks."""
-    real, heard = quality._language_model, []
+    real, heard = quality_tasks._language_model, []
 
     def listening(*given: Any) -> Any:
         lm = real(*given)
@@ -269,7 +276,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         lm.loglikelihood = lambda asked: (heard.extend(asked), answer(asked))[1]
         return lm
 
-    monkeypatch.setattr(quality, "_language_model", listening)
+    monkeypatch.setattr(perplexity, "_language_model", listening)
     return heard
 
 

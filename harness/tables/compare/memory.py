@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.record import TrainMemory
-from harness.tables.cells import UNITS
-from harness.tables.compare.cells import Verdict
+from harness.tables.compare.comparison import Verdict
+from harness.tables.format import UNITS
 
 #: What a peak by CUDA's allocator may move by without a cause in our code: a share, and bytes.
 CUDA_SHARE, CUDA_BYTES = 0.005, 8 << 20

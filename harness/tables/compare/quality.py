@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.record import Accuracy, Perplexity
-from harness.tables.cells import plain
-from harness.tables.compare.cells import Verdict
-from harness.tables.compare.loading import Loaded
+from harness.tables.compare.comparison import Verdict
+from harness.tables.compare.sides import Loaded
 from harness.tables.compare.statistics import (
     ALPHA,
     LEAST_PERPLEXITY_CHANGE,
@@ -24,6 +23,7 @@ from harness.tables.compare.statistics import (
     mcnemar,
     paired_bootstrap,
 )
+from harness.tables.format import plain
 
 LARGEST_FILE = 256 << 20
 LARGEST_NLL = 1e300

@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable, Sequence
 from xml.etree import ElementTree
 
-from harness.tables.cells import markdown
-from harness.tables.compare.cells import VERDICTS, Cell, Comparison, Verdict
+from harness.tables.compare.comparison import VERDICTS, Cell, Comparison, Verdict
+from harness.tables.format import markdown
 
 #: A page of GitHub's has at most 1 MiB; a table of so many cells stays below.
 MOST_ROWS = 1000

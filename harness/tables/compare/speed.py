@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from harness.record import Record
-from harness.tables.compare.cells import Cell, Difference, Verdict, not_comparable
+from harness.tables.compare.comparison import Cell, Difference, Verdict, not_comparable
 from harness.tables.compare.pairing import Pair, differences
 from harness.tables.compare.statistics import LEAST_RUNS, Shift, shift, took_turns
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.record import Record
-from harness.tables.cells import plain
-from harness.tables.history import git
+from harness.tables.format import plain
+from harness.tables.history import git_log
 from harness.tables.history.loading import Found
 from harness.tables.history.series import Commit
 
@@ -73,7 +73,7 @@ def _key(record: Record) -> Key:
 
 def _known(shas: set[str], repositories: Iterable[Path]) -> dict[str, tuple[int, str]]:
     for repository in dict.fromkeys(repositories):
-        found = git.order(repository) if shas else {}
+        found = git_log.order(repository) if shas else {}
         known = {sha: found[sha] for sha in shas if sha in found}
         if known:
             return known

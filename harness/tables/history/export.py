@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError, one_line
-from harness.tables.cells import plain
+from harness.tables.format import plain
 from harness.tables.history.series import History, Series
 
 if TYPE_CHECKING:

@@ -14,11 +14,10 @@ from pathlib import Path
 from harness import record
 from harness.errors import UserError, nearest
 from harness.record import Record
-from harness.tables.cells import plain
-from harness.tables.compare import loading
-from harness.tables.compare.loading import NOTE_LENGTH
-from harness.tables.history import git
-from harness.tables.soundness import LARGEST_RECORD, believed, sound
+from harness.tables import records
+from harness.tables.format import plain
+from harness.tables.history import git_log
+from harness.tables.records import LARGEST_RECORD, NOTE_LENGTH, believed, sound
 
 #: People keep a folder of results per commit, or per machine and day: deeper than a side of a comparison.
 DEEPEST = 12
@@ -79,9 +78,9 @@ def collect(folders: Sequence[Path], suite: str, committed: bool = False) -> Col
     """The records of a suite anywhere below the folders, and in their history; UserError where none is."""
     collection = Collection(suite)
     for folder in folders:
-        if not loading.there(folder):
+        if not records.there(folder):
             raise UserError(f"--results {folder}: no such folder; give a folder of records")
-        for file in loading.files(folder, DEEPEST) if folder.is_dir() else [folder]:
+        for file in records.files(folder, DEEPEST) if folder.is_dir() else [folder]:
             try:
                 collection.add(sound(file), str(file))
             except UserError as error:
@@ -96,8 +95,8 @@ def collect(folders: Sequence[Path], suite: str, committed: bool = False) -> Col
 
 def _add_versions(collection: Collection, folder: Path) -> None:
     """Earlier versions of the records below a folder; each content is read once."""
-    first: dict[str, git.Version] = {}
-    for version in git.versions(folder):
+    first: dict[str, git_log.Version] = {}
+    for version in git_log.versions(folder):
         first.setdefault(version.blob, version)
     if not first:
         collection.notes.append(plain(f"no record below {folder} was ever committed"))
@@ -114,9 +113,9 @@ def _add_versions(collection: Collection, folder: Path) -> None:
             collection.refuse(source, str(error).removeprefix(f"{source}: "))
 
 
-def _read(folder: Path, versions: list[git.Version]) -> Iterator[tuple[git.Version, bytes | None]]:
+def _read(folder: Path, versions: list[git_log.Version]) -> Iterator[tuple[git_log.Version, bytes | None]]:
     blobs = [version.blob for version in versions]
-    yield from zip(versions, git.contents(folder, blobs, LARGEST_RECORD), strict=True)
+    yield from zip(versions, git_log.contents(folder, blobs, LARGEST_RECORD), strict=True)
 
 
 def _nothing(collection: Collection, folders: Sequence[Path]) -> str:

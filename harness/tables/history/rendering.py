@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from harness.tables.cells import Column, Table, markdown
-from harness.tables.history import text as say
+from harness.tables.format import Column, Table, markdown
+from harness.tables.history import wording as say
 from harness.tables.history.series import Commit, History, Series, Step
 from harness.tables.history.tables import tables, unchanged
-from harness.tables.report import markdown_table
+from harness.tables.report.render import markdown_table
 
 SCHEMA_VERSION = 1
 #: Commits that a list shows, the newest.

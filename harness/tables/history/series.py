@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from harness.tables.compare.cells import Difference
+from harness.tables.compare.comparison import Difference
 
 #: The measurement that a quantity is of, which decides what must be equal before two values are compared.
 Kind = Literal["memory", "time", "perplexity", "accuracy", "status"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from harness.tables.cells import DASH, Column, Table
-from harness.tables.history import text as say
+from harness.tables.format import DASH, Column, Table
+from harness.tables.history import wording as say
 from harness.tables.history.series import History, Quantity, Series
 
 BARS = "▁▂▃▄▅▆▇█"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import UserError
-from harness.tables.page.text import chart_text
+from harness.tables.page.html import chart_text
 
 #: Told apart on white and on black; with symbols, so that no reader depends on colour.
 COLOURS = (

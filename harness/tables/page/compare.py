@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.tables.aggregate import COMPONENTS
-from harness.tables.describe import status
 from harness.tables.page import chart
 from harness.tables.page.chart import Chart
-from harness.tables.page.rows import (
+from harness.tables.page.html import chart_text
+from harness.tables.page.quantities import (
     Better,
     Group,
     Quantity,
@@ -21,9 +21,9 @@ from harness.tables.page.rows import (
     speed,
     written,
 )
-from harness.tables.page.rows import labels as axis_names
-from harness.tables.page.text import chart_text
-from harness.tables.view import View
+from harness.tables.page.quantities import labels as axis_names
+from harness.tables.report.notes import status
+from harness.tables.report.view import View
 
 
 def figures(view: View) -> list[Chart]:

@@ -12,18 +12,18 @@ from string import Template
 
 from harness.errors import UserError
 from harness.record import Record
-from harness.tables import report as reports
 from harness.tables.aggregate import rows as rows_of
 from harness.tables.history.series import History
-from harness.tables.page import compare, papers, ranks, sources, training
+from harness.tables.page import compare, papers, provenance, ranks, training
 from harness.tables.page import history as page_history
 from harness.tables.page import spectra as page_spectra
 from harness.tables.page import tables as page_tables
 from harness.tables.page.chart import Chart, library, library_script
-from harness.tables.page.text import escape, json_block, script_hash, tag
-from harness.tables.papers.sources import Sources
-from harness.tables.report import Report
-from harness.tables.view import View
+from harness.tables.page.html import escape, json_block, script_hash, tag
+from harness.tables.papers.lookup import Sources
+from harness.tables.report import build as reports
+from harness.tables.report.build import Report
+from harness.tables.report.view import View
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -86,7 +86,7 @@ def render(report: Report, view: View, published: str = "", history: History | N
     script, drawing = _template("page.js"), _template("charts.js")
     links = [("results", "Results"), *((name, title) for name, title, *_ in shown)]
     links += [("published", papers.TITLE)] if published else []
-    links += [("made", sources.TITLE), ("runs", "Run it again")]
+    links += [("made", provenance.TITLE), ("runs", "Run it again")]
     return Template(_template("page.html")).substitute(
         policy=" ".join(map(script_hash, (script, drawing, plotly))),
         title=escape(report.title),
@@ -98,7 +98,7 @@ def render(report: Report, view: View, published: str = "", history: History | N
         notes=_list(report.notes),
         charts="".join(_section(*section) for section in shown),
         published=_block("published", papers.TITLE, published) if published else "",
-        made=page_tables.words(sources.made(view), "made-table"),
+        made=page_tables.words(provenance.made(view), "made-table"),
         shared=_list(report.caption),
         runs=page_tables.runs(view),
         data=json_block(drawn),

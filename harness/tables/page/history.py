@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from harness.tables.history import text as say
+from harness.tables.history import wording as say
 from harness.tables.history.series import History, Quantity, Series, Step
 from harness.tables.page import chart
 from harness.tables.page.chart import Chart
-from harness.tables.page.rows import short
-from harness.tables.page.text import chart_text
+from harness.tables.page.html import chart_text
+from harness.tables.page.quantities import short
 
 #: Names of commits that an axis has room for, and lines of text below the charts.
 TICKS, MOST_LINES = 10, 40

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from harness.errors import UserError
 from harness.record import Record
-from harness.tables.cells import DASH, Column, Table, plain
-from harness.tables.cells import ratio as ratio_text
+from harness.tables.format import DASH, Column, Table, plain
+from harness.tables.format import ratio as ratio_text
+from harness.tables.page.html import escape, tag
 from harness.tables.page.tables import box, words
-from harness.tables.page.text import escape, tag
-from harness.tables.papers import judging, report, transcribed
-from harness.tables.papers.judging import Judged
-from harness.tables.papers.rows import notes, ours, shown
+from harness.tables.papers import judge, published, report
+from harness.tables.papers.judge import Judged
+from harness.tables.papers.lookup import Sources
 from harness.tables.papers.schema import Predicted, Recorded, Selector
-from harness.tables.papers.sources import Sources
+from harness.tables.papers.table import notes, ours, shown
 from harness.tables.papers.verdicts import VERDICTS
 
 TITLE = "Published figures"
@@ -47,10 +47,8 @@ def section(records: Sequence[Record], sources: Sources) -> str:
     suite = records[0].suite
     sources.take(suite, records)
     try:
-        names = transcribed.available(sources.papers)
-        judged = {
-            name: judging.judge(name, transcribed.load(sources.papers, name), sources) for name in names
-        }
+        names = published.available(sources.papers)
+        judged = {name: judge.judge(name, published.load(sources.papers, name), sources) for name in names}
         cells, said = chosen(records, judged)
         tables = "".join(
             _paper(name, own, sources, len(cells) <= FEW) for name, own in _by_paper(cells).items()

@@ -11,10 +11,10 @@ from harness.record import RankMove, Record
 from harness.tables.aggregate import Row
 from harness.tables.page import chart
 from harness.tables.page.chart import Chart
-from harness.tables.page.rows import names
-from harness.tables.page.text import chart_text
+from harness.tables.page.html import chart_text
+from harness.tables.page.quantities import names
 from harness.tables.page.training import run_name
-from harness.tables.view import View
+from harness.tables.report.view import View
 
 _NUMBERED = re.compile(r"(?:^|\.)([0-9]{1,6})\.")  # no model has a million layers
 _FEW_LAYERS = 12  # up to so many layers the numbers are legible inside the map

@@ -10,10 +10,10 @@ from typing import Any
 from harness.record import Record
 from harness.tables.page import chart
 from harness.tables.page.chart import Chart
+from harness.tables.page.html import chart_text
+from harness.tables.page.quantities import names
 from harness.tables.page.ranks import placed
-from harness.tables.page.rows import names
-from harness.tables.page.text import chart_text
-from harness.tables.view import View
+from harness.tables.report.view import View
 
 #: Colours from the first layer to the last; each of them can be seen on white and on black.
 DEPTH = ("#3b7fc4", "#cf5fa8", "#d06f1c")

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from harness.record import Record
 from harness.tables.aggregate import Row
-from harness.tables.cells import Column, Table, bytes_text, plain
-from harness.tables.page.rows import names
-from harness.tables.page.text import escape, lines, tag
-from harness.tables.report import Report
-from harness.tables.sections import ENDINGS
-from harness.tables.view import View
+from harness.tables.format import Column, Table, bytes_text, plain
+from harness.tables.page.html import escape, lines, tag
+from harness.tables.page.quantities import names
+from harness.tables.report.build import Report
+from harness.tables.report.sections import ENDINGS
+from harness.tables.report.view import View
 
 STATUS = "status"
 _MESSAGE = 300

@@ -9,9 +9,9 @@ from harness.record import Record
 from harness.tables.aggregate import mean
 from harness.tables.page import chart
 from harness.tables.page.chart import Chart
-from harness.tables.page.rows import names, short
-from harness.tables.page.text import chart_text
-from harness.tables.view import View
+from harness.tables.page.html import chart_text
+from harness.tables.page.quantities import names, short
+from harness.tables.report.view import View
 
 #: Points of all curves of one chart together: more would be a file that opens slowly and shows no more.
 POINTS = 24_000

@@ -13,11 +13,11 @@ from pydantic import Field
 
 from harness.errors import UserError, nearest
 from harness.suite import read_yaml
-from harness.tables.cells import Column, Table, fixed, plain
+from harness.tables.format import Column, Table, fixed, plain
+from harness.tables.papers.lookup import Sources
+from harness.tables.papers.published import ERRATA
 from harness.tables.papers.schema import Calculated, Printed, Strict
-from harness.tables.papers.sources import Sources
-from harness.tables.papers.transcribed import ERRATA
-from harness.tables.report import Report
+from harness.tables.report.build import Report
 from harness.validation import validate
 
 
@@ -59,9 +59,7 @@ def build(errata: Errata, sources: Sources) -> Report:
         title="Errata of published figures",
         question="What does not hold in the papers, by which evidence, and how can anyone see it again?",
         tables=tables,
-        caption=(
-            "figures are calculated (python -m benchmarks.calculations) or printed in the source named",
-        ),
+        caption=("figures are calculated (nox -s tables) or printed in the source named",),
         notes=(),
         lines=tuple(
             {

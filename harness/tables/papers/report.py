@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from harness.errors import UserError, nearest
-from harness.tables.cells import Column, Table, plain
-from harness.tables.papers.judging import Judged, judge
-from harness.tables.papers.rows import conditions, shown, tables_of
+from harness.tables.format import Column, Table, plain
+from harness.tables.papers.judge import Judged, judge
+from harness.tables.papers.lookup import Sources, command
 from harness.tables.papers.schema import Paper
-from harness.tables.papers.sources import Sources, command
+from harness.tables.papers.table import conditions, shown, tables_of
 from harness.tables.papers.verdicts import VERDICTS
-from harness.tables.report import Report
+from harness.tables.report.build import Report
 
 READING = (
     "ours is calculated from formulas and real modules without weights, predicted by simulation, measured by "

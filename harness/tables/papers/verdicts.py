@@ -41,7 +41,7 @@ NEEDS: dict[str, Verdict] = {
     "device": "needs device",
 }
 #: Kinds of units that can be turned into each other. "G" is that of some tables, 1024 million bytes: millions
-#: of numbers, times their bytes, over 1024 (benchmarks/calculations/value.py).
+#: of numbers, times their bytes, over 1024 (benchmarks/papers/calculations/value.py).
 KINDS: tuple[dict[str, float], ...] = (
     {
         "bytes": 1,

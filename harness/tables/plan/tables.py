@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from harness.tables import cells
-from harness.tables.cells import DASH, Column, Table, plain
-from harness.tables.plan.values import GIB, Plan, Row, as_dict, components, largest_groups, phase_of_peak
-from harness.tables.report import Report
+from harness.tables import format
+from harness.tables.format import DASH, Column, Table, plain
+from harness.tables.plan.plan import GIB, Plan, Row, as_dict, components, largest_groups, phase_of_peak
+from harness.tables.report.build import Report
 
 if TYPE_CHECKING:
-    from harness.engine.capacity import Capacity
+    from harness.forecast import Capacity
 
 #: What a setting of `lorebench plan` is called in a heading.
 NAMES = {"batch": "batch", "seq_len": "length"}
 
-_gib = cells.fixed(2)
+_gib = format.fixed(2)
 
 
 def build(plan: Plan) -> Report:
@@ -60,7 +60,7 @@ def _runs(plan: Plan) -> Table:
 
 
 def _minutes(row: Row) -> str | None:
-    return None if row.seconds is None else cells.fixed(1)(row.seconds / 60)
+    return None if row.seconds is None else format.fixed(1)(row.seconds / 60)
 
 
 def _fits(spare: float | None) -> str | None:

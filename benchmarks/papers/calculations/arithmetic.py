@@ -1,0 +1,66 @@
+"""Arithmetic over published values: means, differences and ratios that a text or table states."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from benchmarks.papers.calculations.value import Value, in_unit
+
+Numbers = Annotated[list[float], Field(min_length=1)]
+Positive = Annotated[int, Field(gt=0)]
+NonZero = Annotated[float, Field(gt=0)]
+
+
+def mean(values: Numbers) -> Value:
+    """The arithmetic mean."""
+    return Value(sum(values) / len(values), "", f"mean of {len(values)} published values")
+
+
+def total(values: Numbers) -> Value:
+    """The sum."""
+    return Value(sum(values), "", f"sum of {len(values)} published values")
+
+
+def difference(minuend: float, subtrahend: float) -> Value:
+    """The first less the second."""
+    return Value(minuend - subtrahend, "", f"{minuend:g} - {subtrahend:g}, both published")
+
+
+def ratio(
+    numerator: float,
+    denominator: NonZero,
+    give: Literal["ratio", "percent", "reduction", "overhead"] = "ratio",
+) -> Value:
+    """The first over the second: as it is, in percent, or what is missing to or beyond 100 %.
+
+    The overhead in time of a lower throughput is that of the higher one over it.
+    """
+    share = numerator / denominator
+    values = {
+        "ratio": share,
+        "percent": 100 * share,
+        "reduction": 100 * (1 - share),
+        "overhead": 100 * (share - 1),
+    }
+    formula = {
+        "ratio": "a / b",
+        "percent": "100 a / b",
+        "reduction": "100 (1 - a / b)",
+        "overhead": "100 (a / b - 1)",
+    }
+    how = f"{formula[give]} with a = {numerator:g} and b = {denominator:g}, both published"
+    return Value(values[give], "ratio" if give == "ratio" else "percent", how)
+
+
+def tokens(
+    steps: Positive,
+    rows: Positive = 512,
+    length: Positive = 256,
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0,
+    unit: Literal["elements", "million", "billion"] = "billion",
+) -> Value:
+    """Positions, or the share of them that are no padding, in so many updates."""
+    how = f"{steps} updates of {rows} rows of {length} positions, times {share:g}"
+    return Value(in_unit(steps * rows * length * share, unit), unit, how)

@@ -1,0 +1,80 @@
+"""Errors of evaluation that published figures carry: a sum of N losses over N + 1, and lost denominators."""
+
+from __future__ import annotations
+
+from math import exp, log
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from benchmarks.papers.calculations.value import Value
+from harness.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+#: GaLore's script: at least this many tokens that are no padding, and how many a row of 256 has on average
+#: (about 84 % of the positions; APOLLO, SLTrain and VeLoRA descend from it).
+EVALUATION_TOKENS, TOKENS_PER_ROW = 10_000_000, 215
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+def evaluation_batches(rows_per_batch: Positive, devices: Positive = 1) -> Value:
+    """Batches per device over which GaLore's evaluation takes its mean."""
+    batches = EVALUATION_TOKENS / (TOKENS_PER_ROW * rows_per_batch * devices)
+    how = (
+        f"{EVALUATION_TOKENS} tokens over {TOKENS_PER_ROW} tokens per row (an average), {rows_per_batch} "
+        f"rows per batch and {devices} devices"
+    )
+    return Value(batches, "batches", how)
+
+
+def unbiased_perplexity(
+    perplexity: Annotated[float, Field(gt=1)],
+    batches: Annotated[float, Field(gt=0)] | None = None,
+    rows_per_batch: Positive | None = None,
+    devices: Positive = 1,
+) -> Value:
+    """The perplexity behind one whose loss, a sum over N batches, was divided by N + 1: ppl^((N + 1) / N).
+
+    N is `batches`, or that of `evaluation_batches` at `rows_per_batch` and `devices`.
+    """
+    if (batches is None) == (rows_per_batch is None):
+        raise UserError("unbiased_perplexity takes batches or rows_per_batch; give one of them")
+    number = batches or float(evaluation_batches(rows_per_batch or 1, devices).value)
+    how = (
+        f"exp(log(perplexity) (N + 1) / N) with N = {number:.4g} batches; the published mean divides by N + 1"
+    )
+    return Value(exp(log(perplexity) * (number + 1) / number), "perplexity", how)
+
+
+def multiple_of(
+    percent: Percent,
+    count: Positive,
+    give: Literal["fits", "nearest", "distance", "numerator"] = "fits",
+    decimals: Annotated[int, Field(ge=0)] = 3,
+) -> Value:
+    """Whether a percentage is k / count for a whole k, up to one unit of its last decimal (cut or rounded).
+
+    `nearest` is 100 k / count, `distance` in percentage points, `numerator` k.
+    """
+    numerator = round(percent * count / 100)
+    nearest = 100 * numerator / count
+    distance = abs(percent - nearest)
+    values = {
+        "fits": distance < 10**-decimals,
+        "nearest": nearest,
+        "distance": distance,
+        "numerator": numerator,
+    }
+    units = {"fits": "truth", "nearest": "percent", "distance": "percentage points", "numerator": "answers"}
+    how = f"the nearest k / {count} is {numerator} / {count} = {nearest:.{decimals + 1}f} %"
+    return Value(values[give], units[give], how)
+
+
+def multiples(
+    percents: Annotated[list[Percent], Field(min_length=1)],
+    count: Positive,
+    decimals: Annotated[int, Field(ge=0)] = 3,
+) -> Value:
+    """How many of these percentages are k / count for a whole k, by the rule of `multiple_of`."""
+    fitting = sum(bool(multiple_of(percent, count, "fits", decimals).value) for percent in percents)
+    return Value(fitting, "values", f"{fitting} of {len(percents)} values are k / {count} for a whole k")

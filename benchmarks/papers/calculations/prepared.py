@@ -1,0 +1,183 @@
+"""A model as a method prepares and a stepper trains it, counted: the real classes, tensors without values.
+
+Nothing is measured here and no weight is read. A method whose ranks follow from the values of weights takes
+the singular values that it assumes for a shape (`Method.approximations`, the first).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.papers.calculations.value import shape_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.config import Run
+    from harness.method import Method
+
+#: A method as in a suite: a name, a name with options, or a list of these.
+MethodChoice = str | dict[str, Any] | list[Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Numbers (not bytes) in the parts of a model and in what its stepper keeps; `counts` by kind."""
+
+    counts: Mapping[str, int]
+    weight_bytes: int
+    buffer_bytes: int
+    state_elements: int
+    state_bytes: int
+    ranks_total: int
+    assumption: str
+
+
+def prepared(shape: str, method: MethodChoice, states: bool = False) -> Prepared:
+    """Prepare a named shape in bfloat16 by a stack of methods and count; answers are kept.
+
+    The stepper is asked only for `states`: it takes about as long as the rest.
+    """
+    return _prepared(shape_name(shape), json.dumps(method, sort_keys=True), states)
+
+
+@cache
+def _prepared(shape: str, method: str, states: bool) -> Prepared:
+    from torch import bfloat16
+
+    from harness.engine.models import load as models
+
+    run = _run(shape, json.loads(method))
+    models.check(run.model)
+    with _world():
+        return _count(models.hollow(run.model, bfloat16), run, states)
+
+
+def matrix(method: MethodChoice, out: int, inputs: int) -> Prepared:
+    """The same for a model that is one matrix (out, inputs) in bfloat16, a target of the methods."""
+    return _matrix(json.dumps(method, sort_keys=True), out, inputs)
+
+
+@cache
+def _matrix(method: str, out: int, inputs: int) -> Prepared:
+    from torch import bfloat16, nn
+
+    kind = "q_proj"
+    run = _run("nano", _only_kind(json.loads(method), kind))
+    with _world():
+        model = nn.ModuleDict({kind: nn.Linear(inputs, out, bias=False, dtype=bfloat16)})
+        return _count(model, run, states=True)
+
+
+def _only_kind(choices: MethodChoice, kind: str) -> list[dict[str, Any]]:
+    """The stack with one kind of target, for methods that have targets."""
+    from harness.method import find
+
+    pairs: list[tuple[str, dict[str, Any]]] = []
+    for choice in choices if isinstance(choices, list) else [choices]:
+        pairs += [(choice, {})] if isinstance(choice, str) else list(choice.items())
+    return [
+        {name: {**options, **({"targets": [kind]} if "targets" in find(name).Config.model_fields else {})}}
+        for name, options in pairs
+    ]
+
+
+def _run(shape: str, method: MethodChoice) -> Run:
+    from harness.config import Run
+    from harness.validation import validate
+
+    asked = {
+        "model": {"source": "shape", "name": shape},
+        "method": method,
+        "data": {"source": "random"},
+        "train": {"dtype": "bfloat16"},
+    }
+    return validate(Run, asked, where="method")
+
+
+def _world() -> Any:
+    from harness.engine.forecast.attribution import Whereabouts
+    from harness.engine.forecast.fake_tensors import SimulatedMeter, world
+
+    return world(SimulatedMeter(Whereabouts()))
+
+
+def _count(model: nn.Module, run: Run, states: bool) -> Prepared:
+    """Prepare, count, make one update from gradients of zeros, and count what the stepper then keeps."""
+    from harness.engine.run import prepare
+    from harness.method import Context, Simulated, build
+
+    methods = [build(choice.name, choice.options) for choice in run.method]
+    assumed = [next(iter(method.approximations.values())) for method in methods if method.approximations]
+    ranks_total = sum(min(weight.shape) for weight in _targets(model).values())
+    model, parameters, _ = prepare.prepare(
+        run, methods, model, lambda key, method: Context(simulated=Simulated())
+    )
+    counts = {"total": parameters.total, "trainable": parameters.trainable} | _counts(model)
+    kept = _states(model, run, methods) if states else []
+    return Prepared(
+        counts=counts,
+        weight_bytes=sum(weight.nbytes for weight in model.parameters()),
+        buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
+        state_elements=sum(state.numel() for state in kept),
+        state_bytes=sum(state.nbytes for state in kept),
+        ranks_total=ranks_total,
+        assumption="; ".join(assumed),
+    )
+
+
+def _counts(model: nn.Module) -> dict[str, int]:
+    """Parameters by the place they have; indices of sparse entries are no parameters."""
+    from harness.factored import FactoredLinear
+
+    targets, everything = _targets(model), dict(model.named_parameters())
+    factored = {
+        f"{name}.{part}"
+        for name, layer in model.named_modules()
+        if isinstance(layer, FactoredLinear)
+        for part, _ in layer.named_parameters()
+    }
+    adapters = {name for name in everything if ".lora_A." in name or ".lora_B." in name}
+    sizes = {name: parameter.numel() for name, parameter in everything.items()}
+    supports = {name: b.numel() for name, b in model.named_buffers() if name.rpartition(".")[2] == "support"}
+    whole = targets.keys() - factored - adapters
+    return {
+        "frozen": sum(sizes[name] for name, parameter in everything.items() if not parameter.requires_grad),
+        "targets": sum(sizes[name] for name in targets),
+        "others": sum(sizes[name] for name in sizes.keys() - targets.keys()),
+        "factored": sum(sizes[name] for name in factored),
+        "dense_targets": sum(sizes[name] for name in whole),
+        "adapters": sum(sizes[name] for name in adapters),
+        "support": sum(supports.values()),
+    }
+
+
+def _targets(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter within an attention or feed-forward matrix, or what has taken its place."""
+    from methods.parts.targets import LINEAR_KINDS
+
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if set(name.split(".")) & set(LINEAR_KINDS)
+    }
+
+
+def _states(model: nn.Module, run: Run, methods: list[Method]) -> list[Any]:
+    """Tensors that the stepper keeps after an update, its counters of steps left out; none if none trains."""
+    import torch
+
+    steppers = (method.stepper(model, run.train) for method in reversed(methods))
+    stepper = next(filter(None, steppers), None)
+    if stepper is None:
+        return []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    stepper.set_lr(0.0)
+    stepper.step()
+    return [state for name, state in stepper.state_tensors() if not name.endswith(".step")]

@@ -1,0 +1,1 @@
+"""Measurements of the benchmark itself; each writes a page under results/tables."""

@@ -1,0 +1,264 @@
+"""Does `lorebench ab` cry wolf, and does it see one? `python -m benchmarks.studies.alarms --tries 20`.
+
+Revisions are made in a scratch clone: some in which nothing changes but a comment, one in which a method
+sleeps for a tenth of each of its updates, one in which its optimizer holds a MiB more. Each is held against
+the commit that it was made from, by the command itself: the suite `alarms`, five runs a side in turns, with
+a control row that was not touched. What is finished is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.tables.generated import ROOT
+
+PAGE = ROOT / "results" / "tables" / "alarms.md"
+FIGURES = ROOT / "results" / "alarms.json"
+TOUCHED = Path("methods", "galore.py")
+ROW, CONTROL = "galore", "full"
+#: Of an update's time, what the planted sleep adds.
+SLEEP = 0.10
+SLOWER = f"""
+
+def _planted() -> None:
+    import time
+
+    plain, last = GaLore.stepper, [time.thread_time()]  # what waits for its turn does not count
+
+    def stepper(self, model, optim):
+        made = plain(self, model, optim)
+        step = made.step
+
+        def slow():
+            info = step()
+            time.sleep({SLEEP} * (time.thread_time() - last[0]))
+            last[0] = time.thread_time()
+            return info
+
+        made.step = slow
+        return made
+
+    GaLore.stepper = stepper
+
+
+_planted()
+"""
+LARGER = """
+
+def _planted() -> None:
+    import torch
+
+    plain, tensors = GaLoreStepper.__init__, GaLoreStepper.state_tensors
+
+    def init(self, *arguments):
+        plain(self, *arguments)
+        self.hoard = torch.zeros(1 << 20, dtype=torch.uint8)
+
+    def state_tensors(self):
+        yield "hoard", self.hoard
+        yield from tensors(self)
+
+    GaLoreStepper.__init__, GaLoreStepper.state_tensors = init, state_tensors
+
+
+_planted()
+"""
+#: Of each row and side. Nothing but the text tells a revision with a sleep from one in which nothing changes.
+REPEATS = 5
+#: What is planted, by name: the text that goes below the method, and the repeats that it takes to see it.
+PLANTED = {"slower": (SLOWER, REPEATS), "larger": (LARGER, 1)}
+IDENTITY = {
+    **{f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in
+       (("NAME", "alarms"), ("EMAIL", "alarms@localhost"), ("DATE", "2026-01-01T00:00:00Z"))}
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is asked for; 1 when an alarm was false, a fault was not found, or the page had drifted.
+
+    2 for a mistake of the user, and where the command says nothing.
+    """
+    asked = _asked(arguments)
+    try:
+        if asked.render_only:
+            return int(write_page(json.loads(FIGURES.read_text(encoding="utf-8"))))
+        return _run(asked, _chosen(asked))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _chosen(asked: argparse.Namespace) -> list[tuple[str, str, int]]:
+    """The cases that are asked for; UserError for a name that none has."""
+    cases = list(_cases(asked.tries))
+    if asked.only is None:
+        return cases
+    if asked.write:
+        raise UserError("--only with --write: a part must not replace the whole evidence; leave one away")
+    unknown = sorted(set(asked.only) - {name for name, _, _ in cases})
+    if unknown:
+        known = ", ".join(name for name, _, _ in cases)
+        raise UserError(f"--only {', '.join(unknown)}: no such revision; known: {known}")
+    return [case for case in cases if case[0] in asked.only]
+
+
+def _run(asked: argparse.Namespace, cases: Sequence[tuple[str, str, int]]) -> int:
+    """Hold each case against its base and print what is said; whether any was not as expected."""
+    clone = _clone(asked.folder.absolute())
+    outcomes = []
+    for name, text, repeats in cases:
+        outcomes.append(_outcome(name, clone, _revision(clone, name, text), repeats))
+        print(_line(outcomes[-1]), flush=True)
+    if asked.write:
+        content = {"stand": _stand(clone), "outcomes": outcomes}
+        FIGURES.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_page(content)
+    return 0 if all(map(as_expected, outcomes)) else 1
+
+
+def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.alarms", description=__doc__)
+    parser.add_argument("--tries", type=int, default=20, help="revisions in which nothing changes")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="one of them; repeatable, not with --write"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs/alarms"), help="for clone and records")
+    parser.add_argument("--write", action="store_true", help="take the outcome into results/")
+    parser.add_argument(
+        "--render-only", action="store_true", help="run nothing; exit with 1 if the page had drifted"
+    )
+    return parser.parse_args(arguments)
+
+
+def write_page(content: dict[str, Any]) -> bool:
+    """Write the page that follows from the figures; whether it was another before."""
+    text = page(content)
+    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
+        return False
+    PAGE.write_text(text, encoding="utf-8", newline="\n")
+    return True
+
+
+def _stand(clone: Path) -> dict[str, str]:
+    """What the figures were seen on."""
+    import torch
+
+    from harness.engine.run.environment import cpu_model
+
+    commit = _git(clone, "rev-parse", "--short=9", "base")
+    threads = str(torch.get_num_threads())
+    return {"CPU": cpu_model(), "threads": threads, "torch": str(torch.__version__), "commit": commit}
+
+
+def _cases(tries: int) -> Iterable[tuple[str, str, int]]:
+    for name, (text, repeats) in PLANTED.items():
+        yield name, text, repeats
+    for number in range(1, tries + 1):
+        yield f"unchanged {number}", f"\n# The same method, for the {number}. time.\n", REPEATS
+
+
+# ------------------------------------------------------------------------------------- revisions
+def _clone(folder: Path) -> Path:
+    """A clone of this repository at its commit; one that is there is used again."""
+    commit = _git(ROOT, "rev-parse", "HEAD")
+    clone = folder / "clone"
+    if not clone.exists():
+        clone.parent.mkdir(parents=True, exist_ok=True)
+        _git(ROOT, "clone", "--quiet", "--no-local", str(ROOT), str(clone))
+        _git(clone, "tag", "base", commit)
+    return clone
+
+
+def _revision(clone: Path, name: str, text: str) -> str:
+    """A commit whose one change stands below the method; the same text always makes the same commit."""
+    _git(clone, "checkout", "--quiet", "--force", "--detach", "base")
+    file = clone / TOUCHED
+    file.write_text(file.read_text(encoding="utf-8") + text, encoding="utf-8")
+    _git(clone, "commit", "--quiet", "--all", "--no-verify", "--message", name)
+    return _git(clone, "rev-parse", "HEAD")
+
+
+def _git(place: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(place), *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **IDENTITY})
+    if answer.returncode:
+        raise UserError(f"git {arguments[0]} in {place} failed: {' '.join(answer.stderr.split())}")
+    return answer.stdout.strip()
+
+
+# --------------------------------------------------------------------------------------- outcomes
+def _outcome(name: str, clone: Path, revision: str, repeats: int) -> dict[str, Any]:
+    """What the command says of a revision, and the change that each row seems to show.
+
+    UserError where it says nothing, whatever an earlier call left.
+    """
+    said = clone.parent / f"{name.replace(' ', '-')}.json"
+    said.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "harness.cli", "ab", "base", revision, "alarms"]
+    command += [f"--repository={clone}", f"--results={clone.parent / 'records'}"]
+    command += [f"--repeats={repeats}", "--format=json", f"--out={said}"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if not said.exists():
+        last = (ended.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        raise UserError(f"{name}: no verdict, exit code {ended.returncode}: {last}")
+    content = json.loads(said.read_text(encoding="utf-8"))
+    cells = [{key: cell[key] for key in ("row", "quantity", "verdict", "cause")} for cell in content["cells"]]
+    return {"name": name, "exit_code": ended.returncode, "cells": cells}
+
+
+def as_expected(outcome: dict[str, Any]) -> bool:
+    """Whether what was planted was found where it was planted, and nothing elsewhere, for better or worse."""
+    told = "regression", "improvement"
+    found = {(cell["row"], cell["quantity"], cell["verdict"]) for cell in outcome["cells"]}
+    alarms = {alarm for alarm in found if alarm[-1] in told}
+    expected = {"slower": {(ROW, "throughput", told[0])}, "larger": {(ROW, "peak memory", told[0])}}
+    return alarms == expected.get(outcome["name"], set())
+
+
+def _cell(outcome: dict[str, Any], row: str, quantity: str) -> dict[str, str]:
+    return next(c for c in outcome["cells"] if (c["row"], c["quantity"]) == (row, quantity))
+
+
+def _line(outcome: dict[str, Any]) -> str:
+    quantity = "peak memory" if outcome["name"] == "larger" else "throughput"
+    found, control = (_cell(outcome, row, quantity) for row in (ROW, CONTROL))
+    return f"| {outcome['name']} | {found['verdict']} | {found['cause']} | {control['cause']} |"
+
+
+def page(content: dict[str, Any]) -> str:
+    """All outcomes as Markdown."""
+    outcomes: list[dict[str, Any]] = content["outcomes"]
+    stand = ", ".join(f"{name} {value}" for name, value in content["stand"].items())
+    unchanged = [outcome for outcome in outcomes if outcome["name"] not in PLANTED]
+    verdicts = [_cell(outcome, ROW, "throughput")["verdict"] for outcome in unchanged]
+    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
+    false = sum(not as_expected(outcome) for outcome in unchanged)
+    found = [outcome["name"] for outcome in outcomes if outcome["name"] in PLANTED and as_expected(outcome)]
+    lines = [
+        "# What `lorebench ab` finds, and what it does not",
+        "",
+        "Revisions that `nox -s alarms -- --write` makes of this one, each held against it: suite",
+        f"`alarms`, runs in turns, control row `{CONTROL}`, the change in row `{ROW}`. `slower` sleeps for",
+        f"{100 * SLEEP:.0f} % of each update, `larger` keeps a MiB more in the optimizer; in the others",
+        f"nothing changes but a comment. {REPEATS} runs of a row and side, one for `larger`.",
+        "",
+        f"False alarms: {false} in {len(unchanged)} tries ({counts or 'none was made'}).",
+        f"Found: {', '.join(found) or 'nothing'}. On: {stand}.",
+        "",
+        f"| revision | verdict | {ROW} | control |",
+        "| --- | --- | --- | --- |",
+    ]
+    remarks = [f"* {remark}" for remark in content.get("remarks", ())]
+    return "\n".join([*lines, *map(_line, outcomes), *([""] if remarks else []), *remarks]) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""Compare with the peers: `python -m benchmarks.studies.peers [--quick] [--only TEXT] [--rounds N] …`.
+
+Every finished case is written at once to `results/peers/<machine>.json`, beside those that are there
+already, and the page `results/tables/peers.md` follows from these files. Times are of the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import importlib.metadata
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.studies.peers.bench import PeerMissingError, alternate
+from benchmarks.studies.peers.case import Case
+from benchmarks.studies.peers.table import (
+    Environment,
+    Measured,
+    Result,
+    label,
+    milliseconds,
+    page,
+    ratio_text,
+)
+from harness.engine.run.environment import cpu_model, machine_slug
+
+#: Modules of this package with a function `cases(quick)`, in the order of the table.
+MODULES = ("galore", "adarankgrad", "sltrain", "velora", "plain")
+PACKAGES = ("torch", "galore-torch", "peft")
+ROUNDS, HEAVY_ROUNDS = 7, 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what was asked for; 1 when a case failed or, with `--render-only`, when the page had drifted."""
+    asked = _asked(arguments)
+    out = asked.out or Path("runs/quick-peers" if asked.quick else "results")
+    if asked.render_only:
+        return int(write_page(out))
+    everything = collect(asked.quick)
+    labels = [case_label(case) for case in everything]
+    if not any(asked.only.lower() in name.lower() for name in labels):
+        print(f"no case holds {asked.only!r}; without --only all {len(labels)} are run", file=sys.stderr)
+        return 2
+    file = out / "peers" / f"{machine_slug('cpu')}.json"
+    measured = begin(file)
+    deadline = time.monotonic() + 60 * asked.budget
+    failed = False
+    for name, case in zip(labels, everything, strict=True):
+        if asked.only.lower() not in name.lower():
+            continue
+        if time.monotonic() > deadline:
+            print(f"{name}: left out, the budget is spent", flush=True)
+            continue
+        result = measure(case, asked.rounds)
+        failed |= result.error is not None
+        print(line(result), flush=True)
+        kept = {old.label: old for old in measured.results if old.label in labels} | {name: result}
+        measured.results = sorted(kept.values(), key=lambda kept: labels.index(kept.label))
+        write(file, measured.model_dump_json(indent=1) + "\n")
+        write_page(out)
+    return int(failed)
+
+
+def collect(quick: bool) -> list[Case]:
+    """All cases of all modules; tiny shapes are judged by no target."""
+    modules = [importlib.import_module(f"benchmarks.peers.{name}") for name in MODULES]
+    found = [case for module in modules for case in module.cases(quick)]
+    return [replace(case, target=None) for case in found] if quick else found
+
+
+def case_label(case: Case) -> str:
+    """What tells a case from all others."""
+    return label(case.method, case.work, case.shape, case.peer)
+
+
+def measure(case: Case, rounds: int | None) -> Result:
+    """Set a case up and time it; what goes wrong becomes its result."""
+    result = Result(method=case.method, work=case.work, shape=case.shape, peer=case.peer, target=case.target)
+    gc.collect()
+    try:
+        duel = case.set_up()
+        times = alternate(duel, rounds or (HEAVY_ROUNDS if case.heavy else ROUNDS))
+    except PeerMissingError as error:
+        result.missing = str(error)
+    except Exception as error:  # one case that fails must not take the others along
+        result.error = f"failed: {type(error).__name__}: {error}"
+    else:
+        result.facts, result.ours_s, result.peer_s = duel.facts, times.ours, times.peer
+    return result
+
+
+def line(result: Result) -> str:
+    """A result for the terminal."""
+    if result.problem:
+        return f"{result.label}: {result.problem}"
+    target = {None: "", True: f", target {result.target} met", False: f", target {result.target} missed"}
+    times = f"{milliseconds(result.ours_s)} ms against {milliseconds(result.peer_s)} ms"
+    facts = "".join(f"; {key}: {value}" for key, value in result.facts.items())
+    return f"{result.label}: {times}, ratio {ratio_text(result)}{target[result.met]}{facts}"
+
+
+def begin(file: Path) -> Measured:
+    """What is there already, as long as it was measured on the same processor with the same packages."""
+    packages = {name: version for name in PACKAGES if (version := _version(name))}
+    here = Environment(
+        cpu=cpu_model(),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        packages={**packages, "torch": str(torch.__version__)},
+    )
+    if file.exists():
+        found = Measured.model_validate_json(file.read_text(encoding="utf-8"))
+        if found.environment == here:
+            return found
+        print(f"{file} is of other packages or another processor; it is begun anew", flush=True)
+    return Measured(environment=here)
+
+
+def write_page(out: Path) -> bool:
+    """Write the page that follows from the files; True when it was another one before."""
+    target, text = out / "tables" / "peers.md", page(out / "peers")
+    if target.exists() and target.read_text(encoding="utf-8") == text:
+        return False
+    write(target, text)
+    return True
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file in one go, so that an interrupted run leaves the last one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".new")
+    beside.write_text(text, encoding="utf-8", newline="\n")
+    beside.replace(path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.peers", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, written below runs/quick-peers")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose line holds this text")
+    parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}, {HEAVY_ROUNDS} for the largest shapes")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="minutes; no case begins later")
+    parser.add_argument("--out", type=Path, help="folder for peers/ and tables/; default results")
+    parser.add_argument(
+        "--render-only", action="store_true", help="measure nothing; exit with 1 if the page had drifted"
+    )
+    asked = parser.parse_args(arguments)
+    if asked.rounds is not None and asked.rounds < 1:
+        parser.error(f"--rounds {asked.rounds} measures nothing; give at least 1")
+    return asked
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""How a duel is timed and judged; knows no method.
+
+Both sides take turns within one process, and each round gives one ratio, so a machine that slows down
+or is shared slows both alike. Reported are the median of the ratios and their quartiles.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.studies.peers.case import Duel
+
+#: A side is called as often in a round as takes at least this long, so that the clock's grain is small.
+ROUND_S = 0.05
+
+
+class PeerMissingError(Exception):
+    """The package of a peer is not installed."""
+
+
+@dataclass
+class Times:
+    """Seconds per call, one value for each round."""
+
+    ours: list[float] = field(default_factory=list)
+    peer: list[float] = field(default_factory=list)
+
+
+def alternate(duel: Duel, rounds: int, clock: Callable[[], float] = time.perf_counter) -> Times:
+    """Call both sides once to warm up, then time them in turns; every other round the peer begins."""
+    sides = {"ours": duel.ours, "peer": duel.peer}
+    slower = max(_elapsed(work, 1, clock) for work in sides.values())
+    calls = max(1, math.ceil(ROUND_S / slower)) if slower > 0 else 1
+    times = Times()
+    for index in range(rounds):
+        for side in sides if index % 2 == 0 else reversed(sides):
+            getattr(times, side).append(_elapsed(sides[side], calls, clock) / calls)
+    return times
+
+
+def ratios(ours: Sequence[float], peer: Sequence[float]) -> list[float]:
+    """Ours / peer, round by round."""
+    return [mine / theirs for mine, theirs in zip(ours, peer, strict=True)]
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile, interpolated (Hyndman & Fan 1996, definition 7)."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return lower, median, upper
+
+
+def peer_package(module: str, package: str) -> Any:
+    """Import the module of a peer that need not be there; PeerMissingError where it is not."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise PeerMissingError(f"{package} is not installed") from error
+
+
+def agreement(ours: Tensor, peer: Tensor, tolerance: float) -> str:
+    """The relative distance |ours - peer| / |peer|; ValueError when it is above the tolerance."""
+    distance = float((torch.linalg.vector_norm(ours - peer) / torch.linalg.vector_norm(peer)).detach())
+    if not distance <= tolerance:
+        raise ValueError(f"ours and the peer do different work: they lie {distance:.1e} apart")
+    return f"{distance:.0e}"
+
+
+def _elapsed(work: Callable[[], Any], calls: int, clock: Callable[[], float]) -> float:
+    started = clock()
+    for _ in range(calls):
+        work()
+    return clock() - started

@@ -1,0 +1,36 @@
+"""The command `lorebench export`: the trained model of a run as a folder for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli import options
+from harness.errors import UserError
+
+
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run id (or its beginning), or a record file.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the model goes.")],
+    form: Annotated[
+        str, typer.Option(help="dense (plain Hugging Face) or factors (with a manifest).")
+    ] = "dense",
+    results: options.Results = Path("runs"),
+) -> None:
+    """Write the trained model of a run as a folder that transformers (dense) or lorebench (factors) loads."""
+    from harness.engine.models.export import export_run
+
+    export_run(_find_record(run, results), folder, form)
+    typer.echo(f"{folder}: written as {form}")
+
+
+def _find_record(run: str, results: Path) -> Path:
+    if run.endswith(".json") and Path(run).is_file():
+        return Path(run)
+    found = sorted(results.glob(f"*/*/{run}*.json"))
+    if len(found) == 1:
+        return found[0]
+    problem = f"{len(found)} records begin with" if found else "no record begins with"
+    raise UserError(f"{problem} {run!r} under {results}; give a whole run id or the path of a record")

@@ -1,0 +1,88 @@
+"""The command `lorebench history`: a suite's quantities over commits. Runs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.suite import Suite
+
+Format = Literal["text", "md", "json"]
+
+
+Name = Annotated[
+    str, typer.Argument(metavar="SUITE", help="A suite that ships, a YAML file, or a name in records.")
+]
+Results = Annotated[
+    list[Path] | None, typer.Option(help="Folder of records, however deep; repeatable. [default: runs]")
+]
+Committed = Annotated[
+    bool, typer.Option("--committed", help="Also earlier versions of the records, from git's history.")
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="KEY=VALUE", help="Keep matches: label, method, seed, quantity or any setting."
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="Also write every point as a table: .csv or .parquet."),
+]
+Server = Annotated[
+    str | None, typer.Option(metavar="URI", help="Also upload every run to this MLflow server, once.")
+]
+Experiment = Annotated[
+    str | None, typer.Option(metavar="NAME", help="MLflow's experiment. [default: lorebench/SUITE]")
+]
+
+
+def history(
+    suite: Name,
+    results: Results = None,
+    committed: Committed = False,
+    only: Only = None,
+    out: Out = None,
+    form: Annotated[Format, typer.Option("--format", help="What is printed.")] = "text",
+    mlflow: Server = None,
+    experiment: Experiment = None,
+) -> None:
+    """Show each quantity of a suite over commits, and where it stepped; exit code 0 whatever moved."""
+    from harness.tables.history import build as tables
+    from harness.tables.history import export
+    from harness.tables.history.loading import collect
+    from harness.tables.history.rendering import FORMATS
+
+    if out is not None:
+        export.check(out)
+    if experiment is not None and mlflow is None:
+        raise UserError(f"--experiment {experiment}: belongs to an upload; add --mlflow URI")
+    chosen = _suite(suite)
+    name, baseline = (chosen.name, chosen.baseline) if chosen else (suite, None)
+    labels = list(dict.fromkeys(run.name for run in chosen.runs)) if chosen else []
+    folders = results or [Path("runs")]
+    collection = collect(folders, name, committed)
+    found = tables.build(collection, folders, baseline, only or (), labels)
+    typer.echo(FORMATS[form](found), nl=False)
+    if out is not None:
+        export.write(found, out)
+        typer.echo(f"points: {out}", err=True)
+    if mlflow is not None:
+        from harness.tables.history import mlflow as mlflow_upload
+
+        said = mlflow_upload.upload(collection, mlflow, experiment or f"lorebench/{name}", only or ())
+        typer.echo(said, err=True)
+
+
+def _suite(name: str) -> Suite | None:
+    """The suite that ships or is a file; None where only records may know it."""
+    from harness import suite as suites
+
+    if Path(name).is_file() or name.removesuffix(".yaml") in suites.shipped_suites():
+        return suites.load(name)
+    return None

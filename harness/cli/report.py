@@ -1,0 +1,109 @@
+"""The command `lorebench report`: the tables of a suite from its records, and its page. Runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli import options
+from harness.cli.show import publish
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.suite import Suite
+    from harness.tables.history.series import History
+
+
+def report(
+    suite: options.SuiteName,
+    model: options.ModelOption = None,
+    data: options.DataOption = None,
+    settings: options.SetOption = None,
+    only: options.OnlyOption = None,
+    seed: options.Seeds = None,
+    results: options.Results = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help="Folder for the written tables.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Also write a page with charts that opens offline."),
+    ] = None,
+    history: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--history", metavar="FOLDER", help="Records of earlier commits for the page; repeatable."
+        ),
+    ] = None,
+) -> None:
+    """Print and write the tables of a suite from its records, without running anything."""
+    from harness.engine import runner
+    from harness.tables import records as sound_records
+
+    _check_page(html, history)
+    chosen = options.load(suite, model, data, settings, only, seed)
+    earlier = _history(chosen, history)
+    wanted = runner.resolve(chosen.runs).runs
+    folders = sorted(path for path in results.glob(f"*/{chosen.name}") if path.is_dir())
+    if not folders:
+        raise UserError(f"no records of suite {chosen.name!r} under {results}; run: lorebench run {suite}")
+    for folder in folders:
+        found, notes = sound_records.load(folder)
+        by_id = runner.labelled(wanted, {record.run_id: record for record in found})
+        records = list(by_id.values())
+        if not records:
+            for note in notes:
+                typer.echo(note, err=True)
+            continue
+        missing, other = len(wanted) - len(by_id), len(found) - len(by_id)
+        notes += [f"{missing} of {len(wanted)} runs have no record yet"] if missing else []
+        notes += [f"{other} records of other configurations are not shown"] if other else []
+        name = chosen.name if len(folders) == 1 else f"{chosen.name}-{folder.parent.name}"
+        publish(chosen, records, notes, out or folder / "tables", name)
+        if html is not None:
+            machine = "" if len(folders) == 1 else f"-{folder.parent.name}"
+            _page(chosen, records, notes, html.with_stem(html.stem + machine), results, earlier)
+
+
+def _check_page(html: Path | None, history: Sequence[Path] | None) -> None:
+    """UserError for a page that could not be written, or a history without one."""
+    if html is not None:
+        from harness.tables.page import document
+
+        document.check(html)
+    elif history:
+        raise UserError("--history belongs to a page: add --html FILE")
+
+
+def _history(suite: Suite, folders: Sequence[Path] | None) -> History | None:
+    """What the records of some folders say of a suite at earlier commits."""
+    from harness.tables.history.build import load
+
+    labels = list(dict.fromkeys(run.name for run in suite.runs))
+    return load(folders, suite.name, baseline=suite.baseline, labels=labels) if folders else None
+
+
+def _page(
+    suite: Suite,
+    records: Sequence[Any],
+    notes: Sequence[str],
+    path: Path,
+    results: Path,
+    history: History | None,
+) -> None:
+    from harness.tables.generated import ROOT
+    from harness.tables.page import document
+    from harness.tables.papers.lookup import sources
+
+    built = document.build(
+        records,
+        baseline=suite.baseline,
+        question=suite.question,
+        notes=notes,
+        order=[record.config_id for record in records],
+        published=sources(ROOT, results),
+        history=history,
+    )
+    document.write(built, path)
+    typer.echo(f"page: {path}")

@@ -1,0 +1,56 @@
+"""The command `lorebench run`: run what is left of a suite and print its tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli import options, show
+from harness.errors import UserError
+
+
+def run(
+    suite: options.SuiteName,
+    model: options.ModelOption = None,
+    data: options.DataOption = None,
+    settings: options.SetOption = None,
+    only: options.OnlyOption = None,
+    seed: options.Seeds = None,
+    device: options.Device = "auto",
+    results: options.Results = Path("runs"),
+    budget: Annotated[str | None, typer.Option(help="Start nothing that would not finish, e.g. 25m.")] = None,
+    deadline: Annotated[str, typer.Option(help="Longest time for one run.")] = "6h",
+    retry: Annotated[bool, typer.Option("--retry", help="Repeat finished runs that are not ok.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start also runs that cannot fit the device.")
+    ] = False,
+) -> None:
+    """Run a suite, or what is left of it, and print its tables."""
+    from harness.engine import runner
+    from harness.engine.process import progress
+
+    chosen = options.load(suite, model, data, settings, only, seed)
+    outcome = runner.sweep(
+        chosen,
+        runner.Settings(
+            results=results,
+            cache=options.cache_folder(),
+            device=device,
+            deadline_s=options.seconds(deadline),
+            budget_s=None if budget is None else options.seconds(budget),
+            retry=retry,
+            force=force,
+        ),
+        progress.choose(),
+        options.rerun(suite, chosen, model, data, settings, seed, device),
+    )
+    records = list(outcome.records.values())
+    notes = [f"{len(outcome.left)} runs are left: run the same command again"] if outcome.left else []
+    show.publish(chosen, records, notes, outcome.folder / "tables", chosen.name)
+    typer.echo(f"records: {outcome.folder}")
+    if outcome.refused:
+        raise UserError("; ".join(dict.fromkeys(outcome.refused.values())))
+    if any(record.outcome.status == "error" for record in records):
+        raise typer.Exit(1)

@@ -1,0 +1,109 @@
+"""lm-eval tasks: where they are, loading them with their data and shots, their training texts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.config import TaskData
+from harness.errors import UserError, nearest
+
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
+
+
+EMBEDDED_TASKS = BENCHMARKS / "embedded" / "tasks"
+
+
+#: The papers' downstream tasks, read from their original files.
+PAPER_TASKS = BENCHMARKS / "tasks"
+
+
+SHIPPED_TASKS = (EMBEDDED_TASKS, PAPER_TASKS)
+
+
+def existing_folder(path: str | Path) -> Path:
+    """The path of a folder with tasks; UserError when there is none."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"no folder {str(path)!r} to look for tasks in; check evaluate.task_paths")
+    return folder.resolve()
+
+
+def load_tasks(
+    names: Sequence[str], paths: Sequence[Path], task_data: str | None = None, shots: int | None = None
+) -> dict[str, Any]:
+    """Task objects by name, groups as their tasks, with their data; `task_data` is a folder with their files.
+
+    The thousands of tasks of lm-eval itself are read only when one is asked for. UserError for an
+    unknown task, one whose data cannot be had, one with neither metric, and one with too few examples for
+    as many `shots` (None: as the task says).
+    """
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"include_path": [str(path) for path in paths]}
+    if task_data is not None:
+        options["metadata"] = {"task_data": task_data}
+    manager = TaskManager(include_defaults=False, **options)
+    if not set(names) <= set(manager.all_tasks):
+        manager = TaskManager(include_defaults=True, **options)
+    loaded: dict[str, Any] = {}
+    for name in names:
+        if name not in manager.all_tasks:
+            raise UserError(f"unknown task {name!r}; {nearest(name, manager.all_tasks)}")
+        try:
+            loaded.update(manager.load([name])["tasks"])
+        except UserError:
+            raise
+        except Exception as error:  # whatever a task's own code or the hub raises
+            why = f"{type(error).__name__}: {error}; its data must be reachable or in the local cache"
+            raise UserError(f"task {name!r} cannot be loaded: {why}") from error
+    if shots is not None:
+        for name, task in loaded.items():
+            _give_shots(name, task, shots)
+    return {name: task for name, task in loaded.items() if metric_of(name, task)}
+
+
+def _give_shots(name: str, task: Any, shots: int) -> None:
+    """Put as many solved examples before each question, and never the question itself.
+
+    lm-eval 0.4.13 leaves a task alone that says 0, and a question out of its own examples only where the
+    split of both is named as the test split.
+    """
+    config, examples = task.config, task.fewshot_cfg
+    scored = config.test_split or config.validation_split
+    drawn = examples.split or config.training_split or config.validation_split or config.test_split
+    own = drawn == scored and (examples.split is not None or examples.samples is None)
+    if own:
+        config.test_split = examples.split = scored
+    if shots and len(task.sampler.df) < shots + own:
+        left = f"it has {len(task.sampler.df) - own} examples beside a question"
+        raise UserError(f"task {name!r}: {shots} shots asked for, {left}; set evaluate.shots to fewer")
+    task.set_config("num_fewshot", shots)
+
+
+def metric_of(name: str, task: Any) -> str:
+    """`acc` where the task reports it, else `exact_match`; UserError where it reports neither."""
+    reported = task.aggregation()
+    found = [metric for metric in ("acc", "exact_match") if metric in reported]
+    if not found:
+        raise UserError(f"task {name!r} reports {', '.join(reported)}; a task needs acc or exact_match")
+    return found[0]
+
+
+def training_texts(config: TaskData) -> tuple[list[str], str, str]:
+    """All texts to train on in their order, with the name and the version of the task for the record.
+
+    They are the column that the task's metadata name as `training_text`. UserError for a task that is not
+    there, or whose files cannot be had.
+    """
+    name = config.task
+    known = [path.stem for path in PAPER_TASKS.glob("paper_*.yaml")]
+    if name not in known:
+        raise UserError(f"no task {name!r} to train on (data.task); {nearest(name, known)}")
+    task: Any = load_tasks([name], [PAPER_TASKS], config.folder)[name]
+    metadata = task.get_config("metadata")
+    texts = list(task.training_docs()[metadata["training_text"]])
+    return texts, f"{name}/train", str(metadata["version"])

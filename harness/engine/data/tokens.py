@@ -1,0 +1,196 @@
+"""Where tokens come from: documents tokenised, packed into windows or laid into rows, shuffled by a seed.
+
+Every document becomes `<s> tokens </s>` (each mark where the tokenizer has it). Packed, the documents are
+joined and cut into windows of constant length, so no padding exists and every token counts; as rows
+(`rows.py`) each has one of its own, and the rest of it is padding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness import registry
+from harness.config import DataConfig, DatasetsData, EmbeddedData, FilesData, RandomData, TaskData
+from harness.engine.data import documents as texts
+from harness.engine.data import padding
+from harness.engine.data import tasks as task_data
+from harness.engine.data.token_cache import Blocks, TokenCache, kept, text_sha256
+from harness.errors import UserError
+
+RANDOM_WINDOWS = 512  # enough that no window repeats within a speed run
+#: A tokenizer answers with Python's numbers, which take five times the bytes of an array's.
+TOKENISED_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Training windows (count, seq_len) int64 on the host, and where they came from.
+
+    `real_tokens` and `dropped_rows` are of rows with padding: what is not padding, and how many documents
+    were left out.
+    """
+
+    windows: np.ndarray
+    name: str
+    sha256: str
+    documents: int | None = None
+    revision: str | None = None
+    dropped_tokens: int = 0
+    real_tokens: int | None = None
+    dropped_rows: int | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of places for tokens in the windows, padding included."""
+        return int(self.windows.size)
+
+    @property
+    def padded(self) -> bool:
+        """Whether there may be padding in the windows, written as `rows.PAD`."""
+        return self.real_tokens is not None
+
+    def contexts(self, batch: int, seed: int) -> Iterator[np.ndarray]:
+        """The same batches as a model reads them, with a token also where there is padding."""
+        return map(padding.token_ids, self.batches(batch, seed)) if self.padded else self.batches(batch, seed)
+
+    def batches(self, batch: int, seed: int) -> Iterator[np.ndarray]:
+        """Endless batches (batch, seq_len): each epoch visits every window once in an order of its own."""
+        rng = np.random.default_rng(seed)
+        order = np.empty(0, dtype=np.int64)
+        while True:
+            while len(order) < batch:
+                order = np.concatenate([order, rng.permutation(len(self.windows))])
+            chosen, order = order[:batch], order[batch:]
+            yield self.windows[chosen]
+
+
+def load(
+    config: DataConfig, tokenizer: Any, vocab_size: int, seed: int, cache: TokenCache | None = None
+) -> Tokens:
+    """Tokenise the training part of the data, pack or lay it; UserError when it cannot be trained on."""
+    if isinstance(config, RandomData):
+        windows = np.random.default_rng(seed).integers(0, vocab_size, (RANDOM_WINDOWS, config.seq_len))
+        return Tokens(windows, "random", _sha256(windows))
+    documents, name, revision = _training_documents(config)
+    laid = _lay(config, documents, tokenizer, name, None if isinstance(config, EmbeddedData) else cache)
+    if (largest := laid.windows.max()) >= vocab_size:
+        raise UserError(
+            f"the tokenizer gives ids up to {largest}, but the model has a vocabulary of {vocab_size}; "
+            "use the tokenizer that belongs to the model"
+        )
+    return Tokens(
+        laid.windows,
+        name,
+        _sha256(laid.windows),
+        len(documents),
+        revision,
+        laid.dropped_tokens,
+        laid.real_tokens,
+        laid.dropped_rows,
+    )
+
+
+def split_documents(documents: Sequence[str], holdout: float) -> tuple[list[str], list[str]]:
+    """The documents to train on and the last share of them, which is only ever scored.
+
+    A single document is cut at a paragraph or line end near the same share, so that a novel works too.
+    """
+    if len(documents) > 1:
+        cut = max(1, min(len(documents) - 1, round(len(documents) * (1 - holdout))))
+        return list(documents[:cut]), list(documents[cut:])
+    text = documents[0]
+    cut = text.find("\n", int(len(text) * (1 - holdout)))
+    cut = cut if cut > 0 else int(len(text) * (1 - holdout))
+    return [text[:cut]], [text[cut:].strip()]
+
+
+def documents_of(config: FilesData | DatasetsData) -> tuple[list[str], str, str | None]:
+    """All documents of a user's text, with a name and a revision for the record."""
+    if isinstance(config, FilesData):
+        names = [texts.existing_file(path).name for path in config.paths]
+        return texts.documents_of_files(config), ", ".join(names), None
+    found, revision = texts.documents_of_dataset(config)
+    return found, f"{config.id}/{config.name or 'default'}/{config.split}", revision
+
+
+def encode(documents: Sequence[str], tokenizer: Any, end: bool = True) -> np.ndarray:
+    """One int64 stream of all documents with their marks."""
+    return np.concatenate([*encode_each(documents, tokenizer, end), np.empty(0, dtype=np.int64)])
+
+
+def encode_each(documents: Sequence[str], tokenizer: Any, end: bool = True) -> Iterator[np.ndarray]:
+    """The int64 token ids of each document with its marks; UserError when there is no tokenizer."""
+    if tokenizer is None:
+        raise UserError(
+            "this model has no tokenizer: put its files into the model's folder, set model.tokenizer "
+            "of a shape, or data.source to random"
+        )
+    first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    last = [tokenizer.eos_token_id] if end and tokenizer.eos_token_id is not None else []
+    for place in range(0, len(documents), TOKENISED_AT_ONCE):
+        some = list(documents[place : place + TOKENISED_AT_ONCE])
+        for ids in tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]:
+            yield np.asarray([*first, *ids, *last], dtype=np.int64)
+
+
+def encode_once(documents: Sequence[str], tokenizer: Any, end: bool, cache: TokenCache | None) -> Blocks:
+    """What `encode_each` gives, from the cache where it has it."""
+
+    def make() -> Blocks:
+        return Blocks.of(list(encode_each(documents, tokenizer, end)))
+
+    if cache is None or tokenizer is None:
+        return make()
+    marks = (tokenizer.bos_token_id, tokenizer.eos_token_id if end else None)
+    recipe = {"layout": "documents", "marks": marks, "length": None, "limits": ()}
+    return kept(cache, make, tokenizer, [encode_each], text=text_sha256(documents), **recipe)
+
+
+def pack(stream: np.ndarray, seq_len: int, name: str) -> tuple[np.ndarray, int]:
+    """Cut a stream into windows (count, seq_len); also return how many tokens at the end were dropped."""
+    count = len(stream) // seq_len
+    if count == 0:
+        raise UserError(
+            f"{name}: {len(stream)} tokens are fewer than one window of {seq_len}; "
+            "give more text or a smaller data.seq_len"
+        )
+    return stream[: count * seq_len].reshape(count, seq_len), len(stream) - count * seq_len
+
+
+def _lay(
+    config: DataConfig, documents: Sequence[str], tokenizer: Any, name: str, cache: TokenCache | None
+) -> padding.Laid:
+    """Tokenise documents and cut them into what is trained on, packed or one a row."""
+    if isinstance(config, TaskData):  # the papers' code puts no end mark after an example of a task
+        encoded = encode_once(documents, tokenizer, False, cache)
+        return padding.lay(encoded.sequences, config.seq_len, name, drop=config.too_long == "drop")
+    end = getattr(config, "end_token", True)
+    encoded = encode_once(documents, tokenizer, end, cache)
+    if padding.padded(config):
+        marked = end and tokenizer.eos_token_id is not None
+        return padding.lay(encoded.sequences, config.seq_len, name, keep_last=marked)
+    return padding.Laid(*pack(encoded.tokens, config.seq_len, name))
+
+
+def _training_documents(
+    config: EmbeddedData | FilesData | DatasetsData | TaskData,
+) -> tuple[list[str], str, str | None]:
+    if isinstance(config, TaskData):
+        return task_data.training_texts(config)
+    if isinstance(config, EmbeddedData):
+        world = registry.embedded_world()
+
+        found = world.documents(config.world, "train", config.documents)
+        return [document.text for document in found], f"world-{config.world}", str(world.WORLD_VERSION)
+    documents, name, revision = documents_of(config)
+    return split_documents(documents, config.holdout)[0], name, revision
+
+
+def _sha256(windows: np.ndarray) -> str:
+    shape = str(windows.shape).encode()
+    return hashlib.sha256(shape + np.ascontiguousarray(windows, dtype="<i8").tobytes()).hexdigest()

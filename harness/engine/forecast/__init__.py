@@ -1,0 +1,1 @@
+"""Forecasts of memory from a run's own code on tensors without values."""

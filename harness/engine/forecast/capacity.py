@@ -1,0 +1,142 @@
+"""The largest batch or length whose simulated peak fits, found with few simulations.
+
+A simulation of a large model takes seconds, so each counts. Nothing here imports torch before it is needed:
+the parent reads answers of this type, and a worker finds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.config import HubModel, LocalModel, ModelConfig, Run, ShapeModel
+from harness.engine.models.shapes import known_shape, shape_of
+from harness.errors import UserError, one_line
+from harness.forecast import Capacity, Setting
+
+BATCH_CEILING = 4096
+LENGTH_CEILING = 1 << 20  # where a model's configuration names no context
+
+Peak = Callable[[Run], int]
+
+
+def value_of(run: Run, setting: Setting) -> int:
+    """The setting as the run has it."""
+    return run.train.batch if setting == "batch" else run.data.seq_len
+
+
+def with_value(run: Run, setting: Setting, value: int) -> Run:
+    """The same run with another batch or length."""
+    if setting == "batch":
+        return run.model_copy(update={"train": run.train.model_copy(update={"batch": value})})
+    return run.model_copy(update={"data": run.data.model_copy(update={"seq_len": value})})
+
+
+def ceiling(run: Run, setting: Setting) -> tuple[int, str]:
+    """The largest value that is tried, and why no larger one."""
+    if setting == "batch":
+        return BATCH_CEILING, "no larger batch is tried"
+    context = context_of(run.model)
+    if context is None:
+        return LENGTH_CEILING, "no larger length is tried"
+    return context, "the model's context"
+
+
+def context_of(model: ModelConfig) -> int | None:
+    """How many positions a model has (max_position_embeddings), None where it does not say."""
+    model = known_shape(model)
+    if isinstance(model, ShapeModel):
+        return shape_of(model).context
+    from harness.engine.models import checkpoint
+    from harness.engine.models import load as models
+
+    if isinstance(model, HubModel):
+        from transformers import AutoConfig
+
+        try:
+            described = AutoConfig.from_pretrained(model.id, revision=model.revision, trust_remote_code=False)
+        except checkpoint.UNREADABLE as error:
+            raise UserError(
+                f"hub model {model.id!r} has no readable configuration: {one_line(error)}"
+            ) from error
+    else:
+        local = isinstance(model, LocalModel) and Path(model.path).expanduser()
+        described = checkpoint.causal_config(local or models.EMBEDDED_BASE)
+    found = getattr(described, "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
+
+
+def largest(
+    run: Run,
+    setting: Setting,
+    limit_bytes: int,
+    peak: Peak,
+    bound: tuple[int, str] | None = None,
+    seen: dict[int, int] | None = None,
+) -> Capacity:
+    """The largest value of `setting` for which `peak(run)` is at most `limit_bytes`.
+
+    Relies on peaks never falling as batch or length grows. Starts at the run's own value; a straight line
+    through what was seen gives the next guess, and where lines do not help the bracket is halved. The value
+    found and the one above it are always simulated themselves, never only extrapolated. `seen` holds peaks by
+    value that are known already and is added to, so that several limits share their simulations.
+    """
+    top, why = bound or ceiling(run, setting)
+    seen = {} if seen is None else seen
+    known = len(seen)
+    low = max((value for value in seen if value <= top and seen[value] <= limit_bytes), default=0)
+    high = min((value for value in seen if seen[value] > limit_bytes), default=top + 1)
+    guesses = _Guesses(seen, limit_bytes, top, start=min(value_of(run, setting), top))
+    while high - low > 1:
+        value = guesses.next(low, high)
+        seen[value] = peak(with_value(run, setting, value))
+        low, high = (value, high) if seen[value] <= limit_bytes else (low, value)
+    return Capacity(
+        setting=setting,
+        limit_bytes=limit_bytes,
+        largest=low,
+        peak_bytes=seen.get(low),
+        next_peak_bytes=seen[high] if high <= top else None,
+        bound=None if high <= top else why,
+        probes=len(seen) - known,
+    )
+
+
+class _Guesses:
+    """Where to look next between a value that fits and one that does not."""
+
+    def __init__(self, seen: dict[int, int], limit: int, top: int, start: int) -> None:
+        self._seen, self._limit, self._top, self._start = seen, limit, top, start
+        self._stride = 0  # grows while lines fall short of the boundary
+        self._width: int | None = None  # of the bracket before the last guess by a line
+
+    def next(self, low: int, high: int) -> int:
+        """A value between `low`, which fits or is 0, and `high`, which is too large or out of bounds."""
+        if high > self._top:
+            guess = self._beyond(low)
+        elif low == 0:
+            guess = 1
+        else:
+            guess = self._between(low, high)
+        return min(max(guess, low + 1), high - 1)
+
+    def _beyond(self, low: int) -> int:
+        """Nothing is known that does not fit: follow the line through the two largest values, or double."""
+        if low == 0:
+            return self._start
+        below = max((value for value in self._seen if value < low), default=None)
+        rise = 0 if below is None else self._seen[low] - self._seen[below]
+        if below is None or rise <= 0:
+            return 2 * low
+        guess = low + (self._limit - self._seen[low]) * (low - below) // rise
+        guess, self._stride = max(guess, low + self._stride), max(1, 2 * self._stride)
+        return guess
+
+    def _between(self, low: int, high: int) -> int:
+        """Follow the line between both ends, unless the last one did not halve the bracket."""
+        width = high - low
+        if self._width is not None and 2 * width > self._width:
+            self._width = None
+            return (low + high) // 2
+        self._width = width
+        return low + (self._limit - self._seen[low]) * width // (self._seen[high] - self._seen[low])

@@ -1,0 +1,188 @@
+"""The peak memory of a run without its hardware: the code of the run itself, on tensors without values.
+
+The model is built, prepared and trained as a run would do it, by the same methods, steppers and loop. So what
+is predicted is what happens, up to what happens inside kernels. A first update, from gradients that no model
+was needed for, makes what the optimizer keeps; the second is watched. It holds a refresh where the method
+has them, so it needs all that a plain one needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from harness.config import Run
+from harness.engine.data import padding
+from harness.engine.forecast.attribution import Whereabouts
+from harness.engine.forecast.fake_tensors import CUDA_GRANULARITY, Moment, SimulatedMeter, world
+from harness.engine.measure.speed import StepClock
+from harness.engine.models import load as models
+from harness.engine.models.load import DTYPES
+from harness.engine.run import checks, prepare
+from harness.engine.run.train import Trainer, ready_to_train
+from harness.errors import UserError
+from harness.forecast import PARTS, MemoryReport, Peak
+from harness.method import Context, Method, Simulated, StepInfo, Stepper
+from harness.record import Phase
+
+#: Attention without a mask of its own: under fake tensors transformers takes itself to be traced, and builds
+#: a (batch, 1, length, length) mask that no run has.
+CAUSAL = "lorebench_causal"
+PACKAGES = ("torch", "transformers")
+
+#: Ranks by layer for each method whose ranks depend on values, or the name of an approximation for all.
+Ranks = dict[str, dict[str, int]] | str | None
+
+
+def simulate(run: Run, ranks: Ranks = None, granularity: int = CUDA_GRANULARITY) -> MemoryReport:
+    """Predict the memory of a run; UnsupportedError and UserError where the run itself would raise them."""
+    rehearsal = Rehearsal(run, ranks, granularity)
+    with world(rehearsal.meter):
+        return rehearsal.report()
+
+
+class Rehearsal:
+    """A run without values, phase by phase."""
+
+    def __init__(self, run: Run, ranks: Ranks, granularity: int) -> None:
+        self.run, self.ranks = run, ranks
+        self.methods = checks.stack(run)
+        prepare.load_libraries(self.methods)
+        self.caps = checks.supported(run, self.methods)
+        self.whereabouts = Whereabouts()
+        self.meter = SimulatedMeter(self.whereabouts, granularity)
+        self.sources: dict[str, str] = {}
+
+    def report(self) -> MemoryReport:
+        """Go through load, prepare and train."""
+        with self.meter.window() as window:
+            model = self._load()
+        peaks: dict[Phase, int] = {"load": window.peak_allocated_bytes}
+        with self.meter.window() as window:
+            model, parameters, warnings = prepare.prepare(self.run, self.methods, model, self._context)
+            trains = self.run.train.stage != "compress"
+            stepper = checks.stepper(self.run, self.methods, model) if trains else None
+        peaks["prepare"] = window.peak_allocated_bytes
+        report = MemoryReport(
+            config_id=self.run.config_id,
+            granularity=self.meter.granularity,
+            parameters_total=parameters.total,
+            parameters_trainable=parameters.trainable,
+            phase_peak_allocated_bytes=peaks,
+            ranks=self.sources,
+            warnings=warnings,
+            packages={name: version(name) for name in PACKAGES},
+        )
+        if stepper is not None:
+            self._train(model, stepper, report)
+        return report
+
+    def _load(self) -> Any:
+        AttentionInterface.register(CAUSAL, sdpa_attention_forward)
+        model: Any = models.hollow(self.run.model, DTYPES[self.run.train.dtype])
+        model.set_attn_implementation(CAUSAL)
+        return model
+
+    def _train(self, model: nn.Module, stepper: Stepper, report: MemoryReport) -> None:
+        config = self.run.train
+        ready_to_train(model, config)
+        self.whereabouts.follow(model)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        hooks = [parameter.register_post_accumulate_grad_hook(self._name_gradient) for parameter in trained]
+        watched = Watched(stepper, model, self)
+        _first_update(trained, watched)
+        trainer = Trainer(
+            model,
+            watched,
+            _batches(config.batch, self.run.data.seq_len),
+            config,
+            device=self.meter.device,
+            meter=self.meter,
+            clock=StepClock(self.meter.device),
+            padded=padding.padded(self.run.data),
+        )
+        before = len(self.meter.moments)
+        seen = trainer.rehearse(1, warm=True).memory
+        for hook in hooks:  # they hold what holds them
+            hook.remove()
+        moments = self.meter.moments[before:]
+        report.train = seen.summary()
+        report.phase_peak_allocated_bytes["train"] = seen.peak_bytes
+        report.part_peak_allocated_bytes = {
+            part: max(moment.part_peaks.get(part, 0) for moment in moments) for part in PARTS
+        }
+        highest: Moment = max(moments, key=lambda moment: moment.peak_allocated_bytes)
+        groups = {group: size for group, size in highest.groups.items() if size}
+        report.peak = Peak(part=highest.part, operation=highest.operation, groups=groups)
+
+    def _context(self, key: str, method: Method) -> Context:
+        simulated = Simulated()
+        if method.caps.value_dependent:
+            simulated, self.sources[key] = self._source(key, method)
+        return Context(seed=self.run.seed, simulated=simulated)
+
+    def _source(self, key: str, method: Method) -> tuple[Simulated, str]:
+        """Where the ranks of a method come from, for it and for people."""
+        known = method.approximations
+        if isinstance(self.ranks, dict):
+            if key not in self.ranks:
+                given = ", ".join(self.ranks) or "none"
+                raise UserError(f"the given ranks are not for {key} (they are for: {given})")
+            return Simulated(ranks=self.ranks[key]), "given ranks"
+        if not known:
+            raise UserError(f"the ranks of {key} depend on values, and it approximates none: give ranks")
+        name = self.ranks if self.ranks is not None and self.ranks in known else next(iter(known))
+        return Simulated(approximation=name), f"{name}: {known[name]}"
+
+    def _name_gradient(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:  # a per-layer stepper may have freed it already
+            self.meter.label([parameter.grad], "gradients")
+
+
+class Watched:
+    """A stepper that says when it works outside of the backward pass, and what it keeps afterwards."""
+
+    def __init__(self, stepper: Stepper, model: nn.Module, rehearsal: Rehearsal) -> None:
+        self._stepper, self._model, self._rehearsal = stepper, model, rehearsal
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stepper, name)
+
+    def step(self) -> StepInfo:
+        """Pass the call on."""
+        whereabouts = self._rehearsal.whereabouts
+        whereabouts.updating = True
+        try:
+            return self._stepper.step()
+        finally:
+            whereabouts.updating = False
+            self.label()
+
+    def label(self) -> None:
+        """Name what outlives an update; the first owner of a shared storage has the last word."""
+        label, parameters = self._rehearsal.meter.label, list(self._model.parameters())
+        label((tensor for _, tensor in self._stepper.state_tensors()), "optimizer state")
+        label(self._model.buffers(), "buffers")
+        label((p for p in parameters if not p.requires_grad), "weights, frozen")
+        label((p for p in parameters if p.requires_grad), "weights, trainable")
+
+
+def _first_update(trained: list[nn.Parameter], stepper: Any) -> None:
+    """Give every parameter a gradient by way of autograd, since a per-layer stepper works in its hooks."""
+    stepper.set_lr(0.0)
+    for parameter in trained:
+        parameter.view_as(parameter).backward(torch.zeros_like(parameter))
+    stepper.step()
+    stepper.zero_grad()
+
+
+def _batches(batch: int, length: int) -> Iterator[np.ndarray]:
+    while True:
+        yield np.zeros((batch, length), dtype=np.int64)

@@ -1,0 +1,169 @@
+"""Tensors without values: a world in which real code runs on shapes alone, and the meter that counts there.
+
+Inside `world()` every new tensor is fake: it has a shape, a dtype and a storage with a size, but no data,
+so LLaMA-2 13B trains on a laptop. `SimulatedMeter` counts those storages as `live` counts real ones,
+and also knows what each is for. What a kernel allocates within itself is seen by neither.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from harness.engine.forecast.attribution import OTHER, Whereabouts
+from harness.engine.forecast.fake_cache import Remembering
+from harness.engine.measure.peak import LiveStorages, Window
+from harness.engine.measure.storages import parts
+from harness.forecast import Part
+
+#: What CUDA's caching allocator rounds every tensor up to, in bytes.
+CUDA_GRANULARITY = 512
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+@contextmanager
+def world(meter: SimulatedMeter) -> Iterator[None]:
+    """Make every tensor that is created fake, and let the meter see them all.
+
+    Real tensors that come in are taken by their shape. The cycle collector rests but for the starts of
+    the meter's windows, as with `live`, and what was there before is out of its sight.
+    """
+    original, nn.Module._apply = nn.Module._apply, _apply  # type: ignore[method-assign]
+    collects = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        with Remembering(), meter.storages:
+            yield
+    finally:
+        nn.Module._apply = original  # type: ignore[method-assign]
+        gc.unfreeze()
+        if collects:
+            gc.enable()
+
+
+def _apply(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """What `module.to()` and the like do. Torch swaps a fake parameter with its new self, and cannot."""
+    for child in module.children() if recurse else ():
+        _apply(child, convert)
+    with torch.no_grad():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and (new := convert(parameter)) is not parameter:
+                module._parameters[name] = nn.Parameter(new, parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = convert(buffer)
+    return module
+
+
+@dataclass
+class Moment(Window):
+    """A window that also keeps what was alive at its peak, by group, and the peak of each part of a step."""
+
+    groups: dict[str, int] = field(default_factory=dict)
+    part: Part = "forward"
+    operation: str = ""
+    part_peaks: dict[Part, int] = field(default_factory=dict)
+
+
+class SimulatedMeter:
+    """Peak bytes of fake tensors, each rounded up to `granularity`; windows do not nest."""
+
+    def __init__(self, whereabouts: Whereabouts, granularity: int = CUDA_GRANULARITY) -> None:
+        self.device, self.granularity = CPU, granularity
+        self.storages = FakeStorages(whereabouts, granularity)
+        self.moments: list[Moment] = []
+
+    @contextmanager
+    def window(self) -> Iterator[Window]:
+        """Open a window: all that is alive now counts from the start, garbage does not."""
+        gc.collect()
+        self.moments.append(self.storages.begin())
+        yield self.moments[-1]
+        self.storages.begin()  # what follows is of no window
+
+    def label(self, tensors: Iterable[Tensor], group: str) -> None:
+        """Say what these tensors are for; they are in the group of the place they were made in till then."""
+        self.storages.label(tensors, group)
+
+
+class FakeStorages(LiveStorages):
+    """Counts fake tensors alone from its first to its last moment, and gives code that reads a value one."""
+
+    def __init__(self, whereabouts: Whereabouts, granularity: int) -> None:
+        self.moment = Moment()
+        super().__init__(self.moment, CPU, granularity)
+        self.whereabouts = whereabouts
+        self.groups: Counter[str] = Counter()
+        self._group_of: dict[int, str] = {}
+        self._part: Part = "forward"
+        self._group, self._operation = OTHER, ""
+
+    def begin(self) -> Moment:
+        """Start to look for a peak anew."""
+        self.moment = self.window = Moment()
+        self._mark()
+        return self.moment
+
+    def counts(self, tensor: Tensor) -> bool:
+        """Real tensors stand outside of the simulation."""
+        return isinstance(tensor, FakeTensor)
+
+    def label(self, tensors: Iterable[Tensor], group: str) -> None:
+        """Move the storages of these tensors to a group."""
+        for part in (part for tensor in tensors for part in parts(tensor)):
+            key = part.untyped_storage()._cdata
+            if self._group_of.get(key, group) != group:
+                size = self._live[key].size_bytes
+                self.groups[self._group_of[key]] -= size
+                self.groups[group] += size
+                self._group_of[key] = group
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is torch.ops.prim.device.default:  # more than half of all calls, and nothing is made
+            tensor = args[0]
+            return META if tensor.fake_mode.in_kernel_invocation else tensor.fake_device
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return _answer(args[0].dtype)
+        self._part, self._group = self.whereabouts.here(func)
+        self._operation = func.name()
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _enter_storage(self, storage: torch.UntypedStorage) -> None:
+        before, group = self.total_bytes, self._group_of.setdefault(storage._cdata, self._group)
+        super()._enter_storage(storage)
+        self.groups[group] += self.total_bytes - before
+
+    def _leave(self, key: int) -> None:
+        before = self.total_bytes
+        super()._leave(key)
+        self.groups[self._group_of.pop(key)] -= before - self.total_bytes
+
+    def _mark(self) -> None:
+        moment, total = self.moment, self.total_bytes
+        if total > moment.part_peaks.get(self._part, 0):
+            moment.part_peaks[self._part] = total
+        if total > moment.peak_allocated_bytes:
+            moment.part, moment.operation = self._part, self._operation
+            moment.groups = dict(self.groups)
+        super()._mark()
+
+
+def _answer(dtype: torch.dtype) -> bool | float:
+    """Where code reads a value there is none: every number reads 1 and every condition is true."""
+    return True if dtype is torch.bool else 1.0 if dtype.is_floating_point else 1

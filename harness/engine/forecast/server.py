@@ -1,0 +1,95 @@
+"""Questions about the memory of runs, answered by simulations; the worker's side of foresight.py."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from harness import forecast
+from harness.config import Run
+from harness.engine.forecast import capacity
+from harness.engine.forecast.cache import Answer, RankSource
+from harness.engine.forecast.dry_run import Ranks, simulate
+from harness.engine.run import checks, prepare
+from harness.errors import UnsupportedError, UserError, nearest, one_line
+from harness.method import find
+from harness.registry import available
+from harness.validation import validate
+
+#: Peaks in bytes that are known already, by config and setting, and then by value of the setting.
+Seen = dict[tuple[str, str], dict[int, int]]
+
+
+def answer_all(request: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+    """Answer each question of a request in order and tell it at once; UserError for unknown ranks.
+
+    Peaks that were found for one question, or came with it, help to answer the next about the same run.
+    """
+    items = [(item, validate(Run, item["run"], where="run")) for item in request["items"]]
+    _check_approximation(request["ranks"], [run for _, run in items])
+    tell({"ready": True})
+    seen: Seen = {}
+    for item, run in items:
+        try:
+            answer = _answer(run, item, ranks_for(run, request["ranks"]), seen)
+        except UnsupportedError as error:
+            answer = Answer(kind="unsupported", reason=one_line(error))
+        except UserError as error:
+            answer = Answer(kind="refused", reason=one_line(error))
+        except Exception as error:
+            traceback.print_exception(error)
+            said = f"the simulation failed: {type(error).__name__}: {one_line(error)}"
+            answer = Answer(kind="failed", reason=said)
+        tell({"key": item["key"], "answer": answer.model_dump(mode="json", exclude_none=True)})
+
+
+def _answer(run: Run, item: Mapping[str, Any], ranks: Ranks, seen: Seen) -> Answer:
+    if item["setting"] is None:
+        report = simulate(run, ranks)
+        for setting in forecast.SETTINGS:
+            peaks = seen.setdefault((run.config_id, setting), {})
+            peaks[capacity.value_of(run, setting)] = report.peak_allocated_bytes
+        return Answer(kind="report", report=report)
+    peaks = seen.setdefault((run.config_id, item["setting"]), {})
+    if item["peak"] is not None:
+        peaks[capacity.value_of(run, item["setting"])] = item["peak"]
+
+    def peak(changed: Run) -> int:
+        return simulate(changed, ranks).peak_allocated_bytes
+
+    found = capacity.largest(run, item["setting"], item["limit"], peak, seen=peaks)
+    return Answer(kind="capacity", capacity=found)
+
+
+def ranks_for(run: Run, given: RankSource) -> Ranks:
+    """Ranks as a simulation of this run takes them; those without a method are for the only one in need."""
+    if not isinstance(given, dict):
+        return given
+    methods = zip(prepare.keys(run), checks.stack(run), strict=True)
+    dependent = [key for key, method in methods if method.caps.value_dependent]
+    if not dependent:
+        return None
+    if "methods" in given:
+        return given["methods"]
+    if len(dependent) > 1:
+        raise UserError(
+            f"the given ranks name no method, and {' and '.join(dependent)} both need some: "
+            "write {method: {layer: rank}}"
+        )
+    return {dependent[0]: given["layers"]}
+
+
+def _check_approximation(given: RankSource, runs: Sequence[Run]) -> None:
+    """UserError for the name of an approximation that no method has, those of the runs or any other."""
+    if not isinstance(given, str):
+        return
+    known: set[str] = set()
+    for name in {*available(), *(choice.name for run in runs for choice in run.method)}:
+        with suppress(UserError):  # a method of another package that cannot be imported
+            known |= set(find(name).approximations)
+    if given not in known:
+        raise UserError(
+            f"--ranks {given}: neither a file nor an approximation of any method; {nearest(given, known)}"
+        )

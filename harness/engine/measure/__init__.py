@@ -1,0 +1,1 @@
+"""Peak memory, bytes by component, and speed."""

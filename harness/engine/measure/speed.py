@@ -1,0 +1,124 @@
+"""Speed: the step clock, tokens per second over a refresh period, and model FLOPs utilisation."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.errors import UserError
+from harness.factored import FactoredLinear
+
+
+class StepClock:
+    """Times steps: by events in the stream of a GPU, by a monotonic clock on a CPU; one clock per training.
+
+    On a GPU `start` and `stop` only enqueue a mark, so timing does not stall the device.
+    """
+
+    def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"no clock for device {str(device)!r}; use cpu or cuda")
+        self.refreshed: list[bool] = []
+        self._device, self._now = device, now
+        self._started: Any = None
+        self._marks: list[tuple[Any, Any]] = []
+
+    def start(self) -> None:
+        """Begin a step."""
+        if self._started is not None:
+            raise RuntimeError("the clock runs already; call stop() first")
+        self._started = self._mark()
+
+    def stop(self, refreshed: bool) -> None:
+        """End the step that was started; `refreshed` labels it."""
+        if self._started is None:
+            raise RuntimeError("the clock does not run; call start() first")
+        self._marks.append((self._started, self._mark()))
+        self._started = None
+        self.refreshed.append(refreshed)
+
+    def seconds(self) -> list[float]:
+        """The time of every step in order; waits for the device once."""
+        if self._device.type == "cpu":
+            return [stop - start for start, stop in self._marks]
+        torch.cuda.synchronize(self._device)
+        return [start.elapsed_time(stop) / 1000.0 for start, stop in self._marks]
+
+    def _mark(self) -> Any:
+        if self._device.type == "cpu":
+            return self._now()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+
+def tokens_per_s(
+    tokens_per_step: int, step_s: Sequence[float], refreshed: Sequence[bool], period: int | None
+) -> float | None:
+    """Throughput over one whole period T: T tokens / ((T - 1) median(plain) + median(refresh)).
+
+    So 60 timed steps give the honest figure for T = 200. Without a period the refreshes count as
+    often as they were seen. None where a needed kind of step was not timed: plain steps alone would
+    flatter a method with refreshes.
+    """
+    if period is not None and period < 1:
+        raise ValueError(f"a period is at least one step, given {period}")
+    plain = [seconds for seconds, fresh in zip(step_s, refreshed, strict=True) if not fresh]
+    refresh = [seconds for seconds, fresh in zip(step_s, refreshed, strict=True) if fresh]
+    if period is not None:
+        plain_steps, refresh_steps = period - 1, 1
+    else:
+        plain_steps, refresh_steps = len(plain), len(refresh)
+    if not step_s or (plain_steps and not plain) or (refresh_steps and not refresh):
+        return None
+    seconds = (plain_steps * statistics.median(plain) if plain_steps else 0.0) + (
+        refresh_steps * statistics.median(refresh) if refresh_steps else 0.0
+    )
+    return (plain_steps + refresh_steps) * tokens_per_step / seconds if seconds > 0 else None
+
+
+#: Peak of dense bfloat16 matrix products in FLOP/s, by the name that torch gives to a whole device. NVIDIA's
+#: data sheets of H200 and H100 (with sparsity, which doubles the figure: 1,979 and 1,513 TFLOPS), A100 (312).
+PEAK_FLOPS = {
+    "NVIDIA H200": 1979e12 / 2,
+    "NVIDIA H100 80GB HBM3": 1979e12 / 2,
+    "NVIDIA H100 PCIe": 1513e12 / 2,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+}
+
+
+def peak_flops(device: str, dtype: str) -> float | None:
+    """Peak FLOP/s of a device by name; None where not listed (a CPU, a share of a GPU) or not bfloat16."""
+    return PEAK_FLOPS.get(device) if dtype == "bfloat16" else None
+
+
+def flops_per_token(model: nn.Module, length: int) -> float:
+    """FLOPs per token of training the dense architecture of a causal LM in full, on sequences of `length`.
+
+    6 N + 12 L H Q T: N weights of linear layers, the head included and the embedding not (it is looked up), L
+    layers of H heads of width Q, T = `length` (Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
+    A factored layer counts as the dense one that it stands for. Recomputation does not count, nor does it
+    matter what is trained: methods that save work reach higher figures.
+    """
+    factored = [module for module in model.modules() if isinstance(module, FactoredLinear)]
+    factors = {id(factor) for layer in factored for factor in (layer.down, layer.up)}
+    dense = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in factors]
+    weights = sum(layer.in_features * layer.out_features for layer in dense)
+    weights += sum(layer.in_features * layer.out_features for layer in factored)
+    config: Any = model.config
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 6.0 * weights + 12.0 * config.num_hidden_layers * heads * width * length
+
+
+def utilisation(tokens_per_s: float | None, flops: float, peak: float | None) -> float | None:
+    """Model FLOPs utilisation: the share of the peak FLOP/s that the model's own arithmetic takes."""
+    return tokens_per_s * flops / peak if tokens_per_s is not None and peak is not None else None

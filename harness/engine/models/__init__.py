@@ -1,0 +1,1 @@
+"""Models: shapes, weights, folders, and their export."""

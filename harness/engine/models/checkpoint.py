@@ -1,0 +1,172 @@
+"""A model folder on disk, in Hugging Face format or with its linears stored as factors.
+
+Weights are read from safetensors alone, and code from a checkpoint is never run. A folder with
+`factors.json` holds a model whose linears are factors (harness.factored).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers  # its parts are loaded when they are first used
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from harness import factored
+from harness.errors import UserError, one_line
+
+FACTORS_MANIFEST = "factors.json"
+FACTORED_WEIGHTS = "factored.safetensors"  # not `model.safetensors`: a plain loader must refuse, not guess
+#: How a library says that a folder or a hub id holds nothing of use: files, contents, values of a setting.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder in order; UserError when there are none."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        other = ", ".join(sorted(file.name for file in folder.glob("*.bin"))) or "no weights at all"
+        raise UserError(f"{folder}: no *.safetensors file ({other}); only safetensors are read")
+    return files
+
+
+def check_weights(folder: Path) -> None:
+    """Raise UserError when a weight file is missing or broken, without reading all of it."""
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{file}: corrupt safetensors file ({error}); copy or download it again"
+            ) from error
+
+
+def causal_config(folder: Path) -> Any:
+    """The folder's configuration; UserError unless it is a causal LM that transformers knows."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: not a Hugging Face model folder: it has no config.json")
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except UNREADABLE as error:
+        raise UserError(f"{folder}: not a Hugging Face model folder: {one_line(error)}") from error
+    if not is_causal(config):
+        given = ", ".join(config.architectures or [type(config).__name__])
+        raise UserError(
+            f"{folder}: {given} is not a causal language model; give one such as LlamaForCausalLM"
+        )
+    return config
+
+
+def is_causal(config: Any) -> bool:
+    """Whether a configuration describes a causal LM: by its named architecture, else by its type."""
+    named = config.architectures or []
+    causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in named)
+    return causal or (not named and type(config) in transformers.AutoModelForCausalLM._model_mapping)
+
+
+def load(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The model of a folder, plain or factored."""
+    return (
+        _load_factored(folder, dtype) if (folder / FACTORS_MANIFEST).exists() else _load_plain(folder, dtype)
+    )
+
+
+def _load_plain(folder: Path, dtype: torch.dtype) -> nn.Module:
+    try:
+        return whole(folder, dtype=dtype, local_files_only=True)
+    except UNREADABLE as error:
+        raise UserError(f"{folder}: cannot be loaded: {one_line(error)}") from error
+
+
+def whole(source: str | Path, **options: Any) -> nn.Module:
+    """The model, with every weight read: transformers would fill those that are missing with noise."""
+    model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        source,
+        use_safetensors=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # refused below, with the names
+        output_loading_info=True,
+        **options,
+    )
+    wrong = sorted(str(key) for key in (*found["missing_keys"], *found["mismatched_keys"]))
+    if wrong:
+        raise UserError(
+            f"{source}: weights are missing or of another shape than config.json says: {', '.join(wrong[:3])}"
+        )
+    return model
+
+
+def _load_factored(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Rebuild the factored structure from its manifest, then load the weights: no decomposition is needed."""
+    model = restructured(
+        transformers.AutoModelForCausalLM.from_config(causal_config(folder), dtype=dtype), folder
+    )
+    tied = set(getattr(model, "all_tied_weights_keys", {}))
+    try:
+        missing, unexpected = model.load_state_dict(load_file(folder / FACTORED_WEIGHTS), strict=False)
+    except UNREADABLE as error:
+        raise UserError(f"{folder}: weights do not fit the manifest: {one_line(error)}") from error
+    if unexpected or set(missing) - tied:
+        raise UserError(
+            f"{folder}: weights do not fit the manifest: {sorted({*missing, *unexpected} - tied)[:3]}"
+        )
+    return model
+
+
+def restructured(model: nn.Module, folder: Path) -> nn.Module:
+    """Give a plain model the factored layers of a folder, empty; nothing changes where it has none."""
+    manifest = folder / FACTORS_MANIFEST
+    return factored.restructure(model, _manifest_ranks(manifest)) if manifest.exists() else model
+
+
+def _manifest_ranks(path: Path) -> dict[str, int]:
+    """The rank of each factored layer by its name."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        written_as, ranks = manifest["format"], dict(manifest["ranks"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a manifest of factors: {one_line(error)}") from error
+    if written_as != 1:
+        raise UserError(f"{path}: format {written_as}, this lorebench reads 1")
+    return ranks
+
+
+def own_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder, or None when there is none."""
+    return tokenizer_of(folder) if any(folder.glob("tokenizer*")) else None
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer in a folder that must have one."""
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except UNREADABLE as error:
+        raise UserError(f"{folder}: no tokenizer can be loaded from there: {one_line(error)}") from error
+
+
+def save(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Save a model with its tokenizer: plain Hugging Face format, or factors with their manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks = factored.ranks(model)
+    plain: Any = model  # a transformers model
+    if ranks:
+        tied = set(getattr(model, "all_tied_weights_keys", {}))
+        state = {key: value.contiguous() for key, value in model.state_dict().items() if key not in tied}
+        plain.config.save_pretrained(folder)
+        save_file(state, folder / FACTORED_WEIGHTS, metadata={"format": "pt"})
+        manifest = {"format": 1, "ranks": ranks}
+        (folder / FACTORS_MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    else:
+        plain.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)

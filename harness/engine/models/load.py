@@ -1,0 +1,171 @@
+"""Where a model comes from: the embedded checkpoint, a shape, a local folder or a hub id.
+
+What a folder holds is read by `folders.py`; here it is decided which weights a run starts from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers  # its parts are loaded when they are first used
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError
+from torch import nn
+
+from harness import files
+from harness.config import EmbeddedModel, HubModel, LocalModel, ModelConfig, ShapeModel
+from harness.engine.models import checkpoint, spectra
+from harness.engine.models.shapes import known_shape, shape_of
+from harness.errors import UserError, one_line
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+EMBEDDED_BASE = Path(__file__).resolve().parents[3] / "benchmarks" / "embedded" / "base"
+
+
+@dataclass
+class Loaded:
+    """A model ready for `prepare`; `tokenizer` is None for shapes and folders without one."""
+
+    model: nn.Module
+    tokenizer: Any
+    name: str
+    sha256: str | None
+
+
+def check(config: ModelConfig) -> None:
+    """Raise UserError when a model cannot be loaded, as far as that shows without loading its weights."""
+    if isinstance(config, ShapeModel):
+        shape_of(config)
+    folder = _folder(config)
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise UserError(f"no model folder at {folder}; give a folder in Hugging Face format or a hub id")
+    if isinstance(config, EmbeddedModel):  # what ships is sound, and its classes take seconds to import
+        return
+    checkpoint.causal_config(folder)
+    checkpoint.check_weights(folder)
+
+
+def load(
+    config: ModelConfig, *, dtype: torch.dtype, device: torch.device, seed: int, scratch: bool = False
+) -> Loaded:
+    """Load a causal LM onto `device`; a shape, or any model from `scratch`, is initialised from `seed`."""
+    check(config)
+    if scratch or isinstance(config, ShapeModel):
+        loaded = _load_random(config, dtype, device, seed)
+        if isinstance(config, ShapeModel) and config.spectrum:
+            spectra.impose(loaded.model, seed)
+        return loaded
+    if isinstance(config, HubModel):
+        return _load_hub(config, dtype, device)
+    folder = _folder(config)
+    assert folder is not None
+    model = checkpoint.load(folder, dtype).to(device)
+    sha256 = files.sha256_of_files(checkpoint.weight_files(folder))
+    return Loaded(model, checkpoint.own_tokenizer(folder), _name(config, folder), sha256)
+
+
+def shape_config(model: ShapeModel | str) -> transformers.LlamaConfig:
+    """The transformers configuration of a shape, or of a named one."""
+    if isinstance(model, str):
+        model = ShapeModel(source="shape", name=model)
+    return transformers.LlamaConfig(**shape_of(model).config(), use_cache=False)
+
+
+def _folder(config: ModelConfig) -> Path | None:
+    if isinstance(config, EmbeddedModel):
+        return EMBEDDED_BASE
+    return Path(config.path).expanduser() if isinstance(config, LocalModel) else None
+
+
+def _load_random(config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int) -> Loaded:
+    """Random weights in the architecture of a shape, or of a model whose weights are not read."""
+    if isinstance(config, ShapeModel):
+        tokenizer = _borrowed_tokenizer(config.tokenizer) if config.tokenizer else None
+        architecture, name = shape_config(config), config.name
+    elif isinstance(config, HubModel):
+        architecture, tokenizer = _hub_parts(config)
+        name = f"{config.id}@{config.revision}, random weights"
+    else:
+        folder = _folder(config)
+        assert folder is not None
+        architecture = checkpoint.causal_config(folder)
+        tokenizer = checkpoint.own_tokenizer(folder)
+        name = f"{_name(config, folder)}, random weights"
+    torch.manual_seed(seed)
+    with device:
+        model = transformers.AutoModelForCausalLM.from_config(architecture, dtype=dtype)
+    return Loaded(model, tokenizer, name, None)
+
+
+def _borrowed_tokenizer(place: str) -> Any:
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"no folder {place!r} with a tokenizer: put its files there, or give another: "
+            "--set model.tokenizer=FOLDER"
+        )
+    return checkpoint.tokenizer_of(folder)
+
+
+def hollow(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
+    """The model as a run would train it, in structure alone; its values are arbitrary, no weight is read.
+
+    Made for fake tensors, which hold no values: elsewhere it costs as much memory as the model.
+    """
+    config = known_shape(config)
+    if isinstance(config, ShapeModel):
+        config = config.model_copy(update={"tokenizer": None})  # it need not be here yet
+    check(config)
+    folder = _folder(config)
+    model = _load_random(config, dtype, torch.device("cpu"), seed=0).model
+    return model if folder is None else checkpoint.restructured(model, folder)
+
+
+def _hub_parts(config: HubModel) -> tuple[Any, Any]:
+    """Configuration and tokenizer of a hub id."""
+    options = {"revision": config.revision, "trust_remote_code": False}
+    try:
+        described = transformers.AutoConfig.from_pretrained(config.id, **options)
+        if not checkpoint.is_causal(described):
+            raise UserError(f"hub model {config.id!r} is not a causal language model")
+        return described, transformers.AutoTokenizer.from_pretrained(config.id, **options)
+    except checkpoint.UNREADABLE as error:
+        raise _hub_error(config, error) from error
+
+
+def _hub_error(config: HubModel, error: BaseException) -> UserError:
+    """Why a hub id cannot be had, and what to do: for a gated one, where to ask."""
+    name = f"hub model {config.id!r} at {config.revision!r}"
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, GatedRepoError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        return UserError(
+            f"{name} is gated and you have no access here: ask for it at https://huggingface.co/{config.id} "
+            "and log in with `hf auth login`, or give a folder with the weights: --model FOLDER"
+        )
+    return UserError(f"{name} cannot be loaded: {one_line(error)}; a folder will do, too: --model FOLDER")
+
+
+def _load_hub(config: HubModel, dtype: torch.dtype, device: torch.device) -> Loaded:
+    _, tokenizer = _hub_parts(config)
+    try:
+        model: Any = checkpoint.whole(config.id, dtype=dtype, revision=config.revision)
+    except checkpoint.UNREADABLE as error:
+        raise _hub_error(config, error) from error
+    # The library keeps each commit in a folder of its own: a branch moves, the name in the record must not.
+    cached = try_to_load_from_cache(config.id, "config.json", revision=config.revision)
+    if not isinstance(cached, str):
+        return Loaded(model.to(device), tokenizer, f"{config.id}@{config.revision}", None)
+    snapshot = Path(cached).parent
+    sha256 = files.sha256_of_files(checkpoint.weight_files(snapshot))
+    return Loaded(model.to(device), tokenizer, f"{config.id}@{snapshot.name}", sha256)
+
+
+def _name(config: ModelConfig, folder: Path) -> str:
+    return "embedded" if isinstance(config, EmbeddedModel) else folder.resolve().name

@@ -1,0 +1,1 @@
+"""Perplexity by protocol, and the accuracy of lm-eval tasks."""

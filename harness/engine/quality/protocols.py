@@ -1,0 +1,110 @@
+"""Perplexity protocols: which text is scored, how it is cut, and the floor where it is known.
+
+A protocol is named in every table. Scoring itself is harness.engine.quality; how published
+texts are cut is harness.engine.quality.perplexity.paper_protocols.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from harness import registry
+from harness.config import DataConfig, DatasetsData, FilesData, PerplexityConfig
+from harness.engine.data import documents as texts
+from harness.engine.data import tokens as data
+from harness.engine.data.token_cache import TokenCache
+from harness.engine.quality import corpora, paper_protocols
+from harness.engine.quality.scored_text import ScoredText
+from harness.errors import UserError, nearest
+
+WORLD_DOCUMENTS = 600
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a published text is cut, and which options it takes; the other protocols have neither.
+
+    A published text comes from `paths`, else from the hub.
+    """
+
+    make: Callable[[PerplexityConfig, Any, TokenCache | None], ScoredText] | None = None
+    options: tuple[str, ...] = ()
+
+
+KNOWN = {
+    **dict.fromkeys(
+        ("world-a", "world-b", "world-a-validation", "world-b-validation", "heldout"), Protocol()
+    ),
+    **dict.fromkeys(paper_protocols.WIKITEXT, Protocol(paper_protocols.wikitext)),
+    "c4-256": Protocol(paper_protocols.cut, ("tokens",)),
+    "c4-256-legacy": Protocol(paper_protocols.cut_in_batches, ("tokens", "batch", "ranks")),
+    "c4-joined": Protocol(paper_protocols.joined, ("context",)),
+}
+
+
+def reads_the_hub(config: PerplexityConfig) -> bool:
+    """Whether the text of a protocol comes over the network."""
+    known = KNOWN.get(config.protocol)
+    return known is not None and known.make is not None and not config.paths
+
+
+def check(config: PerplexityConfig, source: DataConfig) -> None:
+    """UserError for a protocol that does not exist or cannot be had with this data and these options."""
+    name = config.protocol
+    if name not in KNOWN:
+        raise UserError(f"no perplexity protocol {name!r}; {nearest(name, KNOWN)}")
+    if name == "heldout" and not isinstance(source, (FilesData, DatasetsData)):
+        raise UserError("perplexity protocol 'heldout' needs data.source files or datasets")
+    if config.paths is not None and KNOWN[name].make is None:
+        able = ", ".join(other for other, protocol in KNOWN.items() if protocol.make)
+        raise UserError(f"perplexity protocol {name!r} takes no paths; only {able} do")
+    if config.paths == ():
+        raise UserError(
+            f"perplexity protocol {name!r}: paths is empty; name a file, or leave it out for the hub"
+        )
+    allowed = KNOWN[name].options
+    for option in sorted(config.options.keys() - set(allowed)):
+        takes = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
+        raise UserError(f"perplexity protocol {name!r} has no option {option!r}; {takes}")
+    for path in config.paths or ():
+        texts.existing_file(path)
+    if name.startswith("c4-"):
+        corpora.check_c4_files(config.paths)
+
+
+def build(
+    config: PerplexityConfig, source: DataConfig, tokenizer: Any, cache: TokenCache | None = None
+) -> ScoredText:
+    """Read, tokenise and cut the text of a protocol."""
+    check(config, source)
+    if tokenizer is None:
+        raise UserError(f"perplexity {config.protocol!r} needs a tokenizer: set model.tokenizer")
+    if world := re.fullmatch(r"world-([ab])(-validation)?", config.protocol):
+        return _world(world[1], "validation" if world[2] else "test", tokenizer)
+    if (make := KNOWN[config.protocol].make) is not None:
+        return make(config, tokenizer, cache)
+    assert isinstance(source, (FilesData, DatasetsData))
+    return _heldout(source, tokenizer, cache)
+
+
+def _world(name: str, split: str, tokenizer: Any) -> ScoredText:
+    """Each document is scored whole, from `<s>` to `</s>`, as the generator's probability counts it."""
+    world = registry.embedded_world()
+
+    documents = world.documents(name, split, WORLD_DOCUMENTS)
+    sequences = [data.encode([document.text], tokenizer) for document in documents]
+    tokens = sum(len(sequence) - 1 for sequence in sequences)
+    floor = math.exp(-math.fsum(document.log_prob for document in documents) / tokens)
+    return ScoredText(f"world {name}, {split}, {len(documents)} documents", sequences, floor=floor)
+
+
+def _heldout(source: FilesData | DatasetsData, tokenizer: Any, cache: TokenCache | None) -> ScoredText:
+    documents, name, _ = data.documents_of(source)
+    held = data.split_documents(documents, source.holdout)[1]
+    stream = data.encode_once(held, tokenizer, source.end_token, cache).tokens
+    windows, dropped = data.pack(stream, source.seq_len, f"the held-out part of {name}")
+    return ScoredText(f"last {source.holdout:.0%} of {name}", list(windows), dropped, source.seq_len)

@@ -1,0 +1,85 @@
+"""What a perplexity protocol hands to the ruler: sequences to score, and how a figure is made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from harness.engine.quality.perplexity import Scored
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """Sequences to score alone: the first token of each is context only.
+
+    `dropped_tokens` fill no window at the end; `context` is the window's length, None where each document is
+    scored by itself. `floor` is the perplexity of the generator itself on the same tokens. `batches` are rows
+    a batch for each process, where a protocol repeats a mean of batch means. `note` is what a reader of
+    the record must know.
+    """
+
+    text: str
+    sequences: Sequence[np.ndarray]
+    dropped_tokens: int = 0
+    context: int | None = None
+    floor: float | None = None
+    batches: tuple[tuple[int, ...], ...] = ()
+    note: str | None = None
+
+    def perplexity(self, scored: Scored) -> float:
+        """By all tokens alike, or by batch means where the protocol says so."""
+        if not self.batches:
+            return scored.perplexity
+        predicted = [max(len(sequence) - 1, 0) for sequence in self.sequences]
+        try:
+            return math.exp(mean_of_batch_means(scored.sequence_nll_nats, predicted, self.batches))
+        except OverflowError:
+            return math.inf
+
+
+def mean_of_batch_means(
+    nll_nats: Sequence[float], predicted: Sequence[int], batches: Sequence[Sequence[int]]
+) -> float:
+    """The loss that GaLore's code and its heirs report: means within batches, summed, over batches + 1.
+
+    In nats. A batch's mean is over its own tokens that are not padding, and n batches are divided by n + 1,
+    because the counter starts at 1; then processes are averaged. So a loss is low by the factor n/(n + 1).
+    True to the code are documents, rows, batches, their order and the divisor. The arithmetic is float64;
+    the code rounds each mean to bfloat16 (relative error up to 1/512, of either sign) and sums in float32.
+    A batch without a token to predict gives NaN, as there. Source: arXiv 2403.03507, code.
+    """
+    nats, tokens = iter(nll_nats), iter(predicted)
+    losses = []
+    for sizes in batches:
+        total = 0.0
+        for size in sizes:
+            count = sum(islice(tokens, size))
+            total += math.fsum(islice(nats, size)) / count if count else math.nan
+        losses.append(total / (len(sizes) + 1))
+    return sum(losses) / len(losses)
+
+
+def write(path: Path, text: ScoredText, scored: Scored) -> None:
+    """One line per sequence: a hash of its tokens, how many were predicted, and their sum in nats.
+
+    The hash tells that two runs scored the same tokens, without telling which.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for sequence, nats in zip(text.sequences, scored.sequence_nll_nats, strict=True):
+            tokens = np.ascontiguousarray(sequence, dtype="<i8")
+            line = {
+                "sha256": hashlib.sha256(tokens.tobytes()).hexdigest()[:16],
+                "tokens": max(len(tokens) - 1, 0),
+                "nll_nats": nats,
+            }
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,83 @@
+"""What answers to a task are worth: which are right, which cannot be read, and what a paper's script reports.
+
+The answers come from lm-eval (`quality.py`), with one sample per document and filter.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.record import Accuracy
+
+UNPARSABLE = "[invalid]"  # what lm-eval's regex filter gives where nothing matches
+
+Samples = Sequence[dict[str, Any]]
+
+
+def are_right(name: str, samples: Samples, metric: str) -> list[bool]:
+    """Whether each answer is right; UserError for a metric that is not 0 or 1."""
+    values = [float(sample.get(metric, 0.0)) for sample in samples]
+    for value in values:
+        if value not in (0.0, 1.0):
+            raise UserError(
+                f"task {name!r}: {metric} of a document is {value}, which is neither right nor wrong"
+            )
+    return [value == 1.0 for value in values]
+
+
+def accuracy(task: Any, samples: Samples, right: Sequence[bool]) -> Accuracy:
+    """The share of right answers among all documents."""
+    documents, correct = len(right), sum(right)
+    share = correct / documents
+    metadata = task.get_config("metadata") or {}
+    return Accuracy(
+        accuracy=share,
+        stderr=math.sqrt(share * (1 - share) / (documents - 1)) if documents > 1 else None,
+        correct=correct,
+        documents=documents,
+        chance=metadata.get("chance", _chance(task, samples)),
+        version=str(metadata.get("version", task.VERSION)),
+    )
+
+
+def _chance(task: Any, samples: Samples) -> float | None:
+    """One over the number of choices, where every document has the same number; else unknown."""
+    if task.OUTPUT_TYPE != "multiple_choice" or "acc_mutual_info" in task.aggregation():
+        return None  # mutual information asks for each choice twice
+    choices = {len(sample["arguments"]) for sample in samples}
+    return 1 / choices.pop() if len(choices) == 1 else None
+
+
+def as_published(honest: Accuracy, answers: Samples, official: Samples, right: Sequence[bool]) -> Accuracy:
+    """Add how many answers could not be read, and what a script that leaves those out would report.
+
+    `official` are the answers as such a script reads them, `right` whether each is right then. What it cannot
+    read leaves its denominator, so its figure can be too high, and times all documents it is no whole number.
+    """
+    readable = [correct for sample, correct in zip(official, right, strict=True) if not _unread(sample)]
+    return honest.model_copy(
+        update={
+            "unparsable": sum(map(_unread, answers)),
+            "legacy_accuracy": sum(readable) / len(readable) if readable else None,
+            "legacy_documents": len(readable),
+        }
+    )
+
+
+def _unread(sample: dict[str, Any]) -> bool:
+    return sample["filtered_resps"][0] == UNPARSABLE
+
+
+def write_samples(path: Path, samples: Samples, right: Sequence[bool]) -> None:
+    """One line per document; the hash tells that two runs were asked the same question."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for sample, correct in zip(samples, right, strict=True):
+            line = {key: sample[key] for key in ("doc_id", "doc_hash", "prompt_hash", "target", "doc")}
+            line |= {"responses": sample["filtered_resps"], "correct": correct}
+            file.write(json.dumps(line, default=str, ensure_ascii=False) + "\n")

@@ -1,0 +1,96 @@
+"""Accuracy on lm-eval tasks, of the model in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.engine.data.tasks import metric_of
+from harness.engine.quality import task_scores
+from harness.engine.quality.perplexity import evaluating
+from harness.record import Accuracy
+
+#: The seed of everything in lm-eval that could draw a random number (few-shot examples, sampling).
+SEED = 0
+
+
+def evaluate_tasks(
+    model: nn.Module,
+    tokenizer: Any,
+    tasks: Mapping[str, Any],
+    *,
+    limit: int | None,
+    batch: int,
+    device: torch.device,
+    max_length: int,
+    samples_to: Path | None,
+) -> dict[str, Accuracy]:
+    """Accuracy on tasks of `load_tasks`; one JSONL per task with every answer in `samples_to`.
+
+    A task's metric is `acc` where it reports that, else `exact_match`; with several filters the first
+    one of the task counts. Every document counts, so an answer that cannot be parsed is a wrong one. Where
+    the task's metadata name a `legacy_filter`, what a script that leaves such answers out would report with
+    that filter stands beside the accuracy.
+    Special tokens are the tokenizer's own choice: HFLM 0.4.13 with `add_bos_token=None` encodes the
+    context as the tokenizer does, never adds a second `<s>` to a text that begins with one, and where
+    a context is empty predicts from `<s>` (else `</s>`).
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with evaluating(model):
+        given = _answers(_language_model(model, tokenizer, batch, device, max_length), tasks, limit)
+    found = {}
+    for name, by_filter in given.items():
+        task, samples = tasks[name], next(iter(by_filter.values()))
+        metric = metric_of(name, task)
+        right = task_scores.are_right(name, samples, metric)
+        found[name] = task_scores.accuracy(task, samples, right)
+        legacy = (task.get_config("metadata") or {}).get("legacy_filter")
+        if legacy is not None:
+            official = by_filter[legacy]
+            official_right = task_scores.are_right(name, official, metric)
+            found[name] = task_scores.as_published(found[name], samples, official, official_right)
+        if samples_to is not None:
+            task_scores.write_samples(samples_to / f"{name}.jsonl", samples, right)
+    return found
+
+
+def _language_model(model: nn.Module, tokenizer: Any, batch: int, device: torch.device, length: int) -> Any:
+    from lm_eval.models.huggingface import HFLM  # here, because lm-eval takes seconds to import
+
+    class QuietHFLM(HFLM):
+        """No progress bars: the standard error of a run is a log file."""
+
+        loglikelihood = partialmethod(HFLM.loglikelihood, disable_tqdm=True)
+        generate_until = partialmethod(HFLM.generate_until, disable_tqdm=True)
+
+    log = logging.getLogger("lm_eval.models.huggingface")
+    log.setLevel(logging.ERROR)  # it warns that the model is in memory already
+    options = {"batch_size": batch, "max_length": length, "device": str(device), "softmax_dtype": "float32"}
+    lm = QuietHFLM(model, tokenizer=tokenizer, **options)
+    log.setLevel(logging.WARNING)  # it warns when it cuts a prompt
+    return lm
+
+
+def _answers(
+    lm: Any, loaded: Mapping[str, Any], limit: int | None
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """The answer to every document of every task, as lm-eval logs it, by the task's filters in order."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    options = {"limit": limit, "bootstrap_iters": 0, "log_samples": True}
+    options |= dict.fromkeys([f"{who}random_seed" for who in ("", "numpy_", "torch_", "fewshot_")], SEED)
+    nothing = TaskManager(include_defaults=False)  # without one it would read all of its own tasks
+    results = simple_evaluate(lm, tasks=list(loaded.values()), task_manager=nothing, **options)
+    every: dict[str, list[dict[str, Any]]] = results["samples"]
+    by_filter: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for name, samples in every.items():
+        for sample in samples:
+            by_filter.setdefault(name, {}).setdefault(sample["filter"], []).append(sample)
+    return by_filter

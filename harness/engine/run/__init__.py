@@ -1,0 +1,1 @@
+"""One run in its own process, phase by phase."""

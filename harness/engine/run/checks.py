@@ -1,0 +1,128 @@
+"""Checks before a sweep: complete options, supported combinations, input that is there and readable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from harness.config import FilesData, MethodChoice, Run, TaskData
+from harness.engine.data import documents
+from harness.engine.data import tasks as task_data
+from harness.engine.models import load as models
+from harness.engine.quality import protocols
+from harness.errors import UnsupportedError, UserError
+from harness.method import Caps, Method, Stepper, build, stack_caps
+
+
+def device(name: str) -> torch.device:
+    """The device by name; `auto` is the GPU when there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"no device {name!r}; use auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name!r} asked for, but torch {torch.__version__} sees no CUDA device here")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"no device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0"
+        )
+    if chosen.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not measured by this harness; use auto, cpu, cuda or cuda:N")
+    return chosen
+
+
+def stack(run: Run) -> list[Method]:
+    """The configured methods of a run, in order."""
+    return [build(choice.name, choice.options) for choice in run.method]
+
+
+def resolve(runs: Sequence[Run], text: bool = True) -> list[Run]:
+    """The runs with every method's options complete; UserError for input that cannot be read.
+
+    What is checked once is remembered, so a sweep over one file reads it once. Without `text` nothing that is
+    trained on is read: memory does not depend on it.
+    """
+    done: set[str] = set()
+    return [_resolve(run, done, text) for run in runs]
+
+
+def _resolve(run: Run, done: set[str], text: bool) -> Run:
+    for key, check in (
+        (repr(run.model), lambda: models.check(run.model)),
+        (repr(run.data), lambda: _check_data(run) if text else None),
+        (repr((run.evaluate, run.data)), lambda: _check_evaluation(run)),
+    ):
+        if key not in done:
+            check()
+            done.add(key)
+    choices = tuple(
+        MethodChoice(name=choice.name, options=method.config.model_dump(mode="json"))
+        for choice, method in zip(run.method, stack(run), strict=True)
+    )
+    return run.model_copy(update={"method": choices, "label": run.name})
+
+
+def _check_data(run: Run) -> None:
+    if isinstance(run.data, FilesData):
+        documents.documents_of_files(run.data)
+    if isinstance(run.data, TaskData):
+        task_data.training_texts(run.data)
+
+
+def _check_evaluation(run: Run) -> None:
+    for protocol in run.evaluate.perplexity:
+        protocols.check(protocol, run.data)
+
+
+def supported(run: Run, methods: Sequence[Method]) -> Caps:
+    """The caps of the stack; UnsupportedError with the reason when the run asks for more."""
+    caps = stack_caps(methods)
+    names = " + ".join(choice.name for choice in run.method)
+    if run.train.stage not in caps.stages:
+        allowed = ", ".join(sorted(caps.stages))
+        reason = f": {caps.because}" if caps.because else ""
+        raise UnsupportedError(f"{names} does not do stage {run.train.stage!r} (it does: {allowed}){reason}")
+    if run.train.grad_accum > 1 and not caps.grad_accum:
+        raise UnsupportedError(
+            f"{names} updates inside the backward pass: gradient accumulation is not possible"
+        )
+    if run.train.clip is not None and not caps.grad_clip:
+        raise UnsupportedError(f"{names} frees gradients inside the backward pass: clipping is not possible")
+    _check_train_options(run, caps, names)
+    return caps
+
+
+def _check_train_options(run: Run, caps: Caps, names: str) -> None:
+    """Options that a stepper must know about; one that does not would ignore them silently."""
+    train = run.train
+    if train.state_bits is not None and train.state_bits not in caps.state_bits:
+        allowed = ", ".join(map(str, sorted(caps.state_bits))) or "only its own"
+        raise UnsupportedError(
+            f"{names} does not keep optimizer states in {train.state_bits} bits (it does: {allowed})"
+        )
+    if not train.per_layer:
+        return
+    if not caps.per_layer:
+        raise UnsupportedError(f"{names} does not update inside the backward pass: leave out train.per_layer")
+    for setting, reason in (
+        (train.grad_accum > 1, f"grad_accum {train.grad_accum} would update once per micro-batch; use 1"),
+        (train.clip is not None, "the global norm is known only after the updates; leave out clip"),
+    ):
+        if setting:
+            raise UnsupportedError(f"per_layer updates inside the backward pass: {reason}")
+
+
+def stepper(run: Run, methods: Sequence[Method], model: nn.Module) -> Stepper:
+    """The stepper of the last method that brings one; UnsupportedError when none does."""
+    for method in reversed(methods):
+        found = method.stepper(model, run.train)
+        if found is not None:
+            return found
+    names = " + ".join(choice.name for choice in run.method)
+    raise UnsupportedError(
+        f"{names} trains nothing: stack a method that trains on it, or set train.stage to compress"
+    )

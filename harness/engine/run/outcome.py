@@ -1,0 +1,65 @@
+"""How a run ended: an exception as an outcome, and whether memory ran out."""
+
+from __future__ import annotations
+
+import errno
+import re
+import traceback
+
+import torch
+
+from harness.errors import DivergedError, UnsupportedError
+from harness.record import Outcome, Phase
+
+
+def classify(error: BaseException, phase: Phase | None) -> Outcome:
+    """What an exception means for the table: out of memory, diverged, unsupported, or an error."""
+    message = (str(error).strip().splitlines() or [""])[0]
+    if is_out_of_memory(error):
+        return Outcome(
+            status="oom", phase=phase, message=message, requested_bytes=requested_bytes(str(error))
+        )
+    if isinstance(error, DivergedError):
+        return Outcome(status="diverged", phase=phase, message=message)
+    if isinstance(error, UnsupportedError):
+        return Outcome(status="unsupported", phase=phase, message=message)
+    traceback.print_exception(error)
+    tail = traceback.format_exception(error)[-1:] + traceback.format_tb(error.__traceback__)[-3:]
+    lines = [line for part in tail for line in part.rstrip().splitlines()]
+    return Outcome(status="error", phase=phase, message=f"{type(error).__name__}: {message}", log_tail=lines)
+
+
+UNITS = {
+    "bytes": 1,
+    "B": 1,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+    "PiB": 2**50,
+    "EiB": 2**60,
+}
+
+
+#: CUDA: "Tried to allocate 2.00 GiB"; CPU: "you tried to allocate 137438953472 bytes"; numpy: "Unable to
+#: allocate 8.00 EiB for an array".
+ASKED = re.compile(rf"(?:[Tt]ried|Unable) to allocate ([\d.]+) ?({'|'.join(UNITS)})\b")
+
+
+#: What a RuntimeError says: the allocator of the CPU, a CUDA call past torch's allocator, a CUDA library.
+RAN_OUT = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: torch on any device, Python or the system."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in RAN_OUT)
+
+
+def requested_bytes(message: str) -> int | None:
+    """The bytes that were asked for, where the message says so."""
+    found = ASKED.search(message)
+    return round(float(found[1]) * UNITS[found[2]]) if found else None

@@ -1,0 +1,259 @@
+"""The phases of one run: load, prepare, train, evaluate, export; each fills its part of the record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from harness.engine.data import tasks as task_data
+from harness.engine.data import tokens as data
+from harness.engine.data.token_cache import TokenCache
+from harness.engine.measure import components
+from harness.engine.measure import speed as speeds
+from harness.engine.measure.peak import meter_for
+from harness.engine.models import checkpoint
+from harness.engine.models import load as models
+from harness.engine.models.load import DTYPES
+from harness.engine.quality import perplexity, protocols
+from harness.engine.quality import tasks as quality_tasks
+from harness.engine.quality.scored_text import ScoredText
+from harness.engine.quality.scored_text import write as write_windows
+from harness.engine.run import checks, environment
+from harness.engine.run import prepare as preparing
+from harness.engine.run.train import Trained, Trainer, Turn, ready_to_train
+from harness.method import Caps, Context, Stepper
+from harness.record import Data, Memory, Perplexity, Quality, RankMove, Training
+
+if TYPE_CHECKING:
+    from harness.engine.process.job import Job
+    from harness.engine.run.record_writer import Reporter
+    from harness.record import Phase
+
+
+def carry_out(job: Job, reporter: Reporter) -> None:
+    """Do all phases of a job."""
+    RunInProgress(job, reporter).carry_out()
+
+
+class RunInProgress:
+    """The state that one phase hands to the next."""
+
+    model: Any  # a transformers causal LM; the methods see an nn.Module
+    tokenizer: Any
+    tokens: data.Tokens
+    texts: dict[str, ScoredText]
+    caps: Caps
+
+    def __init__(self, job: Job, reporter: Reporter) -> None:
+        self.job, self.run, self.reporter, self.record = job, job.run, reporter, reporter.record
+
+    def carry_out(self) -> None:
+        """Load, prepare, train, evaluate and export, as far as the run asks for them."""
+        with self.reporter.phase("load"):
+            self.load()
+        with self.reporter.phase("prepare"):
+            stepper = self.prepare()
+        if self.run.train.stage != "compress":
+            with self.reporter.phase("train"):
+                self.train(stepper)
+        del stepper  # evaluation is not charged for optimizer states
+        with self.reporter.phase("evaluate"):
+            self.evaluate()
+        if self.run.save_weights:
+            with self.reporter.phase("export"):
+                self.export()
+
+    # ------------------------------------------------------------------------------------ phases
+    def load(self) -> None:
+        """Get the model and the tokens onto this machine and say what they are."""
+        run = self.run
+        self.device = checks.device(self.job.device)
+        self.meter = meter_for(self.device)
+        self.record.environment = environment.describe(self.device)
+        self.record.memory = Memory(meter=self.meter.name, cap_bytes=environment.cap(self.device))
+        self.methods = checks.stack(run)
+        preparing.load_libraries(self.methods)
+        self.caps = checks.supported(run, self.methods)
+        torch.manual_seed(run.seed)
+        with self.meter.window() as window:
+            loaded = models.load(
+                run.model,
+                dtype=DTYPES[run.train.dtype],
+                device=self.device,
+                seed=run.seed,
+                scratch=run.train.stage == "pretrain",
+            )
+        self._peak("load", window.peak_allocated_bytes)
+        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        self.flops_per_token = speeds.flops_per_token(self.model, run.data.seq_len)
+        cache = TokenCache(self.job.cache / "tokens", self.record.warnings.append)
+        self.tokens = data.load(run.data, self.tokenizer, self.model.config.vocab_size, run.seed, cache)
+        # Read now, though scored at the end: text or tasks that cannot be had must not cost a training first.
+        asked = run.evaluate
+        checkpoint = [*task_data.SHIPPED_TASKS, *map(task_data.existing_folder, asked.task_paths)]
+        wanted = (asked.tasks, checkpoint, asked.task_data, asked.shots)
+        self.tasks = task_data.load_tasks(*wanted) if asked.tasks else {}
+        self.texts = {
+            item.name: protocols.build(item, run.data, self.tokenizer, cache) for item in asked.perplexity
+        }
+        self.record.data = Data(
+            name=self.tokens.name,
+            revision=self.tokens.revision,
+            sha256=self.tokens.sha256,
+            documents=self.tokens.documents,
+            tokens=self.tokens.count,
+            dropped_tokens=self.tokens.dropped_tokens,
+            real_tokens=self.tokens.real_tokens,
+            dropped_rows=self.tokens.dropped_rows,
+            model=loaded.name,
+            model_sha256=loaded.sha256,
+        )
+
+    def prepare(self) -> Stepper | None:
+        """Let the stack of methods change the model, and find who trains it."""
+        with self.meter.window() as window:
+            self.model, self.record.parameters, warnings = preparing.prepare(
+                self.run, self.methods, self.model, lambda key, method: self._context()
+            )
+            training = self.run.train.stage != "compress"
+            stepper = checks.stepper(self.run, self.methods, self.model) if training else None
+        self._peak("prepare", window.peak_allocated_bytes)
+        self.record.warnings += warnings
+        return stepper
+
+    def train(self, stepper: Stepper | None) -> None:
+        """Run the loop and note memory, time and the course of the loss, also of a training that broke."""
+        assert stepper is not None
+        run, config = self.run, self.run.train
+        ready_to_train(self.model, config)
+        trainer = Trainer(
+            self.model,
+            stepper,
+            self.tokens.batches(config.batch, run.seed),
+            config,
+            device=self.device,
+            meter=self.meter,
+            clock=speeds.StepClock(self.device),
+            period=self.caps.period,
+            padded=self.tokens.padded,
+        )
+        try:
+            trainer.run(lambda event: self.reporter.tell(**event, **self._speed(trainer.result)))
+        finally:
+            self._note_training(trainer.result)
+            self._note_device(trainer.turn)
+        self.model.config.use_cache = True
+
+    def evaluate(self) -> None:
+        """Score every perplexity protocol and every task."""
+        asked = self.run.evaluate
+        self.record.quality = Quality()
+        for protocol, text in self.texts.items():
+            self.reporter.tell(task=protocol)
+            with self.meter.window() as window:
+                scored = perplexity.score(self.model, text.sequences, asked.batch, self.device)
+            write_windows(self.job.folder / "windows" / f"{protocol}.jsonl", text, scored)
+            self._peak("evaluate", window.peak_allocated_bytes)
+            self.record.quality.perplexity[protocol] = Perplexity(
+                perplexity=text.perplexity(scored),
+                nll_nats=scored.nll_nats,
+                tokens=scored.tokens,
+                windows=len(text.sequences),
+                dropped_tokens=text.dropped_tokens,
+                context=text.context,
+                text=text.text,
+                floor=text.floor,
+                batches=sum(map(len, text.batches)) or None,
+            )
+            self.record.warnings += [text.note] if text.note else []
+            self._warn_beyond_context(protocol, max(map(len, text.sequences)))
+        if asked.tasks:
+            self.reporter.tell(task=", ".join(asked.tasks))
+            self.record.quality.tasks = quality_tasks.evaluate_tasks(
+                self.model,
+                self.tokenizer,
+                self.tasks,
+                limit=asked.limit,
+                batch=asked.batch,
+                device=self.device,
+                max_length=self.model.config.max_position_embeddings,
+                samples_to=self.job.folder / "samples",
+            )
+
+    def export(self) -> None:
+        """Save the trained weights without the scaffold of training."""
+        for method in reversed(self.methods):
+            self.model = method.export(self.model)
+        checkpoint.save(self.model, self.tokenizer, self.job.folder / "weights")
+
+    # ------------------------------------------------------------------------------------ parts
+    def _context(self) -> Context:
+        def calibration() -> Iterator[Tensor]:
+            for batch in self.tokens.contexts(self.run.train.batch, self.run.seed):
+                yield torch.from_numpy(batch).to(self.device)
+
+        return Context(seed=self.run.seed, cache=self.job.cache, calibration=calibration)
+
+    def _note_training(self, trained: Trained) -> None:
+        window = trained.memory
+        assert self.record.time is not None
+        assert self.record.memory is not None
+        per_step = self._tokens_per_step()
+        self.record.training = Training(
+            steps=len(trained.loss),
+            tokens=len(trained.loss) * per_step,
+            real_tokens=sum(trained.real_tokens[: len(trained.loss)]) if self.tokens.padded else None,
+            loss=trained.loss,
+            lr=trained.lr[: len(trained.loss)],  # a broken run has begun an update whose loss nobody read
+            grad_norm=trained.grad_norm,
+            refreshes=trained.refreshes,
+            skipped_gradients=trained.skipped,
+            rank_moves=[RankMove(step=step, ranks=ranks) for step, ranks in trained.rank_moves],
+        )
+        self.record.time.step_s, self.record.time.refresh_step = trained.step_s, trained.refresh_step
+        self.record.time.tokens_per_step = per_step
+        self.record.time.tokens_per_s = self._speed(trained).get("tokens_per_s")
+        self.record.memory.reserved_bytes = components.reserved_bytes(self.device)
+        self.record.memory.host_rss_bytes = components.host_rss_bytes()
+        if self.record.parameters is not None:
+            self.record.parameters.ranks |= trained.ranks
+            for chosen in list(self.record.parameters.chosen_ranks.values())[-1:]:
+                chosen |= {name: rank for name, rank in trained.ranks.items() if name in chosen}
+        self.record.memory.train = window.summary()
+        if self.record.memory.train is not None:
+            self._peak("train", window.peak_bytes)
+
+    def _note_device(self, turn: Turn) -> None:
+        """What depends on the device: the allocator's view, how busy it was, and whose turn it was."""
+        assert self.record.time is not None
+        assert self.record.memory is not None
+        assert self.record.environment is not None
+        self.record.memory.requested_bytes = components.requested_bytes(self.device)
+        peak = speeds.peak_flops(self.record.environment.device, self.run.train.dtype)
+        self.record.time.mfu = speeds.utilisation(self.record.time.tokens_per_s, self.flops_per_token, peak)
+        self.record.environment.flags |= turn.flags
+
+    def _tokens_per_step(self) -> int:
+        return self.run.train.batch * self.run.train.grad_accum * self.run.data.seq_len
+
+    def _speed(self, trained: Trained) -> dict[str, float]:
+        """Tokens per second by the steps timed so far; empty while there are none."""
+        speed = speeds.tokens_per_s(
+            self._tokens_per_step(), trained.step_s, trained.refresh_step, self.caps.period
+        )
+        return {} if speed is None else {"tokens_per_s": speed}
+
+    def _peak(self, phase: Phase, peak_bytes: int) -> None:
+        assert self.record.memory is not None
+        peaks = self.record.memory.phase_peak_allocated_bytes
+        peaks[phase] = max(peaks.get(phase, 0), peak_bytes)
+
+    def _warn_beyond_context(self, protocol: str, longest: int) -> None:
+        context = self.model.config.max_position_embeddings
+        if longest > context:
+            self.record.warnings.append(
+                f"{protocol} scores windows of {longest} tokens, the model's own context is {context}"
+            )

@@ -1,0 +1,61 @@
+"""How a worker tells the parent and the disk what becomes of a run. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from harness.engine.process.job import Job
+from harness.record import Outcome, Phase, Time, write
+
+
+class Reporter:
+    """Keeps the record of a run on disk up to date and tells the parent what happens."""
+
+    def __init__(self, job: Job, started: float) -> None:
+        self.path, self.events, self.started = job.record, take_stdout(), started
+        self.record = job.blank()
+        self.record.time = Time()
+        write(self.record, self.path)
+
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        """Carry out one phase: say so, time it, write the record afterwards, whatever happens.
+
+        A phase begins where the last one ended, so that phases add up to the wall time.
+        """
+        assert self.record.time is not None
+        begun = self.started + sum(self.record.time.phase_s.values())
+        self.record.outcome.phase = name
+        self.tell(phase=name)
+        try:
+            yield
+        finally:
+            self.record.time.phase_s[name] = time.perf_counter() - begun
+            self.record.time.wall_s = time.perf_counter() - self.started
+            write(self.record, self.path)
+
+    def tell(self, **event: Any) -> None:
+        """Send an event; a parent that is gone is no reason to stop."""
+        try:
+            self.events.write(json.dumps({"phase": self.record.outcome.phase, **event}) + "\n")
+            self.events.flush()
+        except (BrokenPipeError, ValueError):
+            pass
+
+    def finish(self, outcome: Outcome) -> None:
+        """Write how the run ended."""
+        self.record.outcome = outcome
+        write(self.record, self.path)
+
+
+def take_stdout() -> Any:
+    """A private handle on standard output; from now on prints of libraries go to the log."""
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return events

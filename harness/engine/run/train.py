@@ -1,0 +1,251 @@
+"""The one training loop: methods plug into it, nobody copies it.
+
+An update is: set the learning rate, forward and backward for each micro-batch, step, free the
+gradients. The first updates warm up, the next are watched by the memory meter, the rest are timed:
+a meter never runs on the clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.config import TrainConfig
+from harness.engine.data import padding
+from harness.engine.measure.components import Components, components
+from harness.engine.measure.lockstep import Turn
+from harness.engine.measure.peak import Meter
+from harness.engine.measure.speed import StepClock
+from harness.errors import DivergedError
+from harness.method import StepInfo, Stepper
+from harness.record import TrainMemory
+
+WARMUP_STEPS = 2  # optimizer state appears at the end of the first update
+METERED_STEPS = 3
+REPORTS = 20  # how many times a training speaks; each reading of the loss stalls a GPU
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+def lr_at(step: int, config: TrainConfig) -> float:
+    """The learning rate of an update, counted from 0: linear warm-up, then the schedule down to its floor."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / (config.warmup + 1)
+    if config.schedule == "constant":
+        return config.lr
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    shape = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * shape)
+
+
+@dataclass
+class MemoryWindow:
+    """What the meter saw in the watched updates (counted from 1); None until one was watched."""
+
+    peak_bytes: int = 0
+    first_step: int | None = None
+    last_step: int | None = None
+    refreshes: int = 0
+    parts: Components | None = None
+
+    def add(self, step: int, peak_bytes: int, parts: Components, refreshed: bool) -> None:
+        """Count one watched update."""
+        self.peak_bytes = max(self.peak_bytes, peak_bytes)
+        self.first_step = self.first_step or step
+        self.last_step = step
+        self.refreshes += refreshed
+        if self.parts is None or parts.resident_bytes > self.parts.resident_bytes:
+            self.parts = parts
+
+    def summary(self) -> TrainMemory | None:
+        """What was seen, for a record."""
+        if self.parts is None or self.first_step is None or self.last_step is None:
+            return None
+        return TrainMemory(
+            peak_allocated_bytes=self.peak_bytes,
+            **vars(self.parts),
+            transient_bytes=self.peak_bytes - self.parts.resident_bytes,
+            window_first_step=self.first_step,
+            window_last_step=self.last_step,
+            refreshes_in_window=self.refreshes,
+        )
+
+
+@dataclass
+class Trained:
+    """The course of a training; it is filled while it goes on, so a broken run leaves what it had."""
+
+    loss: list[float] = field(default_factory=list)
+    lr: list[float] = field(default_factory=list)
+    grad_norm: list[float] = field(default_factory=list)
+    ranks: dict[str, int] = field(default_factory=dict)
+    rank_moves: list[tuple[int, dict[str, int]]] = field(default_factory=list)
+    refreshes: int | None = None
+    skipped: int | None = None
+    memory: MemoryWindow = field(default_factory=MemoryWindow)
+    step_s: list[float] = field(default_factory=list)
+    refresh_step: list[bool] = field(default_factory=list)
+    real_tokens: list[int] = field(default_factory=list)
+
+
+def ready_to_train(model: Any, config: TrainConfig) -> None:
+    """Set what a transformers model must know before it trains."""
+    if config.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.config.use_cache = False
+
+
+class Trainer:
+    """Trains a prepared model; `batches` yields (batch, seq_len) int64 arrays on the host.
+
+    With `padded` they hold `rows.PAD` where there is padding, and the loss of an update is the mean over all
+    tokens that its micro-batches predict.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stepper: Stepper,
+        batches: Iterator[np.ndarray],
+        config: TrainConfig,
+        *,
+        device: torch.device,
+        meter: Meter,
+        clock: StepClock,
+        period: int | None = None,
+        padded: bool = False,
+    ) -> None:
+        self.model, self.stepper, self.batches, self.config = model, stepper, batches, config
+        self.device, self.meter, self.clock, self.period = device, meter, clock, period
+        self.padded, self.turn = padded, Turn()
+        self.result = Trained()
+        self._losses: list[Tensor] = []
+        self._norms: list[Tensor] = []
+        self._refresh_announced = False
+
+    def run(self, progress: Progress) -> Trained:
+        """Do all updates; DivergedError when the loss is no longer finite."""
+        self.model.train()
+        every = max(1, self.config.steps // REPORTS)
+        for step in range(self.config.steps):
+            lr = lr_at(step, self.config)
+            self.result.lr.append(lr)
+            self.stepper.set_lr(lr)
+            if step + 1 in self.config.refresh_at:
+                self._ask_for_refresh()
+            if step >= WARMUP_STEPS + METERED_STEPS:
+                self.turn.wait()
+            if self._metered(step):
+                info = self._metered_update(step)
+            else:
+                info = self._timed_update() if step >= WARMUP_STEPS else self._update()
+            self._note(step, info)
+            if (step + 1) % every == 0 or step + 1 == self.config.steps:
+                self._report(step + 1, progress)
+        self.turn.end()
+        return self.result
+
+    def rehearse(self, steps: int, warm: bool = False) -> Trained:
+        """Warm up with one update, unless that was done, and watch the others, without clock or values.
+
+        The last holds a refresh, where the stepper can be asked for one.
+        """
+        self.model.train()
+        for step in range(steps):
+            self.stepper.set_lr(lr_at(step, self.config))
+            if step + 1 == steps:
+                self._ask_for_refresh()
+            self._note(step, self._metered_update(step) if step or warm else self._update())
+            self._losses, self._norms = [], []  # nobody reads them
+        return self.result
+
+    def _ask_for_refresh(self) -> None:
+        """Let the coming update hold a refresh out of turn; a stepper without refreshes has nothing to do."""
+        ask = getattr(self.stepper, "refresh_soon", None)
+        if ask is not None:
+            ask()
+
+    def _metered(self, step: int) -> bool:
+        """Whether the meter watches an update: the first after warm-up, and the first refresh after those."""
+        if step < WARMUP_STEPS + METERED_STEPS:
+            return step >= WARMUP_STEPS
+        expected = self._refresh_announced or (self.period is not None and step % self.period == 0)
+        expected = expected or step + 1 in self.config.refresh_at
+        return expected and not self.result.memory.refreshes
+
+    def _metered_update(self, step: int) -> StepInfo:
+        parts: list[Components] = []
+        with self.meter.window() as window:
+            info = self._update(lambda: parts.append(components(self.model, self.stepper.state_tensors())))
+        self.result.memory.add(step + 1, window.peak_allocated_bytes, parts[0], info.refreshed)
+        return info
+
+    def _timed_update(self) -> StepInfo:
+        self.clock.start()
+        info = self._update()
+        self.clock.stop(info.refreshed)
+        return info
+
+    def _update(self, before_step: Callable[[], None] | None = None) -> StepInfo:
+        batches, predicted = self._ahead() if self.padded else (self.batches, None)
+        total: Tensor | None = None
+        for _ in range(self.config.grad_accum):
+            ids = torch.from_numpy(next(batches)).to(self.device, copy=True)
+            loss = self._loss(ids, predicted)
+            loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        if before_step is not None:
+            before_step()
+        info = self.stepper.step()
+        self.stepper.zero_grad()
+        assert total is not None
+        self._losses.append(total)
+        return info
+
+    def _loss(self, ids: Tensor, predicted: int | None) -> Tensor:
+        """The part of an update's loss that a micro-batch gives; equal parts where nothing is padded."""
+        if predicted is None:
+            loss: Tensor = self.model(input_ids=ids, labels=ids).loss
+            return loss * (1 / self.config.grad_accum)
+        read = torch.where(ids == padding.PAD, padding.PAD_TOKEN, ids)
+        padded: Tensor = self.model(input_ids=read, labels=ids, num_items_in_batch=predicted).loss
+        return padded
+
+    def _ahead(self) -> tuple[Iterator[np.ndarray], int]:
+        """The batches of an update and how many tokens they predict: all but padding and each row's first."""
+        drawn = [next(self.batches) for _ in range(self.config.grad_accum)]
+        self.result.real_tokens.append(sum(int((batch != padding.PAD).sum()) for batch in drawn))
+        return iter(drawn), max(1, sum(int((batch[:, 1:] != padding.PAD).sum()) for batch in drawn))
+
+    def _note(self, step: int, info: StepInfo) -> None:
+        result = self.result
+        if info.grad_norm is not None:
+            self._norms.append(info.grad_norm)
+        if info.ranks:
+            result.ranks |= info.ranks
+            result.rank_moves.append((step + 1, dict(info.ranks)))
+        if info.refreshes is not None:
+            result.refreshes = (result.refreshes or 0) + info.refreshes
+        if info.skipped is not None:
+            result.skipped = (result.skipped or 0) + info.skipped
+        self._refresh_announced = info.refresh_next
+
+    def _report(self, step: int, progress: Progress) -> None:
+        """Read what has gathered on the device in one go, and stop a training that has diverged."""
+        new = torch.stack(self._losses).double().tolist()
+        self.result.loss += new
+        if self._norms:
+            self.result.grad_norm += torch.stack(self._norms).double().tolist()
+        self._losses, self._norms = [], []
+        self.result.step_s, self.result.refresh_step = self.clock.seconds(), list(self.clock.refreshed)
+        broken = [index for index, loss in enumerate(new) if not math.isfinite(loss)]
+        if broken:
+            at = step - len(new) + broken[0] + 1
+            raise DivergedError(f"the loss is {new[broken[0]]} at step {at} of {self.config.steps}")
+        progress({"step": step, "steps": self.config.steps, "loss": new[-1]})

@@ -1,0 +1,56 @@
+"""Methods, and the text that ships: found by a string, imported only when asked for."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import sys
+from typing import Any
+
+from harness.errors import UserError, nearest
+
+#: Every method that ships: name -> "module:Class". Other packages add theirs by the entry-point
+#: group `lorebench.methods`; a suite may also name "module:Class" directly.
+REGISTRY: dict[str, str] = {
+    "adarankgrad": "methods.adarankgrad:AdaRankGrad",
+    "full": "methods.full:Full",
+    "galore": "methods.galore:GaLore",
+    "lora": "methods.lora:LoRA",
+    "lowrank": "methods.lowrank:LowRankPretraining",
+    "sltrain": "methods.sltrain:SLTrain",
+    "uniform": "methods.uniform:Uniform",
+    "velora": "methods.velora:VeLoRA",
+    "welore": "methods.welore:WeLore",
+}
+
+
+ENTRY_POINTS = "lorebench.methods"
+#: The text that ships: a module with `documents(world, split, count)` and WORLD_VERSION.
+EMBEDDED_WORLD = "benchmarks.embedded.world"
+
+
+def available() -> dict[str, str]:
+    """All methods that can be named: those that ship and those of installed packages."""
+    return {**_of_installed_packages(tuple(sys.path)), **REGISTRY}
+
+
+@functools.cache
+def _of_installed_packages(path: tuple[str, ...]) -> dict[str, str]:
+    """Names by the packages found on `path`, which is that of Python: reading them all takes a while."""
+    return {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def check_name(name: str) -> str:
+    """Return "module:Class" for a method's name without importing it; UserError names the nearest ones."""
+    if ":" in name:
+        return name
+    known = available()
+    if name not in known:
+        raise UserError(f"unknown method {name!r}; {nearest(name, known)}")
+    return known[name]
+
+
+def embedded_world() -> Any:
+    """Return the module that generates the text that ships."""
+    return importlib.import_module(EMBEDDED_WORLD)

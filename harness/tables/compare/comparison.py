@@ -1,0 +1,111 @@
+"""What a comparison consists of: cells with a verdict and its cause; no rule and no rendering."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.tables.format import plain
+
+#: `regression` fails the gate. `reported` and `withheld` are judged by nobody, the one by rule, the other for
+#: want of evidence. `x` cannot be compared, `missing` has no candidate, `new` no base.
+Verdict = Literal["regression", "improvement", "ok", "reported", "withheld", "x", "missing", "new"]
+VERDICTS: tuple[Verdict, ...] = (
+    *("regression", "improvement", "withheld", "reported"),
+    *("x", "missing", "new", "ok"),
+)
+NAME_LENGTH, CAUSE_LENGTH = 80, 400
+#: The quantity that says how a run ended.
+STATUS = "status"
+#: Verdicts that say something about the candidate.
+JUDGED: tuple[Verdict, ...] = ("regression", "improvement", "ok")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field that is not the same on both sides, with its values as text."""
+
+    field: str
+    base: str
+    candidate: str
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.base} -> {self.candidate}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One quantity of one run, or of all runs of a row, with its verdict and its cause in one line."""
+
+    suite: str
+    row: str
+    runs: str
+    quantity: str
+    verdict: Verdict
+    cause: str
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def judged(self) -> bool:
+        """Whether it says something about the candidate: that a run ended as before says nothing of it."""
+        return self.verdict in JUDGED and (self.quantity, self.verdict) != (STATUS, "ok")
+
+    @classmethod
+    def of(
+        cls,
+        suite: str,
+        row: str,
+        runs: str,
+        quantity: str,
+        verdict: Verdict,
+        cause: str,
+        differences: tuple[Difference, ...] = (),
+    ) -> Cell:
+        """A cell from text that may hold anything: each becomes one line of visible characters."""
+        suite, row, runs, quantity = (plain(text, NAME_LENGTH) for text in (suite, row, runs, quantity))
+        return cls(suite, row, runs, quantity, verdict, plain(cause, CAUSE_LENGTH), differences)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cells, the files that were set aside because they are no records, and what else a reader must know.
+
+    `name` is the command that compared; where its cells are few, `whole`, those that are ok are shown, too.
+    """
+
+    cells: tuple[Cell, ...]
+    set_aside: tuple[str, ...] = ()
+    name: str = "gate"
+    notes: tuple[str, ...] = ()
+    whole: bool = False
+
+    @property
+    def counts(self) -> dict[Verdict, int]:
+        """How many cells have each verdict; those that none has are left out."""
+        found = Counter(cell.verdict for cell in self.cells)
+        return {verdict: found[verdict] for verdict in VERDICTS if found[verdict]}
+
+    @property
+    def exit_code(self) -> int:
+        """0, 1 with a regression, 2 when a verdict was withheld or nothing could be judged."""
+        counts = self.counts
+        if "regression" in counts:
+            return 1
+        return 0 if any(cell.judged for cell in self.cells) and "withheld" not in counts else 2
+
+    @property
+    def summary(self) -> str:
+        """One line with all counts."""
+        counts = ", ".join(f"{number} {verdict}" for verdict, number in self.counts.items()) or "no cells"
+        aside = f"; {len(self.set_aside)} files set aside" if self.set_aside else ""
+        undecided = "not decided" if "withheld" in self.counts else "nothing could be judged"
+        outcome = ("passed", "failed", undecided)[self.exit_code]
+        return f"{self.name}: {outcome} ({counts}{aside})"
+
+
+def not_comparable(differences: Sequence[Difference], limit: int = 4) -> str:
+    """The cause of an `x`: the first fields that differ."""
+    more = f" and {len(differences) - limit} more" if len(differences) > limit else ""
+    return f"not comparable: {'; '.join(map(str, differences[:limit]))}{more}"

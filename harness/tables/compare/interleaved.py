@@ -1,0 +1,98 @@
+"""Compare two revisions that ran in turns: packages belong to a revision, repeats that agree are one cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
+
+from harness.record import Record
+from harness.tables.compare import judge as compared
+from harness.tables.compare.comparison import NAME_LENGTH, Cell, Comparison
+from harness.tables.compare.sides import Loaded, Side
+from harness.tables.compare.speed import QUANTITY
+from harness.tables.format import plain
+
+#: What stands in a record between the driver of a GPU and the version of CUDA that torch was built with.
+CUDA = ", CUDA "
+
+
+def select(side: Side, wanted: Set[tuple[str, int]], repeats: int) -> Side:
+    """The records of rows and seeds that are asked for, the first so many repeats of each."""
+    kept = [
+        item
+        for item in side.records
+        if (item.record.label, item.record.seed) in wanted and item.record.repeat < repeats
+    ]
+    return replace(side, records=tuple(kept))
+
+
+def compare(base: Side, candidate: Side, controls: Mapping[str, str]) -> Comparison:
+    """All verdicts. Versions of packages that differ are said and keep nothing from being compared."""
+    found = compared.compare(_without_packages(base), _without_packages(candidate), controls)
+    before, after = _packages(base), _packages(candidate)
+    moved = [
+        plain(f"{name} {before.get(name, 'absent')} -> {after.get(name, 'absent')}")
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]
+    cells = [*_joined(found.cells), *_untimed(base, candidate, found)]
+    notes = (f"the environments differ: {', '.join(moved)}",) if moved else ()
+    return replace(found, name="ab", cells=tuple(cells), notes=notes, whole=True)
+
+
+def _packages(side: Side) -> dict[str, str]:
+    """Versions by name, with that of CUDA, which comes with torch and stands beside the driver's."""
+    found: dict[str, str] = {}
+    for item in side.records:
+        known = item.record.environment
+        found |= known.packages if known else {}
+        cuda = known.driver.partition(CUDA)[2] if known and known.driver else ""
+        found |= {"CUDA": cuda} if cuda else {}
+    return found
+
+
+def _without_packages(side: Side) -> Side:
+    """What a record does not know keeps nothing from being compared."""
+    return replace(side, records=tuple(map(_bare, side.records)))
+
+
+def _bare(item: Loaded) -> Loaded:
+    known = item.record.environment
+    if known is None:
+        return item
+    driver = known.driver.partition(CUDA)[0] if known.driver else None
+    own = known.model_copy(update={"packages": {}, "driver": driver})
+    return replace(item, record=item.record.model_copy(update={"environment": own}))
+
+
+def _untimed(base: Side, candidate: Side, found: Comparison) -> list[Cell]:
+    """A cell for each row whose runs ended well and have no throughput, so that silence is no verdict."""
+    timed = {(cell.suite, cell.row) for cell in found.cells if cell.quantity == QUANTITY}
+    ended = [
+        {_row(item.record) for item in side.records if _trained(item.record)} for side in (base, candidate)
+    ]
+    cause = "not measured: more updates are needed (train.steps), so that some of each kind are timed"
+    return [
+        Cell.of(suite, row, "all runs", QUANTITY, "x", cause)
+        for suite, row in sorted(ended[0] & ended[1])
+        if (plain(suite, NAME_LENGTH), plain(row, NAME_LENGTH)) not in timed
+    ]
+
+
+def _row(record: Record) -> tuple[str, str]:
+    return record.suite, record.label
+
+
+def _trained(record: Record) -> bool:
+    return record.outcome.status == "ok" and record.training is not None
+
+
+def _joined(cells: Iterable[Cell]) -> list[Cell]:
+    """Cells that say the same of several runs of a row, as one."""
+    found: dict[Cell, list[str]] = {}
+    for cell in cells:
+        found.setdefault(replace(cell, runs=""), []).append(cell.runs)
+    return [
+        replace(cell, runs=runs[0] if len(runs) == 1 else f"{runs[0]} and {len(runs) - 1} more")
+        for cell, runs in found.items()
+    ]

@@ -1,0 +1,180 @@
+"""A suite's quantities over commits: records in, series with their steps and breaks out.
+
+What belongs together is `history/joining.py`; where it stepped, `history/exact.py` and `history/noisy.py`.
+Nothing here reads the command line or writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from harness.errors import UserError, nearest
+from harness.tables.format import bytes_text, plain
+from harness.tables.history import exact_steps, machine_noise, noisy_steps
+from harness.tables.history.commits import place
+from harness.tables.history.exact_steps import Moved
+from harness.tables.history.loading import Collection, Found, collect
+from harness.tables.history.quantities import values
+from harness.tables.history.segments import Stretch, breaks, fields, join, names
+from harness.tables.history.selection import Selection
+from harness.tables.history.series import KINDS, Break, Commit, History, Series, Step
+
+#: The repository that this code is in orders commits that no nearer one knows.
+HERE = Path(__file__).resolve().parent
+#: Commits that a line names at which a value is lost.
+MOST_LOST = 4
+
+
+def load(
+    folders: Sequence[Path],
+    suite: str,
+    committed: bool = False,
+    baseline: str | None = None,
+    only: Sequence[str] = (),
+    labels: Sequence[str] = (),
+) -> History:
+    """The history of a suite from the records below folders, with `committed` also from their git history.
+
+    `baseline` is the label of the control row, `only` has conditions KEY=VALUE, `labels` the order of rows.
+    UserError where a folder is missing, is in no repository, or holds no record of the suite.
+    """
+    return build(collect(folders, suite, committed), folders, baseline, only, labels)
+
+
+def build(
+    collection: Collection,
+    folders: Sequence[Path] = (),
+    baseline: str | None = None,
+    only: Sequence[str] = (),
+    labels: Sequence[str] = (),
+) -> History:
+    """The history of records that were collected."""
+    selection = Selection.of(only)
+    found = collection.found
+    near = [folder if folder.is_dir() else folder.parent for folder in folders]
+    commits, orders = place(found, [*near, Path.cwd(), HERE])
+    rows = names(found, orders)
+    chosen = [selection.takes(each.record) for each in found]
+    if not any(chosen):
+        known = sorted({plain(each.record.label) for each in found})
+        raise UserError(f"--only {' '.join(only)}: no record matches; the labels are: {', '.join(known)}")
+    kept = [pair for pair, wanted in zip(zip(found, orders, strict=True), chosen, strict=True) if wanted]
+    controls = [pair for pair in zip(found, orders, strict=True) if pair[0].record.label == baseline]
+    joined = [one for one in _joined(kept, rows) if selection.shows(one.quantity)]
+    if not joined:
+        known = sorted({quantity.name for each, _ in kept for quantity in values(each.record)})
+        raise UserError(f"--only {' '.join(only)}: {nearest(selection.quantity, known)}")
+    stretches = [one for one in joined if one.runs]
+    if not stretches:
+        raise UserError(f"--only {' '.join(only)}: no run has a finite value of it; leave the condition away")
+    rank = _ranks(labels, found, rows)
+    stretches.sort(key=lambda one: (rank[one.config_id], KINDS.index(one.quantity.kind)))
+    control = _joined(controls, rows)
+    series = {id(one): _series(one, collection.suite, commits, control, baseline) for one in stretches}
+    used = [each for each, _ in kept]
+    return History(
+        suite=collection.suite,
+        baseline=baseline,
+        commits=commits,
+        series=tuple(series.values()),
+        breaks=tuple(_breaks(stretches, series)),
+        runs=len(used),
+        set_aside=tuple(collection.set_aside),
+        notes=(*_lost(joined, commits), *_notes(collection, used, commits)),
+    )
+
+
+def _joined(pairs: Sequence[tuple[Found, int]], rows: dict[str, str]) -> list[Stretch]:
+    return join([found for found, _ in pairs], [order for _, order in pairs], rows)
+
+
+def _ranks(labels: Sequence[str], found: Sequence[Found], rows: dict[str, str]) -> dict[str, tuple[int, str]]:
+    """Rows in the order of the suite, what it does not have behind them by name."""
+    places = {label: number for number, label in reversed(list(enumerate(labels)))}
+    known = {each.record.config_id: each.record.label for each in found}
+    return {config: (places.get(label, len(labels)), rows[config]) for config, label in known.items()}
+
+
+def _series(
+    stretch: Stretch, suite: str, commits: Sequence[Commit], controls: Sequence[Stretch], baseline: str | None
+) -> Series:
+    quantity = stretch.quantity
+    tested, remarks = True, tuple[str, ...]()
+    if quantity.kind == "memory":
+        moved: Sequence[Moved] = exact_steps.memory(stretch.runs, quantity)
+        if not quantity.part:
+            remarks = exact_steps.disagreements(stretch.runs, bytes_text, lambda order: commits[order].name)
+    elif quantity.kind == "status":
+        moved = exact_steps.status(stretch.runs)
+    else:
+        searched = noisy_steps.search(stretch.runs, quantity)
+        moved, tested, remarks = searched.steps, searched.tested, searched.remarks
+        if quantity.kind == "perplexity":
+            moved = sorted((*moved, *exact_steps.lost(stretch.runs, stretch.lost, quantity)), key=_place)
+    points = tuple(run.point for run in stretch.runs)
+    text = "\0".join(
+        (suite, stretch.row, quantity.key, stretch.config_id, points[0].run_id, str(points[0].when))
+    )
+    name = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:10]
+    steps = tuple(_steps(name, stretch, moved, controls, baseline))
+    return Series(
+        name,
+        plain(suite),
+        stretch.row,
+        quantity,
+        stretch.config_id,
+        stretch.known,
+        points,
+        steps,
+        tested,
+        remarks,
+        tuple(run.point for run in stretch.lost),
+    )
+
+
+def _place(moved: Moved) -> tuple[int, int]:
+    return moved.second, moved.first
+
+
+def _steps(
+    series: str, stretch: Stretch, moved: Sequence[Moved], controls: Sequence[Stretch], baseline: str | None
+) -> Iterable[Step]:
+    for number, each in enumerate(moved):
+        remark, doubtful = each.remark, False
+        if stretch.quantity.kind == "time":
+            said = machine_noise.judge(moved, number, stretch, controls, baseline)
+            remark, doubtful = said.text, said.doubtful
+        levels = each.before, each.after, each.p_value, each.cause, remark, doubtful
+        yield Step(series, stretch.row, stretch.quantity, each.first, each.second, *levels)
+
+
+def _breaks(stretches: Sequence[Stretch], series: dict[int, Series]) -> Iterable[Break]:
+    for before, after, beside in breaks(stretches):
+        ends = series[id(before)], series[id(after)]
+        ids = ends[0].id, ends[1].id
+        yield Break(after.row, after.quantity, ends[1].first, *ids, fields(before, after), beside)
+
+
+def _lost(stretches: Sequence[Stretch], commits: Sequence[Commit]) -> Iterable[str]:
+    """A line for each row and quantity with values that can be neither drawn nor tested."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for one in stretches:
+        for run in one.lost:
+            said = f"{run.value:g} at {commits[run.order].name}"
+            found.setdefault((one.row, one.quantity.name), {})[said] = None
+    for (row, name), places in found.items():
+        more = f" and {len(places) - MOST_LOST} more" if len(places) > MOST_LOST else ""
+        yield f"{row}: {name} is no number to draw or test: {', '.join(list(places)[:MOST_LOST])}{more}"
+
+
+def _notes(collection: Collection, used: Sequence[Found], commits: Sequence[Commit]) -> Iterable[str]:
+    yield from collection.notes
+    if collection.unfinished:
+        yield f"{collection.unfinished} records of runs that have not ended are not shown"
+    unknown = [commit for commit in commits if commit.sha and not commit.known]
+    if unknown:
+        yield f"{len(unknown)} of {len(commits)} commits are in no repository here: ordered by when they ran"
+    if any(commit.sha is None for commit in commits):
+        yield "records that name no commit stand by the day of their run"

@@ -1,0 +1,249 @@
+"""Runs of a suite as runs of MLflow, each once: found again by a tag, so that a second upload adds nothing.
+
+One MLflow run is one record, since that is what its users call a run: seeds and repeats are grouped there by
+parameters, and a mean that was made here could not be taken apart. `mlflow-skinny` suffices as the client.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Protocol
+
+from harness.errors import UserError, one_line
+from harness.record import Record
+from harness.tables.format import plain
+from harness.tables.history.commits import started
+from harness.tables.history.loading import Collection, Found, identity
+from harness.tables.history.quantities import STATUS, values
+from harness.tables.history.selection import Selection
+
+#: What MLflow takes in one request: parameters, and figures beside these; and at most as a value or a name.
+PARAMS, METRICS = 100, 900
+LONGEST_VALUE, LONGEST_KEY = 500, 200
+#: A server that is there answers; nobody waits minutes for one that is not.
+CLIENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+KEY = "lorebench.key"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure; `step` counts updates from 1 where it is one of many, else it is 0."""
+
+    key: str
+    value: float
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """What MLflow is told of a record; times in milliseconds since 1970."""
+
+    key: str
+    name: str
+    status: str
+    start_ms: int
+    end_ms: int
+    params: Mapping[str, str]
+    metrics: tuple[Metric, ...]
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+class Server(Protocol):
+    """What the upload needs of an MLflow server."""
+
+    def experiment(self, name: str) -> str:
+        """The id of an experiment, made where it is missing."""
+
+    def uploaded(self, experiment: str) -> set[str]:
+        """The keys of the runs that are there as a whole; what an upload left unfinished is taken away."""
+
+    def send(self, experiment: str, run: Run) -> None:
+        """Write one run."""
+
+
+def upload(collection: Collection, uri: str, experiment: str, only: Sequence[str] = ()) -> str:
+    """Send the records that a server does not have yet; what was done, in one line.
+
+    UserError where the package is missing, where nothing answers, or where the server refuses.
+    """
+    selection = Selection.of(only)
+    chosen = [each for each in collection.found if selection.takes(each.record)]
+    with _settings():
+        server, failures = connect(uri)
+        try:
+            sent, there = send(server, chosen, experiment)
+        except failures as error:
+            raise UserError(
+                f"--mlflow {uri}: the upload did not work: {_reason(error)}; see that an MLflow server "
+                "answers there; the same command goes on where it ended"
+            ) from error
+    return f"mlflow: {sent} runs uploaded to experiment {experiment!r}, {there} were there already"
+
+
+def send(server: Server, found: Sequence[Found], experiment: str) -> tuple[int, int]:
+    """How many records were sent, and how many were there."""
+    place = server.experiment(experiment)
+    known = server.uploaded(place)
+    runs = [run for run in map(mapped, found) if run.key not in known]
+    for run in runs:
+        server.send(place, run)
+    return len(runs), len(found) - len(runs)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without the address that a failed request is wrapped in several times."""
+    text = one_line(error, 2000)
+    return text.rpartition("(Caused by ")[2].rstrip(")")[:200] if "(Caused by " in text else text[:200]
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """Short timeouts where a person has not set others."""
+    new = {key: value for key, value in CLIENT.items() if key not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for key in new:
+            os.environ.pop(key, None)
+
+
+# ----------------------------------------------------------------------------------------- mapping
+def mapped(found: Found) -> Run:
+    """A record as a run: its config as parameters, its figures as metrics with units in their names."""
+    item = found.record
+    when = started(item)
+    start = max(0, int(when.timestamp() * 1000)) if when else 0
+    wall = item.time.wall_s if item.time and item.time.wall_s and 0 < item.time.wall_s < 1e9 else 0.0
+    return Run(
+        key=identity(item),
+        name=plain(f"{item.label} s{item.seed}" + (f" r{item.repeat}" if item.repeat else ""), LONGEST_KEY),
+        status="FINISHED" if item.outcome.status == "ok" else "FAILED",
+        start_ms=start,
+        end_ms=start + int(wall * 1000),
+        params=dict(_params(item)),
+        metrics=tuple(_metrics(item)),
+        tags={key: plain(str(value), LONGEST_VALUE) for key, value in _tags(found).items() if value},
+    )
+
+
+def _params(item: Record) -> Iterator[tuple[str, str]]:
+    """The config in dotted keys; what is not set is left out."""
+    config = {key: value for key, value in item.config.items() if key not in ("seed", "repeat", "label")}
+    content = {"label": item.label, "seed": item.seed, "repeat": item.repeat, "config_id": item.config_id}
+    for key, value in _flat({**config, **content}):
+        yield _name(key), plain(str(value), LONGEST_VALUE)
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+            value = {str(place): part for place, part in enumerate(value)}
+        if isinstance(value, dict) and depth < 8:  # no config of ours is nested deeper
+            yield from _flat(value, f"{prefix}{key}.", depth + 1)
+        elif value is not None:
+            yield f"{prefix}{key}", value if not isinstance(value, dict) else "…"
+
+
+def _metrics(item: Record) -> Iterator[Metric]:
+    for quantity, value in values(item).items():
+        if quantity != STATUS and quantity.usable(value):
+            yield Metric(_name(quantity.key), value)
+    if item.training is not None:
+        for step, loss in enumerate(item.training.loss, start=1):
+            if abs(loss) < float("inf"):
+                yield Metric("train_loss_nats", loss, step)
+
+
+def _tags(found: Found) -> dict[str, Any]:
+    item, here = found.record, found.record.environment
+    return {
+        KEY: identity(item),
+        "suite": item.suite,
+        "label": item.label,
+        "run_id": item.run_id,
+        "status": item.outcome.status,
+        "tier": item.tier,
+        "machine": here.device if here else None,
+        "torch": here.packages.get("torch") if here else None,
+        "commit": here.git_sha if here else None,
+        "mlflow.source.git.commit": here.git_sha if here else None,
+        "dirty": "true" if here and here.git_dirty_sha256 else None,
+        "source": found.source,
+    }
+
+
+def _name(key: str) -> str:
+    """A name that MLflow takes: letters, digits, `_`, `-` and `.`."""
+    return re.sub(r"[^A-Za-z0-9_.\-]", "_", plain(key))[:LONGEST_KEY].strip(".") or "_"
+
+
+# ------------------------------------------------------------------------------------------ server
+def connect(uri: str) -> tuple[Server, tuple[type[Exception], ...]]:
+    """A client of a server, and the exceptions that it fails with."""
+    try:
+        # By name, since it is no dependency: only who uploads needs it.
+        mlflow, exceptions = import_module("mlflow"), import_module("mlflow.exceptions")
+        entities = import_module("mlflow.entities")
+    except ImportError as error:
+        raise UserError(
+            "--mlflow needs the package mlflow-skinny: pip install 'lorebench[mlflow]'"
+        ) from error
+    failures = (exceptions.MlflowException, OSError, ValueError)  # requests' exceptions are OSErrors
+    try:
+        return _Mlflow(mlflow.MlflowClient(tracking_uri=uri), entities), failures
+    except (*failures, ImportError) as error:
+        raise UserError(
+            f"--mlflow {uri}: {one_line(error)}; give for example http://localhost:5000"
+        ) from error
+
+
+class _Mlflow:
+    """A server by MLflow's own client."""
+
+    def __init__(self, client: Any, entities: Any) -> None:
+        self.client, self.entities = client, entities
+
+    def experiment(self, name: str) -> str:
+        """The id of an experiment, made where it is missing."""
+        known = self.client.get_experiment_by_name(name)
+        return str(known.experiment_id if known else self.client.create_experiment(name))
+
+    def uploaded(self, experiment: str) -> set[str]:
+        """The keys of the runs that are there as a whole; others of ours are taken away."""
+        found: set[str] = set()
+        token, ours = None, f"tags.`{KEY}` LIKE '%'"
+        while True:
+            page = self.client.search_runs([experiment], ours, max_results=1000, page_token=token)
+            for run in page:
+                if run.info.status == "RUNNING":
+                    self.client.delete_run(run.info.run_id)
+                else:
+                    found.add(run.data.tags[KEY])
+            token = page.token
+            if not token:
+                return found
+
+    def send(self, experiment: str, run: Run) -> None:
+        """Write one run; it is complete when it is said to have ended, and not before."""
+        made = self.client.create_run(
+            experiment, start_time=run.start_ms, tags=dict(run.tags), run_name=run.name
+        )
+        name = made.info.run_id
+        params = [self.entities.Param(key, value) for key, value in run.params.items()]
+        metrics = [self.entities.Metric(m.key, m.value, run.start_ms, m.step) for m in run.metrics]
+        for turn in range(max(1, math.ceil(len(params) / PARAMS), math.ceil(len(metrics) / METRICS))):
+            these = params[turn * PARAMS : (turn + 1) * PARAMS]
+            those = metrics[turn * METRICS : (turn + 1) * METRICS]
+            self.client.log_batch(name, metrics=those, params=these)
+        self.client.set_terminated(name, run.status, end_time=run.end_ms)

@@ -1,0 +1,94 @@
+"""What a record contributes to a history: its quantities with their values, and what decides each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harness.record import Accuracy, Record
+from harness.tables.compare.memory import components
+from harness.tables.compare.pairing import decides
+from harness.tables.format import plain
+from harness.tables.history.series import Kind, Quantity
+
+NAME_LENGTH = 80
+#: Depend on the seed, so they are compared between runs of one seed alone.
+BY_SEED = ("seed", "data", "data tokens", "model")
+
+STATUS = Quantity("ok_share", "runs ok", "share", "status", "higher", exact=True)
+PEAK = Quantity("peak_allocated_bytes", "peak memory", "bytes", "memory", "lower", exact=True)
+THROUGHPUT = Quantity("tokens_per_s", "throughput", "tokens/s", "time", "higher")
+WALL = Quantity("wall_s", "wall time", "s", "time", "lower")
+
+
+def values(record: Record) -> dict[Quantity, float]:
+    """All that a run was measured by; of a run that failed only that it did. Values may be infinite."""
+    found = {STATUS: float(record.outcome.status == "ok")}
+    if record.outcome.status == "ok":
+        found |= dict(_measured(record))
+    return found
+
+
+def _measured(record: Record) -> Iterator[tuple[Quantity, float]]:
+    train = record.memory.train if record.memory else None
+    if train is not None:
+        yield PEAK, float(train.peak_allocated_bytes)
+        for name, size in components(train).items():
+            yield component(name), float(size)
+    if record.time and record.time.tokens_per_s is not None:
+        yield THROUGHPUT, record.time.tokens_per_s
+    if record.time and record.time.wall_s is not None and record.time.wall_s > 0:
+        yield WALL, record.time.wall_s
+    if record.quality is None:
+        return
+    for name, scored in record.quality.perplexity.items():
+        name = plain(name, NAME_LENGTH)
+        yield (
+            Quantity(f"perplexity_{name}", f"perplexity {name}", "", "perplexity", "lower"),
+            scored.perplexity,
+        )
+    for name, scores in record.quality.tasks.items():
+        shown, version = plain(name, NAME_LENGTH), plain(scores.version, NAME_LENGTH)
+        shown = shown if version in ("", "1") else f"{shown} v{version}"
+        key = _accuracy(name, scores)
+        yield Quantity(key, f"accuracy {shown}", "share", "accuracy", "higher"), scores.accuracy
+
+
+def _accuracy(name: str, scores: Accuracy) -> str:
+    """The key of a task's accuracy."""
+    return f"accuracy_{plain(name, NAME_LENGTH)}_v{plain(scores.version, NAME_LENGTH)}"
+
+
+def task(record: Record, quantity: Quantity) -> Accuracy | None:
+    """The task that an accuracy is of."""
+    tasks = record.quality.tasks if record.quality else {}
+    return next((each for name, each in tasks.items() if quantity.key == _accuracy(name, each)), None)
+
+
+def component(name: str) -> Quantity:
+    """The quantity of a part of the peak, by its name for people."""
+    key = f"{name.replace(' ', '_')}_bytes"
+    return Quantity(key, f"memory: {name}", "bytes", "memory", "lower", exact=True, part=True)
+
+
+def measurement(kind: Kind) -> str:
+    """The measurement whose conditions decide a kind of quantity; memory for how a run ended."""
+    return "memory" if kind == "status" else kind
+
+
+def conditions(record: Record, quantity: Quantity) -> tuple[dict[str, str], dict[str, str]]:
+    """What must be equal for two values to share a series: of any two runs, and of two runs of one seed."""
+    known = decides(record, measurement(quantity.kind))
+    by_seed = {key: known.pop(key) for key in BY_SEED if key in known}
+    return known, by_seed
+
+
+def scored_text(record: Record, quantity: Quantity) -> dict[str, str]:
+    """What a perplexity or an accuracy was taken over, as the record says."""
+    if record.quality is None:
+        return {}
+    for name, scored in record.quality.perplexity.items():
+        if quantity.key == f"perplexity_{plain(name, NAME_LENGTH)}":
+            cut = {"text": scored.text, "tokens": scored.tokens, "windows": scored.windows}
+            return {f"scored {key}": plain(str(value)) for key, value in cut.items()}
+    scores = task(record, quantity)
+    return {"documents": str(scores.documents)} if scores else {}

@@ -1,0 +1,190 @@
+"""How parts of a history are said in words: values, steps, breaks, the method; no layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from harness.tables.compare.comparison import Difference
+from harness.tables.compare.memory import CUDA_BYTES, CUDA_SHARE, EXACT
+from harness.tables.compare.statistics import ALPHA, LEAST_PERPLEXITY_CHANGE, LEAST_SPEED_CHANGE
+from harness.tables.history.change_points import METHOD, PERMUTATIONS
+from harness.tables.history.series import History, Quantity, Step
+
+#: Names of rows or quantities that a line lists before it counts.
+MOST_NAMES = 3
+
+
+def number(quantity: Quantity, value: float) -> str:
+    """A value in the unit for people, without it."""
+    shown = quantity.shown(value)
+    if not quantity.usable(value):
+        return f"{shown:.3g}"
+    if quantity.kind == "perplexity":
+        return f"{shown:,.{3 if shown < 10 else 2 if shown < 100 else 1}f}"
+    if quantity.unit == "bytes":
+        return f"{shown:,.1f}" if shown >= 100 else f"{shown:,.2f}"
+    return f"{shown:,.0f}" if quantity.unit == "tokens/s" and shown >= 100 else f"{shown:,.1f}"
+
+
+def heads(quantities: Sequence[Quantity]) -> dict[Quantity, str]:
+    """Short headings of columns: tasks without the beginning that all their names share."""
+    tasks = [
+        quantity.name.removeprefix("accuracy ") for quantity in quantities if quantity.kind == "accuracy"
+    ]
+    shared = _beginning(tasks)
+    found = {}
+    for quantity in quantities:
+        name = quantity.name.removeprefix("memory: ").removeprefix("accuracy ").removeprefix(shared)
+        name = name.replace("perplexity ", "ppl ")
+        name = {"throughput": "", "wall time": "wall", "peak memory": "peak"}.get(name, name)
+        found[quantity] = f"{name} {quantity.shown_unit}".strip()
+    return found
+
+
+def _beginning(names: Sequence[str]) -> str:
+    """The words, up to a `_`, that several names begin with; nothing where one name is no more than these."""
+    parts = [name.split("_") for name in names]
+    same = 0
+    while len(names) > 1 and all(len(p) > same + 1 and p[same] == parts[0][same] for p in parts):
+        same += 1
+    return "".join(f"{word}_" for word in parts[0][:same]) if same else ""
+
+
+def levels(step: Step) -> str:
+    """`130.8 -> 142.8 MiB`; in bytes where MiB would hide the step."""
+    before, after = (number(step.quantity, value) for value in (step.before, step.after))
+    unit = step.quantity.shown_unit
+    if before == after and step.quantity.unit == "bytes":
+        before, after, unit = f"{step.before:,.0f}", f"{step.after:,.0f}", "bytes"
+    return f"{before} -> {after} {unit}".rstrip()
+
+
+def ratio(step: Step) -> str:
+    """After over before, or nothing where there was nothing; points of a share."""
+    if step.quantity.unit == "share":
+        return f"{100 * (step.after - step.before):+.1f} points"
+    if step.ratio is None:
+        return ""
+    digits = 3 if abs(step.ratio - 1) >= 0.001 else 6
+    return f"\N{MULTIPLICATION SIGN}{step.ratio:.{digits}f}"
+
+
+def verdict(step: Step) -> str:
+    """`worse` or `better`, with a question mark where it may be the machine."""
+    return ("worse" if step.worse else "better") + ("?" if step.doubtful else "")
+
+
+def why(step: Step) -> str:
+    """What is known of a step beside its size."""
+    tested = "" if step.p_value is None else f"p = {step.p_value:.3f}"
+    return "; ".join(filter(None, (step.cause, tested, step.remark)))
+
+
+def told(history: History) -> list[Step]:
+    """The steps that a person is told, the worst first: a component is part of its peak's line."""
+    peaks = {
+        (step.row, step.first, step.second)
+        for step in history.steps
+        if step.quantity.kind == "memory" and not step.quantity.part
+    }
+    found = [s for s in history.steps if not (s.quantity.part and (s.row, s.first, s.second) in peaks)]
+    return sorted(found, key=lambda step: (step.doubtful, not step.worse))
+
+
+@dataclass(frozen=True)
+class Said:
+    """Breaks that have one place and one reason, with the rows and quantities that they are of."""
+
+    order: int
+    beside: bool
+    differences: tuple[Difference, ...]
+    rows: tuple[str, ...]
+    quantities: tuple[str, ...]
+
+    @property
+    def reason(self) -> str:
+        """The fields that differ, the first of many."""
+        shown = "; ".join(map(str, self.differences[:4])) or "nothing that records name"
+        return f"{shown} and {len(self.differences) - 4} more" if len(self.differences) > 4 else shown
+
+
+def _broken(history: History) -> list[Said]:
+    """The breaks of a history, joined where place and reason are the same."""
+    grouped: dict[tuple[int, bool, tuple[Difference, ...]], tuple[list[str], list[str]]] = {}
+    for each in history.breaks:
+        reasons = tuple(field for field in each.differences if field.field != "config_id") or each.differences
+        rows, quantities = grouped.setdefault((each.order, each.beside, reasons), ([], []))
+        rows.append(each.row)
+        quantities.append(each.quantity.name)
+    return [
+        Said(*key, tuple(dict.fromkeys(rows)), tuple(dict.fromkeys(quantities)))
+        for key, (rows, quantities) in sorted(grouped.items(), key=lambda item: item[0][0])
+    ]
+
+
+def breaks(history: History) -> list[str]:
+    """Why lines end and where, a line for each place and reason."""
+    quantities = [quantity.name for quantity in history.quantities]
+    found = []
+    for each in _broken(history):
+        rows = listed(each.rows, history.rows, "rows")
+        what = listed(each.quantities, quantities, "quantities")
+        kind = "also" if each.beside else "from here"
+        found.append(f"{history.commits[each.order].name}: {kind} {each.reason} ({rows}; {what})")
+    return found
+
+
+def listed(names: Sequence[str], everything: Iterable[str], word: str) -> str:
+    """A few names, `all <word>`, or how many."""
+    count = len(set(everything))
+    if len(names) == count > 1:
+        return f"all {count} {word}"
+    return ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} of {count} {word}"
+
+
+def method(history: History) -> list[str]:
+    """How steps were found, and what could not be searched."""
+    noisy = [series for series in history.series if not series.quantity.exact]
+    searched = sum(series.tested for series in noisy)
+    found = []
+    if searched:
+        found.append(
+            f"noisy quantities: {METHOD}, {PERMUTATIONS} permutations, at most {100 * ALPHA:.0f} % "
+            f"false alarms a series ({searched} searched); no step is a change of time below "
+            f"{100 * LEAST_SPEED_CHANGE:.0f} %, one of perplexity below {100 * LEAST_PERPLEXITY_CHANGE:.1f} "
+            "%, or one of accuracy that its number of documents explains"
+        )
+    few = sum(len(series.by_commit) > 1 and not series.tested for series in noisy)
+    if few:
+        found.append(
+            f"{few} noisy series have too few runs to be searched: it takes 8, with 3 on each side, of one "
+            "seed where it is quality (or 3 seeds at 4 commits)"
+        )
+    return [*found, *_exact(history)] if len(history.commits) > 1 else found
+
+
+def _exact(history: History) -> Iterator[str]:
+    """Which changes of bytes and outcomes are steps: what an allocator says is not exact."""
+    exact = [series for series in history.series if series.quantity.exact]
+    outcomes = any(series.quantity.kind == "status" for series in exact)
+    counted = [s.stand.get("meter") in EXACT for s in exact if s.quantity.kind == "memory"]
+    bytes_ = "bytes" if all(counted) else "bytes that are counted"
+    names = [name for name, is_there in ((bytes_, any(counted)), ("outcomes", outcomes)) if is_there]
+    if names:
+        yield f"{' and '.join(names)}: any change between runs of one seed is a step"
+    if not all(counted):
+        yield (
+            "bytes by an allocator: a change between runs of one seed is a step beyond "
+            f"{100 * CUDA_SHARE:.1f} % + {CUDA_BYTES >> 20} MiB"
+        )
+
+
+def remarks(history: History) -> list[str]:
+    """What is to be said of single series, but that they are short."""
+    return [
+        f"{series.row}: {series.quantity.name}: {remark}"
+        for series in history.series
+        for remark in series.remarks
+        if series.tested and "no test" not in remark
+    ]

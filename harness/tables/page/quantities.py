@@ -1,0 +1,147 @@
+"""The rows of a page: what they are called in charts, which may share one, and what they are measured by."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.tables.aggregate import agree
+from harness.tables.format import DASH, UNITS, Show, byte_unit, fixed, percent, plain, significant
+from harness.tables.report.notes import traits
+from harness.tables.report.view import View
+
+Better = Literal["lower", "higher"]
+
+_LABEL = 26  # characters of a row's name that a phone still has room for beside a chart
+_DIFFERENCE = 90
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows, by their places, whose figures may share a chart; `title` says what sets them apart."""
+
+    places: tuple[int, ...]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A figure of the report: its key, its name with the unit, and how it is scaled, written and judged."""
+
+    key: str
+    name: str
+    better: Better
+    show: Show
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """The mean of one row and its spread, both in the unit of the quantity."""
+
+    mean: float
+    spread: float | None
+
+
+def names(view: View) -> list[str]:
+    """The label of every row, with what tells it apart where several have one."""
+    counts = Counter(view.names)
+    told = [(key.split(".")[-1], view.trait(key)) for key in view.varying]
+    return [
+        name
+        if counts[name] == 1
+        else ", ".join((name, *(f"{key} {values[place]}" for key, values in told if values[place] != DASH)))
+        for place, name in enumerate(view.names)
+    ]
+
+
+def labels(view: View, group: Group) -> list[str]:
+    """Short names of a group's rows for a chart, whose title says already what sets the group apart."""
+    own = [view.names[place] for place in group.places]
+    if len(set(own)) < len(own):
+        own = [names(view)[place] for place in group.places]
+    return [short(name) for name in own]
+
+
+def short(name: str) -> str:
+    """A name for the axis of a chart."""
+    return plain(name, _LABEL)
+
+
+def groups(view: View) -> list[Group]:
+    """Rows by what must be equal before two may be compared: test stand, model and data."""
+    found: list[tuple[dict[str, str], dict[str, str], list[int]]] = []
+    for place, row in enumerate(view.rows):
+        work = row.section("model", "data")
+        for stand, other, places in found:
+            if work == other and agree(stand, row.stand):
+                stand |= row.stand
+                places.append(place)
+                break
+        else:
+            found.append((dict(row.stand), work, [place]))
+    if len(found) == 1:
+        return [Group(tuple(found[0][2]))]
+    return [Group(tuple(places), _difference(view, places)) for *_, places in found]
+
+
+def _difference(view: View, places: Sequence[int]) -> str:
+    """What of that differs between groups, by the values that one of them has."""
+    rows = [view.rows[place] for place in places]
+    apart = {key for row in view.rows for key in (*row.stand, *row.section("model", "data"))}
+    known = {key: value for row in rows for key, value in traits(row).items() if key in apart}
+    said = (f"{key.split('.')[-1]} {known[key]}" for key in view.varying if key in known)
+    return plain(", ".join(said), _DIFFERENCE)
+
+
+def quality(view: View) -> list[Quantity]:
+    """Every perplexity, and accuracy as one figure: the mean, or that of the only task."""
+    keys = list(dict.fromkeys(key for row in view.rows for key in row.stats))
+    found = [
+        Quantity(key, f"perplexity, {key.removeprefix('perplexity_')}", "lower", _digits(view, key))
+        for key in keys
+        if key.startswith("perplexity_")
+    ]
+    scores = [key for key in keys if key.startswith("accuracy_") and not key.startswith("accuracy_stderr_")]
+    if "mean_accuracy" in keys:
+        found.append(Quantity("mean_accuracy", "mean accuracy, %", "higher", percent, 100))
+    elif len(scores) == 1:
+        name = f"accuracy, {scores[0].removeprefix('accuracy_')}, %"
+        found.append(Quantity(scores[0], name, "higher", percent, 100))
+    return found
+
+
+def memory(view: View, group: Group) -> Quantity:
+    """Peak memory of training, in a unit that suits the largest of the group."""
+    key = "peak_allocated_bytes"
+    unit, show = byte_unit(max((view.rows[place].mean(key) or 0 for place in group.places), default=0))
+    return Quantity(key, f"peak memory, {unit}", "lower", show, 1 / dict(UNITS)[unit])
+
+
+def speed(view: View) -> Quantity:
+    """Throughput of training."""
+    key = "tokens_per_s"
+    return Quantity(key, "throughput, tokens/s", "higher", _digits(view, key))
+
+
+def point(view: View, place: int, quantity: Quantity) -> Point | None:
+    """What a row measured, None where there is nothing finite to draw."""
+    stat = view.rows[place].stats.get(quantity.key)
+    if stat is None or not math.isfinite(stat.mean):
+        return None
+    return Point(stat.mean * quantity.scale, None if stat.sd is None else stat.sd * quantity.scale)
+
+
+def written(view: View, place: int, quantity: Quantity) -> str:
+    """The same as text, for what appears beside a point."""
+    stat = view.rows[place].stats[quantity.key]
+    spread = f" ± {quantity.show(stat.sd)}" if stat.sd else ""
+    return f"{quantity.name}: {quantity.show(stat.mean)}{spread} (n={stat.n})"
+
+
+def _digits(view: View, key: str) -> Show:
+    means = [row.mean(key) or 0 for row in view.rows]
+    return significant(means, 4) if any(means) else fixed(2)

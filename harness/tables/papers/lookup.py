@@ -1,0 +1,215 @@
+"""Where our figures are looked up: calculations, forecasts, records, other printed cells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError, nearest
+from harness.record import Record
+from harness.suite import suites_folder
+from harness.tables.aggregate import Row
+from harness.tables.aggregate import rows as rows_of
+from harness.tables.papers import published
+from harness.tables.papers.published import Cell
+from harness.tables.papers.schema import Calculated, Predicted, Printed, Recorded, Selector
+from harness.tables.papers.verdicts import Ours, converted
+from harness.tables.records import sound
+
+#: Bytes of a forecast by what is asked for; states are what training keeps beside activations and gradients.
+WEIGHTS = ("weights_trainable_bytes", "weights_frozen_bytes")
+PARTS = {
+    "peak": ("peak_allocated_bytes",),
+    "weights": WEIGHTS,
+    "gradients": ("gradients_bytes",),
+    "optimizer": ("optimizer_bytes",),
+    "states": (*WEIGHTS, "optimizer_bytes", "buffers_bytes"),
+}
+UNITS = {"peak_allocated_bytes": "bytes", "tokens_per_s": "tokens/s"}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files that figures come from: results of the project, and folders of records."""
+
+    papers: Path
+    results: Path
+    records: tuple[Path, ...]
+    _rows: dict[str, list[Row]] = field(default_factory=dict)
+
+    @cached_property
+    def calculations(self) -> dict[str, Mapping[str, Any]]:
+        """Every evaluated call by its text."""
+        path = self.results / "calculations.json"
+        entries = _json(path, "python -m benchmarks.papers.calculations")
+        if not isinstance(entries, list) or not all(isinstance(item, dict) for item in entries):
+            raise UserError(
+                f"{path}: not a list of calculations; run python -m benchmarks.papers.calculations"
+            )
+        return {_call(item["calculation"], item.get("with", {})): item for item in entries}
+
+    @cached_property
+    def forecasts(self) -> dict[str, Mapping[str, Any]]:
+        """Forecasts of the shapes suite by label."""
+        path = self.results / "forecasts" / "shapes.json"
+        found: dict[str, Mapping[str, Any]] = _json(path, "python -m benchmarks.studies.memory")["forecasts"]
+        return found
+
+    @cached_property
+    def printed(self) -> dict[str, list[Cell]]:
+        """The cells of every paper."""
+        names = published.available(self.papers)
+        return {name: list(published.cells(name, published.load(self.papers, name))) for name in names}
+
+    def take(self, suite: str, records: Iterable[Record]) -> None:
+        """Use these records of a suite, which somebody has read already, in place of its files."""
+        self._rows[suite] = rows_of(item for item in records if item.outcome.status == "ok")
+
+    # ------------------------------------------------------------------------------------- looking up
+    def find(self, cell: Cell) -> Ours | None:
+        """Our figure in the unit of the cell, by the first selector that has one."""
+        for selector in cell.answer.selectors:
+            found = self._one(selector, cell)
+            if found is not None:
+                return found
+        return None
+
+    def _one(self, selector: Selector, cell: Cell) -> Ours | None:
+        try:
+            if isinstance(selector, Calculated):
+                return self._calculated(selector, cell.unit)
+            if isinstance(selector, Predicted):
+                return self._predicted(selector, cell.unit)
+            if isinstance(selector, Printed):
+                return self._printed(selector, cell.unit)
+            return self._recorded(selector, cell.unit)
+        except UserError as error:
+            raise UserError(f"{cell.where}: {error}") from error
+
+    def _calculated(self, selector: Calculated, unit: str) -> Ours:
+        entry = self.calculation(selector)
+        value = entry["value"]
+        if not isinstance(value, (bool, str)):
+            value = converted(value, str(entry.get("unit", "")), unit)
+        return Ours(value, "calculated", str(entry.get("how", "")))
+
+    def calculation(self, selector: Calculated) -> Mapping[str, Any]:
+        """The entry of one call; UserError for a call that has not been evaluated."""
+        call = _call(selector.calculation, selector.arguments)
+        if call not in self.calculations:
+            raise UserError(f"no value of {call} yet; run python -m benchmarks.papers.calculations")
+        return self.calculations[call]
+
+    def _predicted(self, selector: Predicted, unit: str) -> Ours:
+        what = {"peak": "peak of training", "states": "weights and optimizer states"}
+        how = f"{what.get(selector.part, selector.part)} of {selector.forecast!r} of suite shapes, simulated"
+        size = self._forecast_bytes(selector.forecast, selector.part)
+        if selector.beside is None:
+            return Ours(converted(size, "bytes", unit), "predicted", how)
+        other = self._forecast_bytes(selector.beside, selector.part)
+        how += f", beside that of {selector.beside!r}"
+        if selector.give == "difference":
+            return Ours(converted(size - other, "bytes", unit), "predicted", how)
+        share = size / other if selector.give == "ratio" else (size - other) / size
+        return Ours(converted(share, "share", unit), "predicted", how)
+
+    def _forecast_bytes(self, label: str, part: str) -> int:
+        found = self.forecasts.get(label)
+        if found is None:
+            raise UserError(f"no forecast {label!r}; {nearest(label, self.forecasts)}")
+        report = found.get("report")
+        if not report:
+            raise UserError(f"the forecast {label!r} failed; run python -m benchmarks.studies.memory")
+        return sum(int(report["train"][name]) for name in PARTS[part])
+
+    def _printed(self, selector: Printed, unit: str) -> Ours:
+        other = self.printed_cell(selector)
+        return Ours(other.published, "printed", f"as printed in {other.paper}, {other.table.id}")
+
+    def printed_cell(self, selector: Printed) -> Cell:
+        """The one published cell that is meant; UserError where there are none or several."""
+        if selector.paper not in self.printed:
+            raise UserError(f"no paper {selector.paper!r}; {nearest(selector.paper, self.printed)}")
+        found = [
+            cell
+            for cell in self.printed[selector.paper]
+            if cell.table.id == selector.table
+            if cell.quantity == (selector.quantity or cell.table.value)
+            if all(cell.row.get(key) == value for key, value in selector.where.items())
+        ]
+        if len(found) != 1:
+            raise UserError(
+                f"{len(found)} cells of {selector.paper}, {selector.table} have {selector.where}; name one"
+            )
+        return found[0]
+
+    def _recorded(self, selector: Recorded, unit: str) -> Ours | None:
+        name, label = Path(selector.suite).name, selector.only.get("label")
+        key = selector.quantity.replace(".", "_", 1)
+        found = [
+            (len(row.records), row, value)
+            for row in self._of_suite(name)
+            if row.label == label
+            and all(row.settings.get(k) == v for k, v in selector.only.items() if k != "label")
+            if (value := _measured(row, key)) is not None
+        ]
+        if not found:
+            return None
+        _, row, value = max(found, key=lambda item: item[0])
+        given = UNITS.get(selector.quantity, "share" if key.startswith("accuracy_") else unit)
+        figure = converted(value, given, unit) if selector.per is None else value / selector.per
+        said = [("device", row.stand.get("device", ""))]
+        how = f"mean of {len(row.records)} runs of suite {name}"
+        return Ours(figure, "measured", how, tuple(pair for pair in said if pair[1]))
+
+    def _of_suite(self, name: str) -> list[Row]:
+        """The rows of a suite over all folders of records; what cannot be read is no figure."""
+        if name not in self._rows:
+            found: dict[str, Record] = {}
+            for folder in self.records:
+                for path in sorted(folder.glob(f"*/{name}/*.json")):
+                    try:
+                        found.setdefault(f"{path.parent.parent.name}/{path.stem}", sound(path))
+                    except UserError:
+                        continue
+            self._rows[name] = rows_of(item for item in found.values() if item.outcome.status == "ok")
+        return self._rows[name]
+
+
+def command(selectors: Sequence[Selector]) -> list[str] | None:
+    """The words of the command that would fill a cell, where a suite can."""
+    for selector in selectors:
+        if isinstance(selector, Recorded):
+            shipped = (suites_folder() / f"{selector.suite}.yaml").relative_to(suites_folder().parent)
+            only = [word for key, value in selector.only.items() for word in ("--only", f"{key}={value}")]
+            return ["lorebench", "run", shipped.as_posix(), *only]
+    return None
+
+
+def _measured(row: Row, key: str) -> float | None:
+    """The mean of a quantity; the options that a protocol was given stand behind its name."""
+    names = [name for name in row.stats if name == key or name.startswith(f"{key}(")]
+    return row.mean(names[0]) if len(names) == 1 else None
+
+
+def _call(name: str, arguments: Mapping[str, Any]) -> str:
+    return f"{name} {json.dumps(arguments, sort_keys=True)}"
+
+
+def _json(path: Path, remedy: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; run {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}; run {remedy}") from error
+
+
+def sources(root: Path, *records: Path) -> Sources:
+    """The files of a checkout, with further folders of records looked at first."""
+    results = root / "results"
+    return Sources(published.folder(), results, (*records, results / "raw"))

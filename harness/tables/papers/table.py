@@ -1,0 +1,175 @@
+"""One published table as a small table of text: published, ours, verdict, and notes below by letters."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from harness.suite import suites_folder
+from harness.tables.format import DASH, Column, Table, plain
+from harness.tables.format import ratio as ratio_text
+from harness.tables.papers.judge import Judged
+from harness.tables.papers.lookup import Sources, command
+from harness.tables.papers.published import Cell
+from harness.tables.papers.schema import Tolerance
+
+#: Digits that ours has at least where it is no whole number.
+DIGITS = 3
+
+
+def tables_of(judged: Sequence[Judged], sources: Sources) -> list[Table]:
+    """One table for the values by which rows count, one for each further column of values."""
+    found = []
+    for quantity in dict.fromkeys(item.cell.quantity for item in judged):
+        own = [item for item in judged if item.cell.quantity == quantity]
+        first = own[0].cell
+        title = first.table.id if first.primary else f"{first.table.id}, further: {quantity}"
+        marks = _Marks()
+        columns = _columns(own, marks, sources)
+        notes = [*_head(first), *_tolerances(own), *marks.said, *_commands(own)]
+        found.append(Table(title, _stub(own), columns, tuple(plain(note) for note in notes)))
+    return found
+
+
+def _stub(judged: Sequence[Judged]) -> tuple[Column, ...]:
+    """The keys that tell rows apart; what all rows share is left out where something else does."""
+    keys = judged[0].cell.table.keys
+    rows = [[shown(item.cell.keys.get(key, DASH)) for key in keys] for item in judged]
+    kept = [place for place in range(len(keys)) if len({row[place] for row in rows}) > 1] or [0]
+    return tuple(
+        Column(keys[at].replace("_", " "), tuple(row[at] for row in rows), numeric=False) for at in kept
+    )
+
+
+def _columns(judged: Sequence[Judged], marks: _Marks, sources: Sources) -> tuple[Column, ...]:
+    units = {item.cell.unit for item in judged}
+    unit = f", {next(iter(units))}" if len(units) == 1 and units != {""} else ""
+    published = [shown(item.cell.published) + ("" if unit else _unit_beside(item)) for item in judged]
+    return (
+        Column(f"published{unit}", tuple(published)),
+        Column("ours", tuple(ours(item) for item in judged)),
+        Column("ratio", tuple(DASH if item.ratio is None else ratio_text(item.ratio) for item in judged)),
+        Column("ours is", tuple(item.ours.by if item.ours else DASH for item in judged), numeric=False),
+        Column("verdict", tuple(item.verdict for item in judged), numeric=False),
+        Column("notes", tuple(marks.of(notes(item, sources)) for item in judged), numeric=False),
+    )
+
+
+def _unit_beside(item: Judged) -> str:
+    """The unit of a number, where a column has several; a text has its own."""
+    return f" {item.cell.unit}".rstrip() if isinstance(item.cell.published, (int, float)) else ""
+
+
+class _Marks:
+    """Notes below a table, each said once, by letters in its rows."""
+
+    def __init__(self) -> None:
+        self._letters: dict[str, str] = {}
+
+    def of(self, notes: Iterable[str]) -> str:
+        """The letters of some notes."""
+        for note in notes:
+            self._letters.setdefault(note, _letter(len(self._letters)))
+        return " ".join(self._letters[note] for note in notes)
+
+    @property
+    def said(self) -> list[str]:
+        """All notes with their letters."""
+        return [f"{letter}: {note}" for note, letter in self._letters.items()]
+
+
+def _letter(number: int) -> str:
+    return (chr(ord("a") + number // 26 - 1) if number >= 26 else "") + chr(ord("a") + number % 26)
+
+
+def _head(cell: Cell) -> list[str]:
+    """What is said of the table as a whole, or of one further column."""
+    table = cell.table
+    about = [table.caption, table.model, table.dataset] if cell.primary else []
+    said = ["; ".join(part for part in (*about, cell.values.metric) if part)]
+    said += [f"protocol: {table.protocol}"] if cell.primary and table.protocol else []
+    if cell.primary:
+        said += [f"source: {table.source} ({table.confidence}); in the paper: {cell.values.obtained}"]
+        said += [table.note] if table.note else []
+    return said
+
+
+def _tolerances(judged: Iterable[Judged]) -> list[str]:
+    """Every tolerance that a figure of ours is or would be held to."""
+    wanted = [item.cell for item in judged if item.cell.answer.selectors and item.number is not None]
+    texts = [_tolerance(cell.tolerance, cell.unit) for cell in wanted if cell.tolerance]
+    return [f"tolerance: {text}" for text in dict.fromkeys(texts)]
+
+
+def _tolerance(tolerance: Tolerance, unit: str) -> str:
+    parts = [f"{100 * tolerance.relative:g} %"] if tolerance.relative else []
+    parts += [f"{tolerance.absolute:g} {unit}".rstrip()] if tolerance.absolute else []
+    return f"{' or '.join(parts) or 'none'}: {tolerance.reason}"
+
+
+def notes(item: Judged, sources: Sources) -> list[str]:
+    """What stands behind one row: how ours came about or what lacks, and the conditions that differ."""
+    answer, found = item.cell.answer, item.ours
+    said = [answer.why] if answer.why else []
+    said += [found.how] if found and found.how and found.by != "predicted" else []
+    if item.cell.obtained != item.cell.values.obtained:
+        said.append(f"in the paper: {item.cell.obtained}")
+    if answer.copied_from:
+        other = sources.printed_cell(answer.copied_from)
+        same = other.published == item.cell.published
+        where = f"{other.paper}, {other.table.id}"
+        said.append(f"equal to {where}" if same else f"{where} has {shown(other.published)}")
+    differs = conditions(item) if found or answer.selectors else ""
+    return [*said, differs] if differs else said
+
+
+def conditions(item: Judged) -> str:
+    """The conditions of the paper and ours where they differ."""
+    theirs = item.cell.table.conditions
+    own = {**item.cell.answer.conditions, **dict(item.ours.conditions if item.ours else ())}
+    said = [
+        f"{key}: paper {theirs.get(key, 'not said')}, ours {value}"
+        for key, value in own.items()
+        if theirs.get(key) != value
+    ]
+    return "; ".join(said)
+
+
+def _commands(judged: Iterable[Judged]) -> list[str]:
+    """The commands that would fill what has no figure of ours yet, each once."""
+    open_cells = [item.cell for item in judged if item.ours is None and not item.cell.answer.does_not_run]
+    found = [words for cell in open_cells if (words := command(cell.answer.selectors))]
+    missing = sorted({words[2] for words in found if not (suites_folder().parent / words[2]).exists()})
+    said = [f"to fill: {text}" for text in dict.fromkeys(map(shlex.join, found))]
+    return [*said, *(f"{name} does not exist yet" for name in missing)]
+
+
+# --------------------------------------------------------------------------------------------- text
+def shown(value: Any) -> str:
+    """A printed value as it stands in the file; a list is its values in order."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(shown(part) for part in value)
+    return plain(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+
+
+def ours(item: Judged) -> str:
+    """Our figure as text, in the unit of the cell."""
+    value = item.ours.value if item.ours else None
+    if value is None:
+        return DASH
+    if isinstance(value, bool):
+        return "holds" if value else "does not hold"
+    return plain(value) if isinstance(value, str) else _significant(float(value), item.number)
+
+
+def _significant(value: float, beside: float | None) -> str:
+    """With one decimal more than the published figure, or three digits where these are more."""
+    if not math.isfinite(value):
+        return str(value)
+    printed = f"{beside:g}" if beside is not None else ""
+    decimals = 0 if "e" in printed else len(printed.partition(".")[2])
+    if value != int(value):
+        decimals = max(decimals + 1, DIGITS - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}" if decimals < 6 else f"{value:g}"

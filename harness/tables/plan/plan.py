@@ -1,0 +1,139 @@
+"""The plan of a suite as values: what is done, what memory each config will need, and where it fits.
+
+Forecasts in, values out; nothing here simulates or runs anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.forecast import Capacity, MemoryReport
+
+GIB = 1 << 30
+GROUPS = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One config: its runs, its forecast or why there is none, and the largest settings by device.
+
+    `seconds` is what the runs that are to do will take, None where no equal run is known. `largest` is by
+    setting and then by the device's GiB; text says why there is no answer. `steps` are the updates of a
+    run, None where nothing trains; `tokens_per_step` is what one update sees, padding included.
+    """
+
+    label: str
+    config_id: str
+    done: int
+    todo: int
+    seconds: float | None
+    forecast: MemoryReport | str
+    largest: Mapping[str, Mapping[float, Capacity | str]] = field(default_factory=dict)
+    steps: int | None = None
+    tokens_per_step: int = 0
+
+    @property
+    def report(self) -> MemoryReport | None:
+        """The forecast, if there is one."""
+        return None if isinstance(self.forecast, str) else self.forecast
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All rows, the devices that were asked about and the GiB kept free on each.
+
+    `unseen` says what a simulation cannot see, `ranks` where ranks were taken from that a person gave.
+    """
+
+    suite: str
+    question: str
+    machine: str
+    rows: tuple[Row, ...]
+    device_gib: tuple[float, ...]
+    reserve_gib: float
+    unseen: str
+    ranks: str | None = None
+
+    def spare(self, row: Row, gib: float) -> float | None:
+        """GiB that stay free on a device, negative where some are short; None without a forecast."""
+        if row.report is None:
+            return None
+        return gib - self.reserve_gib - row.report.peak_allocated_bytes / GIB
+
+
+def components(report: MemoryReport) -> dict[str, int]:
+    """Bytes at the peak of training by component; empty for a run that does not train."""
+    train = report.train
+    if train is None:
+        return {}
+    return {
+        "weights": train.weights_trainable_bytes + train.weights_frozen_bytes,
+        "gradients": train.gradients_bytes,
+        "optimizer": train.optimizer_bytes,
+        "buffers": train.buffers_bytes,
+        "transient": train.transient_bytes,
+    }
+
+
+def phase_of_peak(report: MemoryReport) -> str:
+    """The phase with the highest peak; of equal ones the last, which is what a run comes to."""
+    peaks = report.phase_peak_allocated_bytes
+    return max(reversed(list(peaks)), key=lambda phase: peaks[phase])
+
+
+def largest_groups(report: MemoryReport) -> dict[str, int]:
+    """The largest groups of bytes that are alive at the peak of training, the largest first."""
+    groups = report.peak.groups if report.peak else {}
+    return dict(sorted(groups.items(), key=lambda item: -item[1])[:GROUPS])
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values, all sizes in bytes, all times in seconds, null where nothing is known."""
+    return {
+        "suite": plan.suite,
+        "machine": plan.machine,
+        "device_gib": list(plan.device_gib),
+        "reserve_gib": plan.reserve_gib,
+        "unseen": plan.unseen,
+        "ranks": plan.ranks,
+        "runs_done": sum(row.done for row in plan.rows),
+        "runs_to_do": sum(row.todo for row in plan.rows),
+        "rows": [_row_as_dict(plan, row) for row in plan.rows],
+    }
+
+
+def _row_as_dict(plan: Plan, row: Row) -> dict[str, Any]:
+    report = row.report
+    spare = {gib: plan.spare(row, gib) for gib in plan.device_gib}
+    return {
+        "label": row.label,
+        "config_id": row.config_id,
+        "runs_done": row.done,
+        "runs_to_do": row.todo,
+        "to_do_s": row.seconds,
+        "steps": row.steps,
+        "tokens_per_step": row.tokens_per_step if row.steps else None,
+        "tokens": row.steps * row.tokens_per_step if row.steps else None,
+        "peak_allocated_bytes": report.peak_allocated_bytes if report else None,
+        "peak_phase": phase_of_peak(report) if report else None,
+        "components_bytes": components(report) if report else None,
+        "forecast": report.model_dump(mode="json") if report else None,
+        "reason": None if report else row.forecast,
+        "fits": [
+            {"device_gib": gib, "fits": None if left is None else left >= 0, "spare_gib": left}
+            for gib, left in spare.items()
+        ],
+        "largest": [
+            {"device_gib": gib}
+            | (
+                {"setting": setting, "reason": found}
+                if isinstance(found, str)
+                else found.model_dump(mode="json")
+            )
+            for setting, by_device in row.largest.items()
+            for gib, found in by_device.items()
+        ],
+    }

@@ -1,0 +1,173 @@
+"""What must be said beside the numbers: how runs ended, what rows share, what differs, what to doubt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from harness.record import Outcome, Record
+from harness.tables.aggregate import Row
+from harness.tables.format import DASH, bytes_text, plain
+
+_STATUS_WIDTH = 40
+READING = (
+    "± is the sample standard deviation, over seeds for quality and over runs for memory and speed; "
+    "without it there is one value, or all values of the column are equal. "
+    f"{DASH} was not measured. (n=…) counts values where some are missing."
+)
+
+
+# ---------------------------------------------------------------------------------------- outcomes
+def status(records: Sequence[Record]) -> str:
+    """How the runs of a row ended, e.g. `ok 2/3; diverged in train 1/3`."""
+    total = len(records)
+    good = sum(record.outcome.status == "ok" for record in records)
+    failed = [record.outcome for record in records if record.outcome.status != "ok"]
+    kinds = Counter(_ending(outcome, failed) for outcome in failed)
+    parts = [f"ok {good}/{total}"] if good else []
+    parts += [text if total == 1 else f"{text} {count}/{total}" for text, count in kinds.items()]
+    return "; ".join(parts)
+
+
+def _ending(outcome: Outcome, failed: Sequence[Outcome]) -> str:
+    """A failure in a few words; for memory the largest request of the same kind."""
+    text: str = outcome.status
+    alike = [other for other in failed if (other.status, other.phase) == (outcome.status, outcome.phase)]
+    if outcome.phase and outcome.status != "unsupported":
+        text += f" in {outcome.phase}"
+    asked = max((other.requested_bytes or 0 for other in alike), default=0)
+    if outcome.status == "oom" and asked:
+        text += f", asked {bytes_text(asked)}"
+    if outcome.status in ("unsupported", "error") and alike[0].message:
+        text += f": {alike[0].message}"
+    return plain(text, _STATUS_WIDTH)
+
+
+def failures(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """The full message of each way in which a row failed, where its status cell could not say it."""
+    notes: list[str] = []
+    for row, name in zip(rows, names, strict=True):
+        cell = status(row.records)
+        for outcome in (record.outcome for record in row.records):
+            message = plain(outcome.message, 300)
+            if outcome.status != "ok" and message and message not in cell:
+                where = f" in {outcome.phase}" if outcome.phase else ""
+                notes.append(f"{name}: {outcome.status}{where}: {message}")
+    return list(dict.fromkeys(notes))
+
+
+# ------------------------------------------------------------------------------- shared and varying
+def traits(row: Row) -> dict[str, str]:
+    """All that describes a row: its settings, its test stand and the tokens that its finished runs saw."""
+    done = [record for record in row.records if record.training and record.outcome.status == "ok"]
+    tokens = {record.training.tokens for record in done if record.training}
+    seen = {"tokens": _list(sorted(tokens))} if tokens else {}
+    return {**row.settings, **row.stand, **seen}
+
+
+def varying(rows: Sequence[Row]) -> list[str]:
+    """The traits in which rows differ; what a failed run could not learn of its stand does not count."""
+    described = [traits(row) for row in rows]
+    keys = dict.fromkeys(key for trait in described for key in trait)
+    settings = {key for row in rows for key in row.settings}
+    differs = [key for key in keys if len(_values(described, key, absent=key in settings)) > 1]
+    explained = any(key in ("train.steps", "train.batch", "train.grad_accum") for key in differs)
+    return [key for key in differs if not (key == "tokens" and explained)]
+
+
+def _values(described: Iterable[Mapping[str, str]], key: str, absent: bool) -> set[str | None]:
+    """The values of a trait; a setting that is not there is a value, an unknown stand is not."""
+    return {trait.get(key) for trait in described if absent or key in trait}
+
+
+def shared(rows: Sequence[Row]) -> list[str]:
+    """Lines that name what all rows have in common: `train: stage finetune, steps 200, …`."""
+    differs = set(varying(rows))
+    described = [traits(row) for row in rows]
+    common = {key: value for trait in described for key, value in trait.items() if key not in differs}
+    common = {key: value for key, value in common.items() if len(_values(described, key, absent=False)) == 1}
+    groups: dict[str, list[str]] = {}
+    for key, value in common.items():
+        section, dot, name = key.partition(".")
+        versioned = key.removesuffix(" protocol")
+        if dot and section in ("model", "data", "train", "evaluate", "tuning"):
+            groups.setdefault(section, []).append(f"{name} {value}")
+        elif versioned != key:
+            groups.setdefault("protocol versions", []).append(f"{versioned} {value}")
+        elif key == "tokens":
+            groups.setdefault("train", []).append(f"tokens {value}")
+        else:
+            groups.setdefault("test stand", []).append(f"{key} {value}")
+    for section, fingerprint in _fingerprints(rows).items():
+        groups.setdefault(section, []).append(fingerprint)
+    seeds = {", ".join(map(str, row.seeds)) for row in rows}
+    if len(seeds) == 1:
+        groups["seeds"] = [seeds.pop()]
+    return [f"{section}: {', '.join(parts)}" for section, parts in groups.items()]
+
+
+def _fingerprints(rows: Sequence[Row]) -> dict[str, str]:
+    """The start of the hash of the model and of the data, where all runs agree on it."""
+    used = [record.data for row in rows for record in row.records if record.data]
+    hashes = {"model": {data.model_sha256 or "" for data in used}, "data": {data.sha256 for data in used}}
+    alike = {section: "".join(values) for section, values in hashes.items() if len(values) == 1}
+    return {section: f"sha256 {plain(value)[:12]}" for section, value in alike.items() if value}
+
+
+# ------------------------------------------------------------------------------------------ doubts
+def doubts(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """What a reader must know before he compares rows; empty when all is equal."""
+    notes = []
+    apart = [key for key in varying(rows) if any(key in row.stand for row in rows)]
+    if apart:
+        notes.append(
+            f"Rows differ in {', '.join(apart)}: nothing is set in relation across this difference, "
+            "and absolute figures do not compare."
+        )
+    most = sorted({seed for row in rows for seed in row.seeds})
+    pairs = zip(rows, names, strict=True)
+    fewer = [f"{name} ({_list(row.seeds)})" for row, name in pairs if row.seeds != most]
+    if fewer:
+        notes.append(f"Not all rows have the seeds {_list(most)}: {'; '.join(fewer)}.")
+    records = [record for row in rows for record in row.records]
+    for what, values in _origins(records).items():
+        if len(values) > 1:
+            notes.append(f"Runs differ in {what}: {'; '.join(sorted(values))}.")
+    return notes + _unequal_work(records)
+
+
+def _list(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _origins(records: Sequence[Record]) -> dict[str, set[str]]:
+    """Where runs come from, apart from their test stand."""
+    known = [record.environment for record in records if record.environment]
+    return {
+        "commit": {plain(f"{e.git_sha or 'unknown'}"[:10]) for e in known},
+        "uncommitted changes": {plain(f"{e.git_dirty_sha256 or 'none'}"[:10]) for e in known},
+        "system": {plain(e.system) for e in known},
+        "Python": {plain(e.python) for e in known},
+        "flags": {plain(", ".join(f"{k} {v}" for k, v in sorted(e.flags.items()))) or "none" for e in known},
+    }
+
+
+def _unequal_work(records: Sequence[Record]) -> list[str]:
+    """Names under which different content hides: equal settings, but other tokens, weights or texts."""
+    seen: dict[tuple[str, str], set[str]] = {}
+
+    def note(what: str, group: object, content: object) -> None:
+        seen.setdefault((what, str(group)), set()).add(str(content))
+
+    for record in records:
+        model, data = record.config.get("model"), record.config.get("data")
+        if record.data:
+            note("training data", (data, model, record.seed), record.data.sha256)
+            note("base model", (model, record.seed), record.data.model_sha256)
+        if record.quality:
+            for name, score in record.quality.perplexity.items():
+                note(f"text of {name}", model, (score.text, score.context, score.tokens))
+            for name, task in record.quality.tasks.items():
+                note(f"documents of {name}", task.version, task.documents)
+    doubtful = dict.fromkeys(what for (what, _), contents in seen.items() if len(contents) > 1)
+    return [plain(f"The {what} is not the same in all runs: do not compare them.") for what in doubtful]

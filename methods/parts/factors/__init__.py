@@ -1,0 +1,1 @@
+"""Weights replaced by two factors."""

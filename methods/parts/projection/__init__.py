@@ -1,0 +1,1 @@
+"""Gradients projected to a low-rank subspace."""

@@ -1,0 +1,51 @@
+"""Curves of training losses from reference records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.studies import curves
+from harness.errors import UserError
+from tests.docs.sources import ROOT
+
+RAW = ROOT / "results" / "raw"
+
+
+def test_a_line_is_the_mean_over_seeds_and_ends_at_the_tokens_of_the_run() -> None:
+    lines = curves.lines_of("pretrain", RAW)
+    records = [json.loads(path.read_text()) for path in RAW.glob("*/pretrain/*.json")]
+    full = [item["training"] for item in records if item["label"] == "full"]
+    tokens, loss = lines["full"]
+    assert len(full) == 2
+    assert tokens[-1] == full[0]["tokens"]
+    assert len(tokens) == len(loss) <= curves.POINTS
+    last = len(full[0]["loss"]) - round(tokens[-2] / tokens[-1] * len(full[0]["loss"]))
+    expected = sum(sum(item["loss"][-last:]) / last for item in full) / 2
+    assert loss[-1] == pytest.approx(expected, abs=1e-12)
+
+
+def test_rows_stand_in_the_order_of_the_suite() -> None:
+    assert list(curves.lines_of("pretrain", RAW))[:3] == ["full", "low-rank BA only", "lora"]
+
+
+def test_a_suite_without_records_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no records of suite 'pretrain' with a loss"):
+        curves.lines_of("pretrain", tmp_path)
+
+
+def test_a_chart_is_drawn_once_and_found_drifted_when_figures_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(curves, "RESULTS", tmp_path / "results")
+    lines = {"full": ([1.0, 2.0], [3.0, 2.0])}
+    monkeypatch.setattr(curves, "lines_of", lambda name, raw: lines)
+    assert curves.main(["pretrain", "--check"]) == 1
+    assert curves.main(["pretrain"]) == 0
+    assert "tokens seen" not in capsys.readouterr().err
+    assert curves.main(["pretrain", "--check"]) == 0
+    lines["full"][1][0] = 3.5
+    assert curves.main(["pretrain", "--check"]) == 1

@@ -1,0 +1,217 @@
+"""The embedded worlds: for a tiny size all texts are enumerated, so probabilities are known exactly."""
+
+import math
+import re
+import subprocess
+import sys
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from benchmarks.embedded.facts import Size, World, build_world
+from benchmarks.embedded.grammar import GENERATORS
+from benchmarks.embedded.sampling import Sampler, enumerate_derivations, random_stream
+from benchmarks.embedded.world import (
+    SKILLS,
+    document_generator,
+    document_stream,
+    documents,
+    question_from,
+    questions,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+TINY = Size(
+    strangers=0,
+    people=4,
+    towns=2,
+    regions=2,
+    values=2,
+    places=3,
+    objects=3,
+    goods=1,
+    largest_result=3,
+    largest_loss=2,
+    flips=2,
+    swaps=1,
+    statements=2,
+)
+
+# Written down from version 1. If these change, raise WORLD_VERSION: versions are not comparable.
+FIRST_TEXTS = [
+    "Question: in which town does Nora live? Options: Dorrin, Arlen, Hythe, Celm. Answer: Dorrin.",
+    "Question: do Gwen and Liam live in the same town? Answer: no.",
+]
+FIRST_LOG_PROB = -2071.846978407
+
+
+@pytest.fixture(scope="module", params=["a", "b"])
+def tiny(request: pytest.FixtureRequest) -> dict[str, float]:
+    """Every text of a tiny world with its log-probability; a text that occurs twice fails at once."""
+    texts: dict[str, float] = {}
+    for (_, draft), log_prob in enumerate_derivations(document_generator(build_world(request.param, TINY))):
+        assert draft.text not in texts, f"two derivations of {draft.text!r}"
+        texts[draft.text] = log_prob
+    return texts
+
+
+def test_probabilities_of_all_texts_of_a_tiny_world_sum_to_one(tiny: dict[str, float]) -> None:
+    assert len(tiny) > 1000
+    assert abs(math.fsum(math.exp(log_prob) for log_prob in tiny.values()) - 1) < 1e-9
+
+
+@pytest.mark.parametrize("world", ["a", "b"])
+def test_sampled_documents_carry_their_enumerated_probability_and_occur_that_often(world: str) -> None:
+    generate = document_generator(build_world(world, TINY))
+    exact = {draft.text: log_prob for (_, draft), log_prob in enumerate_derivations(generate)}
+    count = 20_000
+    sampled = list(islice(document_stream(world, "train", TINY), count))
+    for document in sampled:
+        assert document.log_prob == pytest.approx(exact[document.text], abs=1e-9)
+    seen = Counter(document.text for document in sampled)
+    frequent = [text for text, log_prob in exact.items() if count * math.exp(log_prob) >= 10]
+    assert len(frequent) > 50
+    # Pearson's chi-squared with one cell for all rare texts: mean `cells - 1`, variance twice that.
+    expected = {text: count * math.exp(exact[text]) for text in frequent}
+    statistic = sum((seen[text] - value) ** 2 / value for text, value in expected.items())
+    rare = count - sum(expected.values())
+    statistic += (count - sum(seen[text] for text in frequent) - rare) ** 2 / rare
+    freedom = len(frequent)
+    assert abs(statistic - freedom) < 5 * math.sqrt(2 * freedom)
+
+
+def test_mean_log_probability_of_samples_matches_the_entropy_of_the_enumeration() -> None:
+    generate = document_generator(build_world("a", TINY))
+    exact = [log_prob for _, log_prob in enumerate_derivations(generate)]
+    entropy = -math.fsum(math.exp(log_prob) * log_prob for log_prob in exact)
+    variance = math.fsum(math.exp(log_prob) * log_prob**2 for log_prob in exact) - entropy**2
+    count = 20_000
+    sampled = [document.log_prob for document in islice(document_stream("a", "test", TINY), count)]
+    assert abs(-sum(sampled) / count - entropy) < 5 * math.sqrt(variance / count)
+
+
+def test_documents_are_prefix_stable_and_the_same_in_another_process() -> None:
+    first = documents("b", "train", 50)
+    assert documents("b", "train", 200)[:50] == first
+    assert questions("b", "facts", "test", 30)[:10] == questions("b", "facts", "test", 10)
+    program = "from benchmarks.embedded.world import documents; print(documents('b', 'train', 50)[-1].text)"
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == first[-1].text
+
+
+def test_the_first_documents_of_world_version_1_never_change() -> None:
+    assert [document.text for document in documents("a", "train", 2)] == FIRST_TEXTS
+    assert math.fsum(document.log_prob for document in documents("a", "train", 100)) == pytest.approx(
+        FIRST_LOG_PROB
+    )
+
+
+def test_splits_and_worlds_are_different_streams() -> None:
+    streams = {
+        tuple(document.text for document in documents(world, split, 20))
+        for world in "ab"
+        for split in ("train", "validation", "test")
+    }
+    assert len(streams) == 6
+    asked = {tuple(questions("a", "facts", split, 20)) for split in ("train", "validation", "test")}
+    assert len(asked) == 3
+
+
+def test_both_worlds_have_the_same_vocabulary() -> None:
+    def words(world: str) -> set[str]:
+        return {
+            word.strip(".,:?")
+            for document in documents(world, "train", 30_000)
+            for word in document.text.split()
+        }
+
+    assert words("a") == words("b")
+
+
+def test_world_b_changes_every_fact() -> None:
+    before, after = build_world("a"), build_world("b")
+    changed = [
+        before.facts[relation][subject] != after.facts[relation][subject]
+        for relation, facts in before.facts.items()
+        for subject in facts
+    ]
+    assert len(changed) == 16 * 4 + 8
+    assert all(changed)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_every_value_of_a_relation_belongs_to_equally_many_subjects(name: str) -> None:
+    world = build_world(name)
+    for relation, facts in world.facts.items():
+        counts = Counter(facts.values())
+        assert len(counts) == len(world.values[relation])
+        assert len(set(counts.values())) == 1, relation
+
+
+@pytest.mark.parametrize("world", ["a", "b"])
+@pytest.mark.parametrize("skill", SKILLS)
+def test_every_question_with_its_right_answer_is_a_document_of_the_tiny_grammar(
+    world: str, skill: str
+) -> None:
+    """The tiny grammar is enumerable; the same code asks the questions of the full one."""
+    built = build_world(world, TINY)
+    texts = {
+        draft.text for draft, _ in enumerate_derivations(lambda chooser: GENERATORS[skill](chooser, built))
+    }
+    chooser = Sampler(random_stream("test"))
+    for _ in range(50):
+        question = question_from(GENERATORS[skill](chooser, built), skill, chooser)
+        right = question.choices[question.answer]
+        assert f"{question.prompt} {right}." in texts
+        for wrong in set(question.choices) - {right}:
+            assert f"{question.prompt} {wrong}." not in texts
+
+
+@pytest.mark.parametrize("world", ["a", "b"])
+@pytest.mark.parametrize("skill", SKILLS)
+def test_guessing_strategies_score_chance(world: str, skill: str) -> None:
+    """Neither a fixed position nor a fixed word is right more often than guessing."""
+    count = 4000
+    asked = questions(world, skill, "train", count)
+    choices = len(asked[0].choices)
+    assert all(len(question.choices) == len(set(question.choices)) == choices for question in asked)
+    margin = 5 * math.sqrt((1 / choices) * (1 - 1 / choices) / count)
+    for position in range(choices):
+        share = sum(question.answer == position for question in asked) / count
+        assert abs(share - 1 / choices) < margin
+    offered = Counter(word for question in asked for word in question.choices)
+    right = Counter(question.choices[question.answer] for question in asked)
+    for word, times in offered.items():
+        assert abs(right[word] / times - 1 / choices) < 5 * math.sqrt(
+            (1 / choices) * (1 - 1 / choices) / times
+        )
+
+
+def test_answers_follow_from_the_world() -> None:
+    """The right answer to a question about a fact is the fact that the world stores."""
+    signs = {"town": "home", "job": "job", "animal": "pet", "colour": "colour"}
+    for name in ("a", "b"):
+        world: World = build_world(name)
+        for question in questions(name, "facts", "test", 100):
+            words = re.findall("[A-Za-z]+", question.prompt.split("Options")[0])
+            relation = next(signs[word] for word in words if word in signs)
+            person = next(word for word in words if word in world.people)
+            assert question.choices[question.answer] == world.facts[relation][person]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: documents("c", "train", 1), "unknown world 'c'"),
+        (lambda: documents("a", "dev", 1), "unknown split 'dev'"),
+        (lambda: questions("a", "sums", "test", 1), "unknown skill 'sums'"),
+        (lambda: documents("a", "train", -1), "count is -1"),
+    ],
+)
+def test_wrong_arguments_are_named(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()  # type: ignore[operator]

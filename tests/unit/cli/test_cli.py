@@ -1,0 +1,485 @@
+"""The command line: a user's mistake is one line and exit code 2, and a finished run is never done twice."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness import record
+from harness.cli import main as cli
+from harness.config import Run
+from harness.engine import runner, worker
+from harness.errors import UserError
+from harness.suite import Suite
+
+ROOT = Path(__file__).resolve().parents[3]
+NANO: dict[str, Any] = {
+    "suite": "nano",
+    "baseline": "full",
+    "base": {
+        "model": {"source": "shape", "name": "nano"},
+        "data": {"source": "random", "seq_len": 16},
+        "train": {"stage": "pretrain", "steps": 8, "batch": 2},
+    },
+    "rows": [
+        {"label": "full", "method": "full"},
+        {
+            "label": "low rank",
+            "method": {"lora": {"rank": 2}},
+            "train.stage": "finetune",
+            "save_weights": True,
+        },
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Lorebench = Callable[..., Said]
+
+
+@pytest.fixture
+def lorebench(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Lorebench:
+    """The command line within this process."""
+    monkeypatch.setenv("LOREBENCH_CACHE", str(tmp_path / "cache"))
+
+    def call(*arguments: str | Path) -> Said:
+        monkeypatch.setattr(sys, "argv", ["lorebench", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Said(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def resolve_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are completed within this process, which has imported what that takes seconds to import."""
+
+    def resolve(runs: Sequence[Run], device: str = "auto", text: bool = True) -> runner.Plan:
+        asked = {"runs": [run.model_dump(mode="json") for run in runs], "device": device, "text": text}
+        answer = worker.resolve(asked)
+        resolved = tuple(Run.model_validate(run) for run in answer["runs"])
+        return runner.Plan(resolved, answer["device"], answer["machine"])
+
+    monkeypatch.setattr(runner, "resolve", resolve)
+
+
+@pytest.fixture
+def swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Suite, runner.Settings, Any]]:
+    """What would be run: suite, settings and the function that gives the command to repeat a run."""
+    calls: list[tuple[Suite, runner.Settings, Any]] = []
+
+    def sweep(suite: Suite, settings: runner.Settings, display: Any, rerun: Any) -> runner.Sweep:
+        calls.append((suite, settings, rerun))
+        return runner.Sweep(tmp_path)
+
+    monkeypatch.setattr(runner, "sweep", sweep)
+    return calls
+
+
+def suite_file(folder: Path, content: Any = NANO, name: str = "nano.yaml") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def with_row(**row: Any) -> dict[str, Any]:
+    return {**NANO, "rows": [row]}
+
+
+# ----------------------------------------------------------------------------------------- a user's mistakes
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (with_row(method="full", train={"stpes": 3}), "unknown key 'stpes' in train; did you mean 'steps'"),
+        (with_row(method="fulll"), "unknown method 'fulll'; did you mean 'full'?"),
+        (with_row(method="full", **{"train.lr": -1}), "train.lr: Input should be greater than 0, given -1"),
+        ({**NANO, "matirx": {}}, "unknown key 'matirx'; did you mean 'matrix'?"),
+        ("suite: nano\nbase: {train: [\n", "nano.yaml:3:1: not valid YAML"),
+        ("suite: nano\n\tbase: 1\n", "nano.yaml:2:1: not valid YAML"),
+        ("- 1\n- 2\n", "nano.yaml: Input should be a valid dictionary"),
+        ("", "nano.yaml: Input should be a valid dictionary"),
+    ],
+)
+def test_a_mistake_in_a_suite_is_one_line(
+    lorebench: Lorebench, tmp_path: Path, content: Any, says: str
+) -> None:
+    said = lorebench("run", suite_file(tmp_path, content))
+    assert (said.code, said.out) == (2, "")
+    assert says in said.err
+    assert said.err.startswith("lorebench: ")
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "train.steps"], "--set 'train.steps': write KEY=VALUE, for example train.steps=100"),
+        (["--set", "train.steps=many"], "train.steps: Input should be a valid integer"),
+        (["--set", "train.stepz=3"], "unknown key 'stepz' in train; did you mean 'steps'"),
+        (["--set", "train.lr=[1"], "--set 'train.lr=[1': the value is not valid YAML"),
+        (["--set", "method=fulll"], "unknown method 'fulll'; did you mean 'full'?"),
+        (["--only", "full"], "--only 'full': write KEY=VALUE"),
+        (["--only", "label=none"], "--only label=none: no run matches; the labels are: full, low rank"),
+        (["--only", "train.stepz=3"], "no setting 'train.stepz' to select by"),
+        (["--budget", "soon"], "'soon' is no time span; write for example 90s, 25m or 6h"),
+        (["--budget", ""], "'' is no time span"),
+        (["--deadline", "-5m"], "'-5m' is no time span"),
+        (["--deadline", "nan"], "'nan' is no time span"),
+        (["--deadline", "0"], "'0' is no time span"),
+        (["--data", "a.txt", "--data", "some/set"], "not a mixture"),
+        (["--device", "gpu"], "no device 'gpu'; use auto, cpu, cuda or cuda:N"),
+        (
+            ["--set", "method={uniform: {err: 1.5}}"],
+            "method uniform: err: Input should be less than 1, given 1.5",
+        ),
+        (
+            ["--set", "method={uniform: {err: 0}}"],
+            "method uniform: err: Input should be greater than 0, given 0",
+        ),
+        (["--set", "method={lora: {ranc: 1}}"], "method lora: unknown key 'ranc'; did you mean 'rank'?"),
+        (["--data", "./none.txt"], "no file at none.txt"),
+        (["--model", "./none"], "no model folder at none"),
+        (["--set", "suite=x"], "unknown key 'suite'"),
+    ],
+)
+@pytest.mark.usefixtures("resolve_here")
+def test_a_mistake_on_the_command_line_is_one_line(
+    lorebench: Lorebench, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    said = lorebench("run", suite_file(tmp_path), "--results", tmp_path / "runs", *arguments)
+    assert (said.code, said.out) == (2, "")
+    assert says in said.err
+    assert said.err.count("\n") == 1
+    assert not list(tmp_path.glob("runs/*/*/*.json")), "nothing has started"
+
+
+@pytest.mark.parametrize("name", ["welor", "./none.yaml", "none/welore"])
+def test_an_unknown_suite_is_refused(lorebench: Lorebench, name: str) -> None:
+    for command in ("run", "report", "plan"):
+        said = lorebench(command, name)
+        assert said.code == 2
+        assert said.err.startswith(
+            f"lorebench: no suite {str(Path(name))!r}: neither a file nor a suite that "
+        )
+        assert said.err.count("\n") == 1
+    assert "did you mean 'welore'" in lorebench("run", "welor").err
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report", LONG),
+        ("report", "SUITE", "--results", LONG),
+        ("report", "SUITE", "--html", f"{LONG}.html"),
+        ("report", "SUITE", "--html", "page.html", "--history", LONG),
+        ("history", LONG),
+        ("history", "SUITE", "--results", LONG),
+        ("history", "SUITE", "--out", f"{LONG}.csv"),
+        ("paper", "welore", "--results", LONG),
+        ("plan", LONG),
+        ("plan", "SUITE", "--json", LONG),
+        ("export", "0123", "model", "--results", LONG),
+    ],
+    ids=lambda arguments: " ".join(arguments).replace(LONG, "LONG"),
+)
+@pytest.mark.usefixtures("resolve_here")
+def test_a_path_that_no_system_takes_is_one_line(
+    lorebench: Lorebench, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    suite = str(suite_file(tmp_path))
+    said = lorebench(*(suite if word == "SUITE" else word for word in arguments))
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("lorebench: ")
+    assert said.err.count("\n") == 1
+
+
+def test_a_line_about_a_mistake_stays_one_whatever_is_in_it(
+    lorebench: Lorebench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def app() -> None:
+        raise UserError("the row a\nb\x1b[31m is unknown")
+
+    monkeypatch.setattr(cli, "app", app)
+    assert lorebench() == Said(2, "", "lorebench: the row a b [31m is unknown\n")
+
+
+def test_a_defect_is_not_taken_for_a_mistake(lorebench: Lorebench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def app() -> None:
+        raise OSError("of no file")
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(OSError, match="of no file"):
+        lorebench()
+
+
+def test_the_export_of_an_unknown_run_is_refused(lorebench: Lorebench, tmp_path: Path) -> None:
+    said = lorebench("export", "0123", tmp_path / "model", "--results", tmp_path)
+    assert said == Said(
+        2,
+        "",
+        f"lorebench: no record begins with '0123' under {tmp_path}; "
+        "give a whole run id or the path of a record\n",
+    )
+
+
+@pytest.mark.usefixtures("resolve_here")
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"schema_version": 99}', "schema version 99, this lorebench reads 1; use another --results folder"),
+        ('{"schema', "not a record"),
+        ("[]", "schema version None"),
+    ],
+)
+def test_a_record_that_cannot_be_read_stops_before_anything_runs(
+    lorebench: Lorebench, tmp_path: Path, content: str, says: str
+) -> None:
+    path = tmp_path / "runs" / worker.resolve({"runs": [], "device": "cpu"})["machine"] / "nano" / "old.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    said = lorebench("run", suite_file(tmp_path), "--results", tmp_path / "runs", "--device", "cpu")
+    assert (said.code, said.out) == (2, "")
+    assert f"{path}: {says}" in said.err
+    assert said.err.count("\n") == 1
+    assert [file.name for file in path.parent.glob("*.json")] == ["old.json"]
+
+
+def test_a_report_without_records_says_how_to_get_some(
+    lorebench: Lorebench, resolve_here: None, tmp_path: Path
+) -> None:
+    said = lorebench("report", suite_file(tmp_path), "--results", tmp_path / "runs")
+    assert said.code == 2
+    assert "no records of suite 'nano'" in said.err
+
+
+def test_without_a_command_the_help_is_shown(lorebench: Lorebench) -> None:
+    said = lorebench()
+    assert all(command in said.out + said.err for command in ("methods", "plan", "run", "report", "export"))
+
+
+# -------------------------------------------------------------------------------------------- selection
+Swept = list[tuple[Suite, runner.Settings, Any]]
+
+
+def test_only_seed_and_set_choose_what_is_run(lorebench: Lorebench, swept: Swept, tmp_path: Path) -> None:
+    path = suite_file(tmp_path)
+    lorebench("run", path, "--only", "label=full", "--seed", "3", "--seed", "4", "--set", "train.steps=5")
+    ((suite, settings, _),) = swept
+    assert [(run.name, run.seed, run.train.steps) for run in suite.runs] == [("full", 3, 5), ("full", 4, 5)]
+    assert (settings.device, settings.deadline_s, settings.budget_s, settings.retry) == (
+        "auto",
+        21600,
+        None,
+        False,
+    )
+
+
+def test_only_finds_a_method_by_its_name(lorebench: Lorebench, swept: Swept, tmp_path: Path) -> None:
+    lorebench("run", suite_file(tmp_path), "--only", "method=lora")
+    assert [run.name for run in swept[0][0].runs] == ["low rank"]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("25m", 1500), ("1.5h", 5400)])
+def test_time_spans_are_read_with_their_unit(
+    lorebench: Lorebench, swept: Swept, tmp_path: Path, text: str, seconds: float
+) -> None:
+    lorebench("run", suite_file(tmp_path), "--budget", text, "--deadline", text)
+    assert (swept[0][1].budget_s, swept[0][1].deadline_s) == (seconds, seconds)
+
+
+def test_a_model_is_a_folder_where_it_looks_like_one_and_else_a_hub_id(
+    lorebench: Lorebench, swept: Swept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    path = suite_file(tmp_path)
+    for given in ("mine", "./other", "org/name", "org/name@v2"):
+        lorebench("run", path, "--model", given)
+    found = [suite.runs[0].model.model_dump() for suite, _, _ in swept]
+    assert found == [
+        {"source": "local", "path": "mine"},
+        {"source": "local", "path": "./other"},
+        {"source": "hub", "id": "org/name", "revision": "main"},
+        {"source": "hub", "id": "org/name", "revision": "v2"},
+    ]
+
+
+def test_text_of_ones_own_replaces_the_world_and_what_is_held_out_of_it_is_scored(
+    lorebench: Lorebench, swept: Swept
+) -> None:
+    lorebench("run", "welore", "--data", "a.txt", "--data", "b.jsonl")
+    lorebench("run", "welore", "--data", "org/texts@abc")
+    files, hub = (suite.runs[0] for suite, _, _ in swept)
+    assert files.data.model_dump()["paths"] == ("a.txt", "b.jsonl")
+    assert (hub.data.model_dump()["id"], hub.data.model_dump()["revision"]) == ("org/texts", "abc")
+    for run in (files, hub):
+        assert [item.protocol for item in run.evaluate.perplexity] == ["heldout"]
+        assert run.evaluate.tasks == ()
+
+
+def test_the_command_to_repeat_a_run_chooses_that_run_alone(
+    lorebench: Lorebench, swept: Swept, tmp_path: Path
+) -> None:
+    path = suite_file(tmp_path, {**NANO, "matrix": {"seed": [0, 1], "train.lr": [0.001, 0.01]}})
+    lorebench("run", path, "--set", "train.steps=9", "--device", "cpu")
+    suite, _, rerun = swept[0]
+    assert len(suite.runs) == 8
+    for run in suite.runs:
+        words = shlex.split(rerun(run))
+        assert words[0] == "lorebench"
+        lorebench(*words[1:])
+        assert [again.run_id for again in swept[-1][0].runs] == [run.run_id]
+        assert swept[-1][1].device == "cpu"
+
+
+# ------------------------------------------------------------------------------------- processes of its own
+def lorebench_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "harness.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.parametrize(("command", "option"), [("run", "--budget"), ("plan", "--device-gib")])
+def test_help_imports_no_torch(command: str, option: str) -> None:
+    script = (
+        "import sys\n"
+        "from harness import cli\n"
+        f"try:\n    cli.app(['{command}', '--help'])\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'pandas', 'lm_eval'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert option in found.stdout
+
+
+def test_a_wrong_option_of_a_method_ends_a_real_process_with_one_line(tmp_path: Path) -> None:
+    path = suite_file(tmp_path, with_row(method={"welore": {"err": 1}}))
+    found = lorebench_process("run", path, "--results", tmp_path / "runs")
+    assert found.returncode == 2
+    assert found.stderr == "lorebench: method welore: err: Input should be less than 1, given 1\n"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Said]:
+    """The suite, the results and what was said by a sweep in processes of its own."""
+    folder = tmp_path_factory.mktemp("nano")
+    path, results = suite_file(folder), folder / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOREBENCH_CACHE", str(folder / "cache"))
+        found = lorebench_process("run", path, "--results", results, "--device", "cpu")
+    return path, results, Said(found.returncode, found.stdout, found.stderr)
+
+
+def table(text: str) -> str:
+    """The printed tables without the lines about where things are."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith(("records:", "tables:")))
+
+
+def test_a_suite_runs_and_leaves_records_and_tables(finished: tuple[Path, Path, Said]) -> None:
+    _, results, said = finished
+    assert said.code == 0, said.err
+    records = [record.read(path) for path in sorted(results.glob("*/nano/*.json"))]
+    assert {one.label: one.outcome.status for one in records} == {"full": "ok", "low rank": "ok"}
+    for one in records:
+        assert one.training is not None
+        assert one.time is not None
+        assert one.memory is not None
+        assert one.memory.train is not None
+        assert len(one.training.loss) == 8
+        assert len(one.time.step_s) == 3
+        assert one.time.wall_s == pytest.approx(sum(one.time.phase_s.values()), rel=0.01)
+    written = {path.suffix for path in results.glob("*/nano/tables/*")}
+    assert {".md", ".csv"} <= written
+    assert "low rank" in said.out
+
+
+def test_the_same_command_again_runs_nothing_and_prints_the_same(
+    finished: tuple[Path, Path, Said],
+    lorebench: Lorebench,
+    resolve_here: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, results, first = finished
+    before = {file: file.stat().st_mtime_ns for file in results.glob("*/nano/*.json")}
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a finished run was started again")
+
+    monkeypatch.setattr(runner, "carry_out", refuse)
+    again = lorebench("run", path, "--results", results, "--device", "cpu")
+    assert again.code == 0
+    assert {file: file.stat().st_mtime_ns for file in results.glob("*/nano/*.json")} == before
+    assert table(again.out) == table(first.out)
+
+
+def test_report_prints_the_same_tables(
+    finished: tuple[Path, Path, Said], lorebench: Lorebench, resolve_here: None, tmp_path: Path
+) -> None:
+    path, results, first = finished
+    said = lorebench("report", path, "--results", results, "--out", tmp_path / "tables")
+    assert said.code == 0
+    assert table(said.out) == table(first.out)
+    assert list((tmp_path / "tables").glob("*.md"))
+
+
+def test_tables_that_cannot_be_written_are_one_line(
+    finished: tuple[Path, Path, Said], lorebench: Lorebench, resolve_here: None
+) -> None:
+    path, results, _ = finished
+    said = lorebench("report", path, "--results", results, "--out", path)
+    assert (said.code, said.err) == (
+        2,
+        f"lorebench: {path}: no tables can be written there: File exists\n",
+    )
+
+
+def test_report_leaves_out_what_is_not_asked_for_and_says_what_is_missing(
+    finished: tuple[Path, Path, Said], lorebench: Lorebench, resolve_here: None, tmp_path: Path
+) -> None:
+    path, results, _ = finished
+    out = ("--out", tmp_path / "tables")
+    one = lorebench("report", path, "--results", results, "--only", "label=full", *out).out
+    assert "low rank" not in one
+    assert "1 records of other configurations are not shown" in one
+    more = lorebench("report", path, "--results", results, "--seed", "0", "--seed", "1", *out).out
+    assert "2 of 4 runs have no record yet" in more
+
+
+def test_the_kept_weights_of_a_run_are_exported_by_the_beginning_of_its_id(
+    finished: tuple[Path, Path, Said], lorebench: Lorebench, tmp_path: Path
+) -> None:
+    _, results, _ = finished
+    kept = {record.read(path).label: path for path in results.glob("*/nano/*.json")}
+    said = lorebench("export", kept["low rank"].stem[:8], tmp_path / "model", "--results", results)
+    assert (said.code, said.out) == (0, f"{tmp_path / 'model'}: written as dense\n")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["hidden_size"] == 32
+    refused = lorebench("export", kept["full"], tmp_path / "other", "--results", results)
+    assert refused.code == 2
+    assert "kept no weights" in refused.err

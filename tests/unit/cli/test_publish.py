@@ -1,0 +1,34 @@
+"""What a sweep prints of records that it found and no run can have made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.cli import show
+from harness.suite import Suite
+from tests.unit.tables.report.test_report import fabricate
+
+
+def test_a_record_that_cannot_be_is_set_aside_when_a_sweep_goes_on_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound, odd = fabricate("full"), fabricate("odd")
+    odd.quality.tasks["facts"].documents = 0
+    show.publish(Suite("demo", "", None, ()), [sound, odd], ["a note"], tmp_path, "demo")
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{odd.run_id} is set aside: not a sound record: quality.tasks.facts has" in said
+    assert "a note" in said
+    assert "odd" not in (tmp_path / "demo.csv").read_text()
+
+
+def test_where_no_record_can_be_there_is_no_table_and_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = fabricate("odd")
+    odd.time.tokens_per_s = -1.0
+    show.publish(Suite("demo", "", None, ()), [odd], [], tmp_path, "demo")
+    said = capsys.readouterr().out
+    assert "time.tokens_per_s is no speed" in said
+    assert not list(tmp_path.iterdir())

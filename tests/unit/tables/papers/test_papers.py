@@ -1,0 +1,235 @@
+"""The transcribed tables: complete, equal to their source, and their references lead somewhere."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.studies.memory import papers as memory
+from harness import suite as suites
+from harness.errors import UserError
+from harness.suite import suites_folder
+from harness.tables.papers import published as transcribed
+from harness.tables.papers.lookup import Sources
+from harness.tables.papers.published import Cell
+from harness.tables.papers.schema import Calculated, Paper, Predicted, Recorded
+from tests.support.realdata import development_data
+
+ROWS = {"adarankgrad": 56, "galore": 229, "sltrain": 62, "velora": 98, "welore": 198}
+#: Tables of the page of memory by the beginning of their title, and where their figures stand here.
+MEMORY = {
+    "GaLore, Table 11": ("galore", "Table 11"),
+    "GaLore, section 5.5": ("galore", "Sec. 5.5 / abstract (text claims)", "README / scripts"),
+    "GaLore, introduction": ("galore", "Sec. 5.5 / abstract (text claims)"),
+    "GaLore, Table 2: ": ("galore", "Table 2 (memory estimate)"),
+    "GaLore, Table 3": ("galore", "Table 3"),
+    "AdaRankGrad as quoted": ("adarankgrad", "Lotus Table 1 (quotes AdaRankGrad C4 results)"),
+    "SLTrain, Figure 1": ("sltrain", "Figure 1 (digitised memory)"),
+    "SLTrain, Figure 3": ("sltrain", "Figure 3"),
+    "WeLore, Table 4": ("welore", "v1 Table 4 (GPU requirement)"),
+    "VeLoRA, Tables 4 and 7": ("velora", "Table 4", "Table 7"),
+    "VeLoRA, Table 7": ("velora", "Table 7"),
+    "VeLoRA, Table 3": ("velora", "Table 3"),
+}
+#: What the text of GaLore gives only as a sum: what is left and what is saved.
+SUMS = {22.0 + 37.92, 22.0 + 24.5}
+SMALL: dict[str, Any] = {
+    "paper": {"title": "T", "arxiv": "0000.00000", "url": "U", "read": "all of it"},
+    "names": {"size": {"model": {"60M": "60m"}}, "stack": {"method": {"A": {"kept": {"rank": "{rank}"}}}}},
+    "tables": [
+        {
+            "id": "Table 1",
+            "caption": "C",
+            "source": "S",
+            "confidence": "verified",
+            "metric": "score",
+            "keys": ["method", "model", "rank"],
+            "tolerance": {"absolute": 0.5, "reason": "a test"},
+            "answers": [
+                {
+                    "when": {"method": "A"},
+                    "ours": {"calculation": "size", "with": {"of": "{stack}", "at": "{size}"}},
+                },
+                {"needs": "data", "why": "{method} at {size}"},
+            ],
+            "rows": [
+                {"method": "A", "model": "60M", "rank": 8, "value": 1},
+                {"method": "B", "model": "60M", "value": 2},
+            ],
+        }
+    ],
+}
+
+
+def small(**table: Any) -> Paper:
+    return Paper.model_validate({**SMALL, "tables": [{**SMALL["tables"][0], **table}]})
+
+
+@cache
+def cells(name: str) -> list[Cell]:
+    return list(transcribed.cells(name, transcribed.load(transcribed.folder(), name)))
+
+
+def everything() -> list[Cell]:
+    return [cell for name in ROWS for cell in cells(name)]
+
+
+# --------------------------------------------------------------------------------------- completeness
+def test_every_transcribed_row_is_one_cell() -> None:
+    assert transcribed.available(transcribed.folder()) == sorted(ROWS)
+    assert {name: sum(cell.primary for cell in cells(name)) for name in ROWS} == ROWS
+    assert sum(cell.primary for cell in everything()) == 643
+
+
+def same(first: Any, second: Any) -> bool:
+    both_nan = (
+        isinstance(first, float) and isinstance(second, float) and math.isnan(first) and math.isnan(second)
+    )
+    return bool(first == second) or both_nan
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ROWS)
+def test_every_cell_is_what_was_transcribed(name: str) -> None:
+    source = yaml.safe_load(development_data("..", "papers", f"{name}.yaml").read_text(encoding="utf-8"))
+    ours = {table.id: table.rows for table in transcribed.load(transcribed.folder(), name).tables}
+    assert list(ours) == [table["id"] for table in source["tables"]]
+    for table in source["tables"]:
+        assert len(ours[table["id"]]) == len(table["rows"])
+        for row, other in zip(ours[table["id"]], table["rows"], strict=True):
+            assert row.keys() == other.keys()
+            assert all(same(row[key], other[key]) for key in row), (table["id"], row, other)
+
+
+def test_every_printed_value_of_a_row_is_a_cell() -> None:
+    """A number in a row is a key, the row's value or a further one: none is left without an answer."""
+    for name in ROWS:
+        for table in transcribed.load(transcribed.folder(), name).tables:
+            for number, row in enumerate(table.rows):
+                known = {
+                    cell.quantity
+                    for cell in cells(name)
+                    if cell.table.id == table.id and cell.number == number
+                }
+                assert set(row) - set(table.keys) - {"unit", "note"} == known
+
+
+# ----------------------------------------------------------------------------------------- references
+def test_labels_of_suites_that_ship_exist_in_them() -> None:
+    wanted: dict[str, set[str]] = {}
+    for cell in everything():
+        for selector in cell.answer.selectors:
+            if isinstance(selector, Recorded):
+                wanted.setdefault(selector.suite, set()).add(selector.only["label"])
+    assert "shapes" in wanted
+    for name, labels in wanted.items():
+        path = suites_folder() / f"{name}.yaml"
+        if path.exists():
+            assert not labels - {run.name for run in suites.load(path).runs}, name
+
+
+def test_forecasts_that_are_cited_exist() -> None:
+    labels = {run.name for run in suites.load("shapes").runs}
+    cited = {s.forecast for cell in everything() for s in cell.answer.selectors if isinstance(s, Predicted)}
+    assert cited
+    assert not cited - labels
+
+
+def test_copied_cells_are_equal_to_their_source() -> None:
+    found = Sources(transcribed.folder(), Path("nowhere"), ())
+    copied = [cell for cell in everything() if cell.answer.copied_from]
+    assert len(copied) > 20
+    for cell in copied:
+        assert cell.answer.copied_from
+        assert found.printed_cell(cell.answer.copied_from).published == cell.published, cell.where
+
+
+def number(value: Any) -> float | None:
+    """A printed memory: a number, or one with a letter for its unit."""
+    if isinstance(value, str) and value.endswith("G"):
+        return float(value[:-1])
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def test_published_memory_is_the_same_here_and_on_the_page_of_memory() -> None:
+    """Each figure that the page of memory sets beside a row stands in the tables here, in the same table."""
+    for published in memory.load().tables:
+        ((name, *tables),) = [place for title, place in MEMORY.items() if published.title.startswith(title)]
+        printed = {number(cell.published) for cell in cells(name) if cell.table.id in tables}
+        assert not {cell.value for cell in published.cells} - printed - SUMS, published.title
+
+
+# ---------------------------------------------------------------------------------------- the schema
+def test_placeholders_are_filled_from_the_row_and_keep_their_type() -> None:
+    first, second = transcribed.cells("small", small())
+    assert first.answer.selectors == (
+        Calculated.model_validate(
+            {"calculation": "size", "with": {"of": {"kept": {"rank": 8}}, "at": "60m"}}
+        ),
+    )
+    assert second.answer.why == "B at 60m"
+
+
+def test_the_terms_of_an_average_are_collected_from_the_rows_beside_it() -> None:
+    rows = [
+        {"method": "A", "model": model, "value": value} for model, value in (("x", 1), ("y", 4), ("mean", 3))
+    ]
+    rows += [{"method": "B", "model": "x", "value": 9}]
+    answer = {"ours": {"calculation": "mean", "with": {"values": "{terms}"}}}
+    paper = small(
+        keys=["method", "model"],
+        rows=rows,
+        answers=[answer],
+        collect={"terms": {"over": "model", "without": ["mean"]}},
+    )
+    average = list(transcribed.cells("small", paper))[2]
+    (selector,) = average.answer.selectors
+    assert isinstance(selector, Calculated)
+    assert selector.arguments == {"values": [1, 4]}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"rows": [{"method": "A", "modle": "60M", "value": 1}]},
+            "unknown key 'modle'; did you mean 'model'",
+        ),
+        ({"rows": [{"method": "A", "model": "60M"}]}, "every row has a printed value"),
+        ({"answers": [{"when": {"method": "C"}, "needs": "data", "why": "x"}]}, "no answer fits the row"),
+        ({"answers": [{"needs": "data", "why": "{sise}"}]}, "nothing is called {sise}; did you mean 'size'"),
+        ({"rows": [{"method": "B", "model": "7B", "value": 1}]}, "{size} has no name for model '7B'"),
+    ],
+)
+def test_a_mistake_in_a_table_is_one_line(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        list(transcribed.cells("small", small(**change)))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_key_of_a_table_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    content = {**SMALL, "tables": [{**SMALL["tables"][0], "toleranse": 1}]}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(UserError, match=r"unknown key 'toleranse'.*'tolerance'"):
+        transcribed.load(tmp_path, "small")
+
+
+def test_an_unknown_paper_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="no paper 'galor'; did you mean 'galore'"):
+        transcribed.load(transcribed.folder(), "galor")
+
+
+def test_every_call_is_listed_once_and_filled() -> None:
+    rows = [{"method": "A", "model": "60M", "rank": 8, "value": value} for value in (1, 2)]
+    paper = small(rows=rows)
+    assert len({str(cell.answer.selectors) for cell in transcribed.cells("small", paper)}) == 1
+    for name in ROWS:
+        found = transcribed.calls(transcribed.folder(), name)
+        assert not transcribed.PLACEHOLDER.search(str(found))
+        assert len({str(call) for call in found}) == len(found)

@@ -197,6 +197,13 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the pages in docs/ as a site in site/; any warning, such as a broken link, is an error."""
+    command = (environment(session), "-m", "mkdocs", "build", "--strict", "--clean", *session.posargs)
+    session.run(*command, env={"NO_MKDOCS_2_WARNING": "1"}, external=True)
+
+
+@nox.session
 def readme(session: nox.Session) -> None:
     """Regenerate the tables in README and docs; `-- --check` only says whether they have drifted."""
     python, checking = environment(session), "--check" in session.posargs

@@ -18,16 +18,21 @@ from harness import suite as suites
 from harness.cli import main as cli
 from harness.cli.options import load, rerun
 from harness.config import Run
+from harness.registry import REGISTRY
 from harness.tables.generated import MARKED
-from tests.docs.sources import DOCUMENTS, ROOT, document, functions
+from harness.tables.generated import PAGES as FILLED
+from tests.docs.sources import DOCUMENTS, PAGES, ROOT, document, files, functions
 
 #: `lorebench ...` and `nox ...` at the start of a line of a block of shell commands, `\` continuing it.
 SHELL = re.compile(r"^```(?:bash|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 YAML = re.compile(r"^```yaml\n(.*?)^```", re.DOTALL | re.MULTILINE)
 #: A file for GitHub among them.
 WORKFLOW = re.compile(r"^on: ", re.MULTILINE)
-LINK = re.compile(r"\[[^\]]*\]\((?!https?://|mailto:)([^)#]*)#?[^)]*\)")
+LINK = re.compile(r"\[[^\]]*\]\((?!https?://|mailto:)([^)#]*)(?:#([^)]*))?\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 ADDRESS = re.compile(r"\]\(https?://[^)]*\)")
+#: An option of a command.
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 QUOTED = re.compile(r"`([^`\n]+)`")
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 #: The sessions that call lorebench, and with what before the arguments behind `--`.
@@ -107,15 +112,41 @@ ALL_COMMANDS = [(name, words) for name in DOCUMENTS for words in commands(name)]
 LOREBENCH = [arguments for _, words in ALL_COMMANDS if (arguments := lorebench(words))]
 
 
+def test_the_readme_has_at_most_150_lines() -> None:
+    assert len(document("README.md").splitlines()) <= 150
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of the headings of a page."""
+    headings = HEADING.findall(FENCED.sub("", path.read_text(encoding="utf-8")))
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_every_link_leads_to_a_file(name: str) -> None:
-    assert not [target for target in LINK.findall(document(name)) if not (ROOT / target).exists()]
+def test_every_link_leads_to_a_file_and_a_heading(name: str) -> None:
+    """Links are relative to the page; mkdocs checks only those inside docs/."""
+    wrong = []
+    for target, anchor in LINK.findall(prose(name)):
+        path = (ROOT / name).parent / target if target else ROOT / name
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            wrong.append((target, anchor))
+    assert not wrong
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    def pages(entries: list[Any]) -> Iterator[str]:
+        for entry in entries:
+            for content in entry.values():
+                yield from [content] if isinstance(content, str) else pages(content)
+
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    assert sorted(f"docs/{page}" for page in pages(navigation)) == sorted(PAGES)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_path_that_is_named_exists(name: str) -> None:
     """A path with a placeholder such as <machine> or * stands for what a run writes."""
-    top = {path.name for path in ROOT.iterdir()}
+    top = {path.parts[0] for path in files()}
     wrong = [
         quoted
         for quoted in QUOTED.findall(document(name))
@@ -137,8 +168,24 @@ def test_every_nox_session_that_is_named_exists_and_every_one_is_explained() -> 
     assert not {session for session in sessions() if f"nox -s {session}" not in explained}
 
 
-def test_the_readme_shows_every_command_of_lorebench() -> None:
-    assert {arguments[0] for arguments in LOREBENCH} == set(lorebench_commands())
+def test_every_command_of_lorebench_has_a_section_with_an_example_and_all_its_options() -> None:
+    shared, *sections = re.split(r"^## (?=[a-z]+$)", document("docs/commands.md"), flags=re.MULTILINE)
+    found = {text.partition("\n")[0]: text for text in sections}
+    assert list(found) == re.findall(r"`lorebench (\w+)`\]", shared)
+    assert set(found) == set(lorebench_commands())
+    known = set()
+    for command, text in found.items():
+        assert f"\nlorebench {command}" in text, f"no example of {command}"
+        options = {option for item in lorebench_commands()[command].params for option in item.opts}
+        options = {option for option in options if option.startswith("--")}
+        assert not options - set(OPTION.findall(shared + text)), command
+        known |= options
+    assert not set(OPTION.findall(document("docs/commands.md"))) - known - {"--help"}
+
+
+def test_every_suite_and_every_method_that_ships_is_listed() -> None:
+    assert not set(suites.shipped_suites()) - set(QUOTED.findall(document("docs/suites.md")))
+    assert not set(REGISTRY) - set(QUOTED.findall(document("docs/methods.md")))
 
 
 @pytest.mark.parametrize("arguments", LOREBENCH, ids=" ".join)
@@ -173,7 +220,7 @@ def test_every_suite_that_is_printed_loads(name: str, tmp_path: Path) -> None:
 
 
 def test_the_workflow_that_is_shown_checks_memory_and_speed() -> None:
-    (workflow,) = workflows("REGRESSIONS.md")
+    (workflow,) = workflows("docs/regressions.md")
     found = workflow_commands(workflow)
     assert [line for line in found if line.startswith(("nox", "lorebench"))] == [
         "nox -s gate",
@@ -190,7 +237,7 @@ def test_the_workflow_that_is_shown_passes_without_a_verdict_but_not_without_a_c
     tmp_path: Path, code: int, written: bool, passes: bool
 ) -> None:
     """Its step in GitHub's shell, where the command only ends as it is told to."""
-    (workflow,) = workflows("REGRESSIONS.md")
+    (workflow,) = workflows("docs/regressions.md")
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
     (step,) = [step["run"] for step in steps if "--out ab.xml" in step.get("run", "")]
     command = tmp_path / ".nox" / "shared" / "bin" / "lorebench"
@@ -201,14 +248,24 @@ def test_the_workflow_that_is_shown_passes_without_a_verdict_but_not_without_a_c
     assert (ended.returncode == 0) is passes
 
 
-def test_the_readme_has_a_place_for_the_tables_of_its_suites() -> None:
-    places = [found["suite"] for found in MARKED.finditer(document("README.md"))]
-    assert places == ["welore", "pretrain", "finetune", "compressed", "pretrain_small"]
+@pytest.mark.parametrize(
+    ("name", "suites_shown"),
+    [
+        ("README.md", ["welore"]),
+        ("docs/results.md", ["welore", "pretrain", "finetune", "compressed", "pretrain_small"]),
+    ],
+)
+def test_the_tables_of_suites_are_in_marked_places_that_are_filled(
+    name: str, suites_shown: list[str]
+) -> None:
+    assert [found["suite"] for found in MARKED.finditer(document(name))] == suites_shown
+    assert name in FILLED
 
 
-def test_no_table_of_figures_is_typed_by_hand() -> None:
-    """Rows of a table outside the generated part hold no decimal fraction."""
-    page = ADDRESS.sub("", QUOTED.sub("", MARKED.sub("", document("README.md"))))
+@pytest.mark.parametrize("name", ["README.md", *PAGES])
+def test_no_table_of_results_is_typed_by_hand(name: str) -> None:
+    """Rows of a table outside the generated part hold no decimal fraction but in code."""
+    page = ADDRESS.sub("", QUOTED.sub("", MARKED.sub("", document(name))))
     assert not [line for line in page.splitlines() if line.startswith("|") and re.search(r"\d\.\d", line)]
 
 
@@ -216,4 +273,4 @@ def test_ci_calls_sessions_that_exist() -> None:
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     calls = [shlex.split(line) for line in lines if line.startswith("nox -s ")]
     called = {name for words in calls for name in words[2 : words.index("--") if "--" in words else None]}
-    assert {"lint", "types", "tests"} <= called <= sessions()
+    assert {"lint", "types", "docs", "tests"} <= called <= sessions()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from harness import config
 from harness.config import Strict
 from harness.method import find
 from harness.registry import REGISTRY
-from tests.docs.sources import Module, of
+from tests.docs.sources import Module, document, of
 
 #: What variables and attributes that hold a section are called: `run.train.lr` is read from `train`.
 HOLDERS = {
@@ -67,3 +69,54 @@ def test_every_option_of_a_method_is_read(method: str, option: str) -> None:
     classes = {cls.__module__ for cls in find(method).__mro__}
     own = [module for module in of("methods") if module.name in classes]
     assert option in set(reads(own, {"config"}))
+
+
+def described() -> dict[str, list[tuple[str, str]]]:
+    """The settings of docs/settings.md by the heading above them: name without its section, and default."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    heading = ""
+    for line in document("docs/settings.md").splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ").replace("`", "")
+        elif row := re.match(r"\| `([\w.]+)` \| (?:`(.*?)`|required) \| .*\w.* \|$", line):
+            found.setdefault(heading, []).append((row[1].rpartition(".")[2], row[2] or "required"))
+    return found
+
+
+def defaults(section: type[Strict]) -> list[tuple[str, str]]:
+    """The settings of a section with their defaults as YAML."""
+    return [
+        (name, "required" if field.is_required() else as_yaml(field.default))
+        for name, field in section.model_fields.items()
+        if name not in SECTION_NAMES
+    ]
+
+
+def as_yaml(value: object) -> str:
+    plain = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(plain, default_flow_style=True).partition("\n")[0]
+
+
+SECTION_NAMES = {"source", "model", "data", "train", "evaluate"}
+SOURCES = {
+    f"{kind}.source: {section.model_fields['source'].annotation.__args__[0]}": section
+    for kind in ("model", "data")
+    for section in SECTIONS
+    if section.__name__.lower().endswith(kind) and len(section.model_fields) > 1
+}
+PLACES = {
+    "Run": config.Run,
+    "Training": config.TrainConfig,
+    "Evaluation": config.EvaluateConfig,
+    "Protocol options": config.PerplexityConfig,
+    **SOURCES,
+}
+
+
+def test_the_page_on_settings_has_a_table_for_every_section() -> None:
+    assert described().keys() == PLACES.keys()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_page_on_settings_lists_every_setting_with_its_default(place: str) -> None:
+    assert sorted(described()[place]) == sorted(defaults(PLACES[place]))

@@ -199,7 +199,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the pages in docs/ as a site in site/; any warning, such as a broken link, is an error."""
-    command = (environment(session), "-m", "mkdocs", "build", "--strict", "--clean", *session.posargs)
+    command = (environment(session), "-m", "mkdocs", "build", "--strict", "--clean")
     session.run(*command, env={"NO_MKDOCS_2_WARNING": "1"}, external=True)
 
 

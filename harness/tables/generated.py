@@ -1,6 +1,6 @@
 """Keep the tables in pages equal to the records that they come from.
 
-`python -m harness.tables.generated` writes `results/tables/` and the marked parts of README.md from the
+`python -m harness.tables.generated` writes `results/tables/` and the marked parts of PAGES from the
 reference records under `results/raw/`; with `--check` it changes nothing, names what has drifted and
 exits with code 1. No number in a page is typed by hand.
 """
@@ -27,7 +27,7 @@ from harness.tables.report.sections import GLANCE
 ROOT = Path(__file__).resolve().parents[2]
 #: `<!-- table: SUITE -->` ... `<!-- /table -->` in a page is replaced by that suite's table at a glance.
 MARKED = re.compile(r"(<!-- table: (?P<suite>[\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
-PAGES = ("README.md",)
+PAGES = ("README.md", "docs/results.md")
 PAPERS = Path("results", "tables", "papers")
 
 

@@ -22,5 +22,5 @@ def test_a_changed_ruler_has_a_new_version(protocol: str) -> None:
 def test_what_does_not_act_is_no_part_of_a_ruler() -> None:
     shown = rulers.code("harness/engine/run/train.py:WARMUP_STEPS")
     assert shown == "WARMUP_STEPS = 2"
-    assert '"""' not in rulers.code("harness/engine/measure/components.py:tokens_per_s")
+    assert '"""' not in rulers.code("harness/engine/measure/speed.py:tokens_per_s")
     assert "#" not in rulers.code("harness/engine/measure/peak.py")

@@ -93,7 +93,7 @@ def test_every_package_that_is_imported_is_a_dependency() -> None:
 def test_every_yaml_file_is_a_suite_that_loads_or_a_task_beside_its_data_or_the_papers() -> None:
     others, papers = (
         ("benchmarks/embedded/tasks", "benchmarks/tasks", "benchmarks/papers"),
-        (Path("benchmarks/memory/papers.yaml"), Path("mkdocs.yml")),
+        (Path("benchmarks/studies/memory/papers.yaml"), Path("mkdocs.yml")),
     )
     shipped = {path.relative_to(ROOT) for path in suites.shipped_suites().values()}
     for name, _ in texts():

@@ -109,9 +109,9 @@ def _span(tree: ast.Module, path: str) -> tuple[int, int]:
     body = tree.body
     found: ast.stmt | None = None
     for name in path.split("."):
-        found = next(node for node in body if name in _names(node))
+        found = next((node for node in body if name in _names(node)), None)
+        assert found is not None, f"no {path} any more"
         body = getattr(found, "body", [])
-    assert found is not None
     assert found.end_lineno is not None
     marks = [mark.lineno for mark in getattr(found, "decorator_list", [])]
     return min([found.lineno, *marks]), found.end_lineno

@@ -2,6 +2,9 @@
 
 Units are in the key names (`_bytes`, `_s`). An absent value means that it was not measured; there
 are no sentinel numbers. A record never holds secrets: no environment variables, no tokens.
+
+The limits on values (`Count`, `Seconds`, `Part.contradiction`) apply only where a record is read for a
+table: a run that measured an impossible value still writes its record, and a sweep still reads it.
 """
 
 from __future__ import annotations
@@ -9,10 +12,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from harness.errors import UserError
 
@@ -38,10 +52,69 @@ Phase = Literal["load", "prepare", "train", "evaluate", "export"]
 PHASES: tuple[Phase, ...] = ("load", "prepare", "train", "evaluate", "export")
 
 
+#: The largest count, and the largest number of seconds, that a run can have measured.
+LARGEST_COUNT = 1 << 60
+#: Levels of containers in settings or facts; a stack of methods with their options has five.
+DEEPEST_NESTING = 32
+
+
+def _limit(possible: Callable[[Any], bool], reason: str) -> AfterValidator:
+    """Refuse a value for which `possible` is false, where limits apply."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if info.context and not possible(value):
+            raise PydanticCustomError("limit", reason)
+        return value
+
+    return AfterValidator(check)
+
+
+def _shallow(value: object) -> bool:
+    """Return whether containers are nested at most `DEEPEST_NESTING` levels deep."""
+    level = [value]
+    for _ in range(DEEPEST_NESTING):
+        level = [item for outer in level for item in _items(outer) if isinstance(item, (dict, list))]
+    return not level
+
+
+def _finite(value: object) -> bool:
+    """Return whether every integer within containers can be converted to a float."""
+    if isinstance(value, (dict, list)):
+        return all(map(_finite, _items(value)))
+    return not isinstance(value, int) or abs(value) <= sys.float_info.max
+
+
+def _items(value: object) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+Index = Annotated[int, _limit(lambda value: value >= 0, "is negative")]
+Count = Annotated[int, _limit(lambda value: 0 <= value <= LARGEST_COUNT, "is not a count")]
+Positive = Annotated[Count, _limit(lambda value: value > 0, "is not a positive count")]
+Seconds = Annotated[float, _limit(lambda value: 0 <= value <= LARGEST_COUNT, "is not a number of seconds")]
+Speed = Annotated[float, _limit(lambda value: 0 < value <= LARGEST_COUNT, "is not a speed")]
+Utilization = Annotated[float, _limit(lambda value: 0 <= value <= LARGEST_COUNT, "is not a share")]
+Share = Annotated[float, _limit(lambda value: 0 <= value <= 1, "is not a share")]
+#: NaN and infinity included: what a diverged model scores.
+Score = Annotated[float, _limit(lambda value: not value < 0, "is negative")]
+Settings = Annotated[dict[str, Any], _limit(_shallow, f"is nested more than {DEEPEST_NESTING} levels deep")]
+Facts = Annotated[Settings, _limit(_finite, "holds an integer larger than any float")]
+
+
 class Part(BaseModel):
     """Base of all parts of a record; unknown keys are refused when a record is read."""
 
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings", revalidate_instances="always")
+
+    def contradiction(self) -> str | None:
+        """Return which values contradict each other, None where all agree."""
+        return None
+
+    @model_validator(mode="after")
+    def _consistent(self, info: ValidationInfo) -> Self:
+        if info.context and (reason := self.contradiction()):
+            raise PydanticCustomError("contradiction", reason)
+        return self
 
 
 class Outcome(Part):
@@ -50,7 +123,7 @@ class Outcome(Part):
     status: Status = "interrupted"
     phase: Phase | None = None
     message: str = ""
-    requested_bytes: int | None = None
+    requested_bytes: Count | None = None
     log_tail: list[str] = []
 
     @field_validator("message", "log_tail", mode="before")
@@ -70,16 +143,27 @@ class TrainMemory(Part):
     workspace, batch). The steps of the window count from 1.
     """
 
-    peak_allocated_bytes: int
-    weights_trainable_bytes: int
-    weights_frozen_bytes: int
-    gradients_bytes: int
-    optimizer_bytes: int
-    buffers_bytes: int
-    transient_bytes: int
-    window_first_step: int
-    window_last_step: int
-    refreshes_in_window: int
+    peak_allocated_bytes: Count
+    weights_trainable_bytes: Count
+    weights_frozen_bytes: Count
+    gradients_bytes: Count
+    optimizer_bytes: Count
+    buffers_bytes: Count
+    transient_bytes: Count
+    window_first_step: Count
+    window_last_step: Count
+    refreshes_in_window: Count
+
+    def contradiction(self) -> str | None:
+        """Return a reason where the components do not add up to the peak."""
+        parts = sum(getattr(self, name) for name in COMPONENTS)
+        return None if parts == self.peak_allocated_bytes else "the components do not add up to the peak"
+
+
+#: Components of the peak, in the order of the schema; they add up to the peak.
+COMPONENTS = tuple(
+    name for name in TrainMemory.model_fields if name.endswith("_bytes") and not name.startswith("peak")
+)
 
 
 class Memory(Part):
@@ -90,12 +174,12 @@ class Memory(Part):
     """
 
     meter: Literal["cuda", "live"]
-    phase_peak_allocated_bytes: dict[Phase, int] = {}
+    phase_peak_allocated_bytes: dict[Phase, Count] = {}
     train: TrainMemory | None = None
-    reserved_bytes: int | None = None
-    requested_bytes: int | None = None
-    cap_bytes: int | None = None
-    host_rss_bytes: int | None = None
+    reserved_bytes: Count | None = None
+    requested_bytes: Count | None = None
+    cap_bytes: Count | None = None
+    host_rss_bytes: Count | None = None
 
 
 class Time(Part):
@@ -106,20 +190,20 @@ class Time(Part):
     throughput (`measure.flops_per_token`); absent where the peak is not known.
     """
 
-    phase_s: dict[Phase, float] = {}
-    wall_s: float | None = None
-    step_s: list[float] = []
+    phase_s: dict[Phase, Seconds] = {}
+    wall_s: Seconds | None = None
+    step_s: list[Seconds] = []
     refresh_step: list[bool] = []
-    tokens_per_step: int | None = None
-    tokens_per_s: float | None = None
-    mfu: float | None = None
+    tokens_per_step: Count | None = None
+    tokens_per_s: Speed | None = None
+    mfu: Utilization | None = None
 
 
 class RankMove(Part):
     """Ranks by matrix that a method chose anew in one update, counted from 1."""
 
-    step: int
-    ranks: dict[str, int]
+    step: Count
+    ranks: dict[str, Count]
 
 
 class Training(Part):
@@ -130,14 +214,14 @@ class Training(Part):
     places in the batches, as throughput does; `real_tokens` those that are no padding, absent where none is.
     """
 
-    steps: int
-    tokens: int
-    real_tokens: int | None = None
+    steps: Count
+    tokens: Count
+    real_tokens: Count | None = None
     loss: list[float]
     lr: list[float]
     grad_norm: list[float] = []
-    refreshes: int | None = None
-    skipped_gradients: int | None = None
+    refreshes: Count | None = None
+    skipped_gradients: Count | None = None
     rank_moves: list[RankMove] = []
 
 
@@ -147,15 +231,15 @@ class Perplexity(Part):
     With `batches`, which a protocol has that repeats a mean of batch means, `perplexity` is by that mean.
     """
 
-    perplexity: float
-    nll_nats: float
-    tokens: int
-    windows: int
-    dropped_tokens: int
-    context: int | None = None
+    perplexity: Score
+    nll_nats: Score
+    tokens: Positive
+    windows: Positive
+    dropped_tokens: Count
+    context: Count | None = None
     text: str
-    floor: float | None = None
-    batches: int | None = None
+    floor: Score | None = None
+    batches: Count | None = None
 
 
 class Accuracy(Part):
@@ -168,13 +252,19 @@ class Accuracy(Part):
 
     accuracy: float
     stderr: float | None = None
-    correct: int
-    documents: int
-    chance: float | None = None
+    correct: Count
+    documents: Positive
+    chance: Share | None = None
     version: str
-    unparsable: int | None = None
+    unparsable: Count | None = None
     legacy_accuracy: float | None = None
-    legacy_documents: int | None = None
+    legacy_documents: Count | None = None
+
+    def contradiction(self) -> str | None:
+        """Return a reason where the accuracy does not follow from the counts."""
+        if self.correct <= self.documents and abs(self.accuracy - self.correct / self.documents) < 1e-9:
+            return None
+        return "the accuracy does not follow from the counts"
 
 
 class Quality(Part):
@@ -193,13 +283,13 @@ class Parameters(Part):
     are fewer. Absent where no method needed them, and in a simulation, which has none.
     """
 
-    total: int
-    trainable: int
+    total: Count
+    trainable: Count
     trainable_names: list[str] = []
-    ranks: dict[str, int] = {}
-    chosen_ranks: dict[str, dict[str, int]] = {}
+    ranks: dict[str, Count] = {}
+    chosen_ranks: dict[str, dict[str, Count]] = {}
     spectra: dict[str, list[float]] = {}
-    facts: dict[str, Any] = {}
+    facts: Facts = {}
 
 
 class Environment(Part):
@@ -207,7 +297,7 @@ class Environment(Part):
 
     device: str
     cpu: str
-    cpu_threads: int
+    cpu_threads: Count
     system: str
     python: str
     packages: dict[str, str]
@@ -227,11 +317,11 @@ class Data(Part):
     name: str
     revision: str | None = None
     sha256: str
-    documents: int | None = None
-    tokens: int
-    dropped_tokens: int = 0
-    real_tokens: int | None = None
-    dropped_rows: int | None = None
+    documents: Count | None = None
+    tokens: Count
+    dropped_tokens: Count = 0
+    real_tokens: Count | None = None
+    dropped_rows: Count | None = None
     model: str
     model_sha256: str | None = None
 
@@ -244,11 +334,11 @@ class Record(Part):
     config_id: str
     suite: str
     label: str
-    seed: int
-    repeat: int
+    seed: Index
+    repeat: Index
     tier: str
-    protocols: dict[str, int] = PROTOCOLS
-    config: dict[str, Any]
+    protocols: dict[str, Count] = PROTOCOLS
+    config: Settings
     rerun: str
     started_at: str | None = None
     outcome: Outcome = Outcome()
@@ -260,6 +350,11 @@ class Record(Part):
     data: Data | None = None
     environment: Environment | None = None
     warnings: list[str] = []
+
+    def contradiction(self) -> str | None:
+        """Return a reason where the id of the run does not follow from its parts."""
+        follows = self.run_id == f"{self.config_id}-s{self.seed}-r{self.repeat}"
+        return None if follows else "run_id does not follow from config_id, seed and repeat"
 
     @property
     def finished(self) -> bool:
@@ -279,17 +374,20 @@ def write(record: Record, path: Path) -> None:
     temporary.replace(path)
 
 
-def read(path: Path) -> Record:
-    """Read a record; UserError says what is wrong with the file in one line."""
+def read(path: Path, limits: bool = False) -> Record:
+    """Read a record; UserError says what is wrong with the file in one line.
+
+    With `limits`, a record is also refused whose values no run can have measured.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
-    return parse(text, str(path))
+    return parse(text, str(path), limits)
 
 
-def parse(text: str, where: str) -> Record:
-    """The record that a text holds; UserError says what is wrong with it, and `where`."""
+def parse(text: str, where: str, limits: bool = False) -> Record:
+    """Return the record that a text holds; UserError says what is wrong with it, and `where`."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits
@@ -300,14 +398,31 @@ def parse(text: str, where: str) -> Record:
             f"{where}: schema version {version}, this lorebench reads {SCHEMA_VERSION}; "
             "use another --results folder or the version of lorebench that wrote it"
         )
+    return validated(content, where, limits)
+
+
+def validated(content: object, where: str, limits: bool = True) -> Record:
+    """Return the record of parsed JSON, or a copy of a record; UserError for the first invalid value."""
     try:
-        return Record.model_validate(content)
+        return Record.model_validate(content, context={"limits": True} if limits else None)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: not a record: {place}: {first['msg']}") from error
+        reason = f"{place}: {first['msg']}" if place else first["msg"]
+        raise UserError(f"{where}: not a record: {reason}") from error
 
 
 def read_all(folder: Path) -> list[Record]:
-    """All records of a folder, by name of file; the first unreadable one raises UserError."""
-    return [read(path) for path in sorted(folder.glob("*.json"))]
+    """Read the records of one suite's folder, in the order of their files.
+
+    UserError for the first file that is no record, or that is not named after its run, its folder after its
+    suite.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        record = read(path)
+        if (record.run_id, record.suite) != (path.stem, folder.name):
+            held = f"{record.run_id} of suite {record.suite!r}"
+            raise UserError(f"{path}: this file holds the record of {held}; move it away and run again")
+        found.append(record)
+    return found

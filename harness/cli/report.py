@@ -39,7 +39,7 @@ def report(
 ) -> None:
     """Print and write the tables of a suite from its records, without running anything."""
     from harness.engine import runner
-    from harness.tables import records as sound_records
+    from harness.tables.records import load
 
     _check_page(html, history)
     chosen = options.load(suite, model, data, settings, only, seed)
@@ -49,7 +49,7 @@ def report(
     if not folders:
         raise UserError(f"no records of suite {chosen.name!r} under {results}; run: lorebench run {suite}")
     for folder in folders:
-        found, notes = sound_records.load(folder)
+        found, notes = load(folder)
         by_id = runner.labelled(wanted, {record.run_id: record for record in found})
         records = list(by_id.values())
         if not records:

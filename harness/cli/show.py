@@ -1,4 +1,4 @@
-"""How tables reach a person: printed to a terminal or a pipe, and written as files."""
+"""Print tables to a terminal or a pipe, and write them as files."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ PIPED_COLUMNS = 140
 
 
 def publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder: Path, name: str) -> None:
-    """Print the tables of a suite and write them in all formats, with what must be said beside them."""
+    """Print the tables of a suite and write them in all formats, with notes beside them."""
+    from harness.tables.records import only_valid
     from harness.tables.report import build as tables
     from harness.tables.report import render
 
-    records, unsound = _believed(records)
+    records, skipped = only_valid(records)
     if not records:
-        for note in unsound or ["nothing has run yet, so there is no table"]:
+        for note in skipped or ["nothing has run yet, so there is no table"]:
             typer.echo(note)
         return
-    notes = [*notes, *unsound]
+    notes = [*notes, *skipped]
     order = [record.config_id for record in records]
     built = tables.build(records, baseline=suite.baseline, question=suite.question, notes=notes, order=order)
     show(built)
@@ -39,21 +40,8 @@ def publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder: 
     typer.echo("tables: " + ", ".join(str(path) for path in written))
 
 
-def _believed(records: Sequence[Any]) -> tuple[list[Any], list[str]]:
-    """The records that can be, and a line for each other: a folder that a sweep goes on in may hold any."""
-    from harness.tables.records import believed
-
-    kept, aside = [], []
-    for each in records:
-        try:
-            kept.append(believed(each))
-        except UserError as error:
-            aside.append(f"{each.run_id} is set aside: {error}; move it away and run again")
-    return kept, aside
-
-
 def show(built: Report) -> None:
-    """Print tables to a terminal, or as wide as a reader of a file may want them."""
+    """Print tables to a terminal, or at a fixed width to a pipe or file."""
     from rich.console import Console
 
     from harness.tables.report.render import to_terminal

@@ -211,14 +211,8 @@ def _result_folder(settings: Settings, machine: str, suite: str) -> Path:
 
 def survey(runs: Sequence[Run], folder: Path, estimates: Estimates) -> dict[str, Record]:
     """Read all of a suite's folder and return the records of the runs; UserError for what is not ours."""
-    suite = folder.name
-    found: dict[str, Record] = {}
-    for path in sorted(folder.glob("*.json")):
-        record = records.read(path)
-        if (record.run_id, record.suite) != (path.stem, suite):
-            held = f"{record.run_id} of suite {record.suite!r}"
-            raise UserError(f"{path}: this file holds the record of {held}; move it away and run again")
-        found[record.run_id] = record
+    found = {record.run_id: record for record in records.read_all(folder)}
+    for record in found.values():
         if record.finished and record.time:
             estimates.add(record, record.time.wall_s)
     return {run.run_id: found[run.run_id] for run in runs if run.run_id in found}

@@ -15,15 +15,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from harness.record import Accuracy, Record, TrainMemory
+from harness.record import COMPONENTS, Accuracy, Record
 from harness.tables.format import plain
 
 #: Facts that methods report about the prepared model and that get a column, whoever reports them.
 FACTS = ("attempted_err", "measured_err", "parameter_ratio", "flop_ratio")
-#: Components of the peak, in the order of the schema; they add up to the peak.
-COMPONENTS = tuple(
-    name for name in TrainMemory.model_fields if name.endswith("_bytes") and not name.startswith("peak")
-)
 #: Packages whose version can move a number.
 NUMERICAL = ("torch", "transformers", "lm-eval")
 #: Not part of what a row is compared by: these are the row itself, or do not change the work.

@@ -16,10 +16,10 @@ from typing import Any
 from harness import suite as suites
 from harness.errors import UserError
 from harness.record import Record
-from harness.tables import records as sound_records
 from harness.tables.papers import errata, judge, published
 from harness.tables.papers import report as paper_report
 from harness.tables.papers.lookup import Sources, sources
+from harness.tables.records import load
 from harness.tables.report import build as report
 from harness.tables.report import render
 from harness.tables.report.sections import GLANCE
@@ -61,7 +61,7 @@ def _reports(raw: Path) -> Iterator[tuple[str, report.Report]]:
         alone = sum(other.name == folder.name for other in folders) == 1
         name = folder.name if alone else f"{folder.name}-{folder.parent.name}"
         defined = suites.load(folder.name)
-        records, notes = sound_records.load(folder)
+        records, notes = load(folder)
         labels = [run.name for run in defined.runs]
         records.sort(key=lambda record: _position(record, labels, defined.axes))
         built = report.build(

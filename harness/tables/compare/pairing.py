@@ -10,9 +10,8 @@ from typing import Any
 from harness.record import Record
 from harness.tables import aggregate
 from harness.tables.compare.comparison import Difference
-from harness.tables.compare.sides import Loaded
+from harness.tables.compare.sides import Loaded, machine
 from harness.tables.format import plain
-from harness.tables.records import machine
 
 SHOWN = 60
 #: Packages that can move a number, beside those that a row's stand names.

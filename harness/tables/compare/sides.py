@@ -1,17 +1,13 @@
-"""The records of one side of a comparison; what is no sound record is set aside, never compared.
-
-What is sound is decided by `harness.tables.records`, for tables and comparisons alike.
-"""
+"""The records of one side of a comparison; files that hold no valid record are set aside, never compared."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import UserError
 from harness.record import Record
 from harness.tables.format import plain
-from harness.tables.records import NOTE_LENGTH, files, machine, sound, there
+from harness.tables.records import NOTE_LENGTH, find, read_each
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Side:
-    """The sound records of a folder or file, and a line for each other file."""
+    """The valid records of a folder or file, and a line for each other file."""
 
     records: tuple[Loaded, ...]
     set_aside: tuple[str, ...]
@@ -37,17 +33,13 @@ class Side:
 
 def load(path: Path) -> Side:
     """All records of a file, a folder, or a folder above; UserError where there is none of these."""
-    if not there(path):
-        raise UserError(f"{path}: no such file or folder; give a record or a folder of records")
     root = path if path.is_dir() else path.parent
     found: list[Loaded] = []
     aside: list[str] = []
     known: dict[tuple[str, ...], Path] = {}
-    for file in files(path) if path.is_dir() else [path]:
-        try:
-            read = sound(file)
-        except UserError as error:
-            aside.append(_note(file, root, str(error).removeprefix(f"{file}: ")))
+    for file, read, reason in read_each(find(path)):
+        if read is None:
+            aside.append(_note(file, root, reason))
             continue
         twin = known.setdefault(_identity(read), file)
         if twin is file:
@@ -55,6 +47,12 @@ def load(path: Path) -> Side:
         else:
             aside.append(_note(file, root, f"the same run as {twin.relative_to(root)}"))
     return Side(tuple(found), tuple(aside))
+
+
+def machine(read: Record) -> tuple[str, ...]:
+    """Return the machine of a run and its meter; with other threads it is another machine."""
+    here, meter = read.environment, read.memory.meter if read.memory else ""
+    return (here.device, str(here.cpu_threads), meter) if here else ("", "", meter)
 
 
 def _note(file: Path, root: Path, reason: str) -> str:

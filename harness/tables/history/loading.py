@@ -1,7 +1,7 @@
 """The records of a suite over time: from folders, and from earlier versions of these in git.
 
-Both only ever add. A record that is found twice counts once; what is no sound record is set aside, with a
-line.
+Both only ever add. A record that is found twice counts once; a file that holds no valid record is
+set aside, with a line.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from harness.record import Record
 from harness.tables import records
 from harness.tables.format import plain
 from harness.tables.history import git_log
-from harness.tables.records import LARGEST_RECORD, NOTE_LENGTH, believed, sound
+from harness.tables.records import LARGEST_RECORD, NOTE_LENGTH
 
 #: People keep a folder of results per commit, or per machine and day: deeper than a side of a comparison.
 DEEPEST = 12
@@ -78,13 +78,11 @@ def collect(folders: Sequence[Path], suite: str, committed: bool = False) -> Col
     """The records of a suite anywhere below the folders, and in their history; UserError where none is."""
     collection = Collection(suite)
     for folder in folders:
-        if not records.there(folder):
-            raise UserError(f"--results {folder}: no such folder; give a folder of records")
-        for file in records.files(folder, DEEPEST) if folder.is_dir() else [folder]:
-            try:
-                collection.add(sound(file), str(file))
-            except UserError as error:
-                collection.refuse(str(file), str(error).removeprefix(f"{file}: "))
+        for file, item, reason in records.read_each(records.find(folder, DEEPEST)):
+            if item is None:
+                collection.refuse(str(file), reason)
+            else:
+                collection.add(item, str(file))
     if committed:
         for folder in folders:
             _add_versions(collection, folder if folder.is_dir() else folder.parent)
@@ -106,7 +104,7 @@ def _add_versions(collection: Collection, folder: Path) -> None:
             if content is None:
                 raise UserError(f"missing, or larger than {LARGEST_RECORD >> 20} MiB")
             text = content.decode("utf-8")
-            collection.add(believed(record.parse(text, source)), source)
+            collection.add(record.parse(text, source, limits=True), source)
         except UnicodeDecodeError:
             collection.refuse(source, "no text in UTF-8")
         except UserError as error:

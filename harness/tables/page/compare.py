@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness.tables.aggregate import COMPONENTS
+from harness.record import COMPONENTS
 from harness.tables.page import chart
 from harness.tables.page.chart import Chart
 from harness.tables.page.html import chart_text

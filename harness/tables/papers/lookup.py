@@ -18,7 +18,7 @@ from harness.tables.papers import published
 from harness.tables.papers.published import Cell
 from harness.tables.papers.schema import Calculated, Predicted, Printed, Recorded, Selector
 from harness.tables.papers.verdicts import Ours, converted
-from harness.tables.records import sound
+from harness.tables.records import read_each
 
 #: Bytes of a forecast by what is asked for; states are what training keeps beside activations and gradients.
 WEIGHTS = ("weights_trainable_bytes", "weights_frozen_bytes")
@@ -171,11 +171,9 @@ class Sources:
         if name not in self._rows:
             found: dict[str, Record] = {}
             for folder in self.records:
-                for path in sorted(folder.glob(f"*/{name}/*.json")):
-                    try:
-                        found.setdefault(f"{path.parent.parent.name}/{path.stem}", sound(path))
-                    except UserError:
-                        continue
+                for path, item, _ in read_each(sorted(folder.glob(f"*/{name}/*.json"))):
+                    if item is not None:
+                        found.setdefault(f"{path.parent.parent.name}/{path.stem}", item)
             self._rows[name] = rows_of(item for item in found.values() if item.outcome.status == "ok")
         return self._rows[name]
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from harness.record import COMPONENTS
 from harness.tables import format
-from harness.tables.aggregate import COMPONENTS, FACTS, task_names
+from harness.tables.aggregate import FACTS, task_names
 from harness.tables.format import DASH, Column, Show, Table
 from harness.tables.report import notes
 from harness.tables.report.view import View

@@ -11,24 +11,27 @@ from harness.suite import Suite
 from tests.unit.tables.report.test_report import fabricate
 
 
-def test_a_record_that_cannot_be_is_set_aside_when_a_sweep_goes_on_beside_it(
+def test_an_invalid_record_is_skipped_when_a_sweep_goes_on_beside_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sound, odd = fabricate("full"), fabricate("odd")
+    valid, odd = fabricate("full"), fabricate("odd")
     odd.quality.tasks["facts"].documents = 0
-    show.publish(Suite("demo", "", None, ()), [sound, odd], ["a note"], tmp_path, "demo")
+    show.publish(Suite("demo", "", None, ()), [valid, odd], ["a note"], tmp_path, "demo")
     said = " ".join(capsys.readouterr().out.split())
-    assert f"{odd.run_id} is set aside: not a sound record: quality.tasks.facts has" in said
+    assert (
+        f"Skipped {odd.run_id}: not a record: quality.tasks.facts.documents: is not a positive count; move"
+        in said
+    )
     assert "a note" in said
     assert "odd" not in (tmp_path / "demo.csv").read_text()
 
 
-def test_where_no_record_can_be_there_is_no_table_and_the_reason(
+def test_where_no_record_is_valid_there_is_no_table_and_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd = fabricate("odd")
     odd.time.tokens_per_s = -1.0
     show.publish(Suite("demo", "", None, ()), [odd], [], tmp_path, "demo")
     said = capsys.readouterr().out
-    assert "time.tokens_per_s is no speed" in said
+    assert "time.tokens_per_s: is not a speed" in said
     assert not list(tmp_path.iterdir())

@@ -37,7 +37,7 @@ def changed(path, **values):
 
 @pytest.fixture
 def written(tmp_path):
-    path = tmp_path / "run.json"
+    path = tmp_path / "demo" / "abc-s0-r0.json"
     record.write(fabricate(), path)
     return path
 
@@ -156,11 +156,19 @@ def test_a_missing_file_is_an_error_of_the_user(tmp_path):
 
 
 def test_all_records_of_a_folder_are_read_by_name_and_other_files_are_left_alone(tmp_path):
-    for name in ("b", "a"):
-        record.write(fabricate(label=name), tmp_path / f"{name}.json")
-    (tmp_path / "a.log").write_text("no record")
-    (tmp_path / ".a.json.1.tmp").write_text("half")
-    assert [item.label for item in record.read_all(tmp_path)] == ["a", "b"]
+    folder = tmp_path / "demo"
+    for seed in (1, 0):
+        record.write(fabricate(seed=seed, run_id=f"abc-s{seed}-r0"), folder / f"abc-s{seed}-r0.json")
+    (folder / "a.log").write_text("no record")
+    (folder / ".a.json.1.tmp").write_text("half")
+    assert [item.seed for item in record.read_all(folder)] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["other/abc-s0-r0.json", "demo/copy.json"])
+def test_a_record_in_the_place_of_another_is_refused(tmp_path, name):
+    record.write(fabricate(), tmp_path / name)
+    with pytest.raises(UserError, match="holds the record of abc-s0-r0 of suite 'demo'; move it away"):
+        record.read_all((tmp_path / name).parent)
 
 
 # ------------------------------------------------------------------------------------------- meaning

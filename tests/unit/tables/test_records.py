@@ -1,4 +1,4 @@
-"""Which records are believed, and that no others end a report or a page."""
+"""Which records are valid, and that no others end a report or a page."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import pytest
 
 from harness import record
 from harness.errors import UserError
-from harness.record import Record
-from harness.tables import records as sound_records
-from harness.tables.records import DEEPEST_NESTING, believed, sound
+from harness.record import DEEPEST_NESTING, Record, validated
+from harness.tables import records as valid_records
 from harness.tables.report import build as report
 from harness.tables.report import render
 from tests.support.gate_records import made, memory, quality
@@ -83,12 +82,12 @@ def nested(levels: int) -> Any:
     return json.loads("[" * levels + "]" * levels)
 
 
-# ---------------------------------------------------------------------------------- what is believed
-def test_every_committed_record_is_believed() -> None:
+# ---------------------------------------------------------------------------------- what is valid
+def test_every_committed_record_is_valid() -> None:
     paths = sorted((ROOT / "results" / "raw").rglob("*-s*-r*.json"))
     assert len(paths) > 150
     for path in paths:
-        sound(path)
+        assert valid_records.read(path) == record.read(path)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +111,18 @@ def test_every_committed_record_is_believed() -> None:
         changed("time/step_s", [0.0]),
     ],
 )
-def test_what_is_odd_but_can_be_is_believed(item: Record) -> None:
-    assert believed(item) is item
+def test_what_is_odd_but_possible_is_valid(item: Record) -> None:
+    assert repr(validated(item, "run.json")) == repr(item)
+
+
+def test_a_run_writes_and_a_sweep_reads_what_no_table_takes(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    item = whole(outcome={"status": "oom", "requested_bytes": 8 << 60})
+    item.time.tokens_per_s = -1.0  # type: ignore[union-attr]
+    record.write(item, path)
+    assert record.read(path) == item
+    with pytest.raises(UserError, match="not a record: outcome.requested_bytes"):
+        valid_records.read(path)
 
 
 IMPOSSIBLE: dict[str, Iterable[Any]] = {
@@ -157,9 +166,9 @@ IMPOSSIBLE: dict[str, Iterable[Any]] = {
 
 
 @pytest.mark.parametrize(("path", "value"), [(path, v) for path, vs in IMPOSSIBLE.items() for v in vs])
-def test_a_figure_that_cannot_be_sets_the_record_aside_and_is_named(path: str, value: Any) -> None:
-    with pytest.raises(UserError, match="not a sound record: ") as refused:
-        believed(changed(path, value))
+def test_a_record_with_an_impossible_value_is_invalid_and_the_value_is_named(path: str, value: Any) -> None:
+    with pytest.raises(UserError, match=r"run\.json: not a record: ") as refused:
+        validated(changed(path, value), "run.json")
     assert path.rsplit("/", 1)[-1].partition("_")[0] in str(refused.value) or path.split("/")[0] in str(
         refused.value
     )
@@ -167,25 +176,25 @@ def test_a_figure_that_cannot_be_sets_the_record_aside_and_is_named(path: str, v
 
 
 # ------------------------------------------------------------------------------ a folder of records
-def test_a_report_sets_impossible_records_aside_names_some_and_counts_all(tmp_path: Path) -> None:
+def test_a_report_skips_invalid_records_names_some_and_counts_all(tmp_path: Path) -> None:
     record.write(whole("full"), tmp_path / "good.json")
     for seed in range(30):
         item = changed("parameters/total", HUGE, whole(seed=seed))
         (tmp_path / f"{seed}.json").write_text(item.model_dump_json())
     (tmp_path / "half.json").write_text("{")
-    records, notes = sound_records.load(tmp_path)
+    records, notes = valid_records.load(tmp_path)
     assert [item.label for item in records] == ["full"]
-    assert notes[0] == "Set aside: 0.json: not a sound record: parameters.total is no count"
-    assert notes[-1] == "31 of 32 files are no sound records and are set aside."
+    assert notes[0] == "Skipped 0.json: not a record: parameters.total: is not a count"
+    assert notes[-1] == "31 of 32 files hold no valid record and are skipped."
     assert len(notes) < 25
     assert notes[-1] in render.to_markdown(report.build(records, baseline="full", notes=notes))
 
 
-def test_what_is_no_file_of_a_sane_size_is_set_aside(tmp_path: Path) -> None:
+def test_what_is_no_file_of_a_sane_size_is_skipped(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "link.json").symlink_to("link.json")
     (tmp_path / "folder.json").mkdir()
-    records, notes = sound_records.load(tmp_path)
+    records, notes = valid_records.load(tmp_path)
     assert records == []
     assert len(notes) == 4
 
@@ -201,7 +210,7 @@ def test_a_message_that_is_nested_deep_is_no_record(value: str) -> None:
 
 
 def filled(folder: Path, numbers: Iterable[int], dice: random.Random) -> None:
-    """A folder with a sound record and, by number, mutated ones."""
+    """A folder with a valid record and, by number, mutated ones."""
     text = whole().model_dump_json(exclude_none=True)
     folder.mkdir()
     record.write(whole("full"), folder / "full.json")
@@ -210,14 +219,14 @@ def filled(folder: Path, numbers: Iterable[int], dice: random.Random) -> None:
         path.write_text(mutated(text, dice), encoding="utf-8", errors="surrogatepass")
 
 
-def test_ten_thousand_mutated_records_are_reported_or_set_aside(tmp_path: Path) -> None:
+def test_ten_thousand_mutated_records_are_reported_or_skipped(tmp_path: Path) -> None:
     dice, read, together = random.Random(0), 0, 20
     for number in range(10_000 // together):
         folder = tmp_path / str(number)
         filled(folder, range(together), dice)
-        records, notes = sound_records.load(folder)
+        records, notes = valid_records.load(folder)
         refused = 1 + together - len(records)
-        assert sum(note.startswith("Set aside: ") for note in notes) == refused
+        assert sum(note.startswith("Skipped ") for note in notes) == refused
         assert not refused or f"{refused} of {1 + together} files" in notes[-1]
         read += len(records) - 1
         built = report.build(records, baseline="full", notes=notes)
@@ -225,7 +234,7 @@ def test_ten_thousand_mutated_records_are_reported_or_set_aside(tmp_path: Path) 
     assert 500 < read < 9000
 
 
-def test_mutated_records_are_drawn_or_set_aside(tmp_path: Path) -> None:
+def test_mutated_records_are_drawn_or_skipped(tmp_path: Path) -> None:
     pytest.importorskip("plotly")
     from harness.tables.page import document
     from tests.unit.tables.page.test_page_papers import paper, sources
@@ -236,7 +245,7 @@ def test_mutated_records_are_drawn_or_set_aside(tmp_path: Path) -> None:
     for number in range(30):
         folder = tmp_path / str(number)
         filled(folder, range(10), dice)
-        records, notes = sound_records.load(folder)
+        records, notes = valid_records.load(folder)
         drawn += len(records) - 1
         page = document.build(records, baseline="full", notes=notes, published=sources(tmp_path, content))
         page.encode()

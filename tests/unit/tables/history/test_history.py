@@ -733,7 +733,7 @@ def test_only_keeps_rows_seeds_settings_and_quantities_but_not_the_control(repos
         (["demo", "--out", "points.xlsx"], ".csv or .parquet"),
         (["demo", "--out", "no/folder.csv"], "no file can be written there"),
         (["demo", "--experiment", "mine"], "add --mlflow URI"),
-        (["demo", "--results", "nowhere"], "no such folder"),
+        (["demo", "--results", "nowhere"], "no such file or folder"),
     ],
 )
 def test_a_mistake_is_one_line(call: Call, repository: Repository, arguments: list[str], said: str) -> None:

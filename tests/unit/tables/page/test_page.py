@@ -19,7 +19,6 @@ from harness.cli import main as cli
 from harness.engine import runner
 from harness.errors import UserError
 from harness.record import Outcome, RankMove
-from harness.tables import records as sound_records
 from harness.tables.aggregate import rows as rows_of
 from harness.tables.format import DASH, Column, Table
 from harness.tables.page import chart as page_chart
@@ -29,6 +28,7 @@ from harness.tables.page import ranks as page_ranks
 from harness.tables.page import training as page_training
 from harness.tables.page.quantities import groups, names
 from harness.tables.page.tables import joined
+from harness.tables.records import load
 from harness.tables.report import build as report
 from harness.tables.report import render
 from harness.tables.report.view import View
@@ -122,7 +122,7 @@ def test_every_figure_of_the_page_is_the_one_of_the_csv() -> None:
 
 @pytest.mark.parametrize("suite", ["welore", "pretrain", "finetune", "compressed"])
 def test_the_page_of_reference_records_holds_the_numbers_of_the_committed_csv(suite) -> None:
-    found, notes = sound_records.load(ROOT / "results" / "raw" / "cpu-2t" / suite)
+    found, notes = load(ROOT / "results" / "raw" / "cpu-2t" / suite)
     text = document.build(found, baseline=suites.load(suite).baseline, notes=notes)
     table = (ROOT / "results" / "tables" / f"{suite}.csv").read_text(encoding="utf-8")
     lines = {line["method"]: line for line in csv.DictReader(io.StringIO(table))}

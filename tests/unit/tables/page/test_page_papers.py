@@ -124,9 +124,9 @@ def test_the_summary_counts_as_the_committed_index_does() -> None:
 
 @pytest.mark.parametrize("suite", ["welore", "pretrain", "finetune", "compressed"])
 def test_the_page_of_a_suite_that_ships_stays_small_with_its_published_figures(suite) -> None:
-    from harness.tables import records as sound_records
+    from harness.tables.records import load
 
-    found, _ = sound_records.load(ROOT / "results" / "raw" / "cpu-2t" / suite)
+    found, _ = load(ROOT / "results" / "raw" / "cpu-2t" / suite)
     text = document.build(found, baseline=None, published=lookup.sources(ROOT))
     assert len(shown(text)) > 30
     assert len(text.encode()) < 6_000_000

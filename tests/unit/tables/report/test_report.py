@@ -28,9 +28,9 @@ from harness.record import (
     Training,
     TrainMemory,
 )
-from harness.tables import records as sound_records
 from harness.tables.aggregate import Stat
 from harness.tables.format import DASH, Column, Table, bytes_text, fixed, latex, markdown, significant
+from harness.tables.records import load
 from harness.tables.report import build as report
 from harness.tables.report import render
 
@@ -597,22 +597,22 @@ def test_wide_tables_are_split_with_the_names_again_and_ratios_beside_their_valu
 
 
 # --------------------------------------------------------------------------------------------- load
-def test_unreadable_records_are_set_aside_with_a_line_each(tmp_path):
+def test_unreadable_records_are_skipped_with_a_line_each(tmp_path):
     record.write(fabricate(), tmp_path / "good.json")
     (tmp_path / "half.json").write_text('{"schema_version": 1, "run')
     (tmp_path / "old.json").write_text('{"schema_version": 0}')
-    records, notes = sound_records.load(tmp_path)
+    records, notes = load(tmp_path)
     assert [item.label for item in records] == ["full"]
     assert "half.json" in notes[0]
     assert "schema version 0" in notes[1]
-    assert notes[2:] == ["2 of 3 files are no sound records and are set aside."]
+    assert notes[2:] == ["2 of 3 files hold no valid record and are skipped."]
     assert not any(str(tmp_path) in note or "\n" in note for note in notes)
     assert notes[0] in report.build(records, baseline="full", notes=notes).notes
 
 
 def test_a_missing_folder_is_an_error_that_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="run the suite first"):
-        sound_records.load(tmp_path / "nowhere")
+        load(tmp_path / "nowhere")
 
 
 # -------------------------------------------------------------------------------------------- cells

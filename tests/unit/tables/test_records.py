@@ -121,7 +121,7 @@ def test_a_run_writes_and_a_sweep_reads_what_no_table_takes(tmp_path: Path) -> N
     item.time.tokens_per_s = -1.0  # type: ignore[union-attr]
     record.write(item, path)
     assert record.read(path) == item
-    with pytest.raises(UserError, match="not a record: outcome.requested_bytes"):
+    with pytest.raises(UserError, match=r"not a record: outcome\.requested_bytes"):
         valid_records.read(path)
 
 

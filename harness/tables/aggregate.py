@@ -18,8 +18,13 @@ from typing import Any
 from harness.record import COMPONENTS, Accuracy, Record
 from harness.tables.format import plain
 
-#: Facts that methods report about the prepared model and that get a column, whoever reports them.
-FACTS = ("attempted_err", "measured_err", "parameter_ratio", "flop_ratio")
+#: Facts about the prepared model that get a column, whichever method reports them, and the column's heading.
+FACTS = {
+    "attempted_err": "target rank reduction",
+    "measured_err": "achieved rank reduction",
+    "parameter_ratio": "parameter ratio",
+    "flop_ratio": "FLOP ratio",
+}
 #: Packages whose version can move a number.
 NUMERICAL = ("torch", "transformers", "lm-eval")
 #: Not part of what a row is compared by: these are the row itself, or do not change the work.

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 #: What stands where nothing was measured; a zero is always a measured zero.
 DASH = "\N{EN DASH}"
 UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
+#: How a record's meter counts memory, in a heading.
+METERS = {"live": "counted on CPU", "cuda": "counted by CUDA's allocator"}
 #: Tables are split so that each fits a terminal of this many characters.
 WIDTH = 120
 _STUB_WIDTH = 32  # longer text is wrapped by a terminal rather than costing columns
@@ -139,6 +141,13 @@ def bytes_text(value: float) -> str:
 
 
 # ------------------------------------------------------------------------------------------- text
+def component(key: str) -> str:
+    """Return the heading of a component of the peak (`record.COMPONENTS`)."""
+    if key == "transient_bytes":
+        return "activations and temporaries"
+    return key.removesuffix("_bytes").removeprefix("weights_").replace("_", " ")
+
+
 def plain(text: str, limit: int | None = None) -> str:
     """One line of visible characters: control, format and surrogate code points become spaces."""
     visible = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)

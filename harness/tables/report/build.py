@@ -1,7 +1,7 @@
-"""The report: records in, one comparable table out, as Markdown, CSV, LaTeX and on the terminal.
+"""Build the report of a suite from its records.
 
 The same records always make the same bytes, so that generated tables can be checked for drift. The
-CSV holds every figure in bytes, seconds or shares of one, one line per row; the other forms hold small
+CSV holds every value in bytes, seconds or shares of one, one line per row; the other forms hold small
 tables.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 from harness.record import Record
 from harness.tables.aggregate import FACTS
@@ -20,16 +18,13 @@ from harness.tables.report import notes as describe
 from harness.tables.report.sections import sections
 from harness.tables.report.view import View
 
-if TYPE_CHECKING:  # pandas takes a second to import, and only who works with a frame needs it
-    import pandas as pd
-
 
 @dataclass(frozen=True)
 class Report:
-    """Tables of text for people, `lines` with all numbers, one a row, and what must be said beside them.
+    """Tables of text for people, `lines` with all numbers for the CSV, and the notes beside both.
 
     All text is plain; a renderer escapes it. `caption` names what all rows share, `notes` what differs
-    or failed.
+    or failed. A line has units in its keys, and None where nothing was measured.
     """
 
     title: str
@@ -38,15 +33,6 @@ class Report:
     caption: tuple[str, ...]
     notes: tuple[str, ...]
     lines: tuple[Mapping[str, object], ...]
-
-    @cached_property
-    def frame(self) -> pd.DataFrame:
-        """The lines as a data frame: units in the names of its columns, NaN where nothing was measured."""
-        import pandas
-
-        frame = pandas.DataFrame(self.lines)
-        numeric = [name for name in frame if str(name).endswith(("_mean", "_sd", "_ratio"))]
-        return frame.astype(dict.fromkeys(numeric, "float64"))
 
 
 def build(
@@ -57,16 +43,16 @@ def build(
     notes: Iterable[str] = (),
     order: Sequence[str] = (),
 ) -> Report:
-    """Make the report of one suite.
+    """Build the report of one suite.
 
-    `baseline` is the label of the row that all is relative to, `order` the suite's config ids: rows
-    follow it, what is missing is counted, and what is not in it comes last, by label.
+    `baseline` is the label of the row that values are relative to. `order` are the suite's config ids: rows
+    follow it, those without a record are counted, and other rows come last, by label.
     """
     order = list(dict.fromkeys(order))
     view = View(tuple(rows_of(records, order)), baseline)
-    said = [plain(note) for note in notes]
-    said += _completeness(view, order)
-    said += describe.doubts(view.rows, view.names) + describe.failures(view.rows, view.names)
+    lines = [plain(note) for note in notes]
+    lines += _completeness(view, order)
+    lines += describe.doubts(view.rows, view.names) + describe.failures(view.rows, view.names)
     caption = describe.shared(view.rows)
     if any(view.bases):
         caption.append(
@@ -78,13 +64,13 @@ def build(
         question=plain(question),
         tables=tuple(sections(view)) if records else (),
         caption=(*caption, describe.READING) if records else (),
-        notes=tuple(dict.fromkeys(said)),
+        notes=tuple(dict.fromkeys(lines)),
         lines=tuple(_lines(view)),
     )
 
 
 def _completeness(view: View, order: Sequence[str]) -> list[str]:
-    """What of the suite is not in the table, and what in the table is not of the suite."""
+    """Name what of the suite is not in the table, and what in the table is not of the suite."""
     notes = []
     there = {row.config_id for row in view.rows}
     missing = [config_id for config_id in order if config_id not in there]
@@ -100,13 +86,13 @@ def _completeness(view: View, order: Sequence[str]) -> list[str]:
     if view.baseline is not None and alone:
         label = plain(view.baseline)
         notes.append(
-            f"No one row {label!r} to be compared with (same stand, model, data): {'; '.join(alone)}."
+            f"No single row {label!r} to compare with (same environment, model, data): {'; '.join(alone)}."
         )
     return notes
 
 
 def _lines(view: View) -> list[dict[str, object]]:
-    """Every figure of every row: mean, sd, n and the ratio to the baseline's mean."""
+    """Return every value of every row: mean, sd, n and the ratio to the baseline's mean."""
     lines: list[dict[str, object]] = []
     keys = list(dict.fromkeys(key for row in view.rows for key in row.stats))
     limits = {f"{key}_floor": view.floor(key) for key in keys if key.startswith("perplexity_")}
@@ -125,6 +111,3 @@ def _lines(view: View) -> list[dict[str, object]]:
         line |= {key: value for key, value in limits.items() if value is not None}
         lines.append(line | dict(sorted(describe.traits(row).items())))
     return lines
-
-
-# --------------------------------------------------------------------------------------- renderers

@@ -1,4 +1,4 @@
-"""What must be said beside the numbers: how runs ended, what rows share, what differs, what to doubt."""
+"""Notes beside the numbers: how runs ended, what rows share, what differs, and what makes rows doubtful."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from harness.record import Outcome, Record
 from harness.tables.aggregate import Row
-from harness.tables.format import DASH, bytes_text, plain
+from harness.tables.format import DASH, METERS, bytes_text, plain
 
 _STATUS_WIDTH = 40
 READING = (
@@ -19,7 +19,7 @@ READING = (
 
 # ---------------------------------------------------------------------------------------- outcomes
 def status(records: Sequence[Record]) -> str:
-    """How the runs of a row ended, e.g. `ok 2/3; diverged in train 1/3`."""
+    """Summarise how the runs of a row ended, e.g. `ok 2/3; diverged in train 1/3`."""
     total = len(records)
     good = sum(record.outcome.status == "ok" for record in records)
     failed = [record.outcome for record in records if record.outcome.status != "ok"]
@@ -30,7 +30,7 @@ def status(records: Sequence[Record]) -> str:
 
 
 def _ending(outcome: Outcome, failed: Sequence[Outcome]) -> str:
-    """A failure in a few words; for memory the largest request of the same kind."""
+    """Describe a failure in a few words; for memory with the largest request of the same kind."""
     text: str = outcome.status
     alike = [other for other in failed if (other.status, other.phase) == (outcome.status, outcome.phase)]
     if outcome.phase and outcome.status != "unsupported":
@@ -44,7 +44,7 @@ def _ending(outcome: Outcome, failed: Sequence[Outcome]) -> str:
 
 
 def failures(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
-    """The full message of each way in which a row failed, where its status cell could not say it."""
+    """Return the full messages of failures that the status cell of their row is too short for."""
     notes: list[str] = []
     for row, name in zip(rows, names, strict=True):
         cell = status(row.records)
@@ -58,7 +58,7 @@ def failures(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
 
 # ------------------------------------------------------------------------------- shared and varying
 def traits(row: Row) -> dict[str, str]:
-    """All that describes a row: its settings, its test stand and the tokens that its finished runs saw."""
+    """Return what describes a row: its settings, its environment and the tokens of its finished runs."""
     done = [record for record in row.records if record.training and record.outcome.status == "ok"]
     tokens = {record.training.tokens for record in done if record.training}
     seen = {"tokens": _list(sorted(tokens))} if tokens else {}
@@ -66,7 +66,7 @@ def traits(row: Row) -> dict[str, str]:
 
 
 def varying(rows: Sequence[Row]) -> list[str]:
-    """The traits in which rows differ; what a failed run could not learn of its stand does not count."""
+    """Return the traits in which rows differ, apart from what a failed run did not learn of its environment."""
     described = [traits(row) for row in rows]
     keys = dict.fromkeys(key for trait in described for key in trait)
     settings = {key for row in rows for key in row.settings}
@@ -76,12 +76,12 @@ def varying(rows: Sequence[Row]) -> list[str]:
 
 
 def _values(described: Iterable[Mapping[str, str]], key: str, absent: bool) -> set[str | None]:
-    """The values of a trait; a setting that is not there is a value, an unknown stand is not."""
+    """Return the values of a trait; an absent setting is a value, an unknown environment is not."""
     return {trait.get(key) for trait in described if absent or key in trait}
 
 
 def shared(rows: Sequence[Row]) -> list[str]:
-    """Lines that name what all rows have in common: `train: stage finetune, steps 200, …`."""
+    """Name what all rows have in common, a line a section: `train: stage finetune, steps 200, …`."""
     differs = set(varying(rows))
     described = [traits(row) for row in rows]
     common = {key: value for trait in described for key, value in trait.items() if key not in differs}
@@ -97,7 +97,8 @@ def shared(rows: Sequence[Row]) -> list[str]:
         elif key == "tokens":
             groups.setdefault("train", []).append(f"tokens {value}")
         else:
-            groups.setdefault("test stand", []).append(f"{key} {value}")
+            text = f"memory {METERS[value]}" if key == "meter" else f"{key} {value}"
+            groups.setdefault("environment", []).append(text)
     for section, fingerprint in _fingerprints(rows).items():
         groups.setdefault(section, []).append(fingerprint)
     seeds = {", ".join(map(str, row.seeds)) for row in rows}
@@ -107,7 +108,7 @@ def shared(rows: Sequence[Row]) -> list[str]:
 
 
 def _fingerprints(rows: Sequence[Row]) -> dict[str, str]:
-    """The start of the hash of the model and of the data, where all runs agree on it."""
+    """Return the first digits of the hash of the model and of the data, where all runs agree on it."""
     used = [record.data for row in rows for record in row.records if record.data]
     hashes = {"model": {data.model_sha256 or "" for data in used}, "data": {data.sha256 for data in used}}
     alike = {section: "".join(values) for section, values in hashes.items() if len(values) == 1}
@@ -116,13 +117,13 @@ def _fingerprints(rows: Sequence[Row]) -> dict[str, str]:
 
 # ------------------------------------------------------------------------------------------ doubts
 def doubts(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
-    """What a reader must know before he compares rows; empty when all is equal."""
+    """Note what makes rows incomparable; empty when all is equal."""
     notes = []
     apart = [key for key in varying(rows) if any(key in row.stand for row in rows)]
     if apart:
         notes.append(
-            f"Rows differ in {', '.join(apart)}: nothing is set in relation across this difference, "
-            "and absolute figures do not compare."
+            f"Rows differ in {', '.join(apart)}: no value is relative across this difference, "
+            "and absolute values are not comparable."
         )
     most = sorted({seed for row in rows for seed in row.seeds})
     pairs = zip(rows, names, strict=True)
@@ -141,7 +142,7 @@ def _list(values: Iterable[int]) -> str:
 
 
 def _origins(records: Sequence[Record]) -> dict[str, set[str]]:
-    """Where runs come from, apart from their test stand."""
+    """Return the values of what else may differ between runs: code, system, Python and flags."""
     known = [record.environment for record in records if record.environment]
     return {
         "commit": {plain(f"{e.git_sha or 'unknown'}"[:10]) for e in known},
@@ -153,7 +154,7 @@ def _origins(records: Sequence[Record]) -> dict[str, set[str]]:
 
 
 def _unequal_work(records: Sequence[Record]) -> list[str]:
-    """Names under which different content hides: equal settings, but other tokens, weights or texts."""
+    """Note equal settings with different content: other tokens, weights or texts under one name."""
     seen: dict[tuple[str, str], set[str]] = {}
 
     def note(what: str, group: object, content: object) -> None:

@@ -66,7 +66,7 @@ def traits(row: Row) -> dict[str, str]:
 
 
 def varying(rows: Sequence[Row]) -> list[str]:
-    """Return the traits in which rows differ, apart from what a failed run did not learn of its environment."""
+    """Return the traits in which rows differ; what a failed run did not learn is no difference."""
     described = [traits(row) for row in rows]
     keys = dict.fromkeys(key for trait in described for key in trait)
     settings = {key for row in rows for key in row.settings}

@@ -92,7 +92,7 @@ def to_terminal(report: Report, console: Console) -> None:
 
 
 def to_csv(report: Report) -> str:
-    """Return all lines; a cell is empty where nothing was measured, and `inf` or `nan` are measured values."""
+    """Return all lines; an empty cell was not measured, `inf` and `nan` were."""
     written = io.StringIO(newline="")
     names = dict.fromkeys(name for line in report.lines for name in line)
     table = csv.DictWriter(written, list(names), restval="", lineterminator="\n")

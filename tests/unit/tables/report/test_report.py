@@ -153,7 +153,7 @@ def cell(made, title, row, column):
 
 def frame_of(made):
     """The CSV as a data frame."""
-    return pd.read_csv(io.StringIO(render.to_csv(made)), float_precision="round_trip")
+    return pd.read_csv(io.StringIO(render.to_csv(made)))
 
 
 def printed(made, width=120):

@@ -1,6 +1,6 @@
 """Rows out of records: which runs belong together, and the mean and spread of what they measured.
 
-A row is one configuration on one test stand. Runs of different devices, meters, protocol versions
+A row is one configuration in one environment. Runs of different devices, meters, protocol versions
 or versions of the numerical packages are never averaged. Nothing here writes text for people.
 """
 
@@ -68,10 +68,10 @@ def spread(values: Sequence[float]) -> float:
 
 @dataclass
 class Row:
-    """The runs of one configuration on one test stand; `stand` holds what is known of it."""
+    """The runs of one configuration in one environment; `environment` holds what is known of it."""
 
     config_id: str
-    stand: dict[str, str]
+    environment: dict[str, str]
     records: list[Record] = field(default_factory=list)
     stats: dict[str, Stat] = field(default_factory=dict)
 
@@ -113,15 +113,15 @@ def rows(records: Iterable[Record], order: Sequence[str] = ()) -> list[Row]:
 
 
 def baseline_of(row: Row, everything: Sequence[Row], label: str | None) -> Row | None:
-    """The baseline that a row may be compared with: same stand, model and data; same training if several.
+    """Return the row with the baseline's label and the same environment, model and data.
 
-    None when there is no such row, or when several remain and nothing says which.
+    Of several rows, the one with the same settings; None where that leaves none or more than one.
     """
     found = [
         other
         for other in everything
         if other.label == label
-        and agree(other.stand, row.stand)
+        and agree(other.environment, row.environment)
         and other.section("model", "data") == row.section("model", "data")
     ]
     if len(found) > 1:
@@ -130,11 +130,11 @@ def baseline_of(row: Row, everything: Sequence[Row], label: str | None) -> Row |
 
 
 def agree(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
-    """Whether two stands have no field with different values; what is not known does not contradict."""
+    """Whether two environments have no field with different values; what is not known does not contradict."""
     return all(second[key] == value for key, value in first.items() if key in second)
 
 
-def stand(record: Record) -> dict[str, str]:
+def environment_of(record: Record) -> dict[str, str]:
     """What must be equal before two numbers share a column; a run that failed early knows only a part."""
     known: dict[str, Any] = {"tier": record.tier, "meter": record.memory.meter if record.memory else None}
     if record.environment:
@@ -169,8 +169,8 @@ def binomial_stderr(accuracy: Accuracy) -> float:
 
 # --------------------------------------------------------------------------------------- grouping
 def _group(records: Iterable[Record]) -> list[Row]:
-    """Join runs of one configuration whose stands agree; the same run twice is two rows, never a mean."""
-    found = [(stand(record), record) for record in records]
+    """Join runs of one configuration whose environments agree; the same run twice makes two rows."""
+    found = [(environment_of(record), record) for record in records]
     found.sort(key=lambda pair: (str(pair[0]), pair[1].run_id, repr(pair[1])))
     grouped: list[Row] = []
     for known, record in found:
@@ -179,7 +179,7 @@ def _group(records: Iterable[Record]) -> list[Row]:
             row = Row(record.config_id, {})
             grouped.append(row)
         row.records.append(record)
-        row.stand |= known
+        row.environment |= known
     for row in grouped:
         row.records.sort(key=lambda record: (record.seed, record.repeat))
     return grouped
@@ -187,7 +187,7 @@ def _group(records: Iterable[Record]) -> list[Row]:
 
 def _belongs(record: Record, known: Mapping[str, str], row: Row) -> bool:
     twice = any(other.run_id == record.run_id for other in row.records)
-    return row.config_id == record.config_id and not twice and agree(known, row.stand)
+    return row.config_id == record.config_id and not twice and agree(known, row.environment)
 
 
 def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:

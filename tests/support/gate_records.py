@@ -52,7 +52,7 @@ def memory(meter: str = "live", **parts: int) -> dict[str, Any]:
 
 
 def environment(**values: Any) -> dict[str, Any]:
-    """A stand."""
+    """An environment."""
     known = {"device": "a CPU", "cpu": "a CPU", "cpu_threads": 2, "system": "Linux", "python": "3.11.7"}
     return {**known, "packages": PACKAGES, **values}
 

@@ -14,7 +14,7 @@ from harness.tables.compare.sides import Loaded, machine
 from harness.tables.format import plain
 
 SHOWN = 60
-#: Packages that can move a number, beside those that a row's stand names.
+#: Packages that can move a number, beside those that a row's environment names.
 PACKAGES = ("peft", "tokenizers", "bitsandbytes")
 #: The protocol that a quantity is measured by, and the packages that have nothing to do with it.
 PROTOCOL = re.compile(r"^(\w+) protocol$")
@@ -112,7 +112,7 @@ def _differ(
 
 def decides(record: Record, quantity: str) -> dict[str, str]:
     """All that decides a quantity beside the config, as text."""
-    known = {"seed": str(record.seed), **aggregate.stand(record)}
+    known = {"seed": str(record.seed), **aggregate.environment_of(record)}
     if record.environment:
         here = record.environment
         known |= {name: here.packages[name] for name in PACKAGES if name in here.packages}

@@ -52,7 +52,7 @@ class Row:
 
     @cached_property
     def differences(self) -> tuple[Difference, ...]:
-        """In what the stands of any of its runs differ from the first one of the base, seeds aside."""
+        """In what the environments of any of its runs differ from the first one of the base, seeds aside."""
         first, *others = (*self.base, *self.candidate)
         found = (field for other in others for field in differences(first, other, "time"))
         return tuple(dict.fromkeys(field for field in found if field.field not in ("seed", "data", "model")))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUFFIXES = (".csv", ".parquet")
-#: Columns of every table with their types; what the stands know comes behind, as text.
+#: Columns of every table with their types; those of the environments follow, as text.
 COLUMNS = {
     "suite": "string",
     "row": "string",
@@ -51,15 +51,15 @@ def frame(history: History) -> pd.DataFrame:
     """
     import pandas as pd
 
-    stands = sorted({key for series in history.series for key in series.stand})
-    columns = {**COLUMNS, **{_stand(key): "string" for key in stands}}
+    keys = sorted({key for series in history.series for key in series.environment})
+    columns = {**COLUMNS, **{_environment(key): "string" for key in keys}}
     lines = [line for series in history.series for line in _lines(history, series)]
     return pd.DataFrame(lines, columns=list(columns)).astype(columns)
 
 
 def _lines(history: History, series: Series) -> Iterator[dict[str, Any]]:
     stepped = {step.second for step in series.steps}
-    stand = {_stand(key): value or None for key, value in series.stand.items()}
+    environment = {_environment(key): value or None for key, value in series.environment.items()}
     for point in sorted((*series.points, *series.lost), key=lambda point: point.order):
         commit = history.commits[point.order]
         yield {
@@ -79,11 +79,11 @@ def _lines(history: History, series: Series) -> Iterator[dict[str, Any]]:
             "config_id": plain(series.config_id),
             "series": series.id,
             "step_before": point.order in stepped,
-            **stand,
+            **environment,
         }
 
 
-def _stand(key: str) -> str:
+def _environment(key: str) -> str:
     return STAND + plain(key).replace(" ", "_")
 
 

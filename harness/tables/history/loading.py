@@ -68,9 +68,9 @@ def identity(item: Record) -> str:
     Starts are in whole seconds, and both runs of a pair that takes turns may have the same.
     """
     here = item.environment
-    stand = (here.device, here.git_sha, here.git_dirty_sha256) if here else ()
+    environment = (here.device, here.git_sha, here.git_dirty_sha256) if here else ()
     meter = item.memory.meter if item.memory else ""
-    parts = (item.suite, item.run_id, item.started_at, meter, *stand) if item.started_at else (item,)
+    parts = (item.suite, item.run_id, item.started_at, meter, *environment) if item.started_at else (item,)
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -71,7 +71,7 @@ def _alternated(runs: Sequence[Run], step: Moved) -> bool:
 def _sides(
     stretch: Stretch, controls: Sequence[Stretch], before: tuple[int, int], after: tuple[int, int]
 ) -> tuple[list[float], list[float]]:
-    """The control's values between the commits of the two sides, on the stand of the stretch."""
+    """The control's values between the commits of the two sides, in the environment of the stretch."""
     for control in controls:
         if control.quantity == stretch.quantity and agree(control.known, stretch.known):
             sides = tuple(

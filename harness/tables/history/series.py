@@ -1,6 +1,6 @@
 """What a history consists of: commits, series of points, steps and breaks; no rule and no rendering.
 
-A series is joined only while config, stand and measurement protocols stay the same. Where one of these
+A series is joined only while config, environment and measurement protocols stay the same. Where one of these
 changes it ends, another one begins, and a break says in which fields they differ.
 """
 
@@ -133,8 +133,9 @@ class Series:
     """Points of one quantity of one row that may be joined by a line, in the order of their commits.
 
     `row` is the label in the suite, with the settings behind it where several configs share the label.
-    `stand` is what all its runs agree on (device, torch, protocols, …). `tested` says whether the series was
-    searched for steps; `remarks` hold what must be said beside it, such as runs of one commit that disagree.
+    `environment` is what all its runs agree on (device, torch, protocols, …). `tested` says whether the
+    series was searched for steps; `remarks` hold what must be said beside it, such as runs of one commit
+    that disagree.
     `lost` are values that can be neither drawn nor tested, such as a perplexity that became infinite.
     """
 
@@ -143,7 +144,7 @@ class Series:
     row: str
     quantity: Quantity
     config_id: str
-    stand: Mapping[str, str]
+    environment: Mapping[str, str]
     points: tuple[Point, ...]
     steps: tuple[Step, ...] = ()
     tested: bool = True

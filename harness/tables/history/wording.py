@@ -168,7 +168,7 @@ def _exact(history: History) -> Iterator[str]:
     """Which changes of bytes and outcomes are steps: what an allocator says is not exact."""
     exact = [series for series in history.series if series.quantity.exact]
     outcomes = any(series.quantity.kind == "status" for series in exact)
-    counted = [s.stand.get("meter") in EXACT for s in exact if s.quantity.kind == "memory"]
+    counted = [s.environment.get("meter") in EXACT for s in exact if s.quantity.kind == "memory"]
     bytes_ = "bytes" if all(counted) else "bytes that are counted"
     names = [name for name, is_there in ((bytes_, any(counted)), ("outcomes", outcomes)) if is_there]
     if names:

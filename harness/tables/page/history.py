@@ -47,13 +47,13 @@ def _is_drawn(history: History, quantity: Quantity) -> bool:
 def _chart(history: History, quantity: Quantity, name: str) -> Chart:
     rows = history.rows
     own = [series for series in history.series if series.quantity == quantity]
-    stands = list(dict.fromkeys(tuple(series.stand.items()) for series in own))
+    environments = list(dict.fromkeys(tuple(series.environment.items()) for series in own))
     seen: set[str] = set()
     traces: list[dict[str, Any]] = []
     for series in own:
         place = rows.index(series.row)
         line = chart.line(place)
-        line["dash"] = chart.DASHES[stands.index(tuple(series.stand.items())) % len(chart.DASHES)]
+        line["dash"] = chart.DASHES[environments.index(tuple(series.environment.items())) % len(chart.DASHES)]
         traces.append(_line(history, series, line, series.row not in seen) | {"marker": _marker(place)})
         seen.add(series.row)
     traces += _marks(history, own)
@@ -75,19 +75,24 @@ def _chart(history: History, quantity: Quantity, name: str) -> Chart:
     caption += "; triangles are steps" if steps else ""
     caption += ", open ones may be the machine's" if any(step.doubtful for step in steps) else ""
     caption += "; at an upright line a series ends and another one begins" if ends else ""
-    caption += "; other dashes, another stand" if len(stands) > 1 else ""
+    caption += "; other dashes, another environment" if len(environments) > 1 else ""
     return Chart(name, title[0].upper() + title[1:], caption, content)
 
 
 def _line(history: History, series: Series, line: dict[str, Any], first: bool) -> dict[str, Any]:
     """One series: a point for each commit, joined in their order."""
     levels = {order: (series.level(order), len(points)) for order, points in series.by_commit.items()}
-    stand = ", ".join(f"{key} {value}" for key, value in list(series.stand.items())[:1])
+    environment = ", ".join(f"{key} {value}" for key, value in list(series.environment.items())[:1])
     hover = []
     for order, (level, count) in levels.items():
         commit = history.commits[order]
         value = f"{say.number(series.quantity, level)} {series.quantity.shown_unit}".rstrip()
-        said = [series.row, f"{commit.name}: {commit.subject}".rstrip(": "), f"{value} (n={count})", stand]
+        said = [
+            series.row,
+            f"{commit.name}: {commit.subject}".rstrip(": "),
+            f"{value} (n={count})",
+            environment,
+        ]
         hover.append("<br>".join(chart_text(text, 90) for text in said if text))
     return {
         "type": "scatter",

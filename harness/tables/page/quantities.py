@@ -72,17 +72,17 @@ def short(name: str) -> str:
 
 
 def groups(view: View) -> list[Group]:
-    """Rows by what must be equal before two may be compared: test stand, model and data."""
+    """Rows by what must be equal before two may be compared: environment, model and data."""
     found: list[tuple[dict[str, str], dict[str, str], list[int]]] = []
     for place, row in enumerate(view.rows):
         work = row.section("model", "data")
-        for stand, other, places in found:
-            if work == other and agree(stand, row.stand):
-                stand |= row.stand
+        for environment, other, places in found:
+            if work == other and agree(environment, row.environment):
+                environment |= row.environment
                 places.append(place)
                 break
         else:
-            found.append((dict(row.stand), work, [place]))
+            found.append((dict(row.environment), work, [place]))
     if len(found) == 1:
         return [Group(tuple(found[0][2]))]
     return [Group(tuple(places), _difference(view, places)) for *_, places in found]
@@ -91,7 +91,7 @@ def groups(view: View) -> list[Group]:
 def _difference(view: View, places: Sequence[int]) -> str:
     """What of that differs between groups, by the values that one of them has."""
     rows = [view.rows[place] for place in places]
-    apart = {key for row in view.rows for key in (*row.stand, *row.section("model", "data"))}
+    apart = {key for row in view.rows for key in (*row.environment, *row.section("model", "data"))}
     known = {key: value for row in rows for key, value in traits(row).items() if key in apart}
     said = (f"{key.split('.')[-1]} {known[key]}" for key in view.varying if key in known)
     return plain(", ".join(said), _DIFFERENCE)

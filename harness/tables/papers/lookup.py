@@ -162,7 +162,7 @@ class Sources:
         _, row, value = max(found, key=lambda item: item[0])
         given = UNITS.get(selector.quantity, "share" if key.startswith("accuracy_") else unit)
         figure = converted(value, given, unit) if selector.per is None else value / selector.per
-        said = [("device", row.stand.get("device", ""))]
+        said = [("device", row.environment.get("device", ""))]
         how = f"mean of {len(row.records)} runs of suite {name}"
         return Ours(figure, "measured", how, tuple(pair for pair in said if pair[1]))
 

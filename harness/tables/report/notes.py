@@ -62,7 +62,7 @@ def traits(row: Row) -> dict[str, str]:
     done = [record for record in row.records if record.training and record.outcome.status == "ok"]
     tokens = {record.training.tokens for record in done if record.training}
     seen = {"tokens": _list(sorted(tokens))} if tokens else {}
-    return {**row.settings, **row.stand, **seen}
+    return {**row.settings, **row.environment, **seen}
 
 
 def varying(rows: Sequence[Row]) -> list[str]:
@@ -119,7 +119,7 @@ def _fingerprints(rows: Sequence[Row]) -> dict[str, str]:
 def doubts(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     """Note what makes rows incomparable; empty when all is equal."""
     notes = []
-    apart = [key for key in varying(rows) if any(key in row.stand for row in rows)]
+    apart = [key for key in varying(rows) if any(key in row.environment for row in rows)]
     if apart:
         notes.append(
             f"Rows differ in {', '.join(apart)}: no value is relative across this difference, "

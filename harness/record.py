@@ -118,7 +118,7 @@ class Part(BaseModel):
 
 
 class Outcome(Part):
-    """How the run ended. `interrupted` is what an unfinished record says, so a killed run reads so too."""
+    """How the run ended; an unfinished record reads `interrupted`, so a killed run does too."""
 
     status: Status = "interrupted"
     phase: Phase | None = None
@@ -129,7 +129,7 @@ class Outcome(Part):
     @field_validator("message", "log_tail", mode="before")
     @classmethod
     def _encodable(cls, value: Any) -> Any:
-        """Messages of the system may hold bytes that are no text, and tracebacks where this is installed."""
+        """Replace bytes that are no text, and in tracebacks the folder of the installation."""
         if isinstance(value, str):
             return TRACEBACK_PATH.sub('File "', value).encode(errors="replace").decode()
         lines = value if isinstance(value, list) else []
@@ -268,7 +268,7 @@ class Accuracy(Part):
 
 
 class Quality(Part):
-    """What the trained model is worth."""
+    """Quality of the trained model: perplexities by protocol, accuracies by task."""
 
     perplexity: dict[str, Perplexity] = {}
     tasks: dict[str, Accuracy] = {}
@@ -293,7 +293,7 @@ class Parameters(Part):
 
 
 class Environment(Part):
-    """What the run ran on, so that only like is compared with like."""
+    """Hardware and software of the run; only runs in equal environments are compared."""
 
     device: str
     cpu: str
@@ -308,7 +308,7 @@ class Environment(Part):
 
 
 class Data(Part):
-    """Exactly which tokens were trained on and which model they were fed to.
+    """The training tokens and the base model, by name and hash.
 
     `tokens` counts the places of all windows. Where each document has a row of its own, `real_tokens` of them
     are no padding, and `dropped_rows` documents were left out.
@@ -358,7 +358,7 @@ class Record(Part):
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do: the run ended in a way of its own, by today's protocols."""
+        """Return whether the run ended, and was measured by today's protocols."""
         return self.outcome.status != "interrupted" and self.protocols == PROTOCOLS
 
 

@@ -1,7 +1,7 @@
-"""Rows out of records: which runs belong together, and the mean and spread of what they measured.
+"""Group records into rows, and compute the mean and spread of what the runs of a row measured.
 
 A row is one configuration in one environment. Runs of different devices, meters, protocol versions
-or versions of the numerical packages are never averaged. Nothing here writes text for people.
+or versions of the numerical packages are never averaged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FACTS = {
 }
 #: Packages whose version can move a number.
 NUMERICAL = ("torch", "transformers", "lm-eval")
-#: Not part of what a row is compared by: these are the row itself, or do not change the work.
+#: Keys of the config that a row is not compared by: they name the row, or do not change the work.
 _OWN = ("method", "seed", "repeat", "label", "save_weights")
 
 TaskNames = Mapping[tuple[str, str], str]
@@ -49,7 +49,7 @@ class Stat:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean of at least one value, also where their sum is larger than any float."""
+    """Return the mean of at least one value, also where their sum is larger than any float."""
     if not all(math.isfinite(value) for value in values):
         return sum(values)
     try:
@@ -59,7 +59,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def spread(values: Sequence[float]) -> float:
-    """The sample standard deviation of at least two finite values; infinite where no float can hold it."""
+    """Return the sample standard deviation of at least two finite values; infinite where it overflows."""
     try:
         return statistics.stdev(values)
     except OverflowError:
@@ -82,21 +82,21 @@ class Row:
 
     @property
     def seeds(self) -> list[int]:
-        """Every seed that has a record, failed ones included."""
+        """Return every seed that has a record, failed ones included."""
         return sorted({record.seed for record in self.records})
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """The resolved config apart from method and seed: dotted key -> text."""
+        """Return the resolved config apart from method and seed: dotted key -> text."""
         config = {key: value for key, value in self.records[0].config.items() if key not in _OWN}
         return dict(_flat(config))
 
     def section(self, *names: str) -> dict[str, str]:
-        """The settings of some sections of the config."""
+        """Return the settings of some sections of the config."""
         return {key: value for key, value in self.settings.items() if key.split(".")[0] in names}
 
     def mean(self, key: str) -> float | None:
-        """The mean of one measured quantity."""
+        """Return the mean of one measured quantity, None where it was not measured."""
         stat = self.stats.get(key)
         return stat.mean if stat else None
 
@@ -130,12 +130,12 @@ def baseline_of(row: Row, everything: Sequence[Row], label: str | None) -> Row |
 
 
 def agree(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
-    """Whether two environments have no field with different values; what is not known does not contradict."""
+    """Return whether no field differs that both environments know."""
     return all(second[key] == value for key, value in first.items() if key in second)
 
 
 def environment_of(record: Record) -> dict[str, str]:
-    """What must be equal before two numbers share a column; a run that failed early knows only a part."""
+    """Return what must be equal before two values are compared; a run that failed early knows only a part."""
     known: dict[str, Any] = {"tier": record.tier, "meter": record.memory.meter if record.memory else None}
     if record.environment:
         here = record.environment
@@ -148,7 +148,7 @@ def environment_of(record: Record) -> dict[str, str]:
 
 
 def task_names(grouped: Sequence[Row]) -> dict[tuple[str, str], str]:
-    """A column for each task and version; the version is named only where there are several."""
+    """Return the column of each task and version; the version is named only where a task has several."""
     found = dict.fromkeys(
         (task, accuracy.version)
         for row in grouped
@@ -160,7 +160,7 @@ def task_names(grouped: Sequence[Row]) -> dict[tuple[str, str], str]:
 
 
 def binomial_stderr(accuracy: Accuracy) -> float:
-    """The standard error of a share over its documents, sqrt(p (1 - p) / n), where none is recorded."""
+    """Return the recorded standard error of an accuracy, else the binomial one, sqrt(p (1 - p) / n)."""
     if accuracy.stderr is not None:
         return accuracy.stderr
     share = accuracy.correct / accuracy.documents
@@ -191,7 +191,7 @@ def _belongs(record: Record, known: Mapping[str, str], row: Row) -> bool:
 
 
 def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Dotted keys of a nested config; what is not set is left out."""
+    """Yield the dotted keys of a nested config with their values as text, unset ones left out."""
     for key, item in value.items():
         if isinstance(item, dict):
             yield from _flat(item, f"{prefix}{key}.")
@@ -209,7 +209,7 @@ def _text(value: Any) -> str:
 
 # ------------------------------------------------------------------------------------- statistics
 def _summary(records: Sequence[Record], tasks: TaskNames) -> dict[str, Stat]:
-    """Statistics of every measured number: quality over seeds, memory and speed over runs."""
+    """Summarise every measured value: quality over seeds, memory and speed over runs."""
     found: dict[str, dict[tuple[int, int], list[float]]] = {}
     for record in records:
         for name, value in _quality(record, tasks).items():

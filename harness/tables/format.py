@@ -1,4 +1,4 @@
-"""How one cell is written: numbers with sensible digits, bytes in one unit, text that cannot act as markup.
+"""Format cells: numbers with sensible digits, bytes in one unit, text that cannot act as markup.
 
 Cells are plain Unicode text until a renderer escapes them for its format; nothing here knows records.
 """
@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-#: What stands where nothing was measured; a zero is always a measured zero.
+#: The text of a cell without a measurement; a zero is always a measured zero.
 DASH = "\N{EN DASH}"
 UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 #: How a record's meter counts memory, in a heading.
@@ -26,7 +26,7 @@ Show = Callable[[float], str]
 class Column:
     """A heading and its cells; `joined` columns stay beside their left neighbour when a table is split.
 
-    `key` names the column of the report's CSV whose figures the cells write, where there is one.
+    `key` names the column of the report's CSV that has the values of the cells, where there is one.
     """
 
     name: str
@@ -37,21 +37,21 @@ class Column:
 
     @property
     def width(self) -> int:
-        """Characters that the column needs, its separator included."""
+        """Return the characters that the column needs, its separator included."""
         widest = max(len(cell) for cell in (self.name, *self.cells))
         return 2 + (widest if self.numeric else min(widest, _STUB_WIDTH))
 
     @property
     def empty(self) -> bool:
-        """Whether no cell says anything."""
+        """Return whether no cell has a value."""
         return all(cell in (DASH, "") for cell in self.cells)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A small table of text: `stub` columns name the rows and come back in each piece of a split table.
+    """A table of text: `stub` columns name the rows and are repeated in each piece of a split table.
 
-    `notes` stand below it, below the last piece where it is split.
+    `notes` follow it, or its last piece.
     """
 
     title: str
@@ -61,16 +61,16 @@ class Table:
 
     @property
     def all_columns(self) -> tuple[Column, ...]:
-        """Stub and values."""
+        """Return the stub and value columns."""
         return (*self.stub, *self.columns)
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
-        """The cells row by row."""
+        """Return the cells row by row."""
         return list(zip(*(column.cells for column in self.all_columns), strict=True))
 
     def split(self, width: int = WIDTH) -> list[Table]:
-        """Pieces of at most `width` characters, each with the stub and at least one group of columns."""
+        """Split into pieces of at most `width` characters, each with the stub and a group of columns."""
         room = width - sum(column.width for column in self.stub)
         pieces: list[list[Column]] = [[]]
         for group in _groups(self.columns):
@@ -128,14 +128,14 @@ def percent(value: float) -> str:
 
 
 def byte_unit(largest: float) -> tuple[str, Show]:
-    """The unit for a table whose largest value is `largest` bytes, and how to write bytes in it."""
+    """Return the unit for a table whose largest value is `largest` bytes, and how to write bytes in it."""
     unit, size = next((pair for pair in UNITS if largest >= 4 * pair[1]), UNITS[-1])
     show = fixed(1 if largest / size >= 100 else 2)
     return unit, lambda value: show(value / size)
 
 
 def bytes_text(value: float) -> str:
-    """A number of bytes with its unit, for a sentence."""
+    """Write a number of bytes with its unit, for a sentence."""
     unit, size = next((pair for pair in UNITS if value >= pair[1]), UNITS[-1])
     return f"{value / size:,.1f} {unit}"
 
@@ -149,7 +149,7 @@ def component(key: str) -> str:
 
 
 def plain(text: str, limit: int | None = None) -> str:
-    """One line of visible characters: control, format and surrogate code points become spaces."""
+    """Return one line of visible characters: control, format and surrogate code points become spaces."""
     visible = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
     line = " ".join(visible.split())
     return line if limit is None or len(line) <= limit else line[: limit - 1].rstrip() + "…"

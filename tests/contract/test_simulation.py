@@ -11,7 +11,7 @@ from harness.config import Run
 from harness.engine.forecast.dry_run import simulate
 from harness.engine.measure.peak import LiveMeter
 from harness.engine.measure.speed import StepClock
-from harness.engine.models import load as models
+from harness.engine.models.load import DTYPES, load_model
 from harness.engine.run import checks, prepare
 from harness.engine.run.train import MemoryWindow, Trainer, ready_to_train
 from harness.method import Context, Method, Simulated
@@ -67,7 +67,7 @@ def watched(run: Run) -> tuple[MemoryWindow, dict[str, dict[str, int]]]:
     meter = LiveMeter(CPU)
     with meter.window() as before:
         torch.empty(0)
-    model: Any = models.load(run.model, dtype=models.DTYPES[run.train.dtype], device=CPU, seed=0).model
+    model: Any = load_model(run.model, dtype=DTYPES[run.train.dtype], device=CPU, seed=0).model
     model, parameters, _ = prepare.prepare(run, methods, model, same_ranks_at_every_refresh)
     stepper = checks.stepper(run, methods, model)
     ready_to_train(model, run.train)

@@ -20,7 +20,7 @@ from harness.engine.forecast.dry_run import simulate
 from harness.engine.measure.components import requested_bytes
 from harness.engine.measure.peak import LiveMeter, Window, meter_for
 from harness.engine.measure.speed import StepClock
-from harness.engine.models import load as models
+from harness.engine.models.load import DTYPES, load_model
 from harness.engine.models.shapes import Shape
 from harness.engine.run import checks, prepare
 from harness.engine.run.train import Trainer, ready_to_train
@@ -94,8 +94,8 @@ def run_of(case: Case, shape: str = NAME, length: int = 256, batch: int = 4, **t
 def ready(run: Run, device: torch.device) -> tuple[Any, Stepper, dict[str, dict[str, int]]]:
     """A prepared model on a device, its stepper, and the ranks that followed from values."""
     methods = checks.stack(run)
-    dtype = models.DTYPES[run.train.dtype]
-    model: Any = models.load(run.model, dtype=dtype, device=device, seed=run.seed).model
+    dtype = DTYPES[run.train.dtype]
+    model: Any = load_model(run.model, dtype=dtype, device=device, seed=run.seed).model
     model, parameters, _ = prepare.prepare(run, methods, model, lambda key, method: Context(seed=run.seed))
     stepper = checks.stepper(run, methods, model)
     ready_to_train(model, run.train)

@@ -91,13 +91,13 @@ class Faulty(Method):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         if config.fault != "none" and config.phase == "load":
-            from harness.engine.models import load as models
+            from harness.engine.run import phases
 
-            def load(*args: Any, **kwargs: Any) -> NoReturn:
+            def load_model(*args: Any, **kwargs: Any) -> NoReturn:
                 strike(config.fault)
                 raise AssertionError("the fault did not happen")
 
-            models.load = load
+            phases.load_model = load_model
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         self._strike_in("prepare")

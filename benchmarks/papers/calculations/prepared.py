@@ -49,12 +49,12 @@ def prepared(shape: str, method: MethodChoice, states: bool = False) -> Prepared
 def _prepared(shape: str, method: str, states: bool) -> Prepared:
     from torch import bfloat16
 
-    from harness.engine.models import load as models
+    from harness.engine.models.load import build_empty, check_model
 
     run = _run(shape, json.loads(method))
-    models.check(run.model)
+    check_model(run.model)
     with _world():
-        return _count(models.hollow(run.model, bfloat16), run, states)
+        return _count(build_empty(run.model, bfloat16), run, states)
 
 
 def matrix(method: MethodChoice, out: int, inputs: int) -> Prepared:

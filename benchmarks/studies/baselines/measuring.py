@@ -15,7 +15,7 @@ from harness.engine.forecast.dry_run import simulate
 from harness.engine.forecast.fake_tensors import CUDA_GRANULARITY
 from harness.engine.measure.peak import LiveMeter
 from harness.engine.measure.speed import StepClock
-from harness.engine.models import load as models
+from harness.engine.models.load import DTYPES, load_model
 from harness.engine.run import checks, prepare
 from harness.engine.run.train import Trainer, ready_to_train
 from harness.errors import one_line
@@ -91,7 +91,7 @@ def counted(run: Run) -> Figures:
         torch.empty(0)
     methods = checks.stack(run)
     prepare.load_libraries(methods)
-    model = models.load(run.model, dtype=models.DTYPES[run.train.dtype], device=CPU, seed=0).model
+    model = load_model(run.model, dtype=DTYPES[run.train.dtype], device=CPU, seed=0).model
     model, _, _ = prepare.prepare(run, methods, model, _context)
     stepper = checks.stepper(run, methods, model)
     ready_to_train(model, run.train)

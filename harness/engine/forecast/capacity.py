@@ -48,7 +48,7 @@ def context_of(model: ModelConfig) -> int | None:
     if isinstance(model, ShapeModel):
         return shape_of(model).context
     from harness.engine.models import checkpoint
-    from harness.engine.models import load as models
+    from harness.engine.models.load import EMBEDDED_BASE
 
     if isinstance(model, HubModel):
         from transformers import AutoConfig
@@ -61,7 +61,7 @@ def context_of(model: ModelConfig) -> int | None:
             ) from error
     else:
         local = isinstance(model, LocalModel) and Path(model.path).expanduser()
-        described = checkpoint.causal_config(local or models.EMBEDDED_BASE)
+        described = checkpoint.causal_config(local or EMBEDDED_BASE)
     found = getattr(described, "max_position_embeddings", None)
     return found if isinstance(found, int) else None
 

@@ -23,8 +23,7 @@ from harness.engine.data import padding
 from harness.engine.forecast.attribution import Whereabouts
 from harness.engine.forecast.fake_tensors import CUDA_GRANULARITY, Moment, SimulatedMeter, world
 from harness.engine.measure.speed import StepClock
-from harness.engine.models import load as models
-from harness.engine.models.load import DTYPES
+from harness.engine.models.load import DTYPES, build_empty
 from harness.engine.run import checks, prepare
 from harness.engine.run.train import Trainer, ready_to_train
 from harness.errors import UserError
@@ -86,7 +85,7 @@ class Rehearsal:
 
     def _load(self) -> Any:
         AttentionInterface.register(CAUSAL, sdpa_attention_forward)
-        model: Any = models.hollow(self.run.model, DTYPES[self.run.train.dtype])
+        model: Any = build_empty(self.run.model, DTYPES[self.run.train.dtype])
         model.set_attn_implementation(CAUSAL)
         return model
 

@@ -9,7 +9,7 @@ import torch
 from harness import factored, record
 from harness.config import LocalModel
 from harness.engine.models import checkpoint
-from harness.engine.models import load as models
+from harness.engine.models.load import load_model
 from harness.errors import UserError
 
 FORMS = ("dense", "factors")
@@ -32,7 +32,7 @@ def export_run(path: Path, folder: Path, form: str) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; give a new folder")
     dtype = getattr(torch, found.config["train"]["dtype"])
-    loaded = models.load(
+    loaded = load_model(
         LocalModel(source="local", path=str(weights)), dtype=dtype, device=torch.device("cpu"), seed=0
     )
     if form == "dense":

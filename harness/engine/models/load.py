@@ -26,7 +26,7 @@ EMBEDDED_BASE = Path(__file__).resolve().parents[3] / "benchmarks" / "embedded" 
 
 
 @dataclass
-class Loaded:
+class LoadedModel:
     """A model ready for `prepare`; `tokenizer` is None for shapes and folders without one."""
 
     model: nn.Module
@@ -35,7 +35,7 @@ class Loaded:
     sha256: str | None
 
 
-def check(config: ModelConfig) -> None:
+def check_model(config: ModelConfig) -> None:
     """Raise UserError when a model cannot be loaded, as far as that shows without loading its weights."""
     if isinstance(config, ShapeModel):
         shape_of(config)
@@ -50,15 +50,15 @@ def check(config: ModelConfig) -> None:
     checkpoint.check_weights(folder)
 
 
-def load(
+def load_model(
     config: ModelConfig, *, dtype: torch.dtype, device: torch.device, seed: int, scratch: bool = False
-) -> Loaded:
+) -> LoadedModel:
     """Load a causal LM onto `device`; a shape, or any model from `scratch`, is initialised from `seed`."""
-    check(config)
+    check_model(config)
     if scratch or isinstance(config, ShapeModel):
         loaded = _load_random(config, dtype, device, seed)
         if isinstance(config, ShapeModel) and config.spectrum:
-            spectra.impose(loaded.model, seed)
+            spectra.apply_spectrum(loaded.model, seed)
         return loaded
     if isinstance(config, HubModel):
         return _load_hub(config, dtype, device)
@@ -66,7 +66,7 @@ def load(
     assert folder is not None
     model = checkpoint.load(folder, dtype).to(device)
     sha256 = files.sha256_of_files(checkpoint.weight_files(folder))
-    return Loaded(model, checkpoint.own_tokenizer(folder), _name(config, folder), sha256)
+    return LoadedModel(model, checkpoint.own_tokenizer(folder), _name(config, folder), sha256)
 
 
 def shape_config(model: ShapeModel | str) -> transformers.LlamaConfig:
@@ -82,7 +82,7 @@ def _folder(config: ModelConfig) -> Path | None:
     return Path(config.path).expanduser() if isinstance(config, LocalModel) else None
 
 
-def _load_random(config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int) -> Loaded:
+def _load_random(config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int) -> LoadedModel:
     """Random weights in the architecture of a shape, or of a model whose weights are not read."""
     if isinstance(config, ShapeModel):
         tokenizer = _borrowed_tokenizer(config.tokenizer) if config.tokenizer else None
@@ -99,7 +99,7 @@ def _load_random(config: ModelConfig, dtype: torch.dtype, device: torch.device, 
     torch.manual_seed(seed)
     with device:
         model = transformers.AutoModelForCausalLM.from_config(architecture, dtype=dtype)
-    return Loaded(model, tokenizer, name, None)
+    return LoadedModel(model, tokenizer, name, None)
 
 
 def _borrowed_tokenizer(place: str) -> Any:
@@ -112,7 +112,7 @@ def _borrowed_tokenizer(place: str) -> Any:
     return checkpoint.tokenizer_of(folder)
 
 
-def hollow(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
+def build_empty(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
     """The model as a run would train it, in structure alone; its values are arbitrary, no weight is read.
 
     Made for fake tensors, which hold no values: elsewhere it costs as much memory as the model.
@@ -120,7 +120,7 @@ def hollow(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
     config = known_shape(config)
     if isinstance(config, ShapeModel):
         config = config.model_copy(update={"tokenizer": None})  # it need not be here yet
-    check(config)
+    check_model(config)
     folder = _folder(config)
     model = _load_random(config, dtype, torch.device("cpu"), seed=0).model
     return model if folder is None else checkpoint.restructured(model, folder)
@@ -152,7 +152,7 @@ def _hub_error(config: HubModel, error: BaseException) -> UserError:
     return UserError(f"{name} cannot be loaded: {one_line(error)}; a folder will do, too: --model FOLDER")
 
 
-def _load_hub(config: HubModel, dtype: torch.dtype, device: torch.device) -> Loaded:
+def _load_hub(config: HubModel, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     _, tokenizer = _hub_parts(config)
     try:
         model: Any = checkpoint.whole(config.id, dtype=dtype, revision=config.revision)
@@ -161,10 +161,10 @@ def _load_hub(config: HubModel, dtype: torch.dtype, device: torch.device) -> Loa
     # The library keeps each commit in a folder of its own: a branch moves, the name in the record must not.
     cached = try_to_load_from_cache(config.id, "config.json", revision=config.revision)
     if not isinstance(cached, str):
-        return Loaded(model.to(device), tokenizer, f"{config.id}@{config.revision}", None)
+        return LoadedModel(model.to(device), tokenizer, f"{config.id}@{config.revision}", None)
     snapshot = Path(cached).parent
     sha256 = files.sha256_of_files(checkpoint.weight_files(snapshot))
-    return Loaded(model.to(device), tokenizer, f"{config.id}@{snapshot.name}", sha256)
+    return LoadedModel(model.to(device), tokenizer, f"{config.id}@{snapshot.name}", sha256)
 
 
 def _name(config: ModelConfig, folder: Path) -> str:

@@ -9,7 +9,7 @@ from harness.spectrum import like_llama
 
 
 @torch.no_grad()
-def impose(model: nn.Module, seed: int) -> None:
+def apply_spectrum(model: nn.Module, seed: int) -> None:
     """Replace every linear weight by U diag(s) V^T, U and V random, of the norm that it had.
 
     The output head keeps its weights, like the embedding. Works where each weight is, in float32.

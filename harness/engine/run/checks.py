@@ -10,7 +10,7 @@ from torch import nn
 from harness.config import FilesData, MethodChoice, Run, TaskData
 from harness.engine.data import documents
 from harness.engine.data import tasks as task_data
-from harness.engine.models import load as models
+from harness.engine.models.load import check_model
 from harness.engine.quality import protocols
 from harness.errors import UnsupportedError, UserError
 from harness.method import Caps, Method, Stepper, build, stack_caps
@@ -52,7 +52,7 @@ def resolve(runs: Sequence[Run], text: bool = True) -> list[Run]:
 
 def _resolve(run: Run, done: set[str], text: bool) -> Run:
     for key, check in (
-        (repr(run.model), lambda: models.check(run.model)),
+        (repr(run.model), lambda: check_model(run.model)),
         (repr(run.data), lambda: _check_data(run) if text else None),
         (repr((run.evaluate, run.data)), lambda: _check_evaluation(run)),
     ):

@@ -15,8 +15,7 @@ from harness.engine.measure import components
 from harness.engine.measure import speed as speeds
 from harness.engine.measure.peak import meter_for
 from harness.engine.models import checkpoint
-from harness.engine.models import load as models
-from harness.engine.models.load import DTYPES
+from harness.engine.models.load import DTYPES, load_model
 from harness.engine.quality import perplexity, protocols
 from harness.engine.quality import tasks as quality_tasks
 from harness.engine.quality.scored_text import ScoredText
@@ -79,7 +78,7 @@ class RunInProgress:
         self.caps = checks.supported(run, self.methods)
         torch.manual_seed(run.seed)
         with self.meter.window() as window:
-            loaded = models.load(
+            loaded = load_model(
                 run.model,
                 dtype=DTYPES[run.train.dtype],
                 device=self.device,

@@ -22,7 +22,7 @@ from harness.engine.data.padding import PAD
 from harness.engine.forecast.dry_run import simulate
 from harness.engine.measure.peak import LiveMeter
 from harness.engine.measure.speed import StepClock
-from harness.engine.models import load as models
+from harness.engine.models.load import load_model
 from harness.engine.run import checks, prepare
 from harness.engine.run.train import Trained, Trainer, ready_to_train
 from harness.errors import UserError
@@ -347,7 +347,7 @@ def watched(run: Run) -> TrainMemory | None:
     meter = LiveMeter(CPU)
     with meter.window() as before:
         torch.empty(0)
-    model: Any = models.load(run.model, dtype=torch.float32, device=CPU, seed=0).model
+    model: Any = load_model(run.model, dtype=torch.float32, device=CPU, seed=0).model
     model, _, _ = prepare.prepare(run, methods, model, lambda key, method: Context())
     stepper = checks.stepper(run, methods, model)
     ready_to_train(model, run.train)

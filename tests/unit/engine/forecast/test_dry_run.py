@@ -18,9 +18,8 @@ from harness.config import Run, ShapeModel
 from harness.engine.forecast.attribution import Whereabouts, kind_of
 from harness.engine.forecast.dry_run import simulate
 from harness.engine.forecast.fake_tensors import SimulatedMeter, world
-from harness.engine.models import checkpoint
-from harness.engine.models import load as models
-from harness.engine.models import spectra as spectral
+from harness.engine.models import checkpoint, spectra
+from harness.engine.models.load import build_empty, load_model, shape_config
 from harness.errors import UnsupportedError, UserError
 from harness.forecast import MemoryReport
 from harness.method import Context, build
@@ -75,7 +74,7 @@ def test_the_logits_of_a_large_batch_are_what_fills_memory() -> None:
 
 def test_activations_belong_to_the_part_of_the_block_that_made_them() -> None:
     """Feed-forward keeps gate, up, silu(gate) and their product for backward, each of the inner width."""
-    shape = models.shape_config("9m")
+    shape = shape_config("9m")
     tokens = 2 * 64
     kept = simulate(run_of(length=64, model={"source": "shape", "name": "9m", "vocab": 64}), granularity=1)
     wide = tokens * shape.intermediate_size * 4 * shape.num_hidden_layers
@@ -180,7 +179,7 @@ def test_weights_of_13b_are_in_their_own_precision() -> None:
 def test_ranks_can_be_given_and_are_used(tmp_path: Path) -> None:
     layer = "model.layers.1.mlp.up_proj"
     report = simulate(run_of("welore", shape="nano"), ranks={"welore": {layer: 5}})
-    shape = models.shape_config("nano")
+    shape = shape_config("nano")
     norms = (2 * shape.num_hidden_layers + 1) * shape.hidden_size
     assert report.parameters_trainable == 5 * (shape.hidden_size + shape.intermediate_size) + norms
     assert report.ranks == {"welore": "given ranks"}
@@ -197,7 +196,7 @@ def test_without_ranks_a_method_says_what_it_assumed() -> None:
 
 def test_smaller_given_ranks_make_smaller_states() -> None:
     run = run_of({"adarankgrad": {"rank": 16}}, shape="nano")
-    names = [name for name, _ in models.hollow(run.model, torch.float32).named_modules()]
+    names = [name for name, _ in build_empty(run.model, torch.float32).named_modules()]
     upper = simulate(run, granularity=1)
     lower = simulate(run, {"adarankgrad": dict.fromkeys(names, 4)}, granularity=1)
     assert upper.train is not None
@@ -228,15 +227,15 @@ def test_what_the_run_would_refuse_is_refused() -> None:
 
 # ---------------------------------------------------------------------------------- shapes by size
 def test_sizes_replace_those_of_the_named_shape() -> None:
-    config = models.shape_config(ShapeModel(source="shape", name="9m", layers=7, vocab=100, context=99))
+    config = shape_config(ShapeModel(source="shape", name="9m", layers=7, vocab=100, context=99))
     assert (config.num_hidden_layers, config.vocab_size, config.max_position_embeddings) == (7, 100, 99)
-    assert config.hidden_size == models.shape_config("9m").hidden_size
+    assert config.hidden_size == shape_config("9m").hidden_size
 
 
 @pytest.mark.parametrize(("heads", "width"), [(3, 128), (128, 128), (4, 130)])
 def test_heads_must_divide_the_width_into_even_parts(heads: int, width: int) -> None:
     with pytest.raises(UserError, match=rf"{heads} heads do not divide the width {width} into even parts"):
-        models.shape_config(ShapeModel(source="shape", name="9m", heads=heads, hidden=width))
+        shape_config(ShapeModel(source="shape", name="9m", heads=heads, hidden=width))
 
 
 @pytest.mark.parametrize("size", [0, -4, 1 << 40, 2.5])
@@ -281,7 +280,7 @@ def test_assumed_spectra_nearly_give_what_was_published(err: float, tau: float, 
 def test_imposed_weights_have_the_assumed_spectrum_and_their_own_norm() -> None:
     model: Any = tiny_llama()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    spectral.impose(model, seed=3)
+    spectra.apply_spectrum(model, seed=3)
     names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)][:-1]
     for name in names:
         weight = model.get_submodule(name).weight
@@ -294,7 +293,7 @@ def test_imposed_weights_have_the_assumed_spectrum_and_their_own_norm() -> None:
 
 def test_a_simulated_run_has_the_ranks_of_one_with_imposed_weights() -> None:
     model = ShapeModel(source="shape", name="9m", spectrum="llama")
-    real: Any = models.load(model, dtype=torch.float32, device=torch.device("cpu"), seed=0).model
+    real: Any = load_model(model, dtype=torch.float32, device=torch.device("cpu"), seed=0).model
     assert isinstance(real, LlamaForCausalLM)
     build("welore", {}).prepare(real, Context())
     simulated = simulate(run_of("welore", model__spectrum="llama"))

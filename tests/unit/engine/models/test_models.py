@@ -20,9 +20,8 @@ from transformers import AutoModelForCausalLM, BertConfig, LlamaForCausalLM
 
 from harness import factored, files, record
 from harness.config import HubModel, LocalModel, MethodChoice, Run, ShapeModel
-from harness.engine.models import checkpoint
-from harness.engine.models import export as export_model
-from harness.engine.models import load as models
+from harness.engine.models import checkpoint, export
+from harness.engine.models.load import LoadedModel, build_empty, check_model, load_model, shape_config
 from harness.engine.models.shapes import PUBLISHED, SHAPES
 from harness.errors import UserError
 from tests.support.tiny import logits, tiny_llama, tiny_tokenizer
@@ -33,8 +32,8 @@ Break = Callable[[Path], Any]
 
 def load(
     config: Any, dtype: torch.dtype = torch.float32, seed: int = 0, scratch: bool = False
-) -> models.Loaded:
-    return models.load(config, dtype=dtype, device=CPU, seed=seed, scratch=scratch)
+) -> LoadedModel:
+    return load_model(config, dtype=dtype, device=CPU, seed=seed, scratch=scratch)
 
 
 def local(folder: Path) -> LocalModel:
@@ -151,7 +150,7 @@ def test_a_folder_that_is_no_causal_model_is_refused_before_its_weights_are_read
     damage, says = BROKEN[name]
     damage(folder)
     with pytest.raises(UserError) as caught:
-        models.check(local(folder))
+        check_model(local(folder))
     assert says.format(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -168,7 +167,7 @@ def test_a_folder_whose_contents_do_not_fit_is_refused_when_it_is_loaded(folder:
 
 def test_a_file_is_no_model_folder(folder: Path) -> None:
     with pytest.raises(UserError, match="no model folder at"):
-        models.check(local(folder / "config.json"))
+        check_model(local(folder / "config.json"))
 
 
 def test_code_from_a_checkpoint_is_never_run(folder: Path, tmp_path: Path) -> None:
@@ -277,7 +276,7 @@ def finished_run(folder: Path, model: nn.Module | None) -> Path:
 
 def test_the_dense_export_is_a_plain_model_with_the_product_of_the_factors(tmp_path: Path) -> None:
     model = factor_some(tiny_llama())
-    export_model.export_run(finished_run(tmp_path, model), tmp_path / "dense", "dense")
+    export.export_run(finished_run(tmp_path, model), tmp_path / "dense", "dense")
     plain = LlamaForCausalLM.from_pretrained(tmp_path / "dense")
     assert not factored.ranks(plain)
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-4, atol=1e-3)
@@ -286,7 +285,7 @@ def test_the_dense_export_is_a_plain_model_with_the_product_of_the_factors(tmp_p
 
 def test_the_export_of_factors_is_bit_identical(tmp_path: Path) -> None:
     model = factor_some(tiny_llama(tie=True))
-    export_model.export_run(finished_run(tmp_path, model), tmp_path / "factors", "factors")
+    export.export_run(finished_run(tmp_path, model), tmp_path / "factors", "factors")
     assert torch.equal(logits(load(local(tmp_path / "factors")).model), logits(model))
 
 
@@ -303,7 +302,7 @@ def test_an_export_that_cannot_be_done_says_what_to_do(tmp_path: Path) -> None:
         (tmp_path / "none.json", "new", "dense", "none.json: cannot be read"),
     ):
         with pytest.raises(UserError) as caught:
-            export_model.export_run(path, tmp_path / target, form)
+            export.export_run(path, tmp_path / target, form)
         assert says in str(caught.value)
     assert not (tmp_path / "new").exists()
 
@@ -338,14 +337,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory, whole: Path) -> Path:
 
 
 @pytest.fixture
-def from_hub(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., models.Loaded]:
+def from_hub(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., LoadedModel]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     return lambda name, **settings: load(HubModel(source="hub", id=name, **settings))
 
 
 def test_a_hub_model_is_loaded_at_its_revision_and_named_by_its_commit(
-    from_hub: Callable[..., models.Loaded], whole: Path
+    from_hub: Callable[..., LoadedModel], whole: Path
 ) -> None:
     newest, tagged = from_hub("someone/small"), from_hub("someone/small", revision="v1")
     assert newest.sha256 == load(local(whole)).sha256 != tagged.sha256
@@ -372,7 +371,7 @@ def test_a_hub_model_is_loaded_at_its_revision_and_named_by_its_commit(
     ],
 )
 def test_what_the_hub_does_not_have_is_refused_in_one_line(
-    from_hub: Callable[..., models.Loaded], name: str, settings: dict[str, str], says: str
+    from_hub: Callable[..., LoadedModel], name: str, settings: dict[str, str], says: str
 ) -> None:
     with pytest.raises(UserError) as caught:
         from_hub(name, **settings)
@@ -399,7 +398,7 @@ def test_a_published_model_is_planned_without_the_hub(name: str, monkeypatch: py
     asked = "the hub was asked"
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail(asked))
     with FakeTensorMode():  # else it would be made with all its values
-        model = models.hollow(HubModel(source="hub", id=name), torch.bfloat16)
+        model = build_empty(HubModel(source="hub", id=name), torch.bfloat16)
     millions = round(sum(parameter.numel() for parameter in model.parameters()) / 1e6)
     assert millions == (6738 if "7b" in name else 13016)
 
@@ -431,7 +430,7 @@ TOTAL_MILLIONS = {
 def test_a_shape_has_the_parameters_of_its_closed_form_and_of_its_paper(name: str) -> None:
     shape = SHAPES[name]
     with torch.device("meta"):
-        model = LlamaForCausalLM(models.shape_config(name))
+        model = LlamaForCausalLM(shape_config(name))
     counted = sum(parameter.numel() for parameter in model.parameters())
     layer = 4 * shape.hidden**2 + 3 * shape.hidden * shape.intermediate + 2 * shape.hidden
     assert counted == shape.layers * layer + 2 * shape.vocab * shape.hidden + shape.hidden
@@ -482,4 +481,4 @@ def test_a_shape_may_borrow_a_tokenizer(whole: Path, tmp_path: Path) -> None:
 
 def test_an_unknown_shape_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"no shape 'llama2-7b'; did you mean 'llama-2-7b'"):
-        models.check(ShapeModel(source="shape", name="llama2-7b"))
+        check_model(ShapeModel(source="shape", name="llama2-7b"))

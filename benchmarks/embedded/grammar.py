@@ -1,6 +1,6 @@
-"""The grammar: one generator per kind of document, each written against a chooser.
+"""The grammar: one generator per kind of document, each written against a source.
 
-Every generator returns a `Draft`; its text reveals every decision that the chooser took, so the text
+Every generator returns a `Draft`; its text reveals every decision that the source took, so the text
 determines the derivation and the log-probability of the decisions is the log-probability of the text. What is
 not in the text (the wrong numbers that a question offers beside the right one) is therefore never chosen
 here.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.embedded.facts import RELATIONS, World
-from benchmarks.embedded.sampling import Chooser, pick_distinct
+from benchmarks.embedded.sampling import ChoiceSource, pick_distinct
 from benchmarks.embedded.vocabulary import GOODS, NUMBERS, OBJECTS, PLACES
 
 ENDING = "."
@@ -47,50 +47,50 @@ class Draft:
         return f"{self.prompt} {self.answer}{ENDING}" if self.answer else self.prompt + ENDING
 
 
-def statements(chooser: Chooser, world: World) -> Draft:
+def statements(source: ChoiceSource, world: World) -> Draft:
     """Plain statements of stored facts, one to three sentences."""
-    count = chooser.pick(range(1, world.size.statements + 1))
-    return Draft(". ".join(_statement(chooser, world) for _ in range(count)))
+    count = source.pick(range(1, world.size.statements + 1))
+    return Draft(". ".join(_statement(source, world) for _ in range(count)))
 
 
-def _statement(chooser: Chooser, world: World) -> str:
-    if chooser.pick(("person", "town"), (0.9, 0.1)) == "town":
-        town = chooser.pick(world.values["home"])
+def _statement(source: ChoiceSource, world: World) -> str:
+    if source.pick(("person", "town"), (0.9, 0.1)) == "town":
+        town = source.pick(world.values["home"])
         return f"The town of {town} lies near the {world.facts['region'][town]}"
-    person = chooser.pick(world.people)
-    first, second = pick_distinct(chooser, RELATIONS, 2)
+    person = source.pick(world.people)
+    first, second = pick_distinct(source, RELATIONS, 2)
     parts = [f"{_VERBS[relation]} {world.facts[relation][person]}" for relation in (first, second)]
     return f"{person} {parts[0]} and {parts[1]}"
 
 
-def facts(chooser: Chooser, world: World) -> Draft:
+def facts(source: ChoiceSource, world: World) -> Draft:
     """A multiple-choice question about one stored fact; the prompt lists the choices."""
-    relation = chooser.pick(RELATIONS)
-    person = chooser.pick(world.people)
+    relation = source.pick(RELATIONS)
+    person = source.pick(world.people)
     answer = world.facts[relation][person]
     wrong = [value for value in world.values[relation] if value != answer]
-    choices = pick_distinct(chooser, wrong, min(3, len(wrong)))
-    choices.insert(chooser.pick(range(len(choices) + 1)), answer)
+    choices = pick_distinct(source, wrong, min(3, len(wrong)))
+    choices.insert(source.pick(range(len(choices) + 1)), answer)
     question = _QUESTIONS[relation].format(person)
     prompt = f"Question: {question} Options: {', '.join(choices)}. Answer:"
     return Draft(prompt, answer, choices=tuple(choices))
 
 
-def arithmetic(chooser: Chooser, world: World) -> Draft:
+def arithmetic(source: ChoiceSource, world: World) -> Draft:
     """A one-step word problem.
 
     The result is drawn first and uniformly, so that no answer is more frequent than another.
     """
     results = range(2, world.size.largest_result + 1)
-    person = chooser.pick(world.crowd)
-    goods = chooser.pick(GOODS[: world.size.goods])
-    result = chooser.pick(results)
-    if chooser.pick(("gain", "loss")) == "gain":
-        change = chooser.pick(range(1, result))
-        start, verb = result - change, chooser.pick(_GAINS)
+    person = source.pick(world.crowd)
+    goods = source.pick(GOODS[: world.size.goods])
+    result = source.pick(results)
+    if source.pick(("gain", "loss")) == "gain":
+        change = source.pick(range(1, result))
+        start, verb = result - change, source.pick(_GAINS)
     else:
-        change = chooser.pick(range(1, world.size.largest_loss + 1))
-        start, verb = result + change, chooser.pick(_LOSSES)
+        change = source.pick(range(1, world.size.largest_loss + 1))
+        start, verb = result + change, source.pick(_LOSSES)
     held = goods.removesuffix("s") if start == 1 else goods
     prompt = (
         f"{person} has {NUMBERS[start]} {held} and {verb} {NUMBERS[change]}. "
@@ -99,62 +99,62 @@ def arithmetic(chooser: Chooser, world: World) -> Draft:
     return Draft(prompt, NUMBERS[result], pool=tuple(NUMBERS[number] for number in results))
 
 
-def reading(chooser: Chooser, world: World) -> Draft:
+def reading(source: ChoiceSource, world: World) -> Draft:
     """A passage, then a yes/no question; for a "no" it names any other place, of the passage or not."""
-    people = pick_distinct(chooser, world.crowd, 3)
-    places = pick_distinct(chooser, PLACES[: world.size.places], 3)
+    people = pick_distinct(source, world.crowd, 3)
+    places = pick_distinct(source, PLACES[: world.size.places], 3)
     passage = " ".join(f"{person} is at the {place}." for person, place in zip(people, places, strict=True))
-    asked = chooser.pick(range(3))
-    answer = chooser.pick(YES_NO)
+    asked = source.pick(range(3))
+    answer = source.pick(YES_NO)
     others = [place for place in PLACES[: world.size.places] if place != places[asked]]
-    place = places[asked] if answer == "yes" else chooser.pick(others)
+    place = places[asked] if answer == "yes" else source.pick(others)
     return Draft(f"{passage} Is {people[asked]} at the {place}? Answer:", answer, pool=YES_NO)
 
 
-def coins(chooser: Chooser, world: World) -> Draft:
+def coins(source: ChoiceSource, world: World) -> Draft:
     """A coin that some people flip and some do not: does it still show the same side?"""
-    side = chooser.pick(("heads", "tails"))
-    people = pick_distinct(chooser, world.crowd, chooser.pick(range(1, world.size.flips + 1)))
+    side = source.pick(("heads", "tails"))
+    people = pick_distinct(source, world.crowd, source.pick(range(1, world.size.flips + 1)))
     sentences, flips = [f"The coin shows {side}."], 0
     for person in people:
-        flipped = chooser.pick((True, False))
+        flipped = source.pick((True, False))
         sentences.append(f"{person} {'flips' if flipped else 'keeps'} the coin.")
         flips += flipped
     answer = "no" if flips % 2 else "yes"
     return Draft(f"{' '.join(sentences)} Does the coin still show {side}? Answer:", answer, pool=YES_NO)
 
 
-def shuffle(chooser: Chooser, world: World) -> Draft:
+def shuffle(source: ChoiceSource, world: World) -> Draft:
     """Three people who each have an object may swap: what does one of them have at the end?"""
-    people = pick_distinct(chooser, world.crowd, 3)
-    objects = pick_distinct(chooser, OBJECTS[: world.size.objects], 3)
+    people = pick_distinct(source, world.crowd, 3)
+    objects = pick_distinct(source, OBJECTS[: world.size.objects], 3)
     held = dict(zip(people, objects, strict=True))
     sentences = [f"{person} has the {thing}." for person, thing in held.items()]
-    for _ in range(chooser.pick(range(world.size.swaps + 1))):
-        left, right = pick_distinct(chooser, people, 2)
+    for _ in range(source.pick(range(world.size.swaps + 1))):
+        left, right = pick_distinct(source, people, 2)
         held[left], held[right] = held[right], held[left]
         sentences.append(f"{left} and {right} swap.")
-    asked = chooser.pick(people)
+    asked = source.pick(people)
     prompt = f"{' '.join(sentences)} What does {asked} have now? Answer:"
     return Draft(prompt, held[asked], pool=tuple(objects))
 
 
-def twohop(chooser: Chooser, world: World) -> Draft:
+def twohop(source: ChoiceSource, world: World) -> Draft:
     """A yes/no question that needs two stored facts, the first of them where somebody lives."""
-    homes, person = world.facts["home"], chooser.pick(world.people)
-    answer = chooser.pick(YES_NO)
-    if chooser.pick(("region", "neighbour")) == "region":
+    homes, person = world.facts["home"], source.pick(world.people)
+    answer = source.pick(YES_NO)
+    if source.pick(("region", "neighbour")) == "region":
         region = world.facts["region"][homes[person]]
         if answer == "no":
-            region = chooser.pick([other for other in world.values["region"] if other != region])
+            region = source.pick([other for other in world.values["region"] if other != region])
         return Draft(f"Question: does {person} live near the {region}? Answer:", answer, pool=YES_NO)
     same = answer == "yes"
     others = [other for other in world.people if other != person and (homes[other] == homes[person]) == same]
-    question = f"Question: do {person} and {chooser.pick(others)} live in the same town? Answer:"
+    question = f"Question: do {person} and {source.pick(others)} live in the same town? Answer:"
     return Draft(question, answer, pool=YES_NO)
 
 
-GENERATORS: dict[str, Callable[[Chooser, World], Draft]] = {
+GENERATORS: dict[str, Callable[[ChoiceSource, World], Draft]] = {
     "facts": facts,
     "arithmetic": arithmetic,
     "reading": reading,

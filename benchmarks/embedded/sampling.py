@@ -1,6 +1,6 @@
-"""Choosers: the only source of variation of a generator, so that one grammar can be sampled or enumerated.
+"""Sources of choices: the only variation of a generator, so that one grammar can be sampled or enumerated.
 
-A generator is a function that takes a chooser and calls `pick` for every decision. `Sampler` decides at
+A generator is a function that takes a source and calls `pick` for every decision. `Sampler` decides at
 random and adds up the exact log-probability of what it decided; `enumerate_derivations` runs the same
 generator once for every possible sequence of decisions. Nothing here knows what is generated.
 """
@@ -15,7 +15,7 @@ Option = TypeVar("Option")
 Result = TypeVar("Result")
 
 
-class Chooser(Protocol):
+class ChoiceSource(Protocol):
     """What a generator needs in order to make its decisions."""
 
     def pick(self, options: Sequence[Option], weights: Sequence[float] | None = None) -> Option:
@@ -26,7 +26,7 @@ class Chooser(Protocol):
 def random_stream(*key: object) -> random.Random:
     """Return a random stream that depends on `key` alone.
 
-    The seed is an integer taken from SHA-256, and the choosers call only `random()`: both are the same in
+    The seed is an integer taken from SHA-256, and they call only `random()`: both are the same in
     every process and every Python version, which `hash()` and `random.choice` do not promise.
     """
     digest = hashlib.sha256("/".join(str(part) for part in key).encode()).digest()
@@ -34,7 +34,7 @@ def random_stream(*key: object) -> random.Random:
 
 
 class Sampler:
-    """A chooser that samples, and adds up in `log_prob` (nats) the probability of its decisions."""
+    """A source that samples, and adds up in `log_prob` (nats) the probability of its decisions."""
 
     def __init__(self, stream: random.Random) -> None:
         self.stream = stream
@@ -56,7 +56,7 @@ class Sampler:
 
 
 class _Script:
-    """A chooser that follows given decisions, then takes first options, and records each width."""
+    """A source that follows given decisions, then takes first options, and records each width."""
 
     def __init__(self, decisions: Sequence[int]) -> None:
         self.decisions = list(decisions)
@@ -75,7 +75,7 @@ class _Script:
         return options[index]
 
 
-def enumerate_derivations(generate: Callable[[Chooser], Result]) -> Iterator[tuple[Result, float]]:
+def enumerate_derivations(generate: Callable[[ChoiceSource], Result]) -> Iterator[tuple[Result, float]]:
     """Yield every possible result of `generate` with its log-probability (nats), each derivation once."""
     decisions: list[int] = []
     while True:
@@ -89,12 +89,12 @@ def enumerate_derivations(generate: Callable[[Chooser], Result]) -> Iterator[tup
         decisions[-1] += 1
 
 
-def pick_distinct(chooser: Chooser, options: Sequence[Option], count: int) -> list[Option]:
+def pick_distinct(source: ChoiceSource, options: Sequence[Option], count: int) -> list[Option]:
     """Return `count` different options in random order, every ordered selection equally likely."""
     left = list(options)
     chosen = []
     for _ in range(count):
-        option = chooser.pick(left)
+        option = source.pick(left)
         left.remove(option)
         chosen.append(option)
     return chosen

@@ -26,7 +26,7 @@ from itertools import islice
 
 from benchmarks.embedded.facts import WORLD_VERSION, Size, World, build_world
 from benchmarks.embedded.grammar import GENERATORS, Draft
-from benchmarks.embedded.sampling import Chooser, Sampler, random_stream
+from benchmarks.embedded.sampling import ChoiceSource, Sampler, random_stream
 
 __all__ = ["SKILLS", "SPLITS", "WORLD_VERSION", "Document", "Question", "documents", "questions"]
 
@@ -98,13 +98,13 @@ def document_stream(world: str, split: str, size: Size | None = None) -> Iterato
         yield Document(draft.text, sampler.log_prob, kind)
 
 
-def document_generator(world: World) -> Callable[[Chooser], tuple[str, Draft]]:
+def document_generator(world: World) -> Callable[[ChoiceSource], tuple[str, Draft]]:
     """Return the generator of a world's documents: it draws a kind, then a draft of that kind."""
     kinds, shares = tuple(MIXTURES[world.name]), tuple(MIXTURES[world.name].values())
 
-    def generate(chooser: Chooser) -> tuple[str, Draft]:
-        kind = chooser.pick(kinds, shares)
-        return kind, GENERATORS[kind](chooser, world)
+    def generate(source: ChoiceSource) -> tuple[str, Draft]:
+        kind = source.pick(kinds, shares)
+        return kind, GENERATORS[kind](source, world)
 
     return generate
 
@@ -118,20 +118,20 @@ def questions(world: str, skill: str, split: str, count: int) -> list[Question]:
     if skill not in SKILLS:
         raise ValueError(f"unknown skill {skill!r}: choose one of {', '.join(SKILLS)}")
     built = _world(world)
-    chooser = Sampler(random_stream("questions", WORLD_VERSION, world, skill, _split(split)))
-    return [question_from(GENERATORS[skill](chooser, built), skill, chooser) for _ in range(_checked(count))]
+    source = Sampler(random_stream("questions", WORLD_VERSION, world, skill, _split(split)))
+    return [question_from(GENERATORS[skill](source, built), skill, source) for _ in range(_checked(count))]
 
 
-def question_from(draft: Draft, skill: str, chooser: Chooser) -> Question:
+def question_from(draft: Draft, skill: str, source: ChoiceSource) -> Question:
     """Turn a draft into a question; answers that the prompt does not list are completed to four at random."""
     choices = list(draft.choices)
     if not choices:
         wrong = [answer for answer in draft.pool if answer != draft.answer]
         for _ in range(min(3, len(wrong))):
-            option = chooser.pick(wrong)
+            option = source.pick(wrong)
             wrong.remove(option)
             choices.append(option)
-        choices.insert(chooser.pick(range(len(choices) + 1)), draft.answer)
+        choices.insert(source.pick(range(len(choices) + 1)), draft.answer)
     return Question(draft.prompt, tuple(choices), choices.index(draft.answer), skill)
 
 

@@ -160,11 +160,11 @@ def test_every_question_with_its_right_answer_is_a_document_of_the_tiny_grammar(
     """The tiny grammar is enumerable; the same code asks the questions of the full one."""
     built = build_world(world, TINY)
     texts = {
-        draft.text for draft, _ in enumerate_derivations(lambda chooser: GENERATORS[skill](chooser, built))
+        draft.text for draft, _ in enumerate_derivations(lambda source: GENERATORS[skill](source, built))
     }
-    chooser = Sampler(random_stream("test"))
+    source = Sampler(random_stream("test"))
     for _ in range(50):
-        question = question_from(GENERATORS[skill](chooser, built), skill, chooser)
+        question = question_from(GENERATORS[skill](source, built), skill, source)
         right = question.choices[question.answer]
         assert f"{question.prompt} {right}." in texts
         for wrong in set(question.choices) - {right}:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from harness import suite as suites
 from harness.config import FilesData, ShapeModel
-from harness.engine.data import documents as texts
 from harness.engine.data import tokens
+from harness.engine.data.documents import documents_of_files
 from harness.engine.models.shapes import shape_of
 from harness.errors import UserError
 
@@ -68,7 +68,7 @@ def for_suite(name: str, overrides: Sequence[suites.Override] = ()) -> str:
         )
     if not isinstance(run.data, FilesData):
         raise UserError(f"suite {name!r} has data.source {run.data.source}; a tokenizer is learnt from files")
-    documents = tokens.split_documents(texts.documents_of_files(run.data), run.data.holdout)[0]
+    documents = tokens.split_documents(documents_of_files(run.data), run.data.holdout)[0]
     pieces = shape_of(run.model).vocab
     train(documents, pieces, Path(run.model.tokenizer).expanduser())
     return f"{run.model.tokenizer}: {pieces} pieces from {len(documents)} documents"

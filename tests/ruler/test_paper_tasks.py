@@ -15,11 +15,9 @@ import torch
 
 from benchmarks.tasks import papers
 from harness.config import Run, TaskData
-from harness.engine.data import tasks as task_data
-from harness.engine.data.tasks import SHIPPED_TASKS, load_tasks
+from harness.engine.data.tasks import SHIPPED_TASKS, load_tasks, training_texts
 from harness.engine.process.job import Job
-from harness.engine.quality import perplexity
-from harness.engine.quality import tasks as quality_tasks
+from harness.engine.quality.tasks import evaluate_tasks
 from harness.record import Record, read
 from tests.support.paper_files import write_paper_files
 from tests.support.realdata import development_data
@@ -56,10 +54,10 @@ def scored(
                 assert (settings["do_sample"], settings["max_gen_toks"]) == (False, 8)
             return [says[request.doc_id] for request in requests]
 
-    monkeypatch.setattr(perplexity, "_language_model", lambda *_: speaker(Speaker))
+    monkeypatch.setattr("harness.engine.quality.tasks._language_model", lambda *_: speaker(Speaker))
     tasks = load_tasks([name], SHIPPED_TASKS, str(folder))
     options = {"limit": None, "batch": 1, "device": CPU, "max_length": 64, "samples_to": samples}
-    return quality_tasks.evaluate_tasks(torch.nn.Linear(1, 1), None, tasks, **options)[name]
+    return evaluate_tasks(torch.nn.Linear(1, 1), None, tasks, **options)[name]
 
 
 def speaker(kind: type) -> Any:
@@ -205,5 +203,5 @@ def test_a_run_trains_on_a_papers_task_and_is_scored_on_it(tmp_path: Path, real:
     check(record, 4, "paper_strategyqa")
     assert record.data is not None
     assert record.data.documents == 1603
-    texts = task_data.training_texts(TaskData(source="task", task="paper_strategyqa", folder=real))[0]
+    texts = training_texts(TaskData(source="task", task="paper_strategyqa", folder=real))[0]
     assert len(texts) == 1603

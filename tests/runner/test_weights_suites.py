@@ -28,8 +28,7 @@ from harness.engine.forecast.cache import Answer
 from harness.engine.forecast.dry_run import simulate
 from harness.engine.models import checkpoint
 from harness.engine.process.job import Job
-from harness.engine.quality import perplexity
-from harness.engine.quality import tasks as quality_tasks
+from harness.engine.quality import tasks
 from harness.engine.run import checks, record_writer
 from harness.errors import UserError
 from harness.record import Record, read
@@ -268,7 +267,7 @@ def small(name: str, places: dict[str, Path], t5: Path) -> Suite:
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What a model is asked by the tasks."""
-    real, heard = quality_tasks._language_model, []
+    real, heard = tasks._language_model, []
 
     def listening(*given: Any) -> Any:
         lm = real(*given)
@@ -276,7 +275,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         lm.loglikelihood = lambda asked: (heard.extend(asked), answer(asked))[1]
         return lm
 
-    monkeypatch.setattr(perplexity, "_language_model", listening)
+    monkeypatch.setattr(tasks, "_language_model", listening)
     return heard
 
 

@@ -21,7 +21,7 @@ LEAST = 2  # the first token is only context, so a shorter row asks nothing
 
 
 @dataclass(frozen=True)
-class Laid:
+class PaddedRows:
     """Windows (count, seq_len) int64 and what found no place in them; the rest is known of rows alone.
 
     Rows have `PAD` after each text; `real_tokens` counts the others, `dropped_rows` the texts left out.
@@ -45,7 +45,7 @@ def lay(
     *,
     drop: bool = False,
     keep_last: bool = False,
-) -> Laid:
+) -> PaddedRows:
     """Lay each document into a row; `drop` leaves out those of `seq_len` tokens and more instead of cutting.
 
     With `keep_last` a row that is cut still ends in its document's last token, the end mark, as where a
@@ -63,7 +63,7 @@ def lay(
         if keep_last and len(ids) > seq_len:
             row[-1] = ids[-1]
     real = int((windows != PAD).sum())
-    return Laid(windows, sum(map(len, encoded)) - real, real, len(encoded) - len(kept))
+    return PaddedRows(windows, sum(map(len, encoded)) - real, real, len(encoded) - len(kept))
 
 
 def token_ids(batch: np.ndarray) -> np.ndarray:

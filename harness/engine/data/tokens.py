@@ -16,9 +16,9 @@ import numpy as np
 
 from harness import registry
 from harness.config import DataConfig, DatasetsData, EmbeddedData, FilesData, RandomData, TaskData
-from harness.engine.data import documents as texts
 from harness.engine.data import padding
-from harness.engine.data import tasks as task_data
+from harness.engine.data.documents import documents_of_dataset, documents_of_files, existing_file
+from harness.engine.data.tasks import training_texts
 from harness.engine.data.token_cache import Blocks, TokenCache, kept, text_sha256
 from harness.errors import UserError
 
@@ -69,7 +69,7 @@ class Tokens:
             yield self.windows[chosen]
 
 
-def load(
+def load_tokens(
     config: DataConfig, tokenizer: Any, vocab_size: int, seed: int, cache: TokenCache | None = None
 ) -> Tokens:
     """Tokenise the training part of the data, pack or lay it; UserError when it cannot be trained on."""
@@ -112,9 +112,9 @@ def split_documents(documents: Sequence[str], holdout: float) -> tuple[list[str]
 def documents_of(config: FilesData | DatasetsData) -> tuple[list[str], str, str | None]:
     """All documents of a user's text, with a name and a revision for the record."""
     if isinstance(config, FilesData):
-        names = [texts.existing_file(path).name for path in config.paths]
-        return texts.documents_of_files(config), ", ".join(names), None
-    found, revision = texts.documents_of_dataset(config)
+        names = [existing_file(path).name for path in config.paths]
+        return documents_of_files(config), ", ".join(names), None
+    found, revision = documents_of_dataset(config)
     return found, f"{config.id}/{config.name or 'default'}/{config.split}", revision
 
 
@@ -164,7 +164,7 @@ def pack(stream: np.ndarray, seq_len: int, name: str) -> tuple[np.ndarray, int]:
 
 def _lay(
     config: DataConfig, documents: Sequence[str], tokenizer: Any, name: str, cache: TokenCache | None
-) -> padding.Laid:
+) -> padding.PaddedRows:
     """Tokenise documents and cut them into what is trained on, packed or one a row."""
     if isinstance(config, TaskData):  # the papers' code puts no end mark after an example of a task
         encoded = encode_once(documents, tokenizer, False, cache)
@@ -174,14 +174,14 @@ def _lay(
     if padding.padded(config):
         marked = end and tokenizer.eos_token_id is not None
         return padding.lay(encoded.sequences, config.seq_len, name, keep_last=marked)
-    return padding.Laid(*pack(encoded.tokens, config.seq_len, name))
+    return padding.PaddedRows(*pack(encoded.tokens, config.seq_len, name))
 
 
 def _training_documents(
     config: EmbeddedData | FilesData | DatasetsData | TaskData,
 ) -> tuple[list[str], str, str | None]:
     if isinstance(config, TaskData):
-        return task_data.training_texts(config)
+        return training_texts(config)
     if isinstance(config, EmbeddedData):
         world = registry.embedded_world()
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from harness.config import PerplexityConfig
-from harness.engine.data import documents as texts
 from harness.engine.data import tokens
+from harness.engine.data.documents import texts_of_json_lines
 from harness.engine.data.token_cache import Blocks, TokenCache, kept, text_sha256
 from harness.engine.quality import corpora
 from harness.engine.quality.scored_text import ScoredText
@@ -137,7 +137,7 @@ def _kept_cut(
     config: PerplexityConfig,
     limits: tuple[int, ...],
 ) -> Blocks:
-    code: list[Callable[..., Any]] = [_each_cut, corpora.c4_documents, texts.texts_of_json_lines]
+    code: list[Callable[..., Any]] = [_each_cut, corpora.c4_documents, texts_of_json_lines]
     text = corpora.c4_sha256(config.paths)
     recipe = {"layout": config.protocol, "marks": (), "length": CUT_LENGTH, "limits": limits}
     return kept(cache, make, tokenizer, code, text=text, **recipe)

@@ -14,9 +14,9 @@ from typing import Any
 
 from harness import registry
 from harness.config import DataConfig, DatasetsData, FilesData, PerplexityConfig
-from harness.engine.data import documents as texts
-from harness.engine.data import tokens as data
+from harness.engine.data.documents import existing_file
 from harness.engine.data.token_cache import TokenCache
+from harness.engine.data.tokens import documents_of, encode, encode_once, pack, split_documents
 from harness.engine.quality import corpora, paper_protocols
 from harness.engine.quality.scored_text import ScoredText
 from harness.errors import UserError, nearest
@@ -71,7 +71,7 @@ def check(config: PerplexityConfig, source: DataConfig) -> None:
         takes = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
         raise UserError(f"perplexity protocol {name!r} has no option {option!r}; {takes}")
     for path in config.paths or ():
-        texts.existing_file(path)
+        existing_file(path)
     if name.startswith("c4-"):
         corpora.check_c4_files(config.paths)
 
@@ -96,15 +96,15 @@ def _world(name: str, split: str, tokenizer: Any) -> ScoredText:
     world = registry.embedded_world()
 
     documents = world.documents(name, split, WORLD_DOCUMENTS)
-    sequences = [data.encode([document.text], tokenizer) for document in documents]
+    sequences = [encode([document.text], tokenizer) for document in documents]
     tokens = sum(len(sequence) - 1 for sequence in sequences)
     floor = math.exp(-math.fsum(document.log_prob for document in documents) / tokens)
     return ScoredText(f"world {name}, {split}, {len(documents)} documents", sequences, floor=floor)
 
 
 def _heldout(source: FilesData | DatasetsData, tokenizer: Any, cache: TokenCache | None) -> ScoredText:
-    documents, name, _ = data.documents_of(source)
-    held = data.split_documents(documents, source.holdout)[1]
-    stream = data.encode_once(held, tokenizer, source.end_token, cache).tokens
-    windows, dropped = data.pack(stream, source.seq_len, f"the held-out part of {name}")
+    documents, name, _ = documents_of(source)
+    held = split_documents(documents, source.holdout)[1]
+    stream = encode_once(held, tokenizer, source.end_token, cache).tokens
+    windows, dropped = pack(stream, source.seq_len, f"the held-out part of {name}")
     return ScoredText(f"last {source.holdout:.0%} of {name}", list(windows), dropped, source.seq_len)

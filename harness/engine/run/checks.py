@@ -9,7 +9,7 @@ from torch import nn
 
 from harness.config import FilesData, MethodChoice, Run, TaskData
 from harness.engine.data import documents
-from harness.engine.data import tasks as task_data
+from harness.engine.data.tasks import training_texts
 from harness.engine.models.load import check_model
 from harness.engine.quality import protocols
 from harness.errors import UnsupportedError, UserError
@@ -70,7 +70,7 @@ def _check_data(run: Run) -> None:
     if isinstance(run.data, FilesData):
         documents.documents_of_files(run.data)
     if isinstance(run.data, TaskData):
-        task_data.training_texts(run.data)
+        training_texts(run.data)
 
 
 def _check_evaluation(run: Run) -> None:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness.engine.data import tasks as task_data
-from harness.engine.data import tokens as data
+from harness.engine.data.tasks import SHIPPED_TASKS, existing_folder, load_tasks
 from harness.engine.data.token_cache import TokenCache
+from harness.engine.data.tokens import Tokens, load_tokens
 from harness.engine.measure import components
 from harness.engine.measure import speed as speeds
 from harness.engine.measure.peak import meter_for
 from harness.engine.models import checkpoint
 from harness.engine.models.load import DTYPES, load_model
 from harness.engine.quality import perplexity, protocols
-from harness.engine.quality import tasks as quality_tasks
 from harness.engine.quality.scored_text import ScoredText
 from harness.engine.quality.scored_text import write as write_windows
+from harness.engine.quality.tasks import evaluate_tasks
 from harness.engine.run import checks, environment
 from harness.engine.run import prepare as preparing
 from harness.engine.run.train import Trained, Trainer, Turn, ready_to_train
@@ -42,7 +42,7 @@ class RunInProgress:
 
     model: Any  # a transformers causal LM; the methods see an nn.Module
     tokenizer: Any
-    tokens: data.Tokens
+    tokens: Tokens
     texts: dict[str, ScoredText]
     caps: Caps
 
@@ -89,12 +89,12 @@ class RunInProgress:
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.flops_per_token = speeds.flops_per_token(self.model, run.data.seq_len)
         cache = TokenCache(self.job.cache / "tokens", self.record.warnings.append)
-        self.tokens = data.load(run.data, self.tokenizer, self.model.config.vocab_size, run.seed, cache)
+        self.tokens = load_tokens(run.data, self.tokenizer, self.model.config.vocab_size, run.seed, cache)
         # Read now, though scored at the end: text or tasks that cannot be had must not cost a training first.
         asked = run.evaluate
-        checkpoint = [*task_data.SHIPPED_TASKS, *map(task_data.existing_folder, asked.task_paths)]
+        checkpoint = [*SHIPPED_TASKS, *map(existing_folder, asked.task_paths)]
         wanted = (asked.tasks, checkpoint, asked.task_data, asked.shots)
-        self.tasks = task_data.load_tasks(*wanted) if asked.tasks else {}
+        self.tasks = load_tasks(*wanted) if asked.tasks else {}
         self.texts = {
             item.name: protocols.build(item, run.data, self.tokenizer, cache) for item in asked.perplexity
         }
@@ -171,7 +171,7 @@ class RunInProgress:
             self._warn_beyond_context(protocol, max(map(len, text.sequences)))
         if asked.tasks:
             self.reporter.tell(task=", ".join(asked.tasks))
-            self.record.quality.tasks = quality_tasks.evaluate_tasks(
+            self.record.quality.tasks = evaluate_tasks(
                 self.model,
                 self.tokenizer,
                 self.tasks,

@@ -10,8 +10,7 @@ import pytest
 
 from benchmarks.tasks import papers
 from harness.config import TaskData
-from harness.engine.data import tasks as task_data
-from harness.engine.data.tasks import SHIPPED_TASKS, load_tasks
+from harness.engine.data.tasks import SHIPPED_TASKS, load_tasks, training_texts
 from harness.errors import UserError
 from tests.support.paper_files import question, write_paper_files
 
@@ -105,7 +104,7 @@ def test_scoring_needs_no_training_file(folder: Path) -> None:
     task = load_tasks(["paper_boolq"], SHIPPED_TASKS, str(folder))["paper_boolq"]
     assert len(task.test_docs()) == 4
     with pytest.raises(UserError, match=r"no file .*boolq_train\.jsonl for task boolq"):
-        task_data.training_texts(TaskData(source="task", task="paper_boolq", folder=str(folder)))
+        training_texts(TaskData(source="task", task="paper_boolq", folder=str(folder)))
 
 
 @pytest.mark.parametrize("content", ["not JSON", '{"examples": 3}', "{}", "3"])
@@ -132,9 +131,9 @@ def test_a_file_too_short_for_a_split_is_refused(folder: Path) -> None:
 
 def test_an_unknown_task_to_train_on_is_refused_with_the_nearest(folder: Path) -> None:
     with pytest.raises(UserError, match=r"no task 'paper_svam' to train on .* did you mean 'paper_svamp'"):
-        task_data.training_texts(TaskData(source="task", task="paper_svam", folder=str(folder)))
+        training_texts(TaskData(source="task", task="paper_svam", folder=str(folder)))
     with pytest.raises(UserError, match="no task 'paper_tasks' to train on"):
-        task_data.training_texts(TaskData(source="task", task="paper_tasks", folder=str(folder)))
+        training_texts(TaskData(source="task", task="paper_tasks", folder=str(folder)))
 
 
 def test_a_missing_file_ends_the_loading_of_a_task_in_the_same_line(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from harness.config import DatasetsData, FilesData, RandomData, Run, TaskData, TrainConfig
 from harness.engine import worker
 from harness.engine.data import padding, tokens
-from harness.engine.data import tasks as task_data
 from harness.engine.data.padding import PAD
+from harness.engine.data.tasks import training_texts
 from harness.engine.forecast.dry_run import simulate
 from harness.engine.measure.peak import LiveMeter
 from harness.engine.measure.speed import StepClock
@@ -82,13 +82,13 @@ def files(path: Path, **settings: Any) -> FilesData:
 def test_each_document_of_a_file_gets_a_row_of_its_own(lines: Path) -> None:
     tokenizer = tiny_tokenizer()
     config = files(lines, layout="rows", seq_len=24, holdout=0.2)
-    found = tokens.load(config, tokenizer, 64, seed=0)
+    found = tokens.load_tokens(config, tokenizer, 64, seed=0)
     texts = tokens.documents_of(config)[0][:16]
     expected = [[BEGIN, *tokenizer(text, add_special_tokens=False)["input_ids"], END] for text in texts]
     for row, ids in zip(found.windows.tolist(), expected, strict=True):
         cut = [*ids[:23], END] if len(ids) > 24 else ids  # what is cut keeps its end mark
         assert row == cut + [PAD] * (24 - len(cut))
-    unmarked = tokens.load(config.model_copy(update={"end_token": False}), tokenizer, 64, seed=0)
+    unmarked = tokens.load_tokens(config.model_copy(update={"end_token": False}), tokenizer, 64, seed=0)
     assert not (unmarked.windows == END).any()
     assert found.count == 16 * 24
     assert found.real_tokens == sum(min(len(ids), 24) for ids in expected) < found.count
@@ -97,13 +97,13 @@ def test_each_document_of_a_file_gets_a_row_of_its_own(lines: Path) -> None:
 
 
 def test_packed_windows_hold_no_padding_and_say_so(lines: Path) -> None:
-    found = tokens.load(files(lines, seq_len=24), tiny_tokenizer(), 64, seed=0)
+    found = tokens.load_tokens(files(lines, seq_len=24), tiny_tokenizer(), 64, seed=0)
     assert (found.windows >= 0).all()
     assert (found.padded, found.real_tokens, found.dropped_rows) == (False, None, None)
 
 
 def test_what_a_method_calibrates_on_holds_no_padding(lines: Path) -> None:
-    found = tokens.load(files(lines, layout="rows", seq_len=64), tiny_tokenizer(), 64, seed=0)
+    found = tokens.load_tokens(files(lines, layout="rows", seq_len=64), tiny_tokenizer(), 64, seed=0)
     asked, read = next(found.batches(8, seed=0)), next(found.contexts(8, seed=0))
     assert (asked == PAD).any()
     assert (read >= 0).all()
@@ -112,7 +112,7 @@ def test_what_a_method_calibrates_on_holds_no_padding(lines: Path) -> None:
 
 def test_a_tokenizer_of_another_vocabulary_is_refused_for_rows_too(lines: Path) -> None:
     with pytest.raises(UserError, match="the model has a vocabulary of 32"):
-        tokens.load(files(lines, layout="rows", seq_len=64), tiny_tokenizer(), 32, seed=0)
+        tokens.load_tokens(files(lines, layout="rows", seq_len=64), tiny_tokenizer(), 32, seed=0)
 
 
 def task(folder: Path, **settings: Any) -> TaskData:
@@ -122,8 +122,8 @@ def task(folder: Path, **settings: Any) -> TaskData:
 
 def test_a_task_is_trained_on_its_whole_texts_with_a_begin_and_without_an_end(tmp_path: Path) -> None:
     config, tokenizer = task(tmp_path, seq_len=512), tiny_tokenizer()
-    found = tokens.load(config, tokenizer, 64, seed=0)
-    texts, name, version = task_data.training_texts(config)
+    found = tokens.load_tokens(config, tokenizer, 64, seed=0)
+    texts, name, version = training_texts(config)
     assert (len(texts), found.name, found.revision) == (7, name, version) == (7, "paper_svamp/train", "1")
     first = tokenizer(texts[0], add_special_tokens=False)["input_ids"]
     assert found.windows[0].tolist() == [BEGIN, *first, *[PAD] * (511 - len(first))]
@@ -134,14 +134,14 @@ def test_examples_that_fill_a_row_are_dropped_and_counted_or_cut_where_that_is_a
     tokenizer = tiny_tokenizer()
     lengths = [
         1 + len(tokenizer(text, add_special_tokens=False)["input_ids"])
-        for text in task_data.training_texts(task(tmp_path))[0]
+        for text in training_texts(task(tmp_path))[0]
     ]
     assert len(set(lengths)) > 1
     row = max(lengths)
-    dropped = tokens.load(task(tmp_path, seq_len=row), tokenizer, 64, seed=0)
+    dropped = tokens.load_tokens(task(tmp_path, seq_len=row), tokenizer, 64, seed=0)
     assert dropped.dropped_rows == lengths.count(row) > 0
     assert len(dropped.windows) == 7 - lengths.count(row)
-    cut = tokens.load(task(tmp_path, seq_len=row, too_long="cut"), tokenizer, 64, seed=0)
+    cut = tokens.load_tokens(task(tmp_path, seq_len=row, too_long="cut"), tokenizer, 64, seed=0)
     assert (len(cut.windows), cut.dropped_rows) == (7, 0)
 
 

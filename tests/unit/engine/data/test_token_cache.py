@@ -254,7 +254,7 @@ def file_of(folder: Path, count: int = 20) -> Path:
 
 
 def load(config: Any, tokenizer: Any, cache: TokenCache | None) -> tokens.Tokens:
-    return tokens.load(config, tokenizer, 64, 0, cache)
+    return tokens.load_tokens(config, tokenizer, 64, 0, cache)
 
 
 def test_a_file_is_tokenised_once(

@@ -14,8 +14,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from harness.config import DatasetsData, EmbeddedData, FilesData, PerplexityConfig, RandomData
-from harness.engine.data import documents as texts
-from harness.engine.data import tokens as data
+from harness.engine.data import tokens
+from harness.engine.data.documents import documents_of_files
+from harness.engine.data.tokens import Tokens, _sha256, load_tokens
 from harness.engine.quality import protocols
 from harness.errors import UserError
 from tests.support.tiny import sentence, tiny_tokenizer
@@ -43,13 +44,13 @@ def lines_file(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> Path:
 
 
 def documents(*paths: Path, **settings: Any) -> list[str]:
-    return texts.documents_of_files(files(*paths, **settings))
+    return documents_of_files(files(*paths, **settings))
 
 
 def refusal(config: FilesData | DatasetsData) -> str:
     """The one line with which the text is refused."""
     with pytest.raises(UserError) as caught:
-        data.documents_of(config)
+        tokens.documents_of(config)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -59,7 +60,7 @@ def test_documents_are_joined_with_their_marks_and_cut_into_full_windows(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     path = lines_file(tmp_path, [{"text": sentence(number)} for number in range(10)])
-    found = data.load(files(path, seq_len=16, holdout=0.2), tokenizer, 64, seed=0)
+    found = load_tokens(files(path, seq_len=16, holdout=0.2), tokenizer, 64, seed=0)
     expected = [
         token
         for number in range(8)
@@ -72,20 +73,20 @@ def test_documents_are_joined_with_their_marks_and_cut_into_full_windows(
 
 
 def test_packing_drops_only_what_fills_no_window() -> None:
-    windows, dropped = data.pack(np.arange(11), 4, "text")
+    windows, dropped = tokens.pack(np.arange(11), 4, "text")
     assert windows.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert dropped == 3
-    assert data.pack(np.arange(8), 4, "text")[1] == 0
+    assert tokens.pack(np.arange(8), 4, "text")[1] == 0
 
 
 def test_a_text_shorter_than_one_window_is_refused_with_both_lengths() -> None:
     with pytest.raises(UserError, match=r"novel\.txt: 7 tokens are fewer than one window of 8"):
-        data.pack(np.arange(7), 8, "novel.txt")
+        tokens.pack(np.arange(7), 8, "novel.txt")
 
 
 def test_an_end_mark_is_left_out_where_it_is_not_wanted(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert data.encode(["ada", "ben"], tokenizer)[-1] == END
-    without = data.encode(["ada", "ben"], tokenizer, end=False).tolist()
+    assert tokens.encode(["ada", "ben"], tokenizer)[-1] == END
+    without = tokens.encode(["ada", "ben"], tokenizer, end=False).tolist()
     assert END not in without
     assert without.count(BEGIN) == 2
 
@@ -102,17 +103,17 @@ def test_documents_are_tokenised_a_few_at_a_time_and_the_tokens_are_the_same(
             asked.append(len(some))
             return tokenizer(some, **options)
 
-    whole = [ids.tolist() for ids in data.encode_each(documents, tokenizer)]
-    monkeypatch.setattr(data, "TOKENISED_AT_ONCE", 2)
-    assert [ids.tolist() for ids in data.encode_each(documents, Watched())] == whole
+    whole = [ids.tolist() for ids in tokens.encode_each(documents, tokenizer)]
+    monkeypatch.setattr(tokens, "TOKENISED_AT_ONCE", 2)
+    assert [ids.tolist() for ids in tokens.encode_each(documents, Watched())] == whole
     assert asked == [2, 2, 1]
 
 
 def test_a_tokenizer_without_marks_adds_none() -> None:
     bare = tiny_tokenizer()
-    marked = data.encode(["ada gives"], bare).tolist()
+    marked = tokens.encode(["ada gives"], bare).tolist()
     bare.bos_token = bare.eos_token = None
-    assert data.encode(["ada gives"], bare).tolist() == marked[1:-1]
+    assert tokens.encode(["ada gives"], bare).tolist() == marked[1:-1]
 
 
 def test_the_marks_of_a_tokenizer_that_adds_its_own_are_not_doubled() -> None:
@@ -120,13 +121,13 @@ def test_the_marks_of_a_tokenizer_that_adds_its_own_are_not_doubled() -> None:
 
     own = train_tokenizer(["ada gives ben"], 300, 128)
     assert own("ada")["input_ids"][0] == own.bos_token_id
-    assert data.encode(["ada"], own).tolist().count(own.bos_token_id) == 1
+    assert tokens.encode(["ada"], own).tolist().count(own.bos_token_id) == 1
 
 
 def test_text_without_a_tokenizer_is_refused_with_a_way_out(tmp_path: Path) -> None:
     path = text_file(tmp_path, "ada gives ben")
     with pytest.raises(UserError, match=r"no tokenizer: .*, or data\.source to random"):
-        data.load(files(path), None, 64, seed=0)
+        load_tokens(files(path), None, 64, seed=0)
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(
@@ -134,7 +135,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(
 ) -> None:
     path = text_file(tmp_path, sentence(1) * 5)
     with pytest.raises(UserError, match=r"ids up to 6[0-9], but the model has a vocabulary of 32"):
-        data.load(files(path, seq_len=8), tokenizer, 32, seed=0)
+        load_tokens(files(path, seq_len=8), tokenizer, 32, seed=0)
 
 
 # -------------------------------------------------------------------------------------------- identity
@@ -149,51 +150,51 @@ def test_the_hash_changes_with_text_tokenizer_and_window_and_with_nothing_else(
     swapped.bos_token, swapped.eos_token = "</s>", "<s>"
 
     def sha256(file: Path, with_tokenizer: Any = tokenizer, seq_len: int = 16, seed: int = 0) -> str:
-        return data.load(files(file, seq_len=seq_len), with_tokenizer, 64, seed).sha256
+        return load_tokens(files(file, seq_len=seq_len), with_tokenizer, 64, seed).sha256
 
     assert sha256(path) == sha256(copy) == sha256(path, seed=1)
     assert len({sha256(path), sha256(other), sha256(path, swapped), sha256(path, seq_len=8)}) == 4
 
 
 def test_the_hash_tells_windows_of_the_same_tokens_in_another_shape_apart() -> None:
-    assert data._sha256(np.zeros((2, 8), dtype=np.int64)) != data._sha256(np.zeros((4, 4), dtype=np.int64))
+    assert _sha256(np.zeros((2, 8), dtype=np.int64)) != _sha256(np.zeros((4, 4), dtype=np.int64))
 
 
 def test_random_tokens_depend_on_the_seed_and_fill_the_vocabulary() -> None:
     config = RandomData(source="random", seq_len=32)
-    found = data.load(config, None, 50, seed=1)
-    assert found.windows.shape == (data.RANDOM_WINDOWS, 32)
+    found = load_tokens(config, None, 50, seed=1)
+    assert found.windows.shape == (tokens.RANDOM_WINDOWS, 32)
     assert set(np.unique(found.windows)) == set(range(50))
-    assert found.sha256 == data.load(config, None, 50, seed=1).sha256
-    assert found.sha256 != data.load(config, None, 50, seed=2).sha256
+    assert found.sha256 == load_tokens(config, None, 50, seed=1).sha256
+    assert found.sha256 != load_tokens(config, None, 50, seed=2).sha256
 
 
 def test_the_embedded_world_gives_the_number_of_documents_asked_for(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    found = data.load(EmbeddedData(world="a", documents=30, seq_len=32), tokenizer, 64, seed=0)
+    found = load_tokens(EmbeddedData(world="a", documents=30, seq_len=32), tokenizer, 64, seed=0)
     assert (found.documents, found.name) == (30, "world-a")
-    other = data.load(EmbeddedData(world="b", documents=30, seq_len=32), tokenizer, 64, seed=0)
+    other = load_tokens(EmbeddedData(world="b", documents=30, seq_len=32), tokenizer, 64, seed=0)
     assert other.sha256 != found.sha256
 
 
 # --------------------------------------------------------------------------------------------- batches
 def test_every_epoch_visits_each_window_once_in_an_order_of_its_own() -> None:
-    tokens = data.Tokens(np.arange(10)[:, None], "ten", "")
+    tokens = Tokens(np.arange(10)[:, None], "ten", "")
     drawn = np.concatenate(list(islice(tokens.batches(4, seed=0), 15))).reshape(6, 10)
     assert all(sorted(epoch) == list(range(10)) for epoch in drawn.tolist())
     assert len({tuple(epoch) for epoch in drawn.tolist()}) == 6
 
 
 def test_a_batch_larger_than_the_data_draws_from_several_epochs() -> None:
-    tokens = data.Tokens(np.arange(3)[:, None], "three", "")
+    tokens = Tokens(np.arange(3)[:, None], "three", "")
     batch = next(tokens.batches(7, seed=0)).reshape(-1)
     assert sorted(batch[:3]) == sorted(batch[3:6]) == [0, 1, 2]
     assert len(batch) == 7
 
 
 def test_batches_repeat_for_a_seed_and_differ_between_seeds() -> None:
-    tokens = data.Tokens(np.arange(40)[:, None], "forty", "")
+    tokens = Tokens(np.arange(40)[:, None], "forty", "")
     first, again, other = (
         np.concatenate(list(islice(tokens.batches(8, seed), 5))).tolist() for seed in (1, 1, 2)
     )
@@ -212,7 +213,7 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path, tokenizer: PreTrai
         whole = decoded.split("<s>")[1:-1]  # the last one may be cut
         return {text.removesuffix("</s>").strip() for text in whole}
 
-    trained = sentences_in(data.load(config, tokenizer, 64, seed=0).windows)
+    trained = sentences_in(load_tokens(config, tokenizer, 64, seed=0).windows)
     scored = sentences_in(protocols.build(PerplexityConfig(protocol="heldout"), config, tokenizer).sequences)
     assert trained <= set(everything[:30])
     assert scored <= set(everything[30:])
@@ -225,7 +226,7 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path, tokenizer: PreTrai
 )
 def test_of_several_documents_at_least_one_is_on_each_side(count: int, holdout: float, held: int) -> None:
     everything = [sentence(number) for number in range(count)]
-    kept, out = data.split_documents(everything, holdout)
+    kept, out = tokens.split_documents(everything, holdout)
     assert kept + out == everything
     assert len(out) == held
     assert kept
@@ -233,14 +234,14 @@ def test_of_several_documents_at_least_one_is_on_each_side(count: int, holdout: 
 
 def test_a_single_document_is_cut_at_a_line_end_near_the_share() -> None:
     lines = [sentence(number) for number in range(100)]
-    kept, out = data.split_documents(["\n".join(lines)], 0.1)
+    kept, out = tokens.split_documents(["\n".join(lines)], 0.1)
     assert len(kept) == len(out) == 1
     assert kept[0].split("\n") + out[0].split("\n") == lines
     assert 8 <= len(out[0].split("\n")) <= 10
 
 
 def test_a_single_line_is_cut_within() -> None:
-    kept, out = data.split_documents(["x" * 90 + "y" * 10], 0.1)
+    kept, out = tokens.split_documents(["x" * 90 + "y" * 10], 0.1)
     assert (kept, out) == (["x" * 90], ["y" * 10])
 
 
@@ -254,7 +255,7 @@ def test_a_text_file_is_one_document_unless_a_separator_is_given(tmp_path: Path)
 def test_several_files_come_in_the_order_given(tmp_path: Path) -> None:
     first, second = text_file(tmp_path, "b", "b.txt"), lines_file(tmp_path, [{"text": "a"}], "a.jsonl")
     assert documents(first, second) == ["b", "a"]
-    found, name, revision = data.documents_of(files(first, second))
+    found, name, revision = tokens.documents_of(files(first, second))
     assert (found, name, revision) == (["b", "a"], "b.txt, a.jsonl", None)
 
 
@@ -357,7 +358,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_a_data_set_is_read_at_its_revision(hub: list[dict[str, Any]]) -> None:
-    found, name, revision = data.documents_of(data_set(name="en", revision="abc", split="validation"))
+    found, name, revision = tokens.documents_of(data_set(name="en", revision="abc", split="validation"))
     assert found == [sentence(number) for number in range(3)], "a row without text is no document"
     assert (name, revision) == ("someone/some-text/en/validation", "abc")
     assert hub == [
@@ -372,7 +373,7 @@ def test_a_data_set_is_read_at_its_revision(hub: list[dict[str, Any]]) -> None:
 
 
 def test_a_limit_takes_the_first_rows_of_a_data_set(hub: list[dict[str, Any]]) -> None:
-    assert data.documents_of(data_set(limit=2))[0] == [sentence(0), sentence(1)]
+    assert tokens.documents_of(data_set(limit=2))[0] == [sentence(0), sentence(1)]
 
 
 def test_an_unknown_field_of_a_data_set_is_refused_with_its_fields(hub: list[dict[str, Any]]) -> None:
@@ -395,7 +396,7 @@ def test_a_local_folder_is_a_data_set_too(
     folder = tmp_path / "texts"
     folder.mkdir()
     lines_file(folder, [{"text": sentence(number)} for number in range(20)], "train.jsonl")
-    found = data.load(data_set(id=str(folder), seq_len=16, holdout=0.2), tokenizer, 64, seed=0)
+    found = load_tokens(data_set(id=str(folder), seq_len=16, holdout=0.2), tokenizer, 64, seed=0)
     assert found.documents == 16
-    direct = data.load(files(folder / "train.jsonl", seq_len=16, holdout=0.2), tokenizer, 64, seed=0)
+    direct = load_tokens(files(folder / "train.jsonl", seq_len=16, holdout=0.2), tokenizer, 64, seed=0)
     assert found.sha256 == direct.sha256

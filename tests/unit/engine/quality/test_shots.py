@@ -10,9 +10,8 @@ import pytest
 import torch
 from lm_eval.api.model import LM
 
-from harness.engine.data import tasks as task_data
-from harness.engine.quality import perplexity
-from harness.engine.quality import tasks as quality_tasks
+from harness.engine.data.tasks import load_tasks
+from harness.engine.quality.tasks import evaluate_tasks
 from harness.errors import UserError
 
 WORDS = ["owl", "hat", "pen", "cup"]
@@ -56,12 +55,10 @@ def prompts(
     (folder / "data.py").write_text(DATA)
     (folder / "task.yaml").write_text(textwrap.dedent(TASK + splits))
     listener = Listener()
-    monkeypatch.setattr(perplexity, "_language_model", lambda *_: listener)
-    tasks = task_data.load_tasks(["local_shots"], [folder], None, shots)
+    monkeypatch.setattr("harness.engine.quality.tasks._language_model", lambda *_: listener)
+    tasks = load_tasks(["local_shots"], [folder], None, shots)
     given: dict[str, Any] = {"limit": None, "batch": 1, "max_length": 64, "samples_to": None}
-    found = quality_tasks.evaluate_tasks(
-        torch.nn.Linear(1, 1), None, tasks, device=torch.device("cpu"), **given
-    )
+    found = evaluate_tasks(torch.nn.Linear(1, 1), None, tasks, device=torch.device("cpu"), **given)
     assert found["local_shots"].documents == len(WORDS)
     before = {word: prompt.removesuffix(f"{word}?") for word, prompt in listener.prompts.items()}
     return {word: [part for part in text.split("\n\n") if part] for word, text in before.items()}

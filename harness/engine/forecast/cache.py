@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.config import EmbeddedModel, LocalModel, Run
+from harness.config import Run
+from harness.engine.models.shapes import model_folder
 from harness.files import installed
 from harness.forecast import FORECAST_VERSION, Capacity, MemoryReport, Setting
 from harness.registry import check_name
 
-EMBEDDED_BASE = Path(__file__).resolve().parents[3] / "benchmarks" / "embedded" / "base"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 #: What of a model's folder decides memory: its architecture and the ranks of its factors.
 FOLDER_FILES = ("config.json", "factors.json")
@@ -127,7 +127,7 @@ class Keys:
         """The code of the harness and of a run's methods, and what of its model's folder matters."""
         own = {check_name(choice.name).partition(":")[0].partition(".")[0] for choice in run.method}
         found = {name: self._package(name) for name in sorted({"harness", "methods", *own})}
-        if folder := _model_folder(run):
+        if folder := model_folder(run.model):
             found["model"] = self._all(folder, (folder / name for name in FOLDER_FILES))
         return found
 
@@ -150,9 +150,3 @@ class Keys:
                 self._files[path] = hashlib.sha256(path.read_bytes()).hexdigest() if there else "absent"
             digest.update(f"{path.relative_to(folder)}\0{self._files[path]}\0".encode())
         return digest.hexdigest()
-
-
-def _model_folder(run: Run) -> Path | None:
-    if isinstance(run.model, EmbeddedModel):
-        return EMBEDDED_BASE
-    return Path(run.model.path).expanduser() if isinstance(run.model, LocalModel) else None

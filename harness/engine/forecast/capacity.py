@@ -7,10 +7,9 @@ the parent reads answers of this type, and a worker finds them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-from harness.config import HubModel, LocalModel, ModelConfig, Run, ShapeModel
-from harness.engine.models.shapes import known_shape, shape_of
+from harness.config import HubModel, ModelConfig, Run, ShapeModel
+from harness.engine.models.shapes import known_shape, model_folder, shape_of
 from harness.errors import UserError, one_line
 from harness.forecast import Capacity, Setting
 
@@ -48,7 +47,6 @@ def context_of(model: ModelConfig) -> int | None:
     if isinstance(model, ShapeModel):
         return shape_of(model).context
     from harness.engine.models import checkpoint
-    from harness.engine.models.load import EMBEDDED_BASE
 
     if isinstance(model, HubModel):
         from transformers import AutoConfig
@@ -60,8 +58,9 @@ def context_of(model: ModelConfig) -> int | None:
                 f"hub model {model.id!r} has no readable configuration: {one_line(error)}"
             ) from error
     else:
-        local = isinstance(model, LocalModel) and Path(model.path).expanduser()
-        described = checkpoint.causal_config(local or EMBEDDED_BASE)
+        folder = model_folder(model)
+        assert folder is not None
+        described = checkpoint.causal_config(folder)
     found = getattr(described, "max_position_embeddings", None)
     return found if isinstance(found, int) else None
 

@@ -1,1 +1,1 @@
-"""Models: shapes, weights, folders, and their export."""
+"""Models: shapes, weights, checkpoints and their export."""

@@ -1,7 +1,7 @@
-"""A model folder on disk, in Hugging Face format or with its linears stored as factors.
+"""Read and write model folders, in Hugging Face format or with linears stored as factors.
 
 Weights are read from safetensors alone, and code from a checkpoint is never run. A folder with
-`factors.json` holds a model whose linears are factors (harness.factored).
+`factors.json` holds a model whose linears are factors (`harness.factored`).
 """
 
 from __future__ import annotations
@@ -17,17 +17,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from harness import factored
+from harness import factored, record
 from harness.errors import UserError, one_line
 
 FACTORS_MANIFEST = "factors.json"
 FACTORED_WEIGHTS = "factored.safetensors"  # not `model.safetensors`: a plain loader must refuse, not guess
-#: How a library says that a folder or a hub id holds nothing of use: files, contents, values of a setting.
+FORMS = ("dense", "factors")
+#: What libraries raise for a folder or hub id that is not usable: missing files, contents, wrong settings.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
+def check(folder: Path) -> None:
+    """Raise UserError for a folder that is missing, is no causal LM or has broken weight files."""
+    if not folder.is_dir():
+        raise UserError(f"no model folder at {folder}; give a folder in Hugging Face format or a hub id")
+    causal_config(folder)
+    check_weights(folder)
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder in order; UserError when there are none."""
+    """Return the safetensors files of a folder in order; UserError when it has none."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         other = ", ".join(sorted(file.name for file in folder.glob("*.bin"))) or "no weights at all"
@@ -48,7 +57,7 @@ def check_weights(folder: Path) -> None:
 
 
 def causal_config(folder: Path) -> Any:
-    """The folder's configuration; UserError unless it is a causal LM that transformers knows."""
+    """Return the configuration of a folder; UserError unless it is a causal LM that transformers knows."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: not a Hugging Face model folder: it has no config.json")
     try:
@@ -66,20 +75,16 @@ def causal_config(folder: Path) -> Any:
 
 
 def is_causal(config: Any) -> bool:
-    """Whether a configuration describes a causal LM: by its named architecture, else by its type."""
+    """Return whether a configuration describes a causal LM, by its architecture, else by its type."""
     named = config.architectures or []
     causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in named)
     return causal or (not named and type(config) in transformers.AutoModelForCausalLM._model_mapping)
 
 
 def load(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The model of a folder, plain or factored."""
-    return (
-        _load_factored(folder, dtype) if (folder / FACTORS_MANIFEST).exists() else _load_plain(folder, dtype)
-    )
-
-
-def _load_plain(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Load the model of a folder, plain or factored."""
+    if (folder / FACTORS_MANIFEST).exists():
+        return _load_factored(folder, dtype)
     try:
         return whole(folder, dtype=dtype, local_files_only=True)
     except UNREADABLE as error:
@@ -87,7 +92,7 @@ def _load_plain(folder: Path, dtype: torch.dtype) -> nn.Module:
 
 
 def whole(source: str | Path, **options: Any) -> nn.Module:
-    """The model, with every weight read: transformers would fill those that are missing with noise."""
+    """Load a model; UserError when weights are missing, which transformers would fill with noise."""
     model, found = transformers.AutoModelForCausalLM.from_pretrained(
         source,
         use_safetensors=True,
@@ -105,7 +110,7 @@ def whole(source: str | Path, **options: Any) -> nn.Module:
 
 
 def _load_factored(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """Rebuild the factored structure from its manifest, then load the weights: no decomposition is needed."""
+    """Rebuild the factored structure from its manifest, then load the weights; nothing is decomposed."""
     model = restructured(
         transformers.AutoModelForCausalLM.from_config(causal_config(folder), dtype=dtype), folder
     )
@@ -122,13 +127,13 @@ def _load_factored(folder: Path, dtype: torch.dtype) -> nn.Module:
 
 
 def restructured(model: nn.Module, folder: Path) -> nn.Module:
-    """Give a plain model the factored layers of a folder, empty; nothing changes where it has none."""
+    """Give a plain model the factored layers of a folder, empty; do nothing where the folder has none."""
     manifest = folder / FACTORS_MANIFEST
     return factored.restructure(model, _manifest_ranks(manifest)) if manifest.exists() else model
 
 
 def _manifest_ranks(path: Path) -> dict[str, int]:
-    """The rank of each factored layer by its name."""
+    """Return the rank of each factored layer by name."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         written_as, ranks = manifest["format"], dict(manifest["ranks"])
@@ -140,12 +145,12 @@ def _manifest_ranks(path: Path) -> dict[str, int]:
 
 
 def own_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder, or None when there is none."""
+    """Return the tokenizer of a folder, None when it has none."""
     return tokenizer_of(folder) if any(folder.glob("tokenizer*")) else None
 
 
 def tokenizer_of(folder: Path) -> Any:
-    """The tokenizer in a folder that must have one."""
+    """Return the tokenizer of a folder; UserError when it has none."""
     try:
         return transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -170,3 +175,28 @@ def save(model: nn.Module, tokenizer: Any, folder: Path) -> None:
         plain.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def export_run(path: Path, folder: Path, form: str) -> None:
+    """Write the model of a record as `dense` Hugging Face weights or as `factors` with their manifest.
+
+    Factors are multiplied out for the dense form; nothing is decomposed. UserError when the run saved no
+    weights, when it has no factors, or when the target is not empty.
+    """
+    if form not in FORMS:
+        raise UserError(f"--form {form!r}: use dense or factors")
+    found = record.read(path)
+    weights = path.with_suffix("") / "weights"
+    if not weights.is_dir():
+        raise UserError(
+            f"run {found.run_id} saved no weights; run it again with --set save_weights=true --retry"
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; give a new folder")
+    check(weights)
+    model = load(weights, getattr(torch, found.config["train"]["dtype"]))
+    if form == "dense":
+        factored.merge(model)
+    elif not factored.ranks(model):
+        raise UserError(f"run {found.run_id} has no factors; use --form dense")
+    save(model, own_tokenizer(weights), folder)

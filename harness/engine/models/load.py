@@ -1,6 +1,6 @@
-"""Where a model comes from: the embedded checkpoint, a shape, a local folder or a hub id.
+"""Load the model that a configuration names: the embedded one, a shape, a local folder or a hub id.
 
-What a folder holds is read by `folders.py`; here it is decided which weights a run starts from.
+What a folder holds is read by `checkpoint.py`; this module decides which weights a run starts from.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from huggingface_hub.errors import GatedRepoError
 from torch import nn
 
 from harness import files
-from harness.config import EmbeddedModel, HubModel, LocalModel, ModelConfig, ShapeModel
-from harness.engine.models import checkpoint, spectra
-from harness.engine.models.shapes import known_shape, shape_of
+from harness.config import EmbeddedModel, HubModel, ModelConfig, ShapeModel
+from harness.engine.models import checkpoint
+from harness.engine.models.shapes import known_shape, model_folder, shape_of
 from harness.errors import UserError, one_line
+from harness.spectrum import like_llama
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-EMBEDDED_BASE = Path(__file__).resolve().parents[3] / "benchmarks" / "embedded" / "base"
 
 
 @dataclass
@@ -39,15 +39,9 @@ def check_model(config: ModelConfig) -> None:
     """Raise UserError when a model cannot be loaded, as far as that shows without loading its weights."""
     if isinstance(config, ShapeModel):
         shape_of(config)
-    folder = _folder(config)
-    if folder is None:
-        return
-    if not folder.is_dir():
-        raise UserError(f"no model folder at {folder}; give a folder in Hugging Face format or a hub id")
-    if isinstance(config, EmbeddedModel):  # what ships is sound, and its classes take seconds to import
-        return
-    checkpoint.causal_config(folder)
-    checkpoint.check_weights(folder)
+    folder = model_folder(config)
+    if folder is not None and not isinstance(config, EmbeddedModel):  # that one is valid, and takes seconds
+        checkpoint.check(folder)
 
 
 def load_model(
@@ -58,32 +52,72 @@ def load_model(
     if scratch or isinstance(config, ShapeModel):
         loaded = _load_random(config, dtype, device, seed)
         if isinstance(config, ShapeModel) and config.spectrum:
-            spectra.apply_spectrum(loaded.model, seed)
+            apply_spectrum(loaded.model, seed)
         return loaded
     if isinstance(config, HubModel):
         return _load_hub(config, dtype, device)
-    folder = _folder(config)
-    assert folder is not None
+    folder = _local_folder(config)
     model = checkpoint.load(folder, dtype).to(device)
     sha256 = files.sha256_of_files(checkpoint.weight_files(folder))
     return LoadedModel(model, checkpoint.own_tokenizer(folder), _name(config, folder), sha256)
 
 
+def build_empty(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
+    """Build the structure of a model without reading its weights; the values are arbitrary.
+
+    Meant for fake tensors, which hold no values: elsewhere it takes as much memory as the model.
+    """
+    config = known_shape(config)
+    if isinstance(config, ShapeModel):
+        config = config.model_copy(update={"tokenizer": None})  # it need not be here yet
+    check_model(config)
+    model = _load_random(config, dtype, torch.device("cpu"), seed=0).model
+    folder = model_folder(config)
+    return model if folder is None else checkpoint.restructured(model, folder)
+
+
 def shape_config(model: ShapeModel | str) -> transformers.LlamaConfig:
-    """The transformers configuration of a shape, or of a named one."""
+    """Return the transformers configuration of a shape, given as such or by name."""
     if isinstance(model, str):
         model = ShapeModel(source="shape", name=model)
     return transformers.LlamaConfig(**shape_of(model).config(), use_cache=False)
 
 
-def _folder(config: ModelConfig) -> Path | None:
-    if isinstance(config, EmbeddedModel):
-        return EMBEDDED_BASE
-    return Path(config.path).expanduser() if isinstance(config, LocalModel) else None
+@torch.no_grad()
+def apply_spectrum(model: nn.Module, seed: int) -> None:
+    """Replace every linear weight by U diag(s) V^T: U and V random, s as in LLaMA, the norm unchanged.
+
+    The output head keeps its weights, like the embedding. Works in float32 on the device of each weight.
+    Source of s: `harness.spectrum`.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer is not head
+    }
+    generators: dict[torch.device, torch.Generator] = {}
+    for name, layer in layers.items():
+        weight, device = layer.weight, layer.weight.device
+        size = min(weight.shape)
+        generator = generators.setdefault(device, torch.Generator(device).manual_seed(seed))
+        left, right = (
+            torch.linalg.qr(torch.randn(long, size, generator=generator, device=device)).Q
+            for long in weight.shape
+        )
+        values = torch.tensor(like_llama(size, name, layers), device=device)
+        values *= weight.float().norm() / values.norm()
+        weight.copy_((left * values) @ right.T)
+
+
+def _local_folder(config: ModelConfig) -> Path:
+    folder = model_folder(config)
+    assert folder is not None
+    return folder
 
 
 def _load_random(config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int) -> LoadedModel:
-    """Random weights in the architecture of a shape, or of a model whose weights are not read."""
+    """Initialise the architecture of a shape, or of a model whose weights are not read, at random."""
     if isinstance(config, ShapeModel):
         tokenizer = _borrowed_tokenizer(config.tokenizer) if config.tokenizer else None
         architecture, name = shape_config(config), config.name
@@ -91,8 +125,7 @@ def _load_random(config: ModelConfig, dtype: torch.dtype, device: torch.device, 
         architecture, tokenizer = _hub_parts(config)
         name = f"{config.id}@{config.revision}, random weights"
     else:
-        folder = _folder(config)
-        assert folder is not None
+        folder = _local_folder(config)
         architecture = checkpoint.causal_config(folder)
         tokenizer = checkpoint.own_tokenizer(folder)
         name = f"{_name(config, folder)}, random weights"
@@ -112,22 +145,8 @@ def _borrowed_tokenizer(place: str) -> Any:
     return checkpoint.tokenizer_of(folder)
 
 
-def build_empty(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
-    """The model as a run would train it, in structure alone; its values are arbitrary, no weight is read.
-
-    Made for fake tensors, which hold no values: elsewhere it costs as much memory as the model.
-    """
-    config = known_shape(config)
-    if isinstance(config, ShapeModel):
-        config = config.model_copy(update={"tokenizer": None})  # it need not be here yet
-    check_model(config)
-    folder = _folder(config)
-    model = _load_random(config, dtype, torch.device("cpu"), seed=0).model
-    return model if folder is None else checkpoint.restructured(model, folder)
-
-
 def _hub_parts(config: HubModel) -> tuple[Any, Any]:
-    """Configuration and tokenizer of a hub id."""
+    """Return configuration and tokenizer of a hub id."""
     options = {"revision": config.revision, "trust_remote_code": False}
     try:
         described = transformers.AutoConfig.from_pretrained(config.id, **options)
@@ -139,7 +158,7 @@ def _hub_parts(config: HubModel) -> tuple[Any, Any]:
 
 
 def _hub_error(config: HubModel, error: BaseException) -> UserError:
-    """Why a hub id cannot be had, and what to do: for a gated one, where to ask."""
+    """Say why a hub id cannot be loaded and what to do; for a gated one, where to request access."""
     name = f"hub model {config.id!r} at {config.revision!r}"
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, GatedRepoError):
@@ -158,7 +177,7 @@ def _load_hub(config: HubModel, dtype: torch.dtype, device: torch.device) -> Loa
         model: Any = checkpoint.whole(config.id, dtype=dtype, revision=config.revision)
     except checkpoint.UNREADABLE as error:
         raise _hub_error(config, error) from error
-    # The library keeps each commit in a folder of its own: a branch moves, the name in the record must not.
+    # The library stores each commit in its own folder: a branch moves, the name in the record must not.
     cached = try_to_load_from_cache(config.id, "config.json", revision=config.revision)
     if not isinstance(cached, str):
         return LoadedModel(model.to(device), tokenizer, f"{config.id}@{config.revision}", None)

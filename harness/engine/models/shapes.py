@@ -1,4 +1,4 @@
-"""LLaMA shapes by name: the architectures of the papers, without weights.
+"""What is known of a model without torch: LLaMA shapes by name, and the folder of its files.
 
 The sizes from 9m to 7b are the configurations of the GaLore and SLTrain code (GaLore, arXiv
 2403.03507, Table 5 and its configs); llama-2-7b and llama-2-13b are Touvron et al. 2023 (arXiv
@@ -8,15 +8,25 @@ The sizes from 9m to 7b are the configurations of the GaLore and SLTrain code (G
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from harness.config import HubModel, ModelConfig, ShapeModel
+from harness.config import EmbeddedModel, HubModel, LocalModel, ModelConfig, ShapeModel
 from harness.errors import UserError, nearest
+
+EMBEDDED_BASE = Path(__file__).resolve().parents[3] / "benchmarks" / "embedded" / "base"
+
+
+def model_folder(model: ModelConfig) -> Path | None:
+    """Return the folder of an embedded or local model, None for a shape or a hub id."""
+    if isinstance(model, EmbeddedModel):
+        return EMBEDDED_BASE
+    return Path(model.path).expanduser() if isinstance(model, LocalModel) else None
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Widths and counts of a LLaMA without grouped-query attention, its head not tied."""
+    """The sizes of a LLaMA without grouped-query attention and with an untied head."""
 
     hidden: int
     intermediate: int
@@ -27,7 +37,7 @@ class Shape:
     norm_eps: float = 1e-6
 
     def config(self) -> dict[str, Any]:
-        """Keyword arguments of `transformers.LlamaConfig`."""
+        """Return the keyword arguments of `transformers.LlamaConfig`."""
         return {
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,
@@ -64,7 +74,7 @@ SHAPES: dict[str, Shape] = {
     "llama-2-13b": Shape(5120, 13824, 40, 40, context=4096, norm_eps=1e-5),
 }
 
-#: Published models and the shapes they have, so that their memory can be known before their weights are had.
+#: The shapes of published models, so that their memory can be predicted before they are downloaded.
 PUBLISHED = {
     "huggyllama/llama-7b": "7b",
     "huggyllama/llama-13b": "llama-13b",
@@ -74,14 +84,14 @@ PUBLISHED = {
 
 
 def known_shape(model: ModelConfig) -> ModelConfig:
-    """The shape of a published model in place of its hub id; any other model as it is."""
+    """Replace the hub id of a published model by its shape; return any other model unchanged."""
     if isinstance(model, HubModel) and model.id in PUBLISHED:
         return ShapeModel(source="shape", name=PUBLISHED[model.id])
     return model
 
 
 def shape_of(model: ShapeModel) -> Shape:
-    """The named shape with the sizes that the model gives; UserError where they do not go together."""
+    """Return the named shape with the sizes that a model overrides; UserError when these do not fit."""
     if model.name not in SHAPES:
         raise UserError(f"no shape {model.name!r}; {nearest(model.name, SHAPES)}")
     named = SHAPES[model.name]

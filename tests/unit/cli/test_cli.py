@@ -482,4 +482,4 @@ def test_the_kept_weights_of_a_run_are_exported_by_the_beginning_of_its_id(
     assert json.loads((tmp_path / "model" / "config.json").read_text())["hidden_size"] == 32
     refused = lorebench("export", kept["full"], tmp_path / "other", "--results", results)
     assert refused.code == 2
-    assert "kept no weights" in refused.err
+    assert "saved no weights" in refused.err

@@ -18,8 +18,8 @@ from harness.config import Run, ShapeModel
 from harness.engine.forecast.attribution import Whereabouts, kind_of
 from harness.engine.forecast.dry_run import simulate
 from harness.engine.forecast.fake_tensors import SimulatedMeter, world
-from harness.engine.models import checkpoint, spectra
-from harness.engine.models.load import build_empty, load_model, shape_config
+from harness.engine.models import checkpoint
+from harness.engine.models.load import apply_spectrum, build_empty, load_model, shape_config
 from harness.errors import UnsupportedError, UserError
 from harness.forecast import MemoryReport
 from harness.method import Context, build
@@ -277,10 +277,10 @@ def test_assumed_spectra_nearly_give_what_was_published(err: float, tau: float, 
     assert left / sum(s[0] * s[1] for s in shapes.values()) == pytest.approx(ratio, abs=0.04)
 
 
-def test_imposed_weights_have_the_assumed_spectrum_and_their_own_norm() -> None:
+def test_weights_with_a_spectrum_have_the_assumed_spectrum_and_their_own_norm() -> None:
     model: Any = tiny_llama()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    spectra.apply_spectrum(model, seed=3)
+    apply_spectrum(model, seed=3)
     names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)][:-1]
     for name in names:
         weight = model.get_submodule(name).weight
@@ -291,7 +291,7 @@ def test_imposed_weights_have_the_assumed_spectrum_and_their_own_norm() -> None:
         assert torch.equal(model.get_parameter(name), before[name])
 
 
-def test_a_simulated_run_has_the_ranks_of_one_with_imposed_weights() -> None:
+def test_a_simulated_run_has_the_ranks_of_one_with_a_spectrum() -> None:
     model = ShapeModel(source="shape", name="9m", spectrum="llama")
     real: Any = load_model(model, dtype=torch.float32, device=torch.device("cpu"), seed=0).model
     assert isinstance(real, LlamaForCausalLM)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, BertConfig, LlamaForCausalLM
 
 from harness import factored, files, record
 from harness.config import HubModel, LocalModel, MethodChoice, Run, ShapeModel
-from harness.engine.models import checkpoint, export
+from harness.engine.models import checkpoint
 from harness.engine.models.load import LoadedModel, build_empty, check_model, load_model, shape_config
 from harness.engine.models.shapes import PUBLISHED, SHAPES
 from harness.errors import UserError
@@ -276,7 +276,7 @@ def finished_run(folder: Path, model: nn.Module | None) -> Path:
 
 def test_the_dense_export_is_a_plain_model_with_the_product_of_the_factors(tmp_path: Path) -> None:
     model = factor_some(tiny_llama())
-    export.export_run(finished_run(tmp_path, model), tmp_path / "dense", "dense")
+    checkpoint.export_run(finished_run(tmp_path, model), tmp_path / "dense", "dense")
     plain = LlamaForCausalLM.from_pretrained(tmp_path / "dense")
     assert not factored.ranks(plain)
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-4, atol=1e-3)
@@ -285,7 +285,7 @@ def test_the_dense_export_is_a_plain_model_with_the_product_of_the_factors(tmp_p
 
 def test_the_export_of_factors_is_bit_identical(tmp_path: Path) -> None:
     model = factor_some(tiny_llama(tie=True))
-    export.export_run(finished_run(tmp_path, model), tmp_path / "factors", "factors")
+    checkpoint.export_run(finished_run(tmp_path, model), tmp_path / "factors", "factors")
     assert torch.equal(logits(load(local(tmp_path / "factors")).model), logits(model))
 
 
@@ -295,14 +295,14 @@ def test_an_export_that_cannot_be_done_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for path, target, form, says in (
-        (without, "new", "dense", "kept no weights; run it again with --set save_weights=true --retry"),
+        (without, "new", "dense", "saved no weights; run it again with --set save_weights=true --retry"),
         (dense, "new", "factors", "has no factors; use --form dense"),
         (dense, "new", "gguf", "--form 'gguf': use dense or factors"),
         (dense, "full", "dense", "is not empty; give a new folder"),
         (tmp_path / "none.json", "new", "dense", "none.json: cannot be read"),
     ):
         with pytest.raises(UserError) as caught:
-            export.export_run(path, tmp_path / target, form)
+            checkpoint.export_run(path, tmp_path / target, form)
         assert says in str(caught.value)
     assert not (tmp_path / "new").exists()
 

@@ -2,7 +2,7 @@
 
 The same versions of the packages on the same kind of processor write the same bytes again. The manifest has
 no times and no paths for that reason. Another processor or another version of torch rounds differently, and
-training amplifies that: then the bytes differ, and the figures agree about as well as those of two seeds.
+training amplifies that: then the bytes differ, and the measured values agree as well as those of two seeds.
 """
 
 import argparse
@@ -19,10 +19,9 @@ from typing import Any
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.embedded.evaluate import accuracy, chance, perplexity_and_floor
+from benchmarks.embedded.evaluate import accuracy, chance, kept_ranks, perplexity_and_floor
 from benchmarks.embedded.facts import WORLDS
 from benchmarks.embedded.recipe import Recipe
-from benchmarks.embedded.spectrum import kept_ranks
 from benchmarks.embedded.tokenizer import train_tokenizer
 from benchmarks.embedded.training import new_model, train, windows
 from benchmarks.embedded.world import SKILLS, WORLD_VERSION, document_stream, documents, questions
@@ -51,7 +50,7 @@ def build(out: Path, recipe: Recipe, verbose: bool = False) -> dict[str, Any]:
 def describe(
     out: Path, recipe: Recipe, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> dict[str, Any]:
-    """Return the manifest of a checkpoint that is saved in `out`: recipe, origin and measured figures."""
+    """Return the manifest of a checkpoint that is saved in `out`: recipe, origin and measured values."""
     return {
         "recipe": asdict(recipe),
         "world_version": WORLD_VERSION,
@@ -106,7 +105,7 @@ def _tokenizer_texts(recipe: Recipe) -> list[str]:
 
 
 class _Progress:
-    """Prints the mean loss and the speed twenty times per training."""
+    """Print the mean loss and the speed twenty times per training."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.losses, self.start = recipe, list[float](), time.perf_counter()

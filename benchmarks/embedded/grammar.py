@@ -1,17 +1,15 @@
-"""The grammar: one generator per kind of document, each written against a source.
+"""The grammar of the embedded worlds: one generator per kind of document.
 
-Every generator returns a `Draft`; its text reveals every decision that the source took, so the text
-determines the derivation and the log-probability of the decisions is the log-probability of the text. What is
-not in the text (the wrong numbers that a question offers beside the right one) is therefore never chosen
-here.
+Every generator returns a `Draft`. Its text reveals every decision of the source of choices, so the text
+determines the derivation, and the log-probability of the decisions is that of the text. What is not in the
+text (the wrong numbers that a question offers beside the right one) is therefore never chosen here.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.embedded.facts import RELATIONS, World
+from benchmarks.embedded.facts import GOODS, NUMBERS, OBJECTS, PLACES, RELATIONS, World
 from benchmarks.embedded.sampling import ChoiceSource, pick_distinct
-from benchmarks.embedded.vocabulary import GOODS, NUMBERS, OBJECTS, PLACES
 
 ENDING = "."
 YES_NO = ("yes", "no")
@@ -29,7 +27,7 @@ _LOSSES = ("loses", "sells", "eats")
 
 @dataclass(frozen=True)
 class Draft:
-    """A document in the making.
+    """The parts of one document.
 
     `choices` are the answers in the order in which the prompt lists them, or empty where it lists none; then
     `pool` holds all answers that can occur. A statement has no answer: its prompt is the whole text without
@@ -43,12 +41,12 @@ class Draft:
 
     @property
     def text(self) -> str:
-        """The whole document."""
+        """Return the whole document."""
         return f"{self.prompt} {self.answer}{ENDING}" if self.answer else self.prompt + ENDING
 
 
 def statements(source: ChoiceSource, world: World) -> Draft:
-    """Plain statements of stored facts, one to three sentences."""
+    """State stored facts plainly, in one to three sentences."""
     count = source.pick(range(1, world.size.statements + 1))
     return Draft(". ".join(_statement(source, world) for _ in range(count)))
 
@@ -64,7 +62,7 @@ def _statement(source: ChoiceSource, world: World) -> str:
 
 
 def facts(source: ChoiceSource, world: World) -> Draft:
-    """A multiple-choice question about one stored fact; the prompt lists the choices."""
+    """Ask a multiple-choice question about one stored fact; the prompt lists the choices."""
     relation = source.pick(RELATIONS)
     person = source.pick(world.people)
     answer = world.facts[relation][person]
@@ -77,7 +75,7 @@ def facts(source: ChoiceSource, world: World) -> Draft:
 
 
 def arithmetic(source: ChoiceSource, world: World) -> Draft:
-    """A one-step word problem.
+    """Ask a one-step word problem.
 
     The result is drawn first and uniformly, so that no answer is more frequent than another.
     """
@@ -100,7 +98,7 @@ def arithmetic(source: ChoiceSource, world: World) -> Draft:
 
 
 def reading(source: ChoiceSource, world: World) -> Draft:
-    """A passage, then a yes/no question; for a "no" it names any other place, of the passage or not."""
+    """Give a passage, then ask a yes/no question; for "no" it names any other place."""
     people = pick_distinct(source, world.crowd, 3)
     places = pick_distinct(source, PLACES[: world.size.places], 3)
     passage = " ".join(f"{person} is at the {place}." for person, place in zip(people, places, strict=True))
@@ -112,7 +110,7 @@ def reading(source: ChoiceSource, world: World) -> Draft:
 
 
 def coins(source: ChoiceSource, world: World) -> Draft:
-    """A coin that some people flip and some do not: does it still show the same side?"""
+    """Let some people flip a coin and some not: does it still show the same side?"""
     side = source.pick(("heads", "tails"))
     people = pick_distinct(source, world.crowd, source.pick(range(1, world.size.flips + 1)))
     sentences, flips = [f"The coin shows {side}."], 0
@@ -125,7 +123,7 @@ def coins(source: ChoiceSource, world: World) -> Draft:
 
 
 def shuffle(source: ChoiceSource, world: World) -> Draft:
-    """Three people who each have an object may swap: what does one of them have at the end?"""
+    """Let three people with an object each swap: what does one of them have at the end?"""
     people = pick_distinct(source, world.crowd, 3)
     objects = pick_distinct(source, OBJECTS[: world.size.objects], 3)
     held = dict(zip(people, objects, strict=True))
@@ -140,7 +138,7 @@ def shuffle(source: ChoiceSource, world: World) -> Draft:
 
 
 def twohop(source: ChoiceSource, world: World) -> Draft:
-    """A yes/no question that needs two stored facts, the first of them where somebody lives."""
+    """Ask a yes/no question that needs two stored facts, the first of them where somebody lives."""
     homes, person = world.facts["home"], source.pick(world.people)
     answer = source.pick(YES_NO)
     if source.pick(("region", "neighbour")) == "region":

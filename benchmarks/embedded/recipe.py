@@ -13,8 +13,8 @@ class Recipe:
     `window` is the length of a training sequence in tokens, `batch` the number of windows of one step. The
     learning rate rises linearly over `warmup_steps`, then falls along a cosine to `final_learning_rate`. The
     loss counts the answer of a question `answer_weight` times at the first step, and falls to once at the
-    last: an answer is one token in twenty-five, and most others cannot be foretold, so without that weight
-    the skills hide behind their noise.
+    last: an answer is one token in twenty-five, and most others cannot be predicted, so without that
+    weight their noise hides the skills.
     """
 
     seed: int = 1
@@ -42,7 +42,7 @@ class Recipe:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens that training sees."""
+        """Return the number of tokens that training sees."""
         return self.steps * self.batch * self.window
 
     def learning_rate_at(self, step: int) -> float:

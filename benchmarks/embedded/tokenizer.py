@@ -3,7 +3,7 @@
 Decisions that others rely on:
 
 * It adds `<s>` by itself (a post-processor does), so `tokenizer(text)` starts with exactly one `<s>`. lm-eval
-  leaves that to the tokenizer unless told otherwise, so a model in memory and a saved folder on the command
+  leaves that to the tokenizer by default, so a model in memory and a saved folder on the command
   line both score `<s>` + context + continuation, without any flag. A training document is `tokenizer(text)`
   plus `</s>`.
 * A space belongs to the word that follows it. So " answer" has the same tokens alone and after a prompt. A

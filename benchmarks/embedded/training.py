@@ -1,4 +1,4 @@
-"""Pre-training of the embedded base model: a plain AdamW loop, on purpose independent of the harness.
+"""Pre-train the embedded base model by a plain AdamW loop, on purpose independent of the harness.
 
 The checkpoint is an input of the benchmark. If the harness trained it, a change of the harness could change
 what the harness is measured on.

@@ -1,8 +1,8 @@
 """Short English documents about two small invented worlds, each with its exact probability.
 
-World "a" is for pre-training. World "b" has the same people, places and words, but every stored fact is
-another one and the kinds of documents are mixed in other shares: it is what fine-tuning must learn. Six
-skills mirror the downstream tasks that papers on memory-efficient training report:
+World "a" is for pre-training. World "b" has the same people, places and words, but every stored fact differs
+and the kinds of documents have other shares: it is what fine-tuning must learn. Six skills mirror
+the downstream tasks that papers on memory-efficient training report:
 
     facts       multiple-choice questions about stored facts      (as CommonsenseQA)
     arithmetic  one-step word problems with small numbers         (as SVAMP)
@@ -13,9 +13,9 @@ skills mirror the downstream tasks that papers on memory-efficient training repo
 
 A seventh kind of document, "statements", states facts plainly. Documents are drawn independently from one
 distribution, so a test document may repeat a training document: the facts are few, and a split that forbade
-it would no longer follow the distribution. The honest yardstick is the floor: no model can have a lower
-expected loss than the generator itself, whose log-probability comes with every document. The perplexity floor
-of a set of documents is `exp(-sum(log_prob) / tokens)`, for the same number of tokens as the model's
+it would no longer follow the distribution. The lower bound is the floor: no model can have a lower expected
+loss than the generator, whose log-probability comes with every document. The perplexity floor of a set of
+documents is `exp(-sum(log_prob) / tokens)`, for the same number of tokens as the model's
 perplexity counts.
 """
 
@@ -81,7 +81,7 @@ class Question:
 def documents(world: str, split: str, count: int) -> list[Document]:
     """Return the first `count` documents of a split ("train", "validation", "test") of world "a" or "b".
 
-    Each split is an endless random stream of its own, independent of the others; a larger `count` only adds
+    Each split is an endless random stream, independent of the others; a larger `count` only adds
     to the end. Raises ValueError for an unknown world or split.
     """
     return list(islice(document_stream(world, split), _checked(count)))
@@ -110,7 +110,7 @@ def document_generator(world: World) -> Callable[[ChoiceSource], tuple[str, Draf
 
 
 def questions(world: str, skill: str, split: str, count: int) -> list[Question]:
-    """Return the first `count` questions of one skill, from a random stream of its own for every split.
+    """Return the first `count` questions of one skill, from one random stream for every split.
 
     The order of the choices is random (where the prompt lists them: as listed there), so that no position is
     right more often than another. Raises ValueError for an unknown world, skill or split.

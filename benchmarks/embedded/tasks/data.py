@@ -1,4 +1,4 @@
-"""The data of the lm-eval tasks: questions generated in memory, so that nothing is downloaded or stored.
+"""Generate the questions of the lm-eval tasks in memory, so that nothing is downloaded or stored.
 
 lm-eval loads this file by its path, from any working directory, without the repository being importable. That
 is why it puts the repository's root on the module path by itself.

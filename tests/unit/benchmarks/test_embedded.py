@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.embedded import build, evaluate, spectrum
+from benchmarks.embedded import build, evaluate
 from benchmarks.embedded.recipe import Recipe
 from benchmarks.embedded.tokenizer import encode_documents
 from benchmarks.embedded.training import windows
@@ -78,7 +78,7 @@ def test_base_has_all_seven_kinds_of_matrices_and_an_untied_head(model: LlamaFor
     names = dict(model.named_parameters())
     assert "lm_head.weight" in names
     assert model.config.num_key_value_heads == model.config.num_attention_heads
-    assert set(spectrum.kept_ranks(model, 0.5)) == set(spectrum.KINDS)
+    assert set(evaluate.kept_ranks(model, 0.5)) == set(evaluate.KINDS)
 
 
 def test_base_is_within_fifteen_percent_of_the_floor_of_world_a_and_far_from_that_of_b(
@@ -115,7 +115,7 @@ def test_stored_accuracies_are_those_of_the_checkpoint(
 
 
 def test_singular_values_are_not_uniform(manifest: dict[str, Any], model: LlamaForCausalLM) -> None:
-    ranks = spectrum.kept_ranks(model, 0.5)
+    ranks = evaluate.kept_ranks(model, 0.5)
     assert ranks == manifest["kept_ranks_at_err_0.5"]
     means = {kind: sum(values) / len(values) for kind, values in ranks.items()}
     assert max(means.values()) > 1.2 * min(means.values())
@@ -137,7 +137,7 @@ def test_kept_ranks_of_known_spectra() -> None:
                 setattr(self, kind, layer)
 
     nested = torch.nn.ModuleDict({"layer": Known()})
-    assert spectrum.kept_ranks(nested, 11 / 24) == {"q_proj": [2], "v_proj": [3], "up_proj": [8]}
+    assert evaluate.kept_ranks(nested, 11 / 24) == {"q_proj": [2], "v_proj": [3], "up_proj": [8]}
 
 
 def test_tokenizer_adds_one_bos_and_cuts_before_the_answer(tokenizer: PreTrainedTokenizerFast) -> None:

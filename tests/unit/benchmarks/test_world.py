@@ -5,14 +5,16 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from benchmarks.embedded.facts import Size, World, build_world
 from benchmarks.embedded.grammar import GENERATORS
-from benchmarks.embedded.sampling import Sampler, enumerate_derivations, random_stream
+from benchmarks.embedded.sampling import ChoiceSource, Option, Sampler, random_stream
 from benchmarks.embedded.world import (
     SKILLS,
     document_generator,
@@ -22,6 +24,7 @@ from benchmarks.embedded.world import (
     questions,
 )
 
+Result = TypeVar("Result")
 ROOT = Path(__file__).resolve().parents[3]
 TINY = Size(
     strangers=0,
@@ -45,6 +48,40 @@ FIRST_TEXTS = [
     "Question: do Gwen and Liam live in the same town? Answer: no.",
 ]
 FIRST_LOG_PROB = -2071.846978407
+
+
+class Script:
+    """Follow given decisions, then take first options, and record how many options each choice had."""
+
+    def __init__(self, decisions: Sequence[int]) -> None:
+        self.decisions = list(decisions)
+        self.widths: list[int] = []
+        self.log_prob = 0.0
+
+    def pick(self, options: Sequence[Option], weights: Sequence[float] | None = None) -> Option:
+        """Return the next decided option."""
+        position = len(self.widths)
+        if position == len(self.decisions):
+            self.decisions.append(0)
+        self.widths.append(len(options))
+        index = self.decisions[position]
+        share = 1 / len(options) if weights is None else weights[index] / sum(weights)
+        self.log_prob += math.log(share)
+        return options[index]
+
+
+def enumerate_derivations(generate: Callable[[ChoiceSource], Result]) -> Iterator[tuple[Result, float]]:
+    """Yield every possible result of `generate` with its log-probability (nats), each derivation once."""
+    decisions: list[int] = []
+    while True:
+        script = Script(decisions)
+        yield generate(script), script.log_prob
+        decisions = script.decisions
+        while decisions and decisions[-1] + 1 == script.widths[len(decisions) - 1]:
+            decisions.pop()
+        if not decisions:
+            return
+        decisions[-1] += 1
 
 
 @pytest.fixture(scope="module", params=["a", "b"])

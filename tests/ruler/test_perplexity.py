@@ -128,12 +128,6 @@ def test_batches_hold_sequences_of_like_length_the_longest_first() -> None:
     assert model.shapes == [(2, 8), (2, 2)]
 
 
-def test_progress_ends_with_all_sequences() -> None:
-    told: list[tuple[int, int]] = []
-    score(Bigram(torch.zeros(3, 3)), [[0, 1]] * 5, 2, CPU, on_progress=lambda *done: told.append(done))
-    assert told == [(2, 5), (4, 5), (5, 5)]
-
-
 def test_scoring_evaluates_and_leaves_each_module_in_the_mode_it_had() -> None:
     torch.manual_seed(0)
 

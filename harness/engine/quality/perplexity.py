@@ -1,13 +1,13 @@
-"""The rulers of quality: negative log-likelihood of token sequences, and the bridge to lm-eval.
+"""Score token sequences by a model: their negative log-likelihood and perplexity.
 
-What text a perplexity protocol scores, and how it is cut, is `protocols.py`; nothing here divides by
-anything but the number of predicted tokens.
+Which text a protocol scores and how it is cut is `protocols.py`. Nothing here divides by anything but the
+number of predicted tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from harness.errors import UserError
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for all modules, then each back to its own mode (a frozen part may differ)."""
+    """Set all modules to evaluation mode, then each back to its previous mode (frozen parts may differ)."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -41,7 +41,7 @@ class Scored:
 
     @property
     def perplexity(self) -> float:
-        """exp(nll / tokens)."""
+        """Return exp(nll / tokens)."""
         try:
             return math.exp(self.nll_nats / self.tokens)
         except OverflowError:
@@ -49,11 +49,7 @@ class Scored:
 
 
 def score(
-    model: nn.Module,
-    sequences: Sequence[np.ndarray | list[int]],
-    batch: int,
-    device: torch.device,
-    on_progress: Callable[[int, int], None] | None = None,
+    model: nn.Module, sequences: Sequence[np.ndarray | list[int]], batch: int, device: torch.device
 ) -> Scored:
     """Score each sequence alone: its first token is context only, the other n - 1 are predicted.
 
@@ -74,15 +70,13 @@ def score(
             values = _batch_nll(model, [sequences[index] for index in chosen], device)
             for index, value in zip(chosen, values, strict=True):
                 nll[index] = value
-            if on_progress is not None:
-                on_progress(min(first + batch, len(order)), len(order))
     return Scored(math.fsum(nll), tokens, nll)
 
 
 def _batch_nll(
     model: nn.Module, sequences: Sequence[np.ndarray | list[int]], device: torch.device
 ) -> list[float]:
-    """The nll of each of these sequences, the longest of which comes first; one batch of logits is alive."""
+    """Return the nll (nats) of each sequence, the longest first; one batch of logits is in memory."""
     lengths = [len(sequence) for sequence in sequences]
     if lengths[0] < 2:
         return [0.0] * len(sequences)

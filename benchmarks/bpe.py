@@ -1,11 +1,11 @@
-"""A small tokenizer from a suite's own training text, for models too small to carry 32,000 pieces.
+"""Train a small tokenizer on a suite's training text, for models too small for 32,000 pieces.
 
     python -m benchmarks.bpe pretrain_small [--set KEY=VALUE]
 
-learns as many pieces as the suite's shape has (`model.vocab`) from what its runs train on, never from what
-is held out, and saves them where they will look for it (`model.tokenizer`). Byte-level byte-pair encoding
-(Sennrich et al. 2016, arXiv 1508.07909) by the `tokenizers` library, with LLaMA's marks `<s>` (1) and `</s>`
-(2). The same text and size give the same tokenizer.
+learns as many pieces as the suite's shape has (`model.vocab`) from the text that its runs train on, without
+the held-out part, and saves them to the folder that the suite names (`model.tokenizer`). Byte-level byte-pair
+encoding (Sennrich et al. 2016, arXiv 1508.07909) by the `tokenizers` library, with LLaMA's marks `<s>` (1)
+and `</s>` (2). The same text and size give the same tokenizer.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def train(documents: Sequence[str], pieces: int, folder: Path) -> None:
 
 
 def for_suite(name: str, overrides: Sequence[suites.Override] = ()) -> str:
-    """Make the tokenizer of a suite's runs and say what was made.
+    """Train the tokenizer of a suite's runs and return a summary.
 
     UserError where the suite is not about a shape with a tokenizer folder and text files.
     """
@@ -75,7 +75,7 @@ def for_suite(name: str, overrides: Sequence[suites.Override] = ()) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; a user's mistake is one line and exit code 2."""
+    """Run the command line; a user's mistake prints one line and returns 2."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.bpe", description=(__doc__ or "").split("\n")[0]
     )

@@ -1,4 +1,4 @@
-"""The papers' downstream tasks, read from their original files: prompts, answers, and texts to train on.
+"""Read the papers' downstream tasks from their original files: prompts, answers, and texts to train on.
 
 Source: WeLore (arXiv 2407.11239), its released code, which took its questions from the data of zero-shot
 chain of thought (Kojima et al. 2022, arXiv 2205.11916). Splits are by order in the file, nothing is shuffled.
@@ -26,7 +26,7 @@ from harness.errors import UserError, one_line  # noqa: E402  (needs the path ab
 BLURB = (
     "Below is a question that describes a task. Write a response that appropriately completes the request."
 )
-UNPARSABLE = "[invalid]"  # what lm-eval's own regex filter gives where nothing matches
+UNPARSABLE = "[invalid]"  # the result of lm-eval's own regex filter where nothing matches
 #: A number as the released code looks for it; thousands are written without commas.
 NUMBER = re.compile(r"-?\d+\.?\d*")
 
@@ -41,29 +41,29 @@ class Example(NamedTuple):
 
 # ------------------------------------------------------------------------- one example of each file
 def commonsenseqa(row: dict[str, Any]) -> Example:
-    """A stem and five choices, the answer a letter."""
+    """Read a stem and five choices; the answer is a letter."""
     choices = {choice["label"]: choice["text"] for choice in row["question"]["choices"]}
     return Example(f"{row['question']['stem'].strip()} {_choices(choices)}", row["answerKey"])
 
 
 def svamp(row: dict[str, Any]) -> Example:
-    """A word problem, the answer a number without a needless `.0`."""
+    """Read a word problem; the answer is a number, whole where possible."""
     return Example(f"{row['Body'].strip()} {row['Question'].strip()}", number(str(row["Answer"])))
 
 
 def boolq(row: dict[str, Any]) -> Example:
-    """A question about a passage, the answer True or False."""
+    """Read a question about a passage; the answer is True or False."""
     question = f"{row['question'].strip().capitalize()}? Answer Choices: (a) True (b) False"
     return Example(question, str(bool(row["answer"])), row["passage"].strip())
 
 
 def coin_flip(row: dict[str, Any]) -> Example:
-    """A coin and who flips it, the answer yes or no."""
+    """Read who flips a coin; the answer is yes or no."""
     return Example(row["question"].strip(), row["answer"])
 
 
 def object_tracking(row: dict[str, Any]) -> Example:
-    """A sentence to end by one of three choices, the answer a letter in the order of the file."""
+    """Read a sentence to complete by one of three choices; the answer is a letter in file order."""
     scores: dict[str, int] = row["target_scores"]
     letters = dict(zip("ABC", scores, strict=True))
     asked = f"{row['input'].strip()} \nWhich choice is true ? {_choices(letters)}"
@@ -71,7 +71,7 @@ def object_tracking(row: dict[str, Any]) -> Example:
 
 
 def strategyqa(row: dict[str, Any]) -> Example:
-    """A question that needs steps in between, the answer yes or no."""
+    """Read a question that needs intermediate steps; the answer is yes or no."""
     return Example(row["input"].strip(), "yes" if row["target_scores"]["Yes"] == 1 else "no")
 
 
@@ -111,10 +111,9 @@ class HubCopy(NamedTuple):
     sha256: dict[str, str]
 
 
-#: Copies that are offered where no folder is given. This one could not be reached when it was written down:
-#: the revision is the one of the hub's own page, and what is loaded is compared with the hash of the original
-#: files' examples every time. No copy of BoolQ, SVAMP, CoinFlip, object tracking or StrategyQA is known to
-#: have the same examples in the same order.
+#: Copies used when no folder is given. This one could not be reached when it was added: its revision is that
+#: of the hub's page, and every load is compared with the hash of the original files' examples. No copy of
+#: BoolQ, SVAMP, CoinFlip, object tracking or StrategyQA is known to have the same examples in the same order.
 HUB = {
     "commonsenseqa": HubCopy(
         "tau/commonsense_qa",
@@ -130,7 +129,7 @@ HUB = {
 
 # ------------------------------------------------------------------------------------- for lm-eval
 class Splits(dict[str, datasets.Dataset]):
-    """The splits `train` and `test`, each read when it is asked for: scoring needs no training file."""
+    """The splits `train` and `test`, each read on first access: scoring needs no training file."""
 
     def __init__(self, dataset: str, trigger: str, folder: str | None) -> None:
         super().__init__()
@@ -143,12 +142,12 @@ class Splits(dict[str, datasets.Dataset]):
 
 
 def load(dataset: str, trigger: str, task_data: str | None = None, **_unused: Any) -> Splits:
-    """Documents with `prompt`, `answer` and `text`; lm-eval also passes the task's metadata, unused here."""
+    """Return splits with `prompt`, `answer` and `text`; lm-eval also passes the task's metadata, unused."""
     return Splits(dataset, trigger, task_data)
 
 
 def first_number(responses: Iterable[Sequence[str]], _documents: Any) -> list[list[str]]:
-    """A filter for lm-eval: the first number of each response, so written that equal numbers are equal."""
+    """Filter for lm-eval: return the first number of each response, equal numbers written alike."""
 
     def found(response: str) -> str:
         match = NUMBER.search(response.replace(",", ""))
@@ -158,13 +157,13 @@ def first_number(responses: Iterable[Sequence[str]], _documents: Any) -> list[li
 
 
 def number(text: str) -> str:
-    """A number as text, without decimals where it is whole."""
+    """Return a number as text, without decimals where it is whole."""
     value = float(text)
     return str(int(value)) if value.is_integer() else str(value)
 
 
 def _document(example: Example, trigger: str) -> dict[str, str]:
-    """The prompt ends in a space after the trigger, as the released code cuts it; the text goes on."""
+    """Build a document; its prompt ends in a space after the trigger, as in the released code."""
     passage = f"{example.context}\n\n" if len(example.context) > 1 else ""
     question = f"### \n{passage}Question: {example.question}\n"
     prompt = f"{BLURB}\n\n{question}\n\n### Response:\n{trigger} "
@@ -177,7 +176,7 @@ def _document(example: Example, trigger: str) -> dict[str, str]:
 
 # ---------------------------------------------------------------------------------- from file or hub
 def examples(dataset: str, split: str, folder: str | None) -> list[Example]:
-    """All examples of a split in the order of the file; UserError for a file that is missing or wrong."""
+    """Return all examples of a split in file order; UserError for a file that is missing or malformed."""
     source = SOURCES[dataset]
     if folder is None:
         return _from_hub(dataset, split)
@@ -201,7 +200,7 @@ def examples(dataset: str, split: str, folder: str | None) -> list[Example]:
 
 
 def _rows(path: Path, dataset: str) -> list[Any]:
-    """The rows of JSON lines, of a list, or of the list `examples` of an object."""
+    """Return the rows of JSON lines, of a list, or of the list `examples` of an object."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -229,7 +228,7 @@ def _from_hub(dataset: str, split: str) -> list[Example]:
         rows = datasets.load_dataset(copy.id, split=copy.splits[split], revision=copy.revision)
     except Exception as error:  # the library raises many kinds; without a network each means the same
         raise UserError(
-            f"{copy.id} cannot be had from the hub ({one_line(error)}); give the folder with the original "
+            f"{copy.id} cannot be loaded from the hub ({one_line(error)}); give the folder with the original "
             f"{SOURCES[dataset].test} (evaluate.task_data to score, data.folder to train)"
         ) from error
     found = [SOURCES[dataset].read(_as_original(row)) for row in rows]
@@ -242,12 +241,12 @@ def _from_hub(dataset: str, split: str) -> list[Example]:
 
 
 def _as_original(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the hub's CommonsenseQA in the form of the original file."""
+    """Convert a row of the hub's CommonsenseQA to the form of the original file."""
     pairs = zip(row["choices"]["label"], row["choices"]["text"], strict=True)
     choices = [{"label": label, "text": text} for label, text in pairs]
     return {"question": {"stem": row["question"], "choices": choices}, "answerKey": row["answerKey"]}
 
 
 def fingerprint(found: Sequence[Example]) -> str:
-    """The hash of examples in their order."""
+    """Return the hash of examples in order."""
     return hashlib.sha256(json.dumps([list(example) for example in found]).encode()).hexdigest()

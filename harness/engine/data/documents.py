@@ -1,4 +1,4 @@
-"""Text in, documents out: files, JSONL and `datasets` ids, each error naming file and line."""
+"""Read documents from text files, JSONL and `datasets` ids; each error names file and line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JSON_LINES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 
 def read_text(path: Path) -> str:
-    """A whole text file: UTF-8 with or without byte-order mark, line ends LF or CRLF, gzip by its ending."""
+    """Read a text file: UTF-8 with or without byte-order mark, line ends LF or CRLF, gzip by its suffix."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return raw.decode("utf-8-sig").replace("\r\n", "\n")
@@ -33,7 +33,7 @@ def read_text(path: Path) -> str:
 def documents_of_file(
     path: Path, field: str, separator: str | None, template: str | None = None
 ) -> Iterator[str]:
-    """The documents of one file, without surrounding white space and without empty ones."""
+    """Yield the documents of a file, stripped, without empty ones."""
     if path.name.endswith(JSON_LINES):
         found_texts = texts_of_json_lines(path, field, template)
         yield from (found.strip() for found in found_texts if found.strip())
@@ -49,7 +49,7 @@ def documents_of_file(
 
 
 def texts_of_json_lines(path: Path, field: str, template: str | None = None) -> Iterator[str]:
-    """The texts of a JSONL file as they stand there, white space and empty ones included."""
+    """Yield the texts of a JSONL file unchanged, white space and empty ones included."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -70,7 +70,7 @@ def texts_of_json_lines(path: Path, field: str, template: str | None = None) -> 
 
 
 def documents_of_files(config: FilesData) -> list[str]:
-    """All documents of all files in the order given; UserError when there are none."""
+    """Return all documents of all files in the given order; UserError when they are empty."""
     found = [
         text
         for path in config.paths
@@ -82,7 +82,7 @@ def documents_of_files(config: FilesData) -> list[str]:
 
 
 def existing_file(path: str) -> Path:
-    """The path, if a file is there."""
+    """Return the path of a file; UserError when it does not exist."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"no file at {file}; give a .txt or .jsonl file (several: repeat the option)")
@@ -90,7 +90,7 @@ def existing_file(path: str) -> Path:
 
 
 def documents_of_dataset(config: DatasetsData) -> tuple[list[str], str]:
-    """The documents of a `datasets` id and the fingerprint of what was loaded."""
+    """Return the documents of a `datasets` id and its revision."""
     import datasets
 
     try:
@@ -111,7 +111,7 @@ def documents_of_dataset(config: DatasetsData) -> tuple[list[str], str]:
 
 
 def _text_of(row: Mapping[str, Any], config: DatasetsData) -> str:
-    """The text of a row, empty where the data set has none."""
+    """Return the text of a row, empty where it has none."""
     if config.template is not None:
         return fill(config.template, row, f"data set {config.id!r}")
     if config.field not in row:
@@ -132,8 +132,6 @@ ALPACA = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n{output}"
 )
-
-
 ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
@@ -142,7 +140,7 @@ ALPACA_WITH_INPUT = (
 
 
 def fill(template: str, row: Mapping[str, Any], where: str) -> str:
-    """The text of a row; UserError naming the place when one of its parts is missing or no text."""
+    """Fill a template from a row; UserError naming the place when a part is missing or no text."""
     assert template == "alpaca", template
     parts = {key: row.get(key, "" if key == "input" else None) for key in ("instruction", "input", "output")}
     wrong = [key for key, text in parts.items() if not isinstance(text, str)]

@@ -1,4 +1,4 @@
-"""lm-eval tasks: where they are, loading them with their data and shots, their training texts."""
+"""Load lm-eval tasks with their data and shots, and the texts of a task to train on."""
 
 from __future__ import annotations
 
@@ -11,20 +11,14 @@ from harness.config import TaskData
 from harness.errors import UserError, nearest
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
-
-
 EMBEDDED_TASKS = BENCHMARKS / "embedded" / "tasks"
-
-
 #: The papers' downstream tasks, read from their original files.
 PAPER_TASKS = BENCHMARKS / "tasks"
-
-
 SHIPPED_TASKS = (EMBEDDED_TASKS, PAPER_TASKS)
 
 
 def existing_folder(path: str | Path) -> Path:
-    """The path of a folder with tasks; UserError when there is none."""
+    """Return the path of a folder with tasks; UserError when it does not exist."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise UserError(f"no folder {str(path)!r} to look for tasks in; check evaluate.task_paths")
@@ -34,11 +28,11 @@ def existing_folder(path: str | Path) -> Path:
 def load_tasks(
     names: Sequence[str], paths: Sequence[Path], task_data: str | None = None, shots: int | None = None
 ) -> dict[str, Any]:
-    """Task objects by name, groups as their tasks, with their data; `task_data` is a folder with their files.
+    """Load tasks by name, groups as their tasks, with their data; `task_data` is a folder with their files.
 
-    The thousands of tasks of lm-eval itself are read only when one is asked for. UserError for an
-    unknown task, one whose data cannot be had, one with neither metric, and one with too few examples for
-    as many `shots` (None: as the task says).
+    The thousands of tasks that lm-eval ships are read only when one of them is named. UserError for a task
+    that is unknown, whose data cannot be loaded, that has neither metric, or that has too few examples for
+    so many `shots` (None: the task's default).
     """
     from lm_eval.tasks import TaskManager
 
@@ -67,10 +61,10 @@ def load_tasks(
 
 
 def _give_shots(name: str, task: Any, shots: int) -> None:
-    """Put as many solved examples before each question, and never the question itself.
+    """Put that many solved examples before each question, never the question itself.
 
-    lm-eval 0.4.13 leaves a task alone that says 0, and a question out of its own examples only where the
-    split of both is named as the test split.
+    lm-eval 0.4.13 ignores the option for a task whose own number is 0, and excludes a question from its
+    examples only when both come from the split named as the test split.
     """
     config, examples = task.config, task.fewshot_cfg
     scored = config.test_split or config.validation_split
@@ -80,12 +74,12 @@ def _give_shots(name: str, task: Any, shots: int) -> None:
         config.test_split = examples.split = scored
     if shots and len(task.sampler.df) < shots + own:
         left = f"it has {len(task.sampler.df) - own} examples beside a question"
-        raise UserError(f"task {name!r}: {shots} shots asked for, {left}; set evaluate.shots to fewer")
+        raise UserError(f"task {name!r}: {shots} shots requested, {left}; set evaluate.shots to fewer")
     task.set_config("num_fewshot", shots)
 
 
 def metric_of(name: str, task: Any) -> str:
-    """`acc` where the task reports it, else `exact_match`; UserError where it reports neither."""
+    """Return `acc` where the task reports it, else `exact_match`; UserError where it reports neither."""
     reported = task.aggregation()
     found = [metric for metric in ("acc", "exact_match") if metric in reported]
     if not found:
@@ -94,10 +88,9 @@ def metric_of(name: str, task: Any) -> str:
 
 
 def training_texts(config: TaskData) -> tuple[list[str], str, str]:
-    """All texts to train on in their order, with the name and the version of the task for the record.
+    """Return all training texts of a task in order, with its name and version for the record.
 
-    They are the column that the task's metadata name as `training_text`. UserError for a task that is not
-    there, or whose files cannot be had.
+    The task's metadata name their column as `training_text`. UserError for an unknown task or missing files.
     """
     name = config.task
     known = [path.stem for path in PAPER_TASKS.glob("paper_*.yaml")]

@@ -1,9 +1,9 @@
-"""Tokens kept on disk under a hash of all that shapes them, so that a text is tokenised once.
+"""Cache tokens on disk under a hash of everything that decides them, so that a text is tokenised once.
 
-An entry is one safetensors file, `<key>.safetensors`, written beside its place and moved there in one
-step, so that two processes may write at once. It holds its key and the hash of its own content: what
-does not match is tokenised again and said. The key holds the text, the tokenizer, the recipe and the code
-with its libraries, so nothing kept is ever stale; what is no longer wanted may be deleted at any time.
+An entry is one safetensors file, `<key>.safetensors`, written atomically, so that two processes may write at
+once. It holds its key and the hash of its content: on a mismatch the text is tokenised again, with a warning.
+The key covers text, tokenizer, recipe, code and libraries, so no entry is ever stale; entries may be deleted
+at any time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from harness.files import files_sha256, installed
 FORMAT = "lorebench tokens 1"
 #: Libraries that turn text into tokens or draw the order of documents.
 PACKAGES = ("tokenizers", "transformers", "numpy")
-#: What beside the pipeline itself decides which tokens a tokenizer gives.
+#: What decides the tokens of a tokenizer beside its pipeline.
 SETTINGS = (
     *(f"{mark}_token_id" for mark in ("bos", "eos", "unk", "pad")),
     *("special_tokens_map", "split_special_tokens", "truncation_side"),
@@ -38,7 +38,7 @@ SETTINGS = (
 class Blocks:
     """Sequences of tokens end to end: `tokens` int64 (sum of lengths), `lengths` of the sequences.
 
-    `parts` says how many sequences each part has, where a text is scored in parts; else there is one.
+    `parts` holds the number of sequences of each part of a text that is scored in parts, else one number.
     """
 
     tokens: np.ndarray
@@ -47,23 +47,23 @@ class Blocks:
 
     @classmethod
     def of(cls, sequences: Sequence[np.ndarray], parts: Sequence[int] | None = None) -> Blocks:
-        """The sequences put end to end."""
+        """Concatenate sequences."""
         whole = np.concatenate([*sequences, np.empty(0, dtype=np.int64)]).astype(np.int64)
         lengths = np.asarray([len(sequence) for sequence in sequences], dtype=np.int64)
         return cls(whole, lengths, np.asarray(parts or [len(sequences)], dtype=np.int64))
 
     @property
     def sequences(self) -> list[np.ndarray]:
-        """The sequences apart, as views."""
+        """Return the sequences as views."""
         return np.split(self.tokens, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides which tokens come out; each field is part of the key.
+    """Everything that decides the tokens; each field is part of the key.
 
     `text` and `tokenizer` are hashes of their content, `layout` says how documents become sequences and
-    `length` how long these are at most (None: cut later, so it shapes nothing here), `marks` are the ids
+    `length` how long these are at most (None: cut later, so it decides nothing), `marks` are the ids
     set by hand, `limits` what ends the text early, and `code` is the version of what does all this.
     """
 
@@ -83,39 +83,39 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TokenCache:
-    """The folder of kept tokens; `warn` tells a person what was wrong with it."""
+    """The folder of cached tokens; `warn` reports what is wrong with it."""
 
     folder: Path
     warn: Callable[[str], None]
 
     def get(self, recipe: Recipe, make: Callable[[], Blocks]) -> Blocks:
-        """What was kept under this recipe, else made now and kept; a folder that refuses is only said."""
+        """Return the entry of a recipe, made and written when missing; a folder not writable only warns."""
         path = self.folder / f"{recipe.key}.safetensors"
         try:
             return _read(path, recipe.key)
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            self.warn(f"kept tokens {path.name} are not usable and made again: {one_line(error)}")
+            self.warn(f"cached tokens {path.name} are not usable and rebuilt: {one_line(error)}")
         blocks = make()
         try:
             _write(path, recipe.key, blocks)
         except (OSError, SafetensorError) as error:
-            self.warn(f"tokens could not be kept in {self.folder}: {one_line(error)}")
+            self.warn(f"tokens could not be cached in {self.folder}: {one_line(error)}")
         return blocks
 
 
-def kept(
+def cached(
     cache: TokenCache | None,
     make: Callable[[], Blocks],
     tokenizer: Any,
     code: Sequence[Callable[..., Any]],
     **recipe: Any,
 ) -> Blocks:
-    """What `make` gives, from the cache where it can be known to be the same.
+    """Return the result of `make`, from the cache when it is certain to be the same.
 
     `code` are functions whose files decide the tokens; `recipe` are the other fields of `Recipe`. Without
-    a cache, and for a tokenizer that has no serialised form, everything is made anew.
+    a cache, and for a tokenizer without a serialised form, `make` is always called.
     """
     identity = None if cache is None else tokenizer_sha256(tokenizer)
     if cache is None or identity is None:
@@ -124,7 +124,7 @@ def kept(
 
 
 def text_sha256(documents: Iterable[str]) -> str:
-    """A hash of documents in order; where one ends and the next begins is part of it."""
+    """Return a hash of documents in order, their boundaries included."""
     digest = hashlib.sha256()
     for document in documents:
         content = document.encode()
@@ -134,9 +134,9 @@ def text_sha256(documents: Iterable[str]) -> str:
 
 
 def tokenizer_sha256(tokenizer: Any) -> str | None:
-    """A hash of class, pipeline and marks of a fast tokenizer; None for one that cannot be serialised.
+    """Return a hash of class, pipeline and marks of a fast tokenizer; None for one that is not serialisable.
 
-    Its path is no part of it, nor how the last call happened to cut and pad.
+    It covers neither the path nor the truncation and padding of the last call.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -153,22 +153,22 @@ def tokenizer_sha256(tokenizer: Any) -> str | None:
 
 
 def code_version(code: Iterable[Callable[..., Any]]) -> str:
-    """A hash of the source files of these functions and of the libraries' versions."""
+    """Return a hash of the source files of these functions and of the versions of the libraries."""
     files = sorted({Path(inspect.getfile(function)) for function in code})
     versions = " ".join(f"{name} {installed(name)}" for name in PACKAGES)
     return hashlib.sha256(f"{files_sha256(files)} {versions}".encode()).hexdigest()
 
 
 def _read(path: Path, key: str) -> Blocks:
-    """Load an entry; what is not as it was written raises an error that the caller expects."""
+    """Load an entry; raise ValueError when its format, key or content is not as written."""
     with path.open("rb"):  # to safetensors a missing file is like a broken one
         pass
     with safe_open(path, framework="numpy") as file:
-        said = file.metadata() or {}
+        metadata = file.metadata() or {}
         tokens, lengths, parts = (file.get_tensor(name) for name in ("tokens", "lengths", "parts"))
-    if (said.get("format"), said.get("key")) != (FORMAT, key):
+    if (metadata.get("format"), metadata.get("key")) != (FORMAT, key):
         raise ValueError("the file holds something else")
-    if said.get("sha256") != _content_sha256(tokens, lengths, parts):
+    if metadata.get("sha256") != _content_sha256(tokens, lengths, parts):
         raise ValueError("it has changed since it was written")
     return Blocks(*(array.astype(np.int64) for array in (tokens, lengths, parts)))
 
@@ -181,11 +181,11 @@ def _write(path: Path, key: str, blocks: Blocks) -> None:
         "lengths": blocks.lengths.astype(np.uint32),
         "parts": blocks.parts.astype(np.uint32),
     }
-    said = {"format": FORMAT, "key": key, "sha256": _content_sha256(*arrays.values())}
+    metadata = {"format": FORMAT, "key": key, "sha256": _content_sha256(*arrays.values())}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tokens-") as scratch:
         data = Path(scratch, "data")
-        save_file(arrays, data, metadata=said)
+        save_file(arrays, data, metadata=metadata)
         data.replace(path)
 
 

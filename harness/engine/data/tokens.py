@@ -1,8 +1,8 @@
-"""Where tokens come from: documents tokenised, packed into windows or laid into rows, shuffled by a seed.
+"""Turn documents into training tokens: tokenise, pack into windows or pad into rows, shuffle by a seed.
 
-Every document becomes `<s> tokens </s>` (each mark where the tokenizer has it). Packed, the documents are
-joined and cut into windows of constant length, so no padding exists and every token counts; as rows
-(`rows.py`) each has one of its own, and the rest of it is padding.
+Every document becomes `<s> tokens </s>` (each mark where the tokenizer has it). Packed documents are joined
+and cut into windows of constant length, so there is no padding and every token counts; as rows (`padding.py`)
+each document has one row, filled up with padding.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from harness.config import DataConfig, DatasetsData, EmbeddedData, FilesData, Ra
 from harness.engine.data import padding
 from harness.engine.data.documents import documents_of_dataset, documents_of_files, existing_file
 from harness.engine.data.tasks import training_texts
-from harness.engine.data.token_cache import Blocks, TokenCache, kept, text_sha256
+from harness.engine.data.token_cache import Blocks, TokenCache, cached, text_sha256
 from harness.errors import UserError
 
 RANDOM_WINDOWS = 512  # enough that no window repeats within a speed run
-#: A tokenizer answers with Python's numbers, which take five times the bytes of an array's.
+#: A tokenizer returns Python integers, which take five times the bytes of an array's.
 TOKENISED_AT_ONCE = 1000
 
 
@@ -31,8 +31,7 @@ TOKENISED_AT_ONCE = 1000
 class Tokens:
     """Training windows (count, seq_len) int64 on the host, and where they came from.
 
-    `real_tokens` and `dropped_rows` are of rows with padding: what is not padding, and how many documents
-    were left out.
+    `real_tokens` (those that are no padding) and `dropped_rows` (documents left out) are None when packed.
     """
 
     windows: np.ndarray
@@ -46,20 +45,20 @@ class Tokens:
 
     @property
     def count(self) -> int:
-        """The number of places for tokens in the windows, padding included."""
+        """Return the number of tokens in the windows, padding included."""
         return int(self.windows.size)
 
     @property
     def padded(self) -> bool:
-        """Whether there may be padding in the windows, written as `rows.PAD`."""
+        """Return whether the windows may hold padding, written as `padding.PAD`."""
         return self.real_tokens is not None
 
     def contexts(self, batch: int, seed: int) -> Iterator[np.ndarray]:
-        """The same batches as a model reads them, with a token also where there is padding."""
+        """Yield the same batches as input ids, with a token in place of padding."""
         return map(padding.token_ids, self.batches(batch, seed)) if self.padded else self.batches(batch, seed)
 
     def batches(self, batch: int, seed: int) -> Iterator[np.ndarray]:
-        """Endless batches (batch, seq_len): each epoch visits every window once in an order of its own."""
+        """Yield batches (batch, seq_len) without end: each epoch visits every window once in a new order."""
         rng = np.random.default_rng(seed)
         order = np.empty(0, dtype=np.int64)
         while True:
@@ -72,33 +71,26 @@ class Tokens:
 def load_tokens(
     config: DataConfig, tokenizer: Any, vocab_size: int, seed: int, cache: TokenCache | None = None
 ) -> Tokens:
-    """Tokenise the training part of the data, pack or lay it; UserError when it cannot be trained on."""
+    """Tokenise the training part of the data, pack or pad it; UserError when it cannot be trained on."""
     if isinstance(config, RandomData):
         windows = np.random.default_rng(seed).integers(0, vocab_size, (RANDOM_WINDOWS, config.seq_len))
         return Tokens(windows, "random", _sha256(windows))
     documents, name, revision = _training_documents(config)
-    laid = _lay(config, documents, tokenizer, name, None if isinstance(config, EmbeddedData) else cache)
-    if (largest := laid.windows.max()) >= vocab_size:
+    windows, counts = _windows(
+        config, documents, tokenizer, name, None if isinstance(config, EmbeddedData) else cache
+    )
+    if (largest := windows.max()) >= vocab_size:
         raise UserError(
             f"the tokenizer gives ids up to {largest}, but the model has a vocabulary of {vocab_size}; "
             "use the tokenizer that belongs to the model"
         )
-    return Tokens(
-        laid.windows,
-        name,
-        _sha256(laid.windows),
-        len(documents),
-        revision,
-        laid.dropped_tokens,
-        laid.real_tokens,
-        laid.dropped_rows,
-    )
+    return Tokens(windows, name, _sha256(windows), len(documents), revision, *counts)
 
 
 def split_documents(documents: Sequence[str], holdout: float) -> tuple[list[str], list[str]]:
-    """The documents to train on and the last share of them, which is only ever scored.
+    """Split documents into those to train on and the last share of them, which is only ever scored.
 
-    A single document is cut at a paragraph or line end near the same share, so that a novel works too.
+    A single document is cut at a line end near the same share, so that a novel works too.
     """
     if len(documents) > 1:
         cut = max(1, min(len(documents) - 1, round(len(documents) * (1 - holdout))))
@@ -110,7 +102,7 @@ def split_documents(documents: Sequence[str], holdout: float) -> tuple[list[str]
 
 
 def documents_of(config: FilesData | DatasetsData) -> tuple[list[str], str, str | None]:
-    """All documents of a user's text, with a name and a revision for the record."""
+    """Return all documents of a user's text, with a name and a revision for the record."""
     if isinstance(config, FilesData):
         names = [existing_file(path).name for path in config.paths]
         return documents_of_files(config), ", ".join(names), None
@@ -119,12 +111,12 @@ def documents_of(config: FilesData | DatasetsData) -> tuple[list[str], str, str 
 
 
 def encode(documents: Sequence[str], tokenizer: Any, end: bool = True) -> np.ndarray:
-    """One int64 stream of all documents with their marks."""
+    """Return one int64 stream of all documents with their marks."""
     return np.concatenate([*encode_each(documents, tokenizer, end), np.empty(0, dtype=np.int64)])
 
 
 def encode_each(documents: Sequence[str], tokenizer: Any, end: bool = True) -> Iterator[np.ndarray]:
-    """The int64 token ids of each document with its marks; UserError when there is no tokenizer."""
+    """Yield the int64 token ids of each document with its marks; UserError without a tokenizer."""
     if tokenizer is None:
         raise UserError(
             "this model has no tokenizer: put its files into the model's folder, set model.tokenizer "
@@ -139,7 +131,7 @@ def encode_each(documents: Sequence[str], tokenizer: Any, end: bool = True) -> I
 
 
 def encode_once(documents: Sequence[str], tokenizer: Any, end: bool, cache: TokenCache | None) -> Blocks:
-    """What `encode_each` gives, from the cache where it has it."""
+    """Return the sequences of `encode_each`, from the cache where possible."""
 
     def make() -> Blocks:
         return Blocks.of(list(encode_each(documents, tokenizer, end)))
@@ -148,7 +140,7 @@ def encode_once(documents: Sequence[str], tokenizer: Any, end: bool, cache: Toke
         return make()
     marks = (tokenizer.bos_token_id, tokenizer.eos_token_id if end else None)
     recipe = {"layout": "documents", "marks": marks, "length": None, "limits": ()}
-    return kept(cache, make, tokenizer, [encode_each], text=text_sha256(documents), **recipe)
+    return cached(cache, make, tokenizer, [encode_each], text=text_sha256(documents), **recipe)
 
 
 def pack(stream: np.ndarray, seq_len: int, name: str) -> tuple[np.ndarray, int]:
@@ -162,19 +154,20 @@ def pack(stream: np.ndarray, seq_len: int, name: str) -> tuple[np.ndarray, int]:
     return stream[: count * seq_len].reshape(count, seq_len), len(stream) - count * seq_len
 
 
-def _lay(
+def _windows(
     config: DataConfig, documents: Sequence[str], tokenizer: Any, name: str, cache: TokenCache | None
-) -> padding.PaddedRows:
-    """Tokenise documents and cut them into what is trained on, packed or one a row."""
-    if isinstance(config, TaskData):  # the papers' code puts no end mark after an example of a task
-        encoded = encode_once(documents, tokenizer, False, cache)
-        return padding.lay(encoded.sequences, config.seq_len, name, drop=config.too_long == "drop")
-    end = getattr(config, "end_token", True)
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Tokenise documents, then pack or pad them; also count dropped tokens, real tokens, dropped rows."""
+    # the papers' code puts no end mark after an example of a task
+    end = False if isinstance(config, TaskData) else getattr(config, "end_token", True)
     encoded = encode_once(documents, tokenizer, end, cache)
-    if padding.padded(config):
-        marked = end and tokenizer.eos_token_id is not None
-        return padding.lay(encoded.sequences, config.seq_len, name, keep_last=marked)
-    return padding.PaddedRows(*pack(encoded.tokens, config.seq_len, name))
+    if not padding.padded(config):
+        windows, dropped = pack(encoded.tokens, config.seq_len, name)
+        return windows, (dropped,)
+    drop = isinstance(config, TaskData) and config.too_long == "drop"
+    marked = end and tokenizer.eos_token_id is not None
+    rows = padding.pad(encoded.sequences, config.seq_len, name, drop=drop, keep_last=marked)
+    return rows.windows, (rows.dropped_tokens, rows.real_tokens, rows.dropped_rows)
 
 
 def _training_documents(
@@ -184,7 +177,6 @@ def _training_documents(
         return training_texts(config)
     if isinstance(config, EmbeddedData):
         world = registry.embedded_world()
-
         found = world.documents(config.world, "train", config.documents)
         return [document.text for document in found], f"world-{config.world}", str(world.WORLD_VERSION)
     documents, name, revision = documents_of(config)

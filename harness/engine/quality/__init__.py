@@ -1,1 +1,1 @@
-"""Perplexity by protocol, and the accuracy of lm-eval tasks."""
+"""Quality of a model: perplexity by protocol, and accuracy on lm-eval tasks."""

@@ -1,7 +1,7 @@
-"""The texts that papers score, as their code reads them: WikiText-2 and the validation split of C4.
+"""Read the texts that papers score as their code does: WikiText-2 and the validation split of C4.
 
-Local files in the original format, or the hub at a revision that does not move. How a text is cut into
-sequences is `protocols.py`.
+The text comes from local files in the original format, or from the hub at a pinned revision. How it is cut
+into sequences is `paper_protocols.py`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from harness.engine.data import documents
 from harness.errors import UserError, one_line
 from harness.files import files_sha256
 
-#: The hub's copy of WikiText-2 raw, for those who give no file.
+#: The hub's copy of WikiText-2 raw, used when no file is given.
 WIKITEXT_HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1", "b08601e04326c79dfdd32d625aee71d232d685c3")
-#: LLaMA's 32,000 pieces in the order of their ids, one a line, and what WikiText-2 raw test has with them.
+#: The hash of LLaMA's 32,000 pieces by id, one per line, and the tokens of WikiText-2 raw test with them.
 LLAMA_PIECES = 32_000
 LLAMA_PIECES_SHA256 = "0f97b4337921e6e7e9b4620fc73338ee570aecd3c16038bc23870a887e995045"
 WIKITEXT_LLAMA_TOKENS = 341_469
@@ -30,18 +30,18 @@ WIKITEXT_LLAMA_TOKENS = 341_469
 C4_HUB = ("allenai/c4", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2")
 C4_FILE = "en/c4-validation.{:05d}-of-00008.json.gz"
 C4_FILES = 8
-#: The order in which GaLore's code (arXiv 2403.03507) meets the documents: `shuffle(seed=42)` of a stream.
+#: GaLore's code (arXiv 2403.03507) reads the documents in the order of `shuffle(seed=42)` of a stream.
 SHUFFLE_SEED = 42
 SHUFFLE_BUFFER = 1000
 
-#: Reads the documents of one file of a split, in order.
+#: A function that reads the documents of one file of a split in order.
 Shard = Callable[[], Iterator[str]]
 
 
 def wikitext_text(paths: Sequence[str] | None) -> str:
-    """The rows of the raw test split, joined by blank lines; a row keeps its line end, an empty row is empty.
+    """Join the rows of the raw test split by blank lines; a row keeps its line end, an empty row is empty.
 
-    A raw file has one row a line; joining its rows this way gives the text that papers score.
+    A raw file has one row per line; joined this way its rows give the text that papers score.
     """
     if paths is None:
         identifier, name, revision = WIKITEXT_HUB
@@ -51,7 +51,7 @@ def wikitext_text(paths: Sequence[str] | None) -> str:
             rows = datasets.load_dataset(identifier, name, split="test", revision=revision)["text"]
         except Exception as error:  # the library raises many kinds; without a network each means the same
             raise UserError(
-                f"WikiText-2 cannot be had from the hub ({one_line(error)}); "
+                f"WikiText-2 cannot be loaded from the hub ({one_line(error)}); "
                 "give the protocol the file: {protocol: wikitext2-2048, paths: [wiki.test.raw]}"
             ) from error
         return "\n\n".join(rows)
@@ -61,10 +61,10 @@ def wikitext_text(paths: Sequence[str] | None) -> str:
 
 
 def check_wikitext_tokens(count: int, tokenizer: Any) -> None:
-    """UserError where LLaMA's tokenizer gives another number of tokens, `<s>` included, than papers report.
+    """Raise UserError when LLaMA's tokenizer gives another number of tokens, `<s>` included, than in papers.
 
-    The tokenizer is known by its first 32,000 pieces, so one with added tokens counts too, and one that
-    has the same pieces and splits otherwise is found out here. Others are not checked.
+    The tokenizer is identified by its first 32,000 pieces: one with added tokens is checked as well, and one
+    that has the same pieces but splits otherwise is detected. Others are not checked.
     """
     if pieces_sha256(tokenizer) != LLAMA_PIECES_SHA256 or count == WIKITEXT_LLAMA_TOKENS:
         return
@@ -75,7 +75,7 @@ def check_wikitext_tokens(count: int, tokenizer: Any) -> None:
 
 
 def pieces_sha256(tokenizer: Any) -> str | None:
-    """A hash of a vocabulary's first 32,000 pieces by their ids; None for one that shows none."""
+    """Return a hash of the first 32,000 pieces of a vocabulary by id; None for a tokenizer without one."""
     vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
     pieces = sorted(vocabulary, key=vocabulary.__getitem__)[:LLAMA_PIECES]
     return hashlib.sha256("\n".join(pieces).encode()).hexdigest() if pieces else None
@@ -83,7 +83,7 @@ def pieces_sha256(tokenizer: Any) -> str | None:
 
 # ------------------------------------------------------------------------------------------------- C4
 def check_c4_files(paths: Sequence[str] | None) -> None:
-    """UserError for a file that is not there or not in the format of C4."""
+    """Raise UserError for a file that does not exist or is not in the format of C4."""
     for path in paths or ():
         if not documents.existing_file(path).name.endswith(documents.JSON_LINES):
             raise UserError(
@@ -93,28 +93,28 @@ def check_c4_files(paths: Sequence[str] | None) -> None:
 
 
 def c4_name(paths: Sequence[str] | None) -> str:
-    """What was read, for the record."""
+    """Return the name of the text for the record."""
     return ", ".join(Path(path).name for path in paths) if paths else f"{C4_HUB[0]} en validation"
 
 
 def c4_sha256(paths: Sequence[str] | None) -> str:
-    """A hash of the text without reading it from the hub: a revision there is a hash of its content."""
+    """Return a hash of the text; a hub text is not read, as its revision is a hash of its content."""
     if paths:
         return files_sha256(documents.existing_file(path) for path in paths)
     return hashlib.sha256(f"{C4_HUB} {C4_FILE} {C4_FILES}".encode()).hexdigest()
 
 
 def c4_documents(paths: Sequence[str] | None) -> Iterator[str]:
-    """The documents as they stand in the files, in order, white space and empty ones included."""
+    """Yield the documents unchanged in the order of the files, white space and empty ones included."""
     return chain.from_iterable(shard() for shard in _shards(paths))
 
 
 def c4_documents_shuffled(paths: Sequence[str] | None, rank: int, ranks: int) -> Iterator[str]:
-    """The documents in the order in which one of several processes of GaLore's code meets them.
+    """Yield the documents in the order in which one of several processes of GaLore's code reads them.
 
-    Files are shuffled, then documents by a buffer; with as many files as divide evenly each process
-    reads its own, else every `ranks`-th document. This is what `datasets` did when the figures were made;
-    later releases shuffle otherwise under the same seed, so it stands here. Source: arXiv 2403.03507, code.
+    Files are shuffled, then documents by a buffer. Where the processes divide the files evenly each reads its
+    own, else every `ranks`-th document. `datasets` did so when the published values were measured; later
+    releases shuffle otherwise under the same seed. Source: arXiv 2403.03507, code.
     """
     shards = _shards(paths)
     order = list(range(len(shards)))
@@ -128,7 +128,7 @@ def c4_documents_shuffled(paths: Sequence[str] | None, rank: int, ranks: int) ->
 def buffer_shuffle(
     items: Iterator[str], size: int = SHUFFLE_BUFFER, seed: int = SHUFFLE_SEED
 ) -> Iterator[str]:
-    """Draw from a buffer that each next item refills; what is left at the end comes in a random order."""
+    """Draw from a buffer that each next item refills; shuffle what is left at the end."""
     rng = np.random.default_rng(seed)
     buffer = list(islice(items, size))
     draws = chain.from_iterable(rng.integers(0, size, size=1000).tolist() for _ in repeat(None))
@@ -160,6 +160,6 @@ def _hub_shard(number: int) -> Iterator[str]:
             yield row["text"]
     except Exception as error:  # the library raises many kinds; without a network each means the same
         raise UserError(
-            f"C4 cannot be had from the hub ({one_line(error)}); give the protocol its files with "
+            f"C4 cannot be loaded from the hub ({one_line(error)}); give the protocol its files with "
             f"paths: [{Path(C4_FILE).name.format(number)}]"
         ) from error

@@ -1,7 +1,7 @@
-"""Perplexity protocols: which text is scored, how it is cut, and the floor where it is known.
+"""Perplexity protocols by name: which text is scored, with which options, and the floor where it is known.
 
-A protocol is named in every table. Scoring itself is harness.engine.quality; how published
-texts are cut is harness.engine.quality.perplexity.paper_protocols.
+Every table names the protocol. Scoring is `perplexity.py`; how the protocols of papers cut their text is
+`paper_protocols.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WORLD_DOCUMENTS = 600
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a published text is cut, and which options it takes; the other protocols have neither.
+    """A function that cuts a published text, and the options it takes; other protocols have neither.
 
     A published text comes from `paths`, else from the hub.
     """
@@ -47,13 +47,13 @@ KNOWN = {
 
 
 def reads_the_hub(config: PerplexityConfig) -> bool:
-    """Whether the text of a protocol comes over the network."""
+    """Return whether the text of a protocol comes over the network."""
     known = KNOWN.get(config.protocol)
     return known is not None and known.make is not None and not config.paths
 
 
 def check(config: PerplexityConfig, source: DataConfig) -> None:
-    """UserError for a protocol that does not exist or cannot be had with this data and these options."""
+    """Raise UserError for a protocol that does not exist or does not fit the data or its options."""
     name = config.protocol
     if name not in KNOWN:
         raise UserError(f"no perplexity protocol {name!r}; {nearest(name, KNOWN)}")
@@ -92,9 +92,8 @@ def build(
 
 
 def _world(name: str, split: str, tokenizer: Any) -> ScoredText:
-    """Each document is scored whole, from `<s>` to `</s>`, as the generator's probability counts it."""
+    """Score each document whole, from `<s>` to `</s>`, as the generator's probability counts it."""
     world = registry.embedded_world()
-
     documents = world.documents(name, split, WORLD_DOCUMENTS)
     sequences = [encode([document.text], tokenizer) for document in documents]
     tokens = sum(len(sequence) - 1 for sequence in sequences)

@@ -1,4 +1,4 @@
-"""What a perplexity protocol hands to the ruler: sequences to score, and how a figure is made of them."""
+"""Sequences that a perplexity protocol scores, and how their losses become its value."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ class ScoredText:
     """Sequences to score alone: the first token of each is context only.
 
     `dropped_tokens` fill no window at the end; `context` is the window's length, None where each document is
-    scored by itself. `floor` is the perplexity of the generator itself on the same tokens. `batches` are rows
-    a batch for each process, where a protocol repeats a mean of batch means. `note` is what a reader of
-    the record must know.
+    scored by itself. `floor` is the perplexity of the generator on the same tokens. `batches` are the rows
+    per batch of each process, where a protocol averages batch means. `note` is a warning for the record.
     """
 
     text: str
@@ -36,7 +35,7 @@ class ScoredText:
     note: str | None = None
 
     def perplexity(self, scored: Scored) -> float:
-        """By all tokens alike, or by batch means where the protocol says so."""
+        """Return the perplexity over all tokens, or by batch means where the protocol defines it so."""
         if not self.batches:
             return scored.perplexity
         predicted = [max(len(sequence) - 1, 0) for sequence in self.sequences]
@@ -49,13 +48,13 @@ class ScoredText:
 def mean_of_batch_means(
     nll_nats: Sequence[float], predicted: Sequence[int], batches: Sequence[Sequence[int]]
 ) -> float:
-    """The loss that GaLore's code and its heirs report: means within batches, summed, over batches + 1.
+    """Return the loss (nats) as GaLore's code reports it: batch means, summed, over batches + 1.
 
-    In nats. A batch's mean is over its own tokens that are not padding, and n batches are divided by n + 1,
-    because the counter starts at 1; then processes are averaged. So a loss is low by the factor n/(n + 1).
-    True to the code are documents, rows, batches, their order and the divisor. The arithmetic is float64;
-    the code rounds each mean to bfloat16 (relative error up to 1/512, of either sign) and sums in float32.
-    A batch without a token to predict gives NaN, as there. Source: arXiv 2403.03507, code.
+    A batch's mean is over its tokens that are not padding, and n batches are divided by n + 1, because the
+    counter starts at 1; then processes are averaged. So a loss is too low by the factor n/(n + 1). Documents,
+    rows, batches, their order and the divisor are those of the code. The arithmetic is float64; the code
+    rounds each mean to bfloat16 (relative error up to 1/512, of either sign) and sums in float32. A batch
+    without a token to predict gives NaN, as there. Source: arXiv 2403.03507, code.
     """
     nats, tokens = iter(nll_nats), iter(predicted)
     losses = []
@@ -69,9 +68,9 @@ def mean_of_batch_means(
 
 
 def write(path: Path, text: ScoredText, scored: Scored) -> None:
-    """One line per sequence: a hash of its tokens, how many were predicted, and their sum in nats.
+    """Write one line per sequence: a hash of its tokens, how many were predicted, and their sum in nats.
 
-    The hash tells that two runs scored the same tokens, without telling which.
+    Equal hashes show that two runs scored the same tokens.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:

@@ -1,6 +1,6 @@
-"""What answers to a task are worth: which are right, which cannot be read, and what a paper's script reports.
+"""Score the answers to a task: right, wrong, not readable, and the accuracy that a paper's script reports.
 
-The answers come from lm-eval (`quality.py`), with one sample per document and filter.
+The answers come from lm-eval (`tasks.py`), with one sample per document and filter.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 from harness.errors import UserError
 from harness.record import Accuracy
 
-UNPARSABLE = "[invalid]"  # what lm-eval's regex filter gives where nothing matches
+UNPARSABLE = "[invalid]"  # the result of lm-eval's regex filter where nothing matches
 
 Samples = Sequence[dict[str, Any]]
 
 
 def are_right(name: str, samples: Samples, metric: str) -> list[bool]:
-    """Whether each answer is right; UserError for a metric that is not 0 or 1."""
+    """Return whether each answer is right; UserError for a metric that is not 0 or 1."""
     values = [float(sample.get(metric, 0.0)) for sample in samples]
     for value in values:
         if value not in (0.0, 1.0):
@@ -31,7 +31,7 @@ def are_right(name: str, samples: Samples, metric: str) -> list[bool]:
 
 
 def accuracy(task: Any, samples: Samples, right: Sequence[bool]) -> Accuracy:
-    """The share of right answers among all documents."""
+    """Return the share of right answers among all documents, with its standard error and chance."""
     documents, correct = len(right), sum(right)
     share = correct / documents
     metadata = task.get_config("metadata") or {}
@@ -46,18 +46,18 @@ def accuracy(task: Any, samples: Samples, right: Sequence[bool]) -> Accuracy:
 
 
 def _chance(task: Any, samples: Samples) -> float | None:
-    """One over the number of choices, where every document has the same number; else unknown."""
+    """Return one over the number of choices where all documents have the same number, else None."""
     if task.OUTPUT_TYPE != "multiple_choice" or "acc_mutual_info" in task.aggregation():
-        return None  # mutual information asks for each choice twice
+        return None  # mutual information scores each choice twice
     choices = {len(sample["arguments"]) for sample in samples}
     return 1 / choices.pop() if len(choices) == 1 else None
 
 
 def as_published(honest: Accuracy, answers: Samples, official: Samples, right: Sequence[bool]) -> Accuracy:
-    """Add how many answers could not be read, and what a script that leaves those out would report.
+    """Add the number of unreadable answers, and the accuracy reported by a script that leaves those out.
 
-    `official` are the answers as such a script reads them, `right` whether each is right then. What it cannot
-    read leaves its denominator, so its figure can be too high, and times all documents it is no whole number.
+    `official` are the answers as such a script reads them, `right` whether each is right then. Unreadable
+    answers leave its denominator, so its accuracy can be too high.
     """
     readable = [correct for sample, correct in zip(official, right, strict=True) if not _unread(sample)]
     return honest.model_copy(
@@ -74,7 +74,7 @@ def _unread(sample: dict[str, Any]) -> bool:
 
 
 def write_samples(path: Path, samples: Samples, right: Sequence[bool]) -> None:
-    """One line per document; the hash tells that two runs were asked the same question."""
+    """Write one line per document; equal hashes show that two runs answered the same question."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for sample, correct in zip(samples, right, strict=True):

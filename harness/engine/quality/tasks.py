@@ -1,4 +1,7 @@
-"""Accuracy on lm-eval tasks, of the model in memory."""
+"""Ask lm-eval tasks of the model in memory, and return its accuracy on each.
+
+How answers are scored is `task_scores.py`; how tasks are loaded is `harness.engine.data.tasks`.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +34,14 @@ def evaluate_tasks(
     max_length: int,
     samples_to: Path | None,
 ) -> dict[str, Accuracy]:
-    """Accuracy on tasks of `load_tasks`; one JSONL per task with every answer in `samples_to`.
+    """Return the accuracy on tasks of `load_tasks`; write all answers as JSONL to `samples_to`.
 
-    A task's metric is `acc` where it reports that, else `exact_match`; with several filters the first
-    one of the task counts. Every document counts, so an answer that cannot be parsed is a wrong one. Where
-    the task's metadata name a `legacy_filter`, what a script that leaves such answers out would report with
-    that filter stands beside the accuracy.
-    Special tokens are the tokenizer's own choice: HFLM 0.4.13 with `add_bos_token=None` encodes the
-    context as the tokenizer does, never adds a second `<s>` to a text that begins with one, and where
-    a context is empty predicts from `<s>` (else `</s>`).
+    A task's metric is `acc` where it reports that, else `exact_match`; of several filters the task's first
+    one counts. Every document counts, so an answer that cannot be parsed is wrong. Where the task's metadata
+    name a `legacy_filter`, the result also holds the accuracy by that filter without such answers.
+    The tokenizer decides on special tokens: HFLM 0.4.13 with `add_bos_token=None` encodes the context as the
+    tokenizer does, never adds a second `<s>` to a text that begins with one, and predicts from `<s>` (else
+    `</s>`) where a context is empty.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with evaluating(model):
@@ -80,7 +82,7 @@ def _language_model(model: nn.Module, tokenizer: Any, batch: int, device: torch.
 def _answers(
     lm: Any, loaded: Mapping[str, Any], limit: int | None
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """The answer to every document of every task, as lm-eval logs it, by the task's filters in order."""
+    """Return the logged answer to every document of every task, by the task's filters in order."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 

@@ -183,5 +183,5 @@ def test_a_hub_that_is_not_there_is_said_in_one_line(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("datasets.load_dataset", offline)
     said = refusal("commonsenseqa", "train", None)
-    assert "cannot be had from the hub" in said
+    assert "cannot be loaded from the hub" in said
     assert "give the folder" in said

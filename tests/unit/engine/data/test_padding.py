@@ -37,29 +37,29 @@ BEGIN, END = 1, 2
 
 # ------------------------------------------------------------------------------------------ laying rows
 def test_a_document_shorter_than_a_row_is_padded_on_the_right_and_a_longer_one_is_cut() -> None:
-    laid = padding.lay([[1, 5, 6], [1, 7, 8, 9, 10, 11]], 4, "text")
+    laid = padding.pad([[1, 5, 6], [1, 7, 8, 9, 10, 11]], 4, "text")
     assert laid.windows.tolist() == [[1, 5, 6, PAD], [1, 7, 8, 9]]
     assert (laid.real_tokens, laid.dropped_tokens, laid.dropped_rows) == (7, 2, 0)
-    kept = padding.lay([[1, 5, 6, 2], [1, 7, 8, 9, 2]], 4, "text", keep_last=True)
+    kept = padding.pad([[1, 5, 6, 2], [1, 7, 8, 9, 2]], 4, "text", keep_last=True)
     assert kept.windows.tolist() == [[1, 5, 6, 2], [1, 7, 8, 2]]
     assert (kept.real_tokens, kept.dropped_tokens) == (8, 1)
 
 
 def test_a_text_that_does_not_end_before_its_row_does_can_be_left_out_instead() -> None:
-    laid = padding.lay([[1, 5, 6], [1, 7, 8, 9], [1, 7, 8, 9, 10]], 4, "text", drop=True)
+    laid = padding.pad([[1, 5, 6], [1, 7, 8, 9], [1, 7, 8, 9, 10]], 4, "text", drop=True)
     assert laid.windows.tolist() == [[1, 5, 6, PAD]]
     assert (laid.real_tokens, laid.dropped_tokens, laid.dropped_rows) == (3, 9, 2)
 
 
 def test_a_text_of_one_token_asks_nothing_and_is_left_out() -> None:
-    laid = padding.lay([[1], [1, 5]], 4, "text")
+    laid = padding.pad([[1], [1, 5]], 4, "text")
     assert (len(laid.windows), laid.dropped_rows, laid.dropped_tokens) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(("encoded", "seq_len"), [([[1, 2, 3]], 3), ([[1]], 8), ([], 8), ([[1, 2]], 1)])
 def test_texts_that_fill_no_row_are_refused(encoded: list[list[int]], seq_len: int) -> None:
     with pytest.raises(UserError, match=r"text: none of [01] texts .* a row of \d"):
-        padding.lay(encoded, seq_len, "text", drop=True)
+        padding.pad(encoded, seq_len, "text", drop=True)
 
 
 def test_a_model_reads_a_token_where_there_is_padding() -> None:

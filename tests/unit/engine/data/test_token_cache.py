@@ -115,7 +115,7 @@ def test_a_file_that_is_not_as_it_was_written_is_made_again_and_said(kind: str, 
     cache.get(RECIPE, some)
     DAMAGE[kind](tmp_path / f"{RECIPE.key}.safetensors")
     assert listed(cache.get(RECIPE, some)) == [[1, 70_000, 2], [], [5]]
-    assert f"kept tokens {RECIPE.key}.safetensors are not usable and made again" in said[0]
+    assert f"cached tokens {RECIPE.key}.safetensors are not usable and rebuilt" in said[0]
     assert all("\n" not in line for line in said)
     if kind != "a folder":
         assert listed(cache.get(RECIPE, refuse)) == [[1, 70_000, 2], [], [5]]
@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_a_warning(tmp_path: P
     (tmp_path / "tokens").write_text("a file in the way")
     said: list[str] = []
     assert listed(TokenCache(tmp_path / "tokens", said.append).get(RECIPE, some))
-    assert any("tokens could not be kept in" in line for line in said)
+    assert any("tokens could not be cached in" in line for line in said)
 
 
 def test_half_an_entry_is_never_seen(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,8 +46,7 @@ def test_joined_documents_are_one_text_with_spaces_between_and_one_begin_mark(tm
     assert (found.context, found.dropped_tokens) == (4, 1)
     assert "first 3 documents joined, 13 tokens" in found.text
     assert found.note == (
-        "c4-joined(context=4): c4-validation.00000-of-00008.json.gz has 3 documents, "
-        "the protocol asks for 1100"
+        "c4-joined(context=4): c4-validation.00000-of-00008.json.gz has 3 documents, the protocol takes 1100"
     )
 
 
@@ -97,7 +96,7 @@ def test_files_with_fewer_tokens_are_used_whole_and_it_is_said(tmp_path: Path) -
     for name in ("c4-256", "c4-256-legacy"):
         found = build(name, EmbeddedData(), Words(), path)
         assert len(found.sequences) == 4
-        assert found.note == f"{name}: rows.jsonl has 40 tokens in all, the protocol asks for 10000000"
+        assert found.note == f"{name}: rows.jsonl has 40 tokens in all, the protocol takes 10000000"
 
 
 def test_white_space_around_a_document_is_part_of_it(tmp_path: Path) -> None:

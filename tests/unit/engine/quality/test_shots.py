@@ -110,6 +110,6 @@ def test_more_shots_than_there_are_examples_are_refused_before_anything_is_score
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, splits: str, shots: int, has: int
 ) -> None:
     with pytest.raises(
-        UserError, match=rf"'local_shots': {shots} shots asked for, it has {has} examples beside"
+        UserError, match=rf"'local_shots': {shots} shots requested, it has {has} examples beside"
     ):
         prompts(monkeypatch, tmp_path, splits, shots)

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def build(out: Path, recipe: Recipe, verbose: bool = False) -> dict[str, Any]:
     tokenizer = train_tokenizer(_tokenizer_texts(recipe), recipe.vocabulary, recipe.max_length)
     model = new_model(recipe, tokenizer)
     batches = windows(document_stream("a", "train"), tokenizer, recipe.window)
-    train(model, tokenizer, recipe, batches, _Progress(recipe) if verbose else lambda step, loss: None)
+    train(model, tokenizer, recipe, batches, _progress(recipe) if verbose else lambda step, loss: None)
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -104,23 +104,22 @@ def _tokenizer_texts(recipe: Recipe) -> list[str]:
     ]
 
 
-class _Progress:
-    """Print the mean loss and the speed twenty times per training."""
+def _progress(recipe: Recipe) -> Callable[[int, float], None]:
+    """Return a report that prints mean loss and speed twenty times per training."""
+    losses, start = list[float](), time.perf_counter()
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.losses, self.start = recipe, list[float](), time.perf_counter()
-
-    def __call__(self, step: int, loss: float) -> None:
-        self.losses.append(loss)
-        if (step + 1) % max(1, self.recipe.steps // 20) == 0:
-            elapsed_s = time.perf_counter() - self.start
-            speed = (step + 1) * self.recipe.batch * self.recipe.window / elapsed_s
-            mean = sum(self.losses) / len(self.losses)
+    def report(step: int, loss: float) -> None:
+        losses.append(loss)
+        if (step + 1) % max(1, recipe.steps // 20) == 0:
+            elapsed_s = time.perf_counter() - start
+            speed, mean = (step + 1) * recipe.batch * recipe.window / elapsed_s, sum(losses) / len(losses)
             print(
                 f"step {step + 1}: loss {mean:.4f} nats/token, {elapsed_s:.0f} s, {speed:.0f} tokens/s",
                 flush=True,
             )
-            self.losses.clear()
+            losses.clear()
+
+    return report
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Evaluate a model on the embedded worlds: perplexity, floor, accuracy, chance and ranks that it keeps.
+"""Evaluate a model on the embedded worlds: perplexity, floor, accuracy, chance and remaining ranks.
 
 Source of the ranks: Jaiswal et al. 2024, "WeLore" (arXiv 2407.11239), Algorithm 1. For every matrix the
 singular values are scaled to [0, 1] by their minimum and maximum; at a threshold `tau` the rank that can go

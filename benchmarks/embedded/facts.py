@@ -94,7 +94,7 @@ class Size:
 class World:
     """One world: its name, its size, and its facts by relation ("home", "job", "pet", "colour", "region").
 
-    Facts are stored about `people`; `crowd` is these and the strangers, about whom only stories are told.
+    Facts are stored about `people`; `crowd` adds the strangers, who occur only in stories.
     """
 
     name: str

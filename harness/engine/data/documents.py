@@ -89,8 +89,8 @@ def existing_file(path: str) -> Path:
     return file
 
 
-def documents_of_dataset(config: DatasetsData) -> tuple[list[str], str]:
-    """Return the documents of a `datasets` id and its revision."""
+def documents_of_dataset(config: DatasetsData) -> list[str]:
+    """Return the documents of a `datasets` id; UserError when it cannot be loaded or has no text."""
     import datasets
 
     try:
@@ -107,7 +107,7 @@ def documents_of_dataset(config: DatasetsData) -> tuple[list[str], str]:
         ) from error
     if not texts:
         raise UserError(f"data set {config.id!r} has no text under {config.field!r}")
-    return texts, config.revision
+    return texts
 
 
 def _text_of(row: Mapping[str, Any], config: DatasetsData) -> str:

@@ -76,9 +76,8 @@ def load_tokens(
         windows = np.random.default_rng(seed).integers(0, vocab_size, (RANDOM_WINDOWS, config.seq_len))
         return Tokens(windows, "random", _sha256(windows))
     documents, name, revision = _training_documents(config)
-    windows, counts = _windows(
-        config, documents, tokenizer, name, None if isinstance(config, EmbeddedData) else cache
-    )
+    cache = None if isinstance(config, EmbeddedData) else cache
+    windows, counts = _windows(config, documents, tokenizer, name, cache)
     if (largest := windows.max()) >= vocab_size:
         raise UserError(
             f"the tokenizer gives ids up to {largest}, but the model has a vocabulary of {vocab_size}; "
@@ -106,8 +105,8 @@ def documents_of(config: FilesData | DatasetsData) -> tuple[list[str], str, str 
     if isinstance(config, FilesData):
         names = [existing_file(path).name for path in config.paths]
         return documents_of_files(config), ", ".join(names), None
-    found, revision = documents_of_dataset(config)
-    return found, f"{config.id}/{config.name or 'default'}/{config.split}", revision
+    name = f"{config.id}/{config.name or 'default'}/{config.split}"
+    return documents_of_dataset(config), name, config.revision
 
 
 def encode(documents: Sequence[str], tokenizer: Any, end: bool = True) -> np.ndarray:

@@ -56,7 +56,8 @@ def load_model(
         return loaded
     if isinstance(config, HubModel):
         return _load_hub(config, dtype, device)
-    folder = _local_folder(config)
+    folder = model_folder(config)
+    assert folder is not None
     model = checkpoint.load(folder, dtype).to(device)
     sha256 = files.sha256_of_files(checkpoint.weight_files(folder))
     return LoadedModel(model, checkpoint.own_tokenizer(folder), _name(config, folder), sha256)
@@ -110,12 +111,6 @@ def apply_spectrum(model: nn.Module, seed: int) -> None:
         weight.copy_((left * values) @ right.T)
 
 
-def _local_folder(config: ModelConfig) -> Path:
-    folder = model_folder(config)
-    assert folder is not None
-    return folder
-
-
 def _load_random(config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int) -> LoadedModel:
     """Initialise the architecture of a shape, or of a model whose weights are not read, at random."""
     if isinstance(config, ShapeModel):
@@ -125,7 +120,8 @@ def _load_random(config: ModelConfig, dtype: torch.dtype, device: torch.device, 
         architecture, tokenizer = _hub_parts(config)
         name = f"{config.id}@{config.revision}, random weights"
     else:
-        folder = _local_folder(config)
+        folder = model_folder(config)
+        assert folder is not None
         architecture = checkpoint.causal_config(folder)
         tokenizer = checkpoint.own_tokenizer(folder)
         name = f"{_name(config, folder)}, random weights"

@@ -299,9 +299,7 @@ def test_a_data_set_and_a_file_with_the_same_documents_share_an_entry(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     load(FilesData(source="files", paths=(str(file_of(tmp_path)),), seq_len=16), tokenizer, cache)
-    monkeypatch.setattr(
-        tokens.texts, "documents_of_dataset", lambda _: ([sentence(number) for number in range(20)], "main")
-    )
+    monkeypatch.setattr(tokens, "documents_of_dataset", lambda _: [sentence(number) for number in range(20)])
     load(DatasetsData(source="datasets", id="some/text", seq_len=8), tokenizer, cache)
     assert len(list(cache.folder.iterdir())) == 1
 

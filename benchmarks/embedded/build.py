@@ -113,10 +113,8 @@ def _progress(recipe: Recipe) -> Callable[[int, float], None]:
         if (step + 1) % max(1, recipe.steps // 20) == 0:
             elapsed_s = time.perf_counter() - start
             speed, mean = (step + 1) * recipe.batch * recipe.window / elapsed_s, sum(losses) / len(losses)
-            print(
-                f"step {step + 1}: loss {mean:.4f} nats/token, {elapsed_s:.0f} s, {speed:.0f} tokens/s",
-                flush=True,
-            )
+            numbers = f"loss {mean:.4f} nats/token, {elapsed_s:.0f} s, {speed:.0f} tokens/s"
+            print(f"step {step + 1}: {numbers}", flush=True)
             losses.clear()
 
     return report

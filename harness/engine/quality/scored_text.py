@@ -1,4 +1,7 @@
-"""Sequences that a perplexity protocol scores, and how their losses become its value."""
+"""Sequences that a perplexity protocol scores, and how their losses become its value.
+
+Needs no torch: a worker reads the protocols before it loads torch and writes its first record.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ def mean_of_batch_means(
     return sum(losses) / len(losses)
 
 
-def write(path: Path, text: ScoredText, scored: Scored) -> None:
+def write_sequences(path: Path, text: ScoredText, scored: Scored) -> None:
     """Write one line per sequence: a hash of its tokens, how many were predicted, and their sum in nats.
 
     Equal hashes show that two runs scored the same tokens.

@@ -17,8 +17,7 @@ from harness.engine.measure.peak import meter_for
 from harness.engine.models import checkpoint
 from harness.engine.models.load import DTYPES, load_model
 from harness.engine.quality import perplexity, protocols
-from harness.engine.quality.scored_text import ScoredText
-from harness.engine.quality.scored_text import write as write_windows
+from harness.engine.quality.scored_text import ScoredText, write_sequences
 from harness.engine.quality.tasks import evaluate_tasks
 from harness.engine.run import checks, environment
 from harness.engine.run import prepare as preparing
@@ -154,7 +153,7 @@ class RunInProgress:
             self.reporter.tell(task=protocol)
             with self.meter.window() as window:
                 scored = perplexity.score(self.model, text.sequences, asked.batch, self.device)
-            write_windows(self.job.folder / "windows" / f"{protocol}.jsonl", text, scored)
+            write_sequences(self.job.folder / "windows" / f"{protocol}.jsonl", text, scored)
             self._peak("evaluate", window.peak_allocated_bytes)
             self.record.quality.perplexity[protocol] = Perplexity(
                 perplexity=text.perplexity(scored),

@@ -20,7 +20,7 @@ TEXT = ScoredText("a text", [np.random.default_rng(n).integers(64, size=5 + n % 
 
 def kept(path: Path, text: ScoredText, seed: int = 0, batch: int = 8) -> perplexity.Scored:
     scored = perplexity.score(tiny_llama(seed=seed), text.sequences, batch, torch.device("cpu"))
-    scored_text.write(path, text, scored)
+    scored_text.write_sequences(path, text, scored)
     return scored
 
 

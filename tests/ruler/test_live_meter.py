@@ -236,7 +236,7 @@ def test_windows_nest() -> None:
 def test_two_processes_measure_the_same_to_the_byte() -> None:
     program = """
         import torch
-        from harness.engine.meters import LiveMeter
+        from harness.engine.measure.peak import LiveMeter
         torch.set_num_threads(1)
         torch.manual_seed(0)
         model = torch.nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)

@@ -137,7 +137,7 @@ def test_the_hub_is_reachable_for_published_texts_without_files_alone(name: str)
 
 def test_what_is_known_of_protocols_loads_no_library_of_the_hub() -> None:
     """It is asked before the hub is switched off, and that library reads its switch when it is imported."""
-    code = "import sys, harness.engine.protocols; sys.exit('huggingface_hub' in sys.modules)"
+    code = "import sys, harness.engine.quality.protocols; sys.exit('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -26,7 +26,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from harness.errors import UserError
 
@@ -63,7 +62,7 @@ def _limit(possible: Callable[[Any], bool], reason: str) -> AfterValidator:
 
     def check(value: Any, info: ValidationInfo) -> Any:
         if info.context and not possible(value):
-            raise PydanticCustomError("limit", reason)
+            raise ValueError(reason)
         return value
 
     return AfterValidator(check)
@@ -113,7 +112,7 @@ class Part(BaseModel):
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Self:
         if info.context and (reason := self.contradiction()):
-            raise PydanticCustomError("contradiction", reason)
+            raise ValueError(reason)
         return self
 
 
@@ -408,7 +407,8 @@ def validated(content: object, where: str, limits: bool = True) -> Record:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        reason = f"{place}: {first['msg']}" if place else first["msg"]
+        message = first["msg"].removeprefix("Value error, ")
+        reason = f"{place}: {message}" if place else message
         raise UserError(f"{where}: not a record: {reason}") from error
 
 

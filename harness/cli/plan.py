@@ -1,14 +1,26 @@
-"""The command `lorebench plan`: forecast the memory of a suite's runs without running them."""
+"""The command `lorebench plan`: forecast the memory of a suite's runs without running them.
+
+`plan_suite` is the one way to forecasts of many runs; studies call it as well.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli import options, show
+from harness.config import Run
 from harness.errors import UserError
+from harness.suite import Suite
+
+if TYPE_CHECKING:
+    from harness.engine.forecast.cache import Answer, Question
+    from harness.engine.runner import Estimates
+    from harness.forecast import Capacity, Setting
+    from harness.tables.plan.plan import Plan, Row
 
 
 def plan(
@@ -30,11 +42,7 @@ def plan(
     ] = None,
 ) -> None:
     """Predict the memory of a suite's runs without running them or reading any weights."""
-    import json
-
     from harness import forecast
-    from harness.cli import planning
-    from harness.tables.plan import plan as values
     from harness.tables.plan import tables
 
     sizes = options.sizes(device_gib or (), reserve_gib)
@@ -45,14 +53,132 @@ def plan(
     if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
         raise UserError(f"--json {json_file}: no file can be written there; choose another")
     chosen = options.load(suite, model, data, settings, only, seed)
-    made = planning.plan(chosen, device, results, sizes, searched, ranks, options.cache_folder(), _say)
+    made = plan_suite(chosen, device, results, sizes, searched, ranks, notify=_to_stderr)
     show.show(tables.build(made))
     if json_file is not None:
-        try:
-            json_file.write_text(json.dumps(values.as_dict(made), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json {json_file}: cannot be written: {error.strerror}") from error
+        write(made, json_file)
 
 
-def _say(text: str) -> None:
+def write(made: Plan, path: Path) -> None:
+    """Write a plan as JSON; UserError where the file cannot be written."""
+    from harness.tables.plan.plan import as_json
+
+    try:
+        path.write_text(as_json(made), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--json {path}: cannot be written: {error.strerror}") from error
+
+
+def _to_stderr(text: str) -> None:
     typer.echo(text, err=True)
+
+
+def plan_suite(
+    chosen: Suite,
+    device: str = "auto",
+    results: Path = Path("runs"),
+    sizes: tuple[Sequence[float], float] = ((), 0.0),
+    searched: Sequence[Setting] = (),
+    ranks: str | None = None,
+    notify: Callable[[str], None] = print,
+) -> Plan:
+    """Plan a suite: forecast each config, from the cache or by simulation, and see what has run already.
+
+    `sizes` are devices and reserve in GiB, `searched` the settings whose largest value to find on each
+    device, `ranks` the text of `--ranks`. `notify` gets a line per simulation. UserError for wrong options.
+    """
+    from harness.engine import runner
+    from harness.engine.forecast import client
+    from harness.engine.forecast.cache import Question
+    from harness.forecast import UNSEEN
+    from harness.tables.plan.plan import GIB, Plan
+
+    rank_source, ranks_in_words = (None, None) if ranks is None else client.read_ranks(ranks)
+    resolved = runner.resolve(chosen.runs, device, text=False)
+    configs = _by_config(resolved.runs)
+    estimates = runner.Estimates()
+    found = runner.survey(resolved.runs, results / resolved.machine / chosen.name, estimates)
+    finished = {key for key, record in found.items() if record.finished}
+    devices, reserve = sizes
+    questions = [Question(runs[0]) for runs in configs.values()]
+    searches = {
+        (runs[0].config_id, setting, gib): Question(runs[0], setting, int((gib - reserve) * GIB))
+        for runs in configs.values()
+        for setting in searched
+        for gib in devices
+        if runs[0].train.stage != "compress"  # no batch, no length
+    }
+    forecasts = client.Oracle(options.cache_folder(), runner.WORKER, rank_source, notify)
+    answers = iter(forecasts.ask([*questions, *searches.values()], _progress(notify)))
+    reports = dict(zip(configs, answers, strict=False))
+    largest = dict(zip(searches, answers, strict=True))
+    rows = []
+    for config_id, runs in configs.items():
+        own = {(setting, gib): answer for (key, setting, gib), answer in largest.items() if key == config_id}
+        label = _label(chosen, resolved.runs, runs[0])
+        rows.append(_row(label, runs, finished, estimates, reports[config_id], own))
+    return Plan(
+        suite=chosen.name,
+        question=chosen.question,
+        machine=resolved.machine,
+        rows=tuple(rows),
+        device_gib=tuple(devices),
+        reserve_gib=reserve,
+        unseen=UNSEEN,
+        ranks=ranks_in_words,
+    )
+
+
+def _by_config(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Group the different runs by config, in order."""
+    configs: dict[str, list[Run]] = {}
+    for run in {run.run_id: run for run in runs}.values():
+        configs.setdefault(run.config_id, []).append(run)
+    return configs
+
+
+def _progress(notify: Callable[[str], None]) -> Callable[[Question, int, int], None]:
+    def line(question: Question, done: int, total: int) -> None:
+        searched = "" if question.setting is None else f", largest {question.setting}"
+        notify(f"[{done}/{total}] {question.run.name}{searched}: simulated")
+
+    return line
+
+
+def _row(
+    label: str,
+    runs: Sequence[Run],
+    finished: set[str],
+    estimates: Estimates,
+    answer: Answer,
+    largest: Mapping[tuple[Setting, float], Answer],
+) -> Row:
+    """Build the row of one config; where there is no answer it holds the reason."""
+    from harness.tables.plan.plan import Row
+
+    train = runs[0].train
+    done = sum(run.run_id in finished for run in runs)
+    seconds = estimates.known(runs[0])
+    left = len(runs) - done
+    by_setting: dict[str, dict[float, Capacity | str]] = {}
+    for (setting, gib), found in largest.items() if answer.report else ():
+        by_setting.setdefault(setting, {})[gib] = found.capacity or found.reason
+    return Row(
+        label=label,
+        config_id=runs[0].config_id,
+        done=done,
+        todo=left,
+        seconds=0.0 if left == 0 else None if seconds is None else left * seconds,
+        forecast=answer.report or answer.reason,
+        largest=by_setting,
+        steps=None if train.stage == "compress" else train.steps,
+        tokens_per_step=train.batch * train.grad_accum * runs[0].data.seq_len,
+    )
+
+
+def _label(chosen: Suite, runs: Sequence[Run], run: Run) -> str:
+    """Return the label of a run, with the settings that vary where other configs have the same label."""
+    if len({other.config_id for other in runs if other.name == run.name}) == 1:
+        return run.name
+    varies = [text for text in chosen.selector(run) if not text.startswith(("label=", "seed="))]
+    return " ".join([run.name, *varies])

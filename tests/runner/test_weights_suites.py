@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerFast
 
 from harness import method
 from harness.cli import main as cli
-from harness.cli import options, planning
+from harness.cli import options
+from harness.cli import plan as command
 from harness.config import HubModel, Run
 from harness.engine import runner, worker
 from harness.engine.forecast import client
@@ -169,7 +170,7 @@ def test_a_suite_is_planned_at_its_real_size_with_neither_network_nor_files(
     label, millions, steps, tokens = PLANNED[name]
     only = [f"label={label}", *(["data.task=paper_svamp"] if "downstream" in name else [])]
     sizes: Any = ((80.0,), 1.0)
-    made = planning.plan(load(name, only=only), "cpu", tmp_path, sizes, (), None, tmp_path, lambda _: None)
+    made = command.plan_suite(load(name, only=only), "cpu", tmp_path, sizes)
     (row,) = made.rows
     assert row.report is not None
     dense = 2e6 * millions  # bytes in bfloat16
@@ -181,7 +182,7 @@ def test_a_suite_is_planned_at_its_real_size_with_neither_network_nor_files(
     assert shown["tokens"] == (None if steps is None else steps * tokens)
     columns = {column.name: column.cells for column in tables.build(made).tables[0].all_columns}
     written = (f"{steps:,}", f"{tokens:,}") if steps else (DASH, DASH)
-    assert (columns["steps"], columns["tokens a step"]) == tuple((cell,) for cell in written)
+    assert (columns["steps"], columns["tokens/step"]) == tuple((cell,) for cell in written)
 
 
 # -------------------------------------------------------------------------- from end to end, tiny

@@ -1,10 +1,11 @@
-"""The plan of a suite as values: what is done, what memory each config will need, and where it fits.
+"""The plan of a suite as values: what has run, how much memory each config needs, and where it fits.
 
 Forecasts in, values out; nothing here simulates or runs anything.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,11 @@ GROUPS = 3
 
 @dataclass(frozen=True)
 class Row:
-    """One config: its runs, its forecast or why there is none, and the largest settings by device.
+    """One config: its runs, its forecast or the reason for having none, and the largest settings by device.
 
-    `seconds` is what the runs that are to do will take, None where no equal run is known. `largest` is by
-    setting and then by the device's GiB; text says why there is no answer. `steps` are the updates of a
-    run, None where nothing trains; `tokens_per_step` is what one update sees, padding included.
+    `done` and `todo` count runs; `seconds` is the time of those to do, None where no equal run is known.
+    `largest` maps a setting and then a device's GiB to a capacity, or to the reason for having none.
+    `steps` are the updates of a run, None where nothing trains; `tokens_per_step` counts padding as well.
     """
 
     label: str
@@ -37,15 +38,15 @@ class Row:
 
     @property
     def report(self) -> MemoryReport | None:
-        """The forecast, if there is one."""
+        """Return the forecast, None where there is only a reason."""
         return None if isinstance(self.forecast, str) else self.forecast
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All rows, the devices that were asked about and the GiB kept free on each.
+    """All rows, the devices to fit and the GiB kept free on each.
 
-    `unseen` says what a simulation cannot see, `ranks` where ranks were taken from that a person gave.
+    `unseen` names what a simulation does not model, `ranks` the source of the ranks given by `--ranks`.
     """
 
     suite: str
@@ -58,14 +59,14 @@ class Plan:
     ranks: str | None = None
 
     def spare(self, row: Row, gib: float) -> float | None:
-        """GiB that stay free on a device, negative where some are short; None without a forecast."""
+        """Return the GiB left free on a device, negative where some are short; None without a forecast."""
         if row.report is None:
             return None
         return gib - self.reserve_gib - row.report.peak_allocated_bytes / GIB
 
 
 def components(report: MemoryReport) -> dict[str, int]:
-    """Bytes at the peak of training by component; empty for a run that does not train."""
+    """Return bytes at the peak of training by component; empty for a run that does not train."""
     train = report.train
     if train is None:
         return {}
@@ -79,19 +80,24 @@ def components(report: MemoryReport) -> dict[str, int]:
 
 
 def phase_of_peak(report: MemoryReport) -> str:
-    """The phase with the highest peak; of equal ones the last, which is what a run comes to."""
+    """Return the phase with the highest peak, the last of several equal ones."""
     peaks = report.phase_peak_allocated_bytes
     return max(reversed(list(peaks)), key=lambda phase: peaks[phase])
 
 
 def largest_groups(report: MemoryReport) -> dict[str, int]:
-    """The largest groups of bytes that are alive at the peak of training, the largest first."""
+    """Return the largest groups of bytes alive at the peak of training, largest first."""
     groups = report.peak.groups if report.peak else {}
     return dict(sorted(groups.items(), key=lambda item: -item[1])[:GROUPS])
 
 
+def as_json(plan: Plan) -> str:
+    """Return the text of a plan's JSON file."""
+    return json.dumps(as_dict(plan), indent=1) + "\n"
+
+
 def as_dict(plan: Plan) -> dict[str, Any]:
-    """The plan as plain values, all sizes in bytes, all times in seconds, null where nothing is known."""
+    """Return a plan as plain values: sizes in bytes, times in seconds, None where nothing is known."""
     return {
         "suite": plan.suite,
         "machine": plan.machine,

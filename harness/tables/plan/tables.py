@@ -13,14 +13,18 @@ from harness.tables.report.build import Report
 if TYPE_CHECKING:
     from harness.forecast import Capacity
 
-#: What a setting of `lorebench plan` is called in a heading.
+#: Names of the settings of `lorebench plan` in headings.
 NAMES = {"batch": "batch", "seq_len": "length"}
+#: Heads of the columns of components, by their key in the JSON file.
+COMPONENTS = {name: name for name in ("weights", "gradients", "optimizer", "buffers")} | {
+    "transient": "activations"
+}
 
 _gib = format.fixed(2)
 
 
 def build(plan: Plan) -> Report:
-    """All tables, with what must be said beside them."""
+    """Return all tables with their caption and notes."""
     tables = [table for table in (_runs(plan), _largest(plan), _components(plan)) if table]
     return Report(
         title=plain(f"{plan.suite}: what it needs"),
@@ -38,7 +42,7 @@ def _stub(plan: Plan) -> tuple[Column, ...]:
 
 
 def _column(plan: Plan, name: str, show: Any, numeric: bool = True) -> Column:
-    """One cell per row, a dash where `show` says None."""
+    """Return a column of one cell per row, a dash where `show` returns None."""
     shown = (show(row) for row in plan.rows)
     return Column(name, tuple(DASH if text is None else plain(text) for text in shown), numeric)
 
@@ -49,7 +53,7 @@ def _runs(plan: Plan) -> Table:
         _column(plan, "to do", lambda row: str(row.todo)),
         _column(plan, "minutes", _minutes),
         _column(plan, "steps", lambda row: row.steps and f"{row.steps:,}"),
-        _column(plan, "tokens a step", lambda row: row.steps and f"{row.tokens_per_step:,}"),
+        _column(plan, "tokens/step", lambda row: row.steps and f"{row.tokens_per_step:,}"),
         _column(plan, "peak GiB", lambda row: row.report and _gib(row.report.peak_allocated_bytes / GIB)),
     ]
     for gib in plan.device_gib:
@@ -97,8 +101,8 @@ def _components(plan: Plan) -> Table | None:
     if not any(row.report for row in plan.rows):
         return None
     columns = [
-        _column(plan, name, lambda row, name=name: _component(row, name), True)
-        for name in ("weights", "gradients", "optimizer", "buffers", "transient")
+        _column(plan, head, lambda row, name=name: _component(row, name), True)
+        for name, head in COMPONENTS.items()
     ]
     columns += [
         _column(plan, "peak in", _place, False),
@@ -131,19 +135,20 @@ def _caption(plan: Plan) -> Iterator[str]:
     text = f"{runs} runs on {plan.machine}: {done} done, {runs - done} to do"
     if runs > done:
         timed = sum(row.todo for row in known)
-        text += f"; records of equal runs tell how long {timed} of these take"
-        text += f": {sum(row.seconds or 0 for row in known) / 60:.1f} minutes" if known else ""
+        text += f"; times known from records of equal runs: {timed}"
+        text += f", {sum(row.seconds or 0 for row in known) / 60:.1f} minutes" if known else ""
     yield text
     if plan.device_gib:
         yield f"fits: the peak and {plan.reserve_gib:g} GiB kept free are at most what the device has"
     yield plan.unseen
     if any(row.report for row in plan.rows):
+        yield "activations: activations and temporaries, all that is alive beside the other components"
         yield "all peaks are predicted, none is measured"
 
 
 def _notes(plan: Plan) -> Iterator[str]:
     if plan.ranks is not None:
-        yield f"ranks asked for: {plan.ranks}"
+        yield f"ranks given: {plan.ranks}"
     sources: dict[str, list[str]] = {}
     for row in plan.rows:
         for method, source in (row.report.ranks if row.report else {}).items():

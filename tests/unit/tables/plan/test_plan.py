@@ -135,10 +135,7 @@ def test_each_config_has_one_row_with_what_is_done_its_peak_and_where_it_fits(
     assert "does it fit?" in out
     assert UNSEEN.split(",")[0] in out
     assert "unsupported: no forecast: it does not do that" in out
-    assert (
-        "6 runs on cpu-9t: 2 done, 4 to do; records of equal runs tell how long 1 of these take: 1.5 min"
-        in out
-    )
+    assert "6 runs on cpu-9t: 2 done, 4 to do; times known from records of equal runs: 1, 1.5 min" in out
     assert "the peak and 0.5 GiB kept free" in out
     assert "simulated" not in out
     assert "[3/3]" in err, "progress goes to standard error"
@@ -221,7 +218,7 @@ def test_rows_with_one_label_say_what_differs(lorebench: Callable[..., Said], tm
 def test_where_ranks_came_from_is_said(lorebench: Callable[..., Said], suite: Path, tmp_path: Path) -> None:
     (tmp_path / "ranks.json").write_text('{"q": 3}')
     out = lorebench(suite, "--ranks", tmp_path / "ranks.json")[1]
-    assert "ranks asked for: the file ranks.json" in out
+    assert "ranks given: the file ranks.json" in out
 
 
 # ------------------------------------------------------------------------------------------ mistakes

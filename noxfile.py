@@ -111,7 +111,7 @@ def bench_peers(session: nox.Session) -> None:
 
 @nox.session(name="bench-shapes")
 def bench_shapes(session: nox.Session) -> None:
-    """Predict the memory of the shapes suite, measure what fits a GPU where there is one, write the page."""
+    """Predict the memory of the shapes suite, measure what fits a GPU where there is one, write the pages."""
     session.run(environment(session), "-m", "benchmarks.studies.memory", *session.posargs, external=True)
 
 
@@ -215,7 +215,6 @@ def readme(session: nox.Session) -> None:
     for page in (
         "benchmarks.studies.peers",
         "benchmarks.studies.memory",
-        "benchmarks.studies.memory.growth",
         "benchmarks.studies.alarms",
     ):
         session.run(python, "-m", page, "--render-only", external=True, success_codes=fine)

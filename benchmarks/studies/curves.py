@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from benchmarks.studies.memory import charts
 from harness import record
@@ -49,8 +50,8 @@ def _line(items: Sequence[record.Record]) -> Line:
     return [end * tokens[0] for _, end in windows], [fmean(mean[first:end]) for first, end in windows]
 
 
-def draw(name: str, lines: dict[str, Line], path: Path) -> None:
-    """One line a row over the tokens that training has seen."""
+def draw(name: str, lines: dict[str, Line]) -> Any:
+    """Draw one line per row over the tokens seen in training."""
     pyplot = charts.pyplot_for_files()
     figure, axes = pyplot.subplots(figsize=(8.0, 4.6), layout="constrained")
     for index, (label, (tokens, loss)) in enumerate(lines.items()):
@@ -62,7 +63,7 @@ def draw(name: str, lines: dict[str, Line], path: Path) -> None:
     charts.plain(axes)
     figure.suptitle(f"{name}: loss in training", x=0.01, ha="left", fontsize=12, fontweight="bold")
     figure.legend(loc="outside lower center", ncols=min(len(lines), 6), frameon=False)
-    charts.save(figure, path, [name, lines])
+    return figure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not charts.is_of(path, [name, lines]):
                 drifted.append(path)
                 if not given.check:
-                    draw(name, lines, path)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(charts.svg(draw(name, lines), [name, lines]), encoding="utf-8")
     except UserError as error:
         print(f"benchmarks.studies.curves: {error}", file=sys.stderr)
         return 2

@@ -44,6 +44,7 @@ def plan(
     """Predict the memory of a suite's runs without running them or reading any weights."""
     from harness import forecast
     from harness.tables.plan import tables
+    from harness.tables.plan.plan import as_json
 
     sizes = options.sizes(device_gib or (), reserve_gib)
     searched = [s for s, on in zip(forecast.SETTINGS, (max_batch, max_seq), strict=True) if on]
@@ -56,17 +57,10 @@ def plan(
     made = plan_suite(chosen, device, results, sizes, searched, ranks, notify=_to_stderr)
     show.show(tables.build(made))
     if json_file is not None:
-        write(made, json_file)
-
-
-def write(made: Plan, path: Path) -> None:
-    """Write a plan as JSON; UserError where the file cannot be written."""
-    from harness.tables.plan.plan import as_json
-
-    try:
-        path.write_text(as_json(made), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--json {path}: cannot be written: {error.strerror}") from error
+        try:
+            json_file.write_text(as_json(made), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json {json_file}: cannot be written: {error.strerror}") from error
 
 
 def _to_stderr(text: str) -> None:

@@ -1,130 +1,100 @@
-"""Fill the page of the shapes suite: `python -m benchmarks.studies.memory [--fresh] [--only TEXT] …`.
+"""Predict and measure the memory of LLaMA shapes: `python -m benchmarks.studies.memory [--render-only]`.
 
-Every row without a current forecast is simulated and written at once to `results/forecasts/shapes.json`.
-Where there is a GPU, rows that fit it are measured, by `lorebench run`. The page
-`results/tables/shapes-memory.md` and its charts follow from forecasts, records and published figures alone.
+Forecasts of the shapes suite and of its rows at other batches and lengths are plans, as by
+`lorebench plan shapes --json results/forecasts/shapes.json`; the cache answers what has not changed. Where
+there is a GPU, rows that fit it are measured by `lorebench run`. The pages `results/tables/shapes-memory.md`
+and `growth.md` and their charts follow from forecasts and records alone; `--render-only` writes just these.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.studies import jobs
-from benchmarks.studies.memory import charts, forecasts, papers, table
+from benchmarks.studies.memory import growth, table
 from harness import suite
+from harness.cli.plan import plan_suite
 from harness.config import Run
 from harness.errors import UserError
+from harness.forecast import MemoryReport
+from harness.suite import Suite
+from harness.tables.plan.plan import as_json, read_forecasts
 
-SUITE = "shapes"
-FORECASTS = Path("forecasts", "shapes.json")
-#: Not shapes.md: that name belongs to the tables that follow from the suite's records.
-PAGE = Path("tables", "shapes-memory.md")
-#: Charts by the size whose rows they show.
-CHARTS = {
-    "1b": (Path("tables", "shapes-1b.svg"), "LLaMA 1B, bfloat16, 16 sequences of 256 tokens"),
-    "llama-2-7b": (Path("tables", "shapes-7b.svg"), "LLaMA-2 7B, bfloat16, one sequence of 2048 tokens"),
-}
+ROOT = Path(__file__).resolve().parents[3]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what was asked for: 1 when a row failed or, with `--render-only`, on drift; 2 for bad input."""
-    asked = _asked(arguments)
+def main(arguments: Sequence[str], root: Path = ROOT) -> int:
+    """Do it all; 1 when a row has no forecast or `--render-only` found drift, 2 for bad input."""
+    if list(arguments) not in ([], ["--render-only"]):
+        print(f"unknown: {' '.join(arguments)}; the only option is --render-only", file=sys.stderr)
+        return 2
+    complete = True
     try:
-        runs = _runs()
-        if asked.render_only:
-            return int(render(runs, asked.out))
-        chosen = [run for run in runs if asked.only.lower() in run.name.lower()]
-        if not chosen:
-            raise UserError(f"no row holds {asked.only!r}; without --only all {len(runs)} are predicted")
-        file = asked.out / FORECASTS
-        wanted = chosen if asked.fresh else forecasts.read(file).missing(chosen)
-        started = time.monotonic()
-        known = forecasts.complete(file, runs, wanted, asked.jobs, lambda line: print(line, flush=True))
-        print(
-            f"{len(wanted)} of {len(chosen)} rows predicted in {time.monotonic() - started:.0f} s", flush=True
-        )
-        measure(chosen, known, asked.out)
-        render(runs, asked.out)
+        if not arguments:
+            rows = table.resolved()
+            complete = forecast(suite.load(table.SUITE), root / table.FORECASTS)
+            complete &= forecast(growth.suite_of(rows), root / growth.FORECASTS)
+            measure(list(rows.values()), read_forecasts(root / table.FORECASTS), root)
+        drifted = [
+            (path, text)
+            for pages in (table.pages, growth.pages)
+            for path, text in pages(root)
+            if not path.exists() or path.read_text(encoding="utf-8") != text
+        ]
+        for path, text in drifted:
+            write(path, text)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    return int(bool(known.missing(chosen)))
+    return int(bool(drifted) if arguments else not complete)
 
 
-def _runs() -> list[Run]:
-    """The rows of the suite, their options complete, so that they have the ids of their records."""
-    from harness.engine.run import checks
+def write(path: Path, text: str) -> None:
+    """Replace a file as a whole; UserError where it cannot be written."""
+    beside = path.with_name(f"new-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8", newline="\n")
+        beside.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
-    return checks.resolve(suite.load(SUITE).runs)
+
+def forecast(chosen: Suite, file: Path) -> bool:
+    """Write the plan of a suite to a file; return whether every row has a forecast."""
+    made = plan_suite(chosen, device="cpu", notify=lambda line: print(line, flush=True))
+    write(file, as_json(made))
+    for row in made.rows:
+        if row.report is None:
+            print(f"{row.label}: no forecast: {row.forecast}", flush=True)
+    return all(row.report is not None for row in made.rows)
 
 
-def measure(runs: Sequence[Run], known: forecasts.Forecasts, out: Path) -> None:
-    """Run the rows that fit the GPU, or say that there is none; what has been measured is not repeated."""
+def measure(runs: Sequence[Run], forecasts: Mapping[str, MemoryReport | str], root: Path) -> None:
+    """Run the rows that fit the GPU, where there is one; `lorebench run` skips what has been measured."""
     import torch
 
     if not torch.cuda.is_available():
         print("no CUDA device: every row is simulated", flush=True)
         return
     room = torch.cuda.get_device_properties(0).total_memory
-    for command in commands(runs, known, room, out):
+    for command in commands(runs, forecasts, room, root):
         subprocess.run(command, check=False)
 
 
-def commands(runs: Sequence[Run], known: forecasts.Forecasts, room: int, out: Path) -> list[list[str]]:
-    """The one command that measures the rows whose training fits into `room` bytes; none if nothing fits."""
-    rows = table.rows_of(runs, known, None)
-    fitting = [name for name, row in rows.items() if (size := row.predicted()) is not None and size <= room]
+def commands(
+    runs: Sequence[Run], forecasts: Mapping[str, MemoryReport | str], room: int, root: Path
+) -> list[list[str]]:
+    """Return the command that measures the rows whose training fits into `room` bytes, none without rows."""
+    rows = table.rows_of(runs, forecasts, None)
+    fitting = [name for name, row in rows.items() if row.predicted is not None and row.predicted <= room]
     chosen = [part for name in fitting for part in ("--only", f"label={json.dumps(name)}")]
-    program = [sys.executable, "-m", "harness.cli", "run", SUITE, "--device", "cuda"]
-    return [[*program, "--results", str(out / "raw"), *chosen]] if fitting else []
-
-
-def render(runs: Sequence[Run], out: Path) -> bool:
-    """Write page and charts where they do not follow from the files; True when something was written."""
-    machine = table.measured(out / "raw")
-    rows = table.rows_of(runs, forecasts.read(out / FORECASTS), machine)
-    text, target = table.page(rows, papers.load(), machine), out / PAGE
-    changed = not target.exists() or target.read_text(encoding="utf-8") != text
-    if changed:
-        forecasts.write(target, text)
-    for size, (name, title) in CHARTS.items():
-        data = bars(size, title, rows)
-        if data.bars and not charts.is_of(out / name, data):
-            charts.draw_bars(data, out / name)
-            changed = True
-    return changed
-
-
-def bars(size: str, title: str, rows: dict[str, table.Row]) -> charts.Bars:
-    """The bars of one size, from its rows in the section of every method."""
-    found: dict[str, dict[str, int]] = {}
-    for label, row in rows.items():
-        train = row.report.train if row.report else None
-        if label.startswith(f"{size}: ") and train:
-            parts = zip(charts.COLOURS, table.components(train), strict=True)
-            found[label.removeprefix(f"{size}: ")] = dict(parts)
-    return charts.Bars(title, found)
-
-
-def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.memory", description=__doc__)
-    parser.add_argument(
-        "--fresh", action="store_true", help="simulate rows that have a forecast already, too"
-    )
-    parser.add_argument("--only", default="", metavar="TEXT", help="only rows whose label holds this text")
-    jobs.add_to(parser, default=1)
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder for all files")
-    parser.add_argument(
-        "--render-only", action="store_true", help="simulate nothing; exit with 1 if something had drifted"
-    )
-    return parser.parse_args(arguments)
+    program = [sys.executable, "-m", "harness.cli", "run", table.SUITE, "--device", "cuda"]
+    return [[*program, "--results", str(root / "results" / "raw"), *chosen]] if fitting else []
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

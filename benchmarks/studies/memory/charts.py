@@ -1,22 +1,23 @@
-"""Charts as SVG: bytes by method, and growth. Each says in its own text which figures it was drawn from.
+"""Charts as SVG: bytes by method, and growth. Each holds a mark of the values that it was drawn from.
 
-`is_of` compares that mark, so that whether a chart is up to date can be seen without drawing it, and another
-version of the drawing library is no drift.
+`is_of` compares the mark, so a chart that is up to date needs no drawing, and another version of the drawing
+library causes no drift.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
 
-#: Okabe & Ito's palette, told apart by colour-blind readers, with grey for what does not train.
+#: Okabe & Ito's palette, safe for colour-blind readers, with grey for what does not train.
 COLOURS = {
     "weights, trainable": "#0072B2",
     "weights, frozen": "#999999",
@@ -33,7 +34,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Bars:
-    """Bytes by part for each method; the parts are those of COLOURS."""
+    """Bytes by part, one of COLOURS, for each method."""
 
     title: str
     bars: Mapping[str, Mapping[str, int]]
@@ -50,18 +51,23 @@ class Panel:
 
 
 def mark(data: Any) -> str:
-    """What a chart of these figures holds in its text."""
+    """Return the mark of a chart of these values."""
     text = json.dumps(data, sort_keys=True, default=vars)
     return f"figures {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def is_of(path: Path, data: Any) -> bool:
-    """Whether a chart was drawn from these figures."""
+    """Return whether a chart was drawn from these values."""
     return path.exists() and mark(data) in path.read_text(encoding="utf-8")
 
 
-def draw_bars(data: Bars, path: Path) -> None:
-    """One stacked bar for each method, its sum behind it; SVG or PNG by the name of the file."""
+def current(path: Path, data: Any, draw: Callable[[], Any]) -> str:
+    """Return the text of a chart of these values: that of the file where it is one, else of a new figure."""
+    return path.read_text(encoding="utf-8") if is_of(path, data) else svg(draw(), data)
+
+
+def bars_figure(data: Bars) -> Any:
+    """Draw one stacked bar for each method, its sum behind it."""
     pyplot = pyplot_for_files()
     figure, axes = pyplot.subplots(figsize=(9.0, 1.9 + 0.44 * len(data.bars)), layout="constrained")
     sums = {name: sum(parts.values()) for name, parts in data.bars.items()}
@@ -86,11 +92,11 @@ def draw_bars(data: Bars, path: Path) -> None:
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=COLOURS[part]) for part in shown]
     figure.suptitle(data.title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     figure.legend(handles, shown, loc="outside lower center", ncols=3, frameon=False)
-    save(figure, path, data)
+    return figure
 
 
-def draw_lines(title: str, panels: Sequence[Panel], path: Path) -> None:
-    """Panels beside each other with one legend below."""
+def lines_figure(title: str, panels: Sequence[Panel]) -> Any:
+    """Draw panels beside each other with one legend below."""
     pyplot = pyplot_for_files()
     figure, found = pyplot.subplots(
         1, len(panels), figsize=(4.0 * len(panels), 4.4), layout="constrained", squeeze=False
@@ -112,11 +118,11 @@ def draw_lines(title: str, panels: Sequence[Panel], path: Path) -> None:
     handles, labels = found[0][0].get_legend_handles_labels()
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    save(figure, path, [title, list(panels)])
+    return figure
 
 
 def _logarithmic(axes: Any, panel: Panel) -> None:
-    """Both axes, with a mark at each x and at 1, 2 and 5 times powers of ten, in plain numbers."""
+    """Make both axes logarithmic, with ticks at each x and at 1, 2 and 5 times powers of ten."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     x = sorted({value for own, _ in panel.lines.values() for value in own})
@@ -129,25 +135,23 @@ def _logarithmic(axes: Any, panel: Panel) -> None:
 
 
 def plain(axes: Any) -> None:
-    """Leave out the lines that say nothing."""
+    """Remove the spines that carry no information."""
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
 
 
-def save(figure: Any, path: Path, data: Any) -> None:
-    """Write a figure whole or not at all, marked with the figures it was drawn from."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"new-{path.name}")
-    said = {"Date": None, "Description": mark(data)} if path.suffix == ".svg" else None
-    figure.savefig(beside, metadata=said, dpi=150)
+def svg(figure: Any, data: Any) -> str:
+    """Return a figure as SVG, marked with the values that it was drawn from."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Description": mark(data)}, dpi=150)
     pyplot_for_files().close(figure)
-    beside.replace(path)
+    return text.getvalue()
 
 
 def pyplot_for_files() -> Any:
-    """The drawing library, set up so that equal figures give equal files; UserError where it is missing."""
+    """Return pyplot, set up so that equal values give equal files; UserError where it is missing."""
     try:
         matplotlib = importlib.import_module("matplotlib")
     except ImportError as error:

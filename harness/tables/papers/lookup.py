@@ -54,10 +54,9 @@ class Sources:
 
     @cached_property
     def forecasts(self) -> dict[str, Mapping[str, Any]]:
-        """Forecasts of the shapes suite by label."""
+        """Rows of the plan of the shapes suite by label."""
         path = self.results / "forecasts" / "shapes.json"
-        found: dict[str, Mapping[str, Any]] = _json(path, "python -m benchmarks.studies.memory")["forecasts"]
-        return found
+        return {row["label"]: row for row in _json(path, "nox -s bench-shapes")["rows"]}
 
     @cached_property
     def printed(self) -> dict[str, list[Cell]]:
@@ -83,7 +82,7 @@ class Sources:
             if isinstance(selector, Calculated):
                 return self._calculated(selector, cell.unit)
             if isinstance(selector, Predicted):
-                return self._predicted(selector, cell.unit)
+                return self.predicted(selector, cell.unit)
             if isinstance(selector, Printed):
                 return self._printed(selector, cell.unit)
             return self._recorded(selector, cell.unit)
@@ -104,27 +103,28 @@ class Sources:
             raise UserError(f"no value of {call} yet; run python -m benchmarks.papers.calculations")
         return self.calculations[call]
 
-    def _predicted(self, selector: Predicted, unit: str) -> Ours:
+    def predicted(self, selector: Predicted, unit: str) -> Ours:
+        """Return what a forecast says, or two say together, in a unit."""
         what = {"peak": "peak of training", "states": "weights and optimizer states"}
         how = f"{what.get(selector.part, selector.part)} of {selector.forecast!r} of suite shapes, simulated"
-        size = self._forecast_bytes(selector.forecast, selector.part)
+        size = self.forecast_bytes(selector.forecast, selector.part)
         if selector.beside is None:
             return Ours(converted(size, "bytes", unit), "predicted", how)
-        other = self._forecast_bytes(selector.beside, selector.part)
+        other = self.forecast_bytes(selector.beside, selector.part)
         how += f", beside that of {selector.beside!r}"
         if selector.give == "difference":
             return Ours(converted(size - other, "bytes", unit), "predicted", how)
         share = size / other if selector.give == "ratio" else (size - other) / size
         return Ours(converted(share, "share", unit), "predicted", how)
 
-    def _forecast_bytes(self, label: str, part: str) -> int:
+    def forecast_bytes(self, label: str, part: str) -> int:
+        """Return the bytes of some PARTS of a forecast; UserError where there is no forecast."""
         found = self.forecasts.get(label)
         if found is None:
             raise UserError(f"no forecast {label!r}; {nearest(label, self.forecasts)}")
-        report = found.get("report")
-        if not report:
-            raise UserError(f"the forecast {label!r} failed; run python -m benchmarks.studies.memory")
-        return sum(int(report["train"][name]) for name in PARTS[part])
+        if not found["forecast"]:
+            raise UserError(f"the forecast {label!r} failed: {found['reason']}; run nox -s bench-shapes")
+        return sum(int(found["forecast"]["train"][name]) for name in PARTS[part])
 
     def _printed(self, selector: Printed, unit: str) -> Ours:
         other = self.printed_cell(selector)
@@ -182,7 +182,7 @@ def command(selectors: Sequence[Selector]) -> list[str] | None:
     """The words of the command that would fill a cell, where a suite can."""
     for selector in selectors:
         if isinstance(selector, Recorded):
-            shipped = (suites_folder() / f"{selector.suite}.yaml").relative_to(suites_folder().parent)
+            shipped = (suites_folder() / f"{selector.suite}.yaml").relative_to(suites_folder().parents[1])
             only = [word for key, value in selector.only.items() for word in ("--only", f"{key}={value}")]
             return ["lorebench", "run", shipped.as_posix(), *only]
     return None

@@ -87,8 +87,8 @@ class Cell:
 
 # -------------------------------------------------------------------------------------------- reading
 def folder() -> Path:
-    """Where the papers that ship are."""
-    return suites_folder() / "papers"
+    """Return the folder of the papers that ship."""
+    return suites_folder().with_name("papers")
 
 
 def available(place: Path) -> list[str]:
@@ -130,7 +130,7 @@ def calls(place: Path, name: str) -> list[Calculated]:
 
 def _answer(name: str, paper: Paper, table: Table, values: Values, row: Mapping[str, Any]) -> Answer:
     """The first answer that fits a row, its placeholders filled."""
-    found = next((item for item in values.answers if _fits(item.when, row)), None)
+    found = next((item for item in values.answers if fits(item.when, row)), None)
     if found is None:
         raise UserError(f"{name}, {table.id}: no answer fits the row {row}; add one without `when`")
     content = found.model_dump(by_alias=True, exclude_unset=True)
@@ -151,7 +151,8 @@ def _collected(table: Table, row: Mapping[str, Any], wanted: Collected) -> list[
     ]
 
 
-def _fits(when: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+def fits(when: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Return whether a row has all these values; of a list any suffices."""
     return all(
         row.get(key) in (wanted if isinstance(wanted, list) else [wanted]) for key, wanted in when.items()
     )

@@ -115,14 +115,25 @@ class Answer(Strict):
         return self
 
 
+class Remark(Strict):
+    """Why values of some rows differ from ours, those that `when` fits.
+
+    Names in braces become sizes over these rows (`papers/remarks.py`), so no number of ours is typed.
+    """
+
+    when: dict[str, Any] = {}
+    text: str
+
+
 class Values(Strict):
-    """A column of printed values: what they are, in which unit, and where ours come from."""
+    """A column of printed values: what they are, in which unit, where ours come from, why they differ."""
 
     metric: str
     unit: str = ""
     obtained: Obtained = "measured"
     tolerance: Tolerance | None = None
     answers: Annotated[tuple[Answer, ...], Field(min_length=1)]
+    remarks: tuple[Remark, ...] = ()
 
 
 class Collected(Strict):

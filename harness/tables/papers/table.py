@@ -13,6 +13,7 @@ from harness.tables.format import ratio as ratio_text
 from harness.tables.papers.judge import Judged
 from harness.tables.papers.lookup import Sources, command
 from harness.tables.papers.published import Cell
+from harness.tables.papers.remarks import remarks_of
 from harness.tables.papers.schema import Tolerance
 
 #: Digits that ours has at least where it is no whole number.
@@ -47,13 +48,17 @@ def _columns(judged: Sequence[Judged], marks: _Marks, sources: Sources) -> tuple
     units = {item.cell.unit for item in judged}
     unit = f", {next(iter(units))}" if len(units) == 1 and units != {""} else ""
     published = [shown(item.cell.published) + ("" if unit else _unit_beside(item)) for item in judged]
+    noted = [
+        marks.of([*notes(item, sources), *remarks])
+        for item, remarks in zip(judged, remarks_of(judged, sources), strict=True)
+    ]
     return (
         Column(f"published{unit}", tuple(published)),
         Column("ours", tuple(ours(item) for item in judged)),
         Column("ratio", tuple(DASH if item.ratio is None else ratio_text(item.ratio) for item in judged)),
         Column("ours is", tuple(item.ours.by if item.ours else DASH for item in judged), numeric=False),
         Column("verdict", tuple(item.verdict for item in judged), numeric=False),
-        Column("notes", tuple(marks.of(notes(item, sources)) for item in judged), numeric=False),
+        Column("notes", tuple(noted), numeric=False),
     )
 
 
@@ -68,7 +73,7 @@ class _Marks:
     def __init__(self) -> None:
         self._letters: dict[str, str] = {}
 
-    def of(self, notes: Iterable[str]) -> str:
+    def of(self, notes: Sequence[str]) -> str:
         """The letters of some notes."""
         for note in notes:
             self._letters.setdefault(note, _letter(len(self._letters)))
@@ -141,7 +146,7 @@ def _commands(judged: Iterable[Judged]) -> list[str]:
     """The commands that would fill what has no figure of ours yet, each once."""
     open_cells = [item.cell for item in judged if item.ours is None and not item.cell.answer.does_not_run]
     found = [words for cell in open_cells if (words := command(cell.answer.selectors))]
-    missing = sorted({words[2] for words in found if not (suites_folder().parent / words[2]).exists()})
+    missing = sorted({words[2] for words in found if not (suites_folder().parents[1] / words[2]).exists()})
     said = [f"to fill: {text}" for text in dict.fromkeys(map(shlex.join, found))]
     return [*said, *(f"{name} does not exist yet" for name in missing)]
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.forecast import Capacity, MemoryReport
@@ -94,6 +97,27 @@ def largest_groups(report: MemoryReport) -> dict[str, int]:
 def as_json(plan: Plan) -> str:
     """Return the text of a plan's JSON file."""
     return json.dumps(as_dict(plan), indent=1) + "\n"
+
+
+def read_forecasts(path: Path) -> dict[str, MemoryReport | str]:
+    """Return the forecasts in a plan's JSON file by config id, or the reason for having none.
+
+    Empty where there is no file; those of an older version of forecasts are left out. UserError for a file
+    that is no plan.
+    """
+    from harness.forecast import FORECAST_VERSION, MemoryReport
+
+    if not path.exists():
+        return {}
+    found: dict[str, MemoryReport | str] = {}
+    try:
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            report = MemoryReport.model_validate(row["forecast"]) if row["forecast"] else None
+            if report is None or report.version == FORECAST_VERSION:
+                found[row["config_id"]] = report or str(row["reason"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a plan; rebuild it: lorebench plan SUITE --json {path}") from error
+    return found
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:

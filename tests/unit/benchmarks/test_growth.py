@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-from benchmarks.studies.memory import charts, fits, forecasts, growth, table
-from benchmarks.studies.memory.forecasts import Forecasts
+from benchmarks.studies.memory import charts, fits, growth, table
 from harness.config import Run
 from harness.engine.run.environment import ROOT
+from harness.forecast import MemoryReport
 from harness.record import Time
+from harness.tables.plan.plan import read_forecasts
 from tests.unit.benchmarks.test_memory_page import forecast, record
 
 
 @cache
 def rows() -> dict[str, Run]:
-    return growth._resolved()
+    return table.resolved()
 
 
 @pytest.mark.parametrize("exponent", [-0.5, 0.0, 1.0, 1.75])
@@ -56,13 +56,10 @@ def test_a_power_law_of_what_is_not_positive_is_refused() -> None:
         fits.power([1.0, 2.0], [0.0, 1.0])
 
 
-def made_up() -> Forecasts:
+def made_up() -> dict[str, MemoryReport]:
     """Peaks of 10 GiB + 1 GiB per sequence."""
-    found = {}
-    for sweep in growth.sweeps(rows()):
-        for run in sweep.everything:
-            found[run.name] = forecast(run, 10, 0, 0, 0, run.train.batch)
-    return Forecasts(forecasts=found)
+    everything = growth.suite_of(rows()).runs
+    return {run.config_id: forecast(run, 10, 0, 0, 0, run.train.batch) for run in everything}
 
 
 def test_the_page_holds_peaks_and_fits_and_says_that_nothing_was_timed() -> None:
@@ -84,35 +81,15 @@ def test_seconds_come_from_plain_steps_of_records_and_are_absent_elsewhere() -> 
     machine = table.Measured("cuda, Abacus GPU", timed)
     seconds = growth.step_seconds(rows(), machine)
     assert seconds == {"full": {"130m": 0.2, "1b": 2.0}}
-    text = growth.page(growth.sweeps(rows()), Forecasts(), seconds, machine)
+    text = growth.page(growth.sweeps(rows()), {}, seconds, machine)
     assert "| full | not measured | 0.2 | not measured | 2 | 1.129 |" in text
     assert "| galore | not measured | not measured | not measured | not measured | not measured |" in text
 
 
-def test_an_edited_page_has_drifted(tmp_path: Path) -> None:
-    found = growth.sweeps(rows())
-    forecasts.write(tmp_path / growth.FORECASTS, made_up().model_dump_json())
-    assert growth.render(found, rows(), tmp_path)
-    assert not growth.render(found, rows(), tmp_path)
-    page = tmp_path / growth.PAGE
-    page.write_text(page.read_text(encoding="utf-8") + "more\n", encoding="utf-8")
-    assert growth.render(found, rows(), tmp_path)
+def test_the_mark_of_a_chart_tells_its_values_apart() -> None:
     assert charts.mark(0) != charts.mark(1)
 
 
-def test_the_page_of_this_project_follows_from_its_files() -> None:
-    out = ROOT / "results"
-    known, machine = forecasts.read(out / growth.FORECASTS), table.measured(out / "raw")
-    found = growth.sweeps(rows())
-    assert not known.missing(run for sweep in found for run in sweep.everything)
-    text = growth.page(found, known, growth.step_seconds(rows(), machine), machine)
-    written = (out / growth.PAGE).read_text(encoding="utf-8")
-    assert written == text, "run: python -m benchmarks.studies.memory.growth --render-only"
-
-
-def test_a_forecast_of_the_suite_serves_a_run_that_differs_in_its_label_alone(tmp_path: Path) -> None:
-    suite_run = rows()["1b: full"]
-    (same, other) = (growth._at(suite_run, batch, 256) for batch in (16, 1))
-    file = tmp_path / "f.json"
-    forecasts.borrow(file, [same, other], Forecasts(forecasts={suite_run.name: forecast(suite_run)}))
-    assert forecasts.read(file).missing([same, other]) == [other]
+def test_every_point_has_a_current_forecast() -> None:
+    wanted = {run.config_id for run in growth.suite_of(rows()).runs}
+    assert set(read_forecasts(ROOT / growth.FORECASTS)) == wanted, "run: nox -s bench-shapes"

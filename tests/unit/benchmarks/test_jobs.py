@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from benchmarks.papers.calculations import collecting
 from benchmarks.studies import jobs
-from benchmarks.studies.memory import forecasts
 from harness.errors import UserError
 
 
@@ -50,14 +48,9 @@ def calculations() -> None:
     collecting.entries([call], jobs=2)
 
 
-def simulations() -> None:
-    list(forecasts._simulated([SimpleNamespace(name="a row")], jobs=2))  # type: ignore[list-item]
-
-
-@pytest.mark.parametrize("work", [several_in_one_pool, calculations, simulations])
+@pytest.mark.parametrize("work", [several_in_one_pool, calculations])
 def test_a_process_that_dies_is_one_line(work: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collecting, "_keyed", die)
-    monkeypatch.setattr(forecasts, "foresee", die)
     with pytest.raises(UserError, match=r"^one of 2 processes died .* memory runs out; .* --jobs 1$"):
         work()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from functools import cache
 from pathlib import Path
@@ -10,34 +11,19 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.studies.memory import papers as memory
 from harness import suite as suites
+from harness.engine.run.environment import ROOT
 from harness.errors import UserError
 from harness.suite import suites_folder
 from harness.tables.papers import published as transcribed
-from harness.tables.papers.lookup import Sources
+from harness.tables.papers import remarks
+from harness.tables.papers.judge import Judged, judge
+from harness.tables.papers.lookup import Sources, sources
 from harness.tables.papers.published import Cell
 from harness.tables.papers.schema import Calculated, Paper, Predicted, Recorded
 from tests.support.realdata import development_data
 
 ROWS = {"adarankgrad": 56, "galore": 229, "sltrain": 62, "velora": 98, "welore": 198}
-#: Tables of the page of memory by the beginning of their title, and where their figures stand here.
-MEMORY = {
-    "GaLore, Table 11": ("galore", "Table 11"),
-    "GaLore, section 5.5": ("galore", "Sec. 5.5 / abstract (text claims)", "README / scripts"),
-    "GaLore, introduction": ("galore", "Sec. 5.5 / abstract (text claims)"),
-    "GaLore, Table 2: ": ("galore", "Table 2 (memory estimate)"),
-    "GaLore, Table 3": ("galore", "Table 3"),
-    "AdaRankGrad as quoted": ("adarankgrad", "Lotus Table 1 (quotes AdaRankGrad C4 results)"),
-    "SLTrain, Figure 1": ("sltrain", "Figure 1 (digitised memory)"),
-    "SLTrain, Figure 3": ("sltrain", "Figure 3"),
-    "WeLore, Table 4": ("welore", "v1 Table 4 (GPU requirement)"),
-    "VeLoRA, Tables 4 and 7": ("velora", "Table 4", "Table 7"),
-    "VeLoRA, Table 7": ("velora", "Table 7"),
-    "VeLoRA, Table 3": ("velora", "Table 3"),
-}
-#: What the text of GaLore gives only as a sum: what is left and what is saved.
-SUMS = {22.0 + 37.92, 22.0 + 24.5}
 SMALL: dict[str, Any] = {
     "paper": {"title": "T", "arxiv": "0000.00000", "url": "U", "read": "all of it"},
     "names": {"size": {"model": {"60M": "60m"}}, "stack": {"method": {"A": {"kept": {"rank": "{rank}"}}}}},
@@ -149,21 +135,6 @@ def test_copied_cells_are_equal_to_their_source() -> None:
         assert found.printed_cell(cell.answer.copied_from).published == cell.published, cell.where
 
 
-def number(value: Any) -> float | None:
-    """A printed memory: a number, or one with a letter for its unit."""
-    if isinstance(value, str) and value.endswith("G"):
-        return float(value[:-1])
-    return float(value) if isinstance(value, (int, float)) else None
-
-
-def test_published_memory_is_the_same_here_and_on_the_page_of_memory() -> None:
-    """Each figure that the page of memory sets beside a row stands in the tables here, in the same table."""
-    for published in memory.load().tables:
-        ((name, *tables),) = [place for title, place in MEMORY.items() if published.title.startswith(title)]
-        printed = {number(cell.published) for cell in cells(name) if cell.table.id in tables}
-        assert not {cell.value for cell in published.cells} - printed - SUMS, published.title
-
-
 # ---------------------------------------------------------------------------------------- the schema
 def test_placeholders_are_filled_from_the_row_and_keep_their_type() -> None:
     first, second = transcribed.cells("small", small())
@@ -233,3 +204,47 @@ def test_every_call_is_listed_once_and_filled() -> None:
         found = transcribed.calls(transcribed.folder(), name)
         assert not transcribed.PLACEHOLDER.search(str(found))
         assert len({str(call) for call in found}) == len(found)
+
+
+# ------------------------------------------------------------------------------------------ remarks
+def column(tmp_path: Path, *texts: str) -> list[list[str]]:
+    """Remarks on two published peaks, of 3 and 4 GiB, beside forecasts of 2 GiB."""
+    train = {"peak_allocated_bytes": 2 << 30, "optimizer_bytes": 1 << 29}
+    train |= {"weights_trainable_bytes": 1 << 29, "weights_frozen_bytes": 0}
+    (tmp_path / "forecasts").mkdir()
+    file = tmp_path / "forecasts" / "shapes.json"
+    file.write_text(json.dumps({"rows": [{"label": "60m", "forecast": {"train": train}, "reason": None}]}))
+    (tmp_path / "calculations.json").write_text("[]")
+    paper = small(
+        unit="GiB",
+        rows=[{"method": "A", "model": "60M", "value": 3}, {"method": "B", "model": "60M", "value": 4}],
+        answers=[{"ours": {"forecast": "{size}"}}],
+        remarks=[{"text": texts[0]}, *({"when": {"method": "B"}, "text": text} for text in texts[1:])],
+    )
+    found = Sources(transcribed.folder(), tmp_path, ())
+    return remarks.remarks_of(judge("small", paper, found), found)
+
+
+def test_a_remark_takes_its_sizes_from_its_rows(tmp_path: Path) -> None:
+    every = "{gap} more, {weights} of weights; {beyond} beyond, {paper_beyond} there"
+    first, second = column(tmp_path, every, "{gap} of {peak}")
+    assert first == ["1.00 to 2.00 GiB more, 0.50 GiB of weights; 1.00 GiB beyond, 2.00 to 3.00 GiB there"]
+    assert second == [*first, "2.00 GiB of 2.00 GiB"]
+
+
+def test_a_remark_that_names_no_size_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Table 1: a remark names \{gab\}, .*'gap'") as caught:
+        column(tmp_path, "{gab} more")
+    assert "\n" not in str(caught.value)
+
+
+def test_every_peak_that_differs_by_more_than_a_tenth_has_its_sentence() -> None:
+    found = sources(ROOT)
+    for name in ROWS:
+        by_column: dict[tuple[str, str], list[Judged]] = {}
+        for item in judge(name, transcribed.load(transcribed.folder(), name), found):
+            by_column.setdefault((item.cell.table.id, item.cell.quantity), []).append(item)
+        for items in by_column.values():
+            for item, texts in zip(items, remarks.remarks_of(items, found), strict=True):
+                if item.ours and item.ours.by == "predicted" and not 0.9 <= (item.ratio or 1) <= 1.1:
+                    assert texts or item.cell.answer.why, item.cell.where

@@ -1,4 +1,4 @@
-"""The command `lorebench paper`: published figures beside ours, printed or written. Runs nothing."""
+"""The command `lorebench paper`: compare published values with ours. Runs nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def paper(
     out: Annotated[Path | None, typer.Option(help="Folder to write md, csv and tex to.")] = None,
     results: Annotated[Path, typer.Option(help="Folder of your records.")] = Path("runs"),
 ) -> None:
-    """Set a paper's published figures beside ours, with a verdict for each and what would fill the rest."""
+    """Compare a paper's published values with ours, with a verdict for each and what would fill the rest."""
     from harness.tables.report import render
 
     built = _built(name, table, results)

@@ -1,4 +1,4 @@
-"""What papers' tables can be checked with alone, without weights or data: counts, bytes, biases, arithmetic.
+"""Calculations that check published tables without weights or data: counts, bytes, biases, arithmetic.
 
 `{calculation: NAME, with: {argument: value, …}}` in a file of `benchmarks/papers/` asks for one value.
 `python -m benchmarks.papers.calculations` evaluates them all into `results/calculations.json`, a sorted

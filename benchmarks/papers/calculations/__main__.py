@@ -32,14 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     state = (
         ("stale: run python -m benchmarks.papers.calculations" if asked.check else "written")
         if stale
-        else "as it was"
+        else "unchanged"
     )
     print(f"{len(found)} calculations in {time.monotonic() - started:.0f} s; {asked.out} {state}")
     return int(stale and asked.check)
 
 
 def _stale(text: str, file: Path, check: bool) -> bool:
-    """Whether a file held another text; unless only checked, it holds this one now."""
+    """Return whether a file holds another text; unless only checked, write this one."""
     try:
         stale = not file.exists() or file.read_text(encoding="utf-8") != text
         if stale and not check:
@@ -51,12 +51,12 @@ def _stale(text: str, file: Path, check: bool) -> bool:
 
 
 def listing() -> list[str]:
-    """Every calculation with its arguments and the first line of what it says."""
+    """Return every calculation with its arguments and the first line of its docstring."""
     lines = []
     for name, function in CALCULATIONS.items():
         arguments = inspect.signature(function).parameters.values()
-        said = (inspect.getdoc(function) or "").splitlines()[0]
-        lines.append(f"{name}({', '.join(each.name for each in arguments)}): {said}")
+        summary = (inspect.getdoc(function) or "").splitlines()[0]
+        lines.append(f"{name}({', '.join(each.name for each in arguments)}): {summary}")
     return lines
 
 

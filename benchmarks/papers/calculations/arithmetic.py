@@ -14,17 +14,17 @@ NonZero = Annotated[float, Field(gt=0)]
 
 
 def mean(values: Numbers) -> Value:
-    """The arithmetic mean."""
+    """Return the arithmetic mean."""
     return Value(sum(values) / len(values), "", f"mean of {len(values)} published values")
 
 
 def total(values: Numbers) -> Value:
-    """The sum."""
+    """Return the sum."""
     return Value(sum(values), "", f"sum of {len(values)} published values")
 
 
 def difference(minuend: float, subtrahend: float) -> Value:
-    """The first less the second."""
+    """Return the first minus the second."""
     return Value(minuend - subtrahend, "", f"{minuend:g} - {subtrahend:g}, both published")
 
 
@@ -33,7 +33,7 @@ def ratio(
     denominator: NonZero,
     give: Literal["ratio", "percent", "reduction", "overhead"] = "ratio",
 ) -> Value:
-    """The first over the second: as it is, in percent, or what is missing to or beyond 100 %.
+    """Return the first over the second: as it is, in percent, or what is missing to or beyond 100 %.
 
     The overhead in time of a lower throughput is that of the higher one over it.
     """
@@ -61,6 +61,6 @@ def tokens(
     share: Annotated[float, Field(gt=0, le=1)] = 1.0,
     unit: Literal["elements", "million", "billion"] = "billion",
 ) -> Value:
-    """Positions, or the share of them that are no padding, in so many updates."""
+    """Count positions, or the share of them that are no padding, in so many updates."""
     how = f"{steps} updates of {rows} rows of {length} positions, times {share:g}"
     return Value(in_unit(steps * rows * length * share, unit), unit, how)

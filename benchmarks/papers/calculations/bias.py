@@ -1,4 +1,4 @@
-"""Errors of evaluation that published figures carry: a sum of N losses over N + 1, and lost denominators."""
+"""Errors of evaluation in published values: a sum of N losses over N + 1, and lost denominators."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 def evaluation_batches(rows_per_batch: Positive, devices: Positive = 1) -> Value:
-    """Batches per device over which GaLore's evaluation takes its mean."""
+    """Count batches per device over which GaLore's evaluation takes its mean."""
     batches = EVALUATION_TOKENS / (TOKENS_PER_ROW * rows_per_batch * devices)
     how = (
         f"{EVALUATION_TOKENS} tokens over {TOKENS_PER_ROW} tokens per row (an average), {rows_per_batch} "
@@ -33,7 +33,7 @@ def unbiased_perplexity(
     rows_per_batch: Positive | None = None,
     devices: Positive = 1,
 ) -> Value:
-    """The perplexity behind one whose loss, a sum over N batches, was divided by N + 1: ppl^((N + 1) / N).
+    """Undo the division by N + 1 of a loss summed over N batches: ppl^((N + 1) / N).
 
     N is `batches`, or that of `evaluation_batches` at `rows_per_batch` and `devices`.
     """
@@ -52,7 +52,7 @@ def multiple_of(
     give: Literal["fits", "nearest", "distance", "numerator"] = "fits",
     decimals: Annotated[int, Field(ge=0)] = 3,
 ) -> Value:
-    """Whether a percentage is k / count for a whole k, up to one unit of its last decimal (cut or rounded).
+    """Check whether a percentage is k / count for a whole k, up to a unit of its last decimal.
 
     `nearest` is 100 k / count, `distance` in percentage points, `numerator` k.
     """
@@ -75,6 +75,6 @@ def multiples(
     count: Positive,
     decimals: Annotated[int, Field(ge=0)] = 3,
 ) -> Value:
-    """How many of these percentages are k / count for a whole k, by the rule of `multiple_of`."""
+    """Count the percentages that are k / count for a whole k, by the rule of `multiple_of`."""
     fitting = sum(bool(multiple_of(percent, count, "fits", decimals).value) for percent in percents)
     return Value(fitting, "values", f"{fitting} of {len(percents)} values are k / {count} for a whole k")

@@ -1,4 +1,4 @@
-"""Calls by name: a calculation and its arguments, checked and evaluated, with one line for a mistake."""
+"""Check and evaluate a calculation by its name and arguments, with one line for a mistake."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ DIGITS = 12  # of a value: what lies behind differs between machines
 
 
 def evaluate(name: str, arguments: Mapping[str, Any]) -> Value:
-    """The value of a calculation; UserError names the nearest for an unknown name or argument."""
+    """Evaluate a calculation; UserError names the nearest for an unknown name or argument."""
     if name not in CALCULATIONS:
         raise UserError(f"no calculation {name!r}; {nearest(name, CALCULATIONS)}")
     schema, where = _schema(name), f"calculation {name}"
@@ -64,7 +64,7 @@ def evaluate(name: str, arguments: Mapping[str, Any]) -> Value:
 
 @cache
 def _schema(name: str) -> type[BaseModel]:
-    """The arguments of a function as a model: its type hints, unknown keys refused."""
+    """Return the arguments of a function as a model: its type hints, unknown keys refused."""
     function = CALCULATIONS[name]
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {

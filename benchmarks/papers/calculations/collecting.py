@@ -1,4 +1,4 @@
-"""All calls in the files of published tables, found and evaluated."""
+"""Find and evaluate all calls in the files of published tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAPERS = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Call:
-    """A calculation with its arguments, and the cell or file where it is asked for first."""
+    """A calculation with its arguments, and the first cell or file that uses it."""
 
     calculation: str
     arguments: dict[str, Any]
@@ -28,12 +28,12 @@ class Call:
 
     @property
     def key(self) -> str:
-        """Equal for equal calls, whatever the order of their arguments."""
+        """Return a key that is equal for equal calls, whatever the order of their arguments."""
         return json.dumps([self.calculation, self.arguments], sort_keys=True)
 
 
 def calls(folder: Path = PAPERS) -> list[Call]:
-    """Every different call in the YAML files of a folder, sorted; UserError for one that is no call."""
+    """Return the different calls in the YAML files of a folder, sorted; UserError for one that is no call."""
     found: dict[str, Call] = {}
     for path in sorted(folder.glob("*.yaml")):
         for mapping in _asked(path):
@@ -43,7 +43,7 @@ def calls(folder: Path = PAPERS) -> list[Call]:
 
 
 def entries(asked: Sequence[Call], jobs: int = 1) -> list[dict[str, Any]]:
-    """Each call with value, unit and how, in the order given; UserError says in which file it stands.
+    """Evaluate calls to their value, unit and how, in the order given; UserError names the file.
 
     Calls about one shape stay together, in one of `jobs` processes, since they share prepared models.
     """
@@ -71,12 +71,12 @@ def _entry(call: Call) -> dict[str, Any]:
 
 
 def text_of(found: Sequence[dict[str, Any]]) -> str:
-    """The file that they make."""
+    """Return the text of the file of evaluated calls."""
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
 
 def _asked(path: Path) -> Iterator[dict[str, Any]]:
-    """The calls of one file: in that of a paper they are templates, filled for each of its cells."""
+    """Yield the calls of one file; those of a paper are templates, filled for each of its cells."""
     content = read_yaml(path)
     if isinstance(content, dict) and "paper" in content:
         for call in published.calls(path.parent, path.stem):
@@ -86,7 +86,7 @@ def _asked(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _mappings(value: Any) -> Iterator[dict[str, Any]]:
-    """Every mapping with a key `calculation`, however deep."""
+    """Yield every mapping with a key `calculation`, however deep."""
     if isinstance(value, dict):
         if "calculation" in value:
             yield value

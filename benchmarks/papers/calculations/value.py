@@ -1,4 +1,4 @@
-"""What a calculation answers, and how it is told a shape or a unit."""
+"""The value of a calculation; names of units and shapes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BYTE_UNITS = {
 
 @dataclass(frozen=True)
 class Value:
-    """A number, a truth or a text; the unit of a number; and one sentence on how it came about."""
+    """A number, a truth or a text; the unit of a number; and one sentence on how it was obtained."""
 
     value: float | bool | str
     unit: str
@@ -30,7 +30,7 @@ class Value:
 
 
 def in_unit(number: float, unit: str) -> float:
-    """A count or a number of bytes in a unit; UserError names the nearest where there is no such unit."""
+    """Convert a count or bytes to a unit; UserError names the nearest for an unknown unit."""
     units = {**COUNT_UNITS, **BYTE_UNITS}
     if unit not in units:
         raise UserError(f"no unit {unit!r}; {nearest(unit, units)}")
@@ -38,7 +38,7 @@ def in_unit(number: float, unit: str) -> float:
 
 
 def shape_name(text: str) -> str:
-    """The name of a shape as `harness.engine.models.shapes` has it, also where it is written as in a paper.
+    """Return the name in `harness.engine.models.shapes` of a shape, however papers write it.
 
     llama_60m, LLaMA 60M and 60M are 60m; LLaMA-2 7B is llama-2-7b; 13B is llama-2-13b, the one 13B there is.
     """

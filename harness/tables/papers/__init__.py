@@ -1,1 +1,1 @@
-"""Published figures, each beside ours, with what may be said of it."""
+"""Published values compared with ours, with a verdict on each."""

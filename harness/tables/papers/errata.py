@@ -1,6 +1,6 @@
-"""What does not hold in published figures: claims about others, with evidence and a way to see it again.
+"""Known errors in published values: claims about papers, with evidence and a way to reproduce each.
 
-A claim's text names its figures in braces; they are calculations or printed cells, so none is typed.
+A claim's text names its values in braces; they are calculations or printed cells, so none is typed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from harness.tables.report.build import Report
 from harness.validation import validate
 
 
-class Figure(Strict):
-    """One figure of a claim: where it comes from, and how it is written."""
+class ClaimValue(Strict):
+    """One value of a claim: its source and its format."""
 
     of: Calculated | Printed
     unit: str = ""
@@ -30,18 +30,18 @@ class Figure(Strict):
 
 
 class Claim(Strict):
-    """What does not hold, in which papers, by what evidence, and how anyone can see it again."""
+    """One error: the papers it is in, the evidence, and how to reproduce it."""
 
     title: str
     about: Annotated[tuple[str, ...], Field(min_length=1)]
     text: str
-    figures: Annotated[dict[str, Figure], Field(min_length=1)]
+    figures: Annotated[dict[str, ClaimValue], Field(min_length=1)]
     evidence: Annotated[tuple[str, ...], Field(min_length=1)]
     again: str
 
 
 class Errata(Strict):
-    """All of them, in the order of the page."""
+    """All claims, in the order of the page."""
 
     claims: tuple[Claim, ...]
 
@@ -53,13 +53,13 @@ def load(folder: Path) -> Errata:
 
 
 def build(errata: Errata, sources: Sources) -> Report:
-    """The page of claims: each a table of its figures, with text, evidence and a command below it."""
+    """Build the page: each claim a table of its values, with text, evidence and a command below it."""
     tables = tuple(_table(claim, sources) for claim in errata.claims)
     return Report(
-        title="Errata of published figures",
-        question="What does not hold in the papers, by which evidence, and how can anyone see it again?",
+        title="Errata of published values",
+        question="Which published values do not hold, by which evidence, and how can it be reproduced?",
         tables=tables,
-        caption=("figures are calculated (nox -s tables) or printed in the source named",),
+        caption=("values are calculated (nox -s tables) or printed in the source named",),
         notes=(),
         lines=tuple(
             {
@@ -70,54 +70,54 @@ def build(errata: Errata, sources: Sources) -> Report:
                 "how": how,
             }
             for claim in errata.claims
-            for name, (value, how) in _figures(claim, sources).items()
+            for name, (value, how) in _values(claim, sources).items()
         ),
     )
 
 
 def _table(claim: Claim, sources: Sources) -> Table:
-    figures = _figures(claim, sources)
+    values = _values(claim, sources)
     wanted = {name for _, name, _, _ in string.Formatter().parse(claim.text) if name}
-    for name in wanted - set(figures):
-        raise UserError(f"errata, {claim.title}: no figure {name!r}; {nearest(name, figures)}")
-    if unused := sorted(set(figures) - wanted):
+    for name in wanted - set(values):
+        raise UserError(f"errata, {claim.title}: no value {name!r}; {nearest(name, values)}")
+    if unused := sorted(set(values) - wanted):
         raise UserError(
             f"errata, {claim.title}: the text does not use {', '.join(unused)}; name it or drop it"
         )
-    text = claim.text.format_map({name: value for name, (value, _) in figures.items()})
+    text = claim.text.format_map({name: value for name, (value, _) in values.items()})
     notes = (text, *(f"evidence: {item}" for item in claim.evidence), f"again: {claim.again}")
-    names = tuple(name.replace("_", " ") for name in figures)
-    units = tuple(figure.unit for figure in claim.figures.values())
+    names = tuple(name.replace("_", " ") for name in values)
+    units = tuple(item.unit for item in claim.figures.values())
     return Table(
         claim.title,
-        (Column("figure", names, numeric=False),),
+        (Column("quantity", names, numeric=False),),
         (
-            Column("value", tuple(value for value, _ in figures.values())),
+            Column("value", tuple(value for value, _ in values.values())),
             Column("unit", units, numeric=False),
-            Column("how", tuple(how for _, how in figures.values()), numeric=False),
+            Column("how", tuple(how for _, how in values.values()), numeric=False),
         ),
         tuple(plain(note) for note in notes),
     )
 
 
-def _figures(claim: Claim, sources: Sources) -> dict[str, tuple[str, str]]:
-    """The text of each figure and how it came about."""
+def _values(claim: Claim, sources: Sources) -> dict[str, tuple[str, str]]:
+    """Return each value as text, with how it was obtained."""
     found = {}
-    for name, figure in claim.figures.items():
+    for name, item in claim.figures.items():
         try:
-            found[name] = _figure(figure, sources)
+            found[name] = _value(item, sources)
         except UserError as error:
             raise UserError(f"errata, {claim.title}, {name}: {error}") from error
     return found
 
 
-def _figure(figure: Figure, sources: Sources) -> tuple[str, str]:
-    if isinstance(figure.of, Printed):
-        cell = sources.printed_cell(figure.of)
+def _value(item: ClaimValue, sources: Sources) -> tuple[str, str]:
+    if isinstance(item.of, Printed):
+        cell = sources.printed_cell(item.of)
         value, how = cell.published, f"printed: {cell.where}"
     else:
-        entry = sources.calculation(figure.of)
+        entry = sources.calculation(item.of)
         value, how = entry["value"], str(entry.get("how", ""))
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = fixed(figure.decimals)(value)
+        value = fixed(item.decimals)(value)
     return plain(str(value)), plain(how)

@@ -1,4 +1,4 @@
-"""Each published cell with our figure and a verdict."""
+"""Judge each published cell: our value beside it, and a verdict."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.tables.papers.verdicts import Ours, Verdict, verdict
 
 @dataclass(frozen=True)
 class Judged:
-    """A cell with our figure and what may be said of it."""
+    """A published cell, our value and the verdict."""
 
     cell: Cell
     ours: Ours | None
@@ -23,12 +23,12 @@ class Judged:
 
     @property
     def number(self) -> float | None:
-        """The published figure as a number, where it is one."""
+        """Return the published value as a number, None where it is none."""
         return _number(self.cell)
 
     @property
     def ratio(self) -> float | None:
-        """Ours over published, where both are numbers."""
+        """Return ours over published, None where one is no number."""
         value = self.ours.value if self.ours else None
         if isinstance(value, (bool, str)) or value is None or not self.number:
             return None
@@ -36,7 +36,7 @@ class Judged:
 
 
 def judge(name: str, paper: Paper, sources: Sources) -> list[Judged]:
-    """Every printed value of a paper with its verdict; UserError in one line for data that does not fit."""
+    """Judge every printed value of a paper; UserError in one line for data that does not fit."""
     found = [(cell, sources.find(cell)) for cell in published.cells(name, paper)]
     columns: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for cell, ours in found:
@@ -50,11 +50,11 @@ def _judged(cell: Cell, ours: Ours | None, column: Sequence[tuple[float, float]]
     arithmetic = cell.obtained in ("arithmetic", "stated") or (
         ours is not None and ours.by in ("calculated", "printed")
     )
-    said = cell.published if isinstance(cell.published, str) else None
+    text = cell.published if isinstance(cell.published, str) else None
     number = _number(cell)
     try:
         found = verdict(
-            cell.answer, said if number is None else number, ours, cell.tolerance, arithmetic, column
+            cell.answer, text if number is None else number, ours, cell.tolerance, arithmetic, column
         )
     except UserError as error:
         raise UserError(f"{cell.where}: {error}") from error

@@ -1,4 +1,4 @@
-"""Where our figures are looked up: calculations, forecasts, records, other printed cells."""
+"""Look up our values: in calculations, forecasts, records and other printed cells."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ UNITS = {"peak_allocated_bytes": "bytes", "tokens_per_s": "tokens/s"}
 
 @dataclass(frozen=True)
 class Sources:
-    """The files that figures come from: results of the project, and folders of records."""
+    """The files that our values come from: results of the project, and folders of records."""
 
     papers: Path
     results: Path
@@ -43,7 +43,7 @@ class Sources:
 
     @cached_property
     def calculations(self) -> dict[str, Mapping[str, Any]]:
-        """Every evaluated call by its text."""
+        """Return every evaluated call by its text."""
         path = self.results / "calculations.json"
         entries = _json(path, "python -m benchmarks.papers.calculations")
         if not isinstance(entries, list) or not all(isinstance(item, dict) for item in entries):
@@ -54,23 +54,23 @@ class Sources:
 
     @cached_property
     def forecasts(self) -> dict[str, Mapping[str, Any]]:
-        """Rows of the plan of the shapes suite by label."""
+        """Return the rows of the plan of the shapes suite by label."""
         path = self.results / "forecasts" / "shapes.json"
         return {row["label"]: row for row in _json(path, "nox -s bench-shapes")["rows"]}
 
     @cached_property
     def printed(self) -> dict[str, list[Cell]]:
-        """The cells of every paper."""
+        """Return the cells of every paper."""
         names = published.available(self.papers)
         return {name: list(published.cells(name, published.load(self.papers, name))) for name in names}
 
     def take(self, suite: str, records: Iterable[Record]) -> None:
-        """Use these records of a suite, which somebody has read already, in place of its files."""
+        """Use these records of a suite, already read, in place of its files."""
         self._rows[suite] = rows_of(item for item in records if item.outcome.status == "ok")
 
     # ------------------------------------------------------------------------------------- looking up
     def find(self, cell: Cell) -> Ours | None:
-        """Our figure in the unit of the cell, by the first selector that has one."""
+        """Return our value in the unit of the cell, by the first selector that has one."""
         for selector in cell.answer.selectors:
             found = self._one(selector, cell)
             if found is not None:
@@ -97,7 +97,7 @@ class Sources:
         return Ours(value, "calculated", str(entry.get("how", "")))
 
     def calculation(self, selector: Calculated) -> Mapping[str, Any]:
-        """The entry of one call; UserError for a call that has not been evaluated."""
+        """Return the entry of one call; UserError for a call that has not been evaluated."""
         call = _call(selector.calculation, selector.arguments)
         if call not in self.calculations:
             raise UserError(f"no value of {call} yet; run python -m benchmarks.papers.calculations")
@@ -131,7 +131,7 @@ class Sources:
         return Ours(other.published, "printed", f"as printed in {other.paper}, {other.table.id}")
 
     def printed_cell(self, selector: Printed) -> Cell:
-        """The one published cell that is meant; UserError where there are none or several."""
+        """Return the one published cell selected; UserError where there are none or several."""
         if selector.paper not in self.printed:
             raise UserError(f"no paper {selector.paper!r}; {nearest(selector.paper, self.printed)}")
         found = [
@@ -161,13 +161,13 @@ class Sources:
             return None
         _, row, value = max(found, key=lambda item: item[0])
         given = UNITS.get(selector.quantity, "share" if key.startswith("accuracy_") else unit)
-        figure = converted(value, given, unit) if selector.per is None else value / selector.per
-        said = [("device", row.environment.get("device", ""))]
+        ours = converted(value, given, unit) if selector.per is None else value / selector.per
+        conditions = [("device", row.environment.get("device", ""))]
         how = f"mean of {len(row.records)} runs of suite {name}"
-        return Ours(figure, "measured", how, tuple(pair for pair in said if pair[1]))
+        return Ours(ours, "measured", how, tuple(pair for pair in conditions if pair[1]))
 
     def _of_suite(self, name: str) -> list[Row]:
-        """The rows of a suite over all folders of records; what cannot be read is no figure."""
+        """Return the rows of a suite over all folders of records, without those that cannot be read."""
         if name not in self._rows:
             found: dict[str, Record] = {}
             for folder in self.records:
@@ -179,7 +179,7 @@ class Sources:
 
 
 def command(selectors: Sequence[Selector]) -> list[str] | None:
-    """The words of the command that would fill a cell, where a suite can."""
+    """Return the words of the command that would fill a cell, None where no suite can."""
     for selector in selectors:
         if isinstance(selector, Recorded):
             shipped = (suites_folder() / f"{selector.suite}.yaml").relative_to(suites_folder().parents[1])
@@ -189,7 +189,7 @@ def command(selectors: Sequence[Selector]) -> list[str] | None:
 
 
 def _measured(row: Row, key: str) -> float | None:
-    """The mean of a quantity; the options that a protocol was given stand behind its name."""
+    """Return the mean of a quantity, whose name may end with the options of a protocol."""
     names = [name for name in row.stats if name == key or name.startswith(f"{key}(")]
     return row.mean(names[0]) if len(names) == 1 else None
 
@@ -208,6 +208,6 @@ def _json(path: Path, remedy: str) -> Any:
 
 
 def sources(root: Path, *records: Path) -> Sources:
-    """The files of a checkout, with further folders of records looked at first."""
+    """Return the sources of a checkout, with further folders of records searched first."""
     results = root / "results"
     return Sources(published.folder(), results, (*records, results / "raw"))

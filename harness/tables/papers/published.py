@@ -1,6 +1,6 @@
-"""The published tables, read: one cell for each transcribed value, with the answer that is its own.
+"""Read the published tables: one cell for each transcribed value, with its answer.
 
-What a file may hold is in `papers/schema.py`, what is said of a cell in `papers/verdicts.py`.
+The schema of the files is in `papers/schema.py`, verdicts are in `papers/verdicts.py`.
 """
 
 from __future__ import annotations
@@ -44,43 +44,43 @@ class Cell:
 
     @property
     def row(self) -> Mapping[str, Any]:
-        """The transcribed row."""
+        """Return the transcribed row."""
         return self.table.rows[self.number]
 
     @property
     def published(self) -> Any:
-        """The value as printed: a number, a text, or a list of numbers."""
+        """Return the value as printed: a number, a text, or a list of numbers."""
         return self.row[self.quantity]
 
     @property
     def primary(self) -> bool:
-        """Whether it is the one value by which its row counts."""
+        """Return whether it is the one value by which its row counts."""
         return self.quantity == self.table.value
 
     @property
     def keys(self) -> dict[str, Any]:
-        """What tells the row apart."""
+        """Return the keys that tell the row apart."""
         return {key: self.row[key] for key in self.table.keys if key in self.row}
 
     @property
     def obtained(self) -> Obtained:
-        """How the paper got the value."""
+        """Return how the paper obtained the value."""
         return self.answer.obtained or self.values.obtained
 
     @property
     def tolerance(self) -> Tolerance | None:
-        """The nearest that is given: of the answer, else of the column of values."""
+        """Return the tolerance of the answer, else of the column of values."""
         return self.answer.tolerance or self.values.tolerance
 
     @property
     def column(self) -> tuple[str, ...]:
-        """Cells of one column are those that agree in all that is not compared."""
+        """Return the same for cells of one column: those that agree in all that is not compared."""
         kept = (f"{key}={value}" for key, value in self.keys.items() if key not in self.table.compare)
         return (self.table.id, self.quantity, self.unit, *kept)
 
     @property
     def where(self) -> str:
-        """The cell in words, for a message."""
+        """Return the cell in words, for a message."""
         said = ", ".join(f"{key} {value}" for key, value in self.keys.items())
         return f"{self.paper}, {self.table.id}, {said}"
 
@@ -92,7 +92,7 @@ def folder() -> Path:
 
 
 def available(place: Path) -> list[str]:
-    """The names of the papers, which are those of the files."""
+    """Return the names of the papers, which are those of the files."""
     return sorted(path.stem for path in place.glob("*.yaml") if path.stem != ERRATA)
 
 
@@ -106,7 +106,7 @@ def load(place: Path, name: str) -> Paper:
 
 
 def cells(name: str, paper: Paper) -> Iterator[Cell]:
-    """Every printed value of a paper in the order of the tables: a row's own value, then its further ones."""
+    """Yield every printed value of a paper in the order of its tables, a row's own value first."""
     for table in paper.tables:
         for number, row in enumerate(table.rows):
             for quantity, values in {table.value: table, **table.also}.items():
@@ -118,7 +118,7 @@ def cells(name: str, paper: Paper) -> Iterator[Cell]:
 
 
 def calls(place: Path, name: str) -> list[Calculated]:
-    """Every calculation that the cells of a paper ask for, each once, its placeholders filled."""
+    """Return every calculation that the cells of a paper use, each once, its placeholders filled."""
     found = [
         selector
         for cell in cells(name, load(place, name))
@@ -129,7 +129,7 @@ def calls(place: Path, name: str) -> list[Calculated]:
 
 
 def _answer(name: str, paper: Paper, table: Table, values: Values, row: Mapping[str, Any]) -> Answer:
-    """The first answer that fits a row, its placeholders filled."""
+    """Return the first answer that fits a row, its placeholders filled."""
     found = next((item for item in values.answers if fits(item.when, row)), None)
     if found is None:
         raise UserError(f"{name}, {table.id}: no answer fits the row {row}; add one without `when`")
@@ -159,7 +159,7 @@ def fits(when: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
 
 
 def _fill(value: Any, names: Mapping[str, Any], row: Mapping[str, Any], where: str) -> Any:
-    """Placeholders replaced; a text that is nothing but one becomes the value itself, of whatever type."""
+    """Replace placeholders; a text that is nothing but one becomes the value itself, of whatever type."""
     if isinstance(value, dict):
         return {key: _fill(item, names, row, where) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -173,7 +173,7 @@ def _fill(value: Any, names: Mapping[str, Any], row: Mapping[str, Any], where: s
 
 
 def _fill_name(name: str, names: Mapping[str, Any], row: Mapping[str, Any], where: str) -> Any:
-    """The value of one placeholder: through a table of names, else the row's own."""
+    """Return the value of one placeholder: through a table of names, else the row's own."""
     if name not in names:
         if name not in row:
             raise UserError(f"{where}: nothing is called {{{name}}}; {nearest(name, [*names, *row])}")

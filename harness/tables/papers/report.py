@@ -1,4 +1,4 @@
-"""Published figures beside ours: a report for each paper, and the summary of all."""
+"""Published values compared with ours: a report for each paper, and the summary of all."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ READING = (
     "verdicts rest on the tolerance of each table; same order: beyond it by no more than the table's factor, "
     "and the column ordered alike",
     "reproduced and same order rest on a run where ours is measured, on a simulation where it is predicted",
-    "arithmetic checked says that a figure follows from others or from shapes, not that a run was repeated",
+    "arithmetic checked says that a value follows from others or from shapes, not that a run was repeated",
 )
 
 
 # ------------------------------------------------------------------------------------------- reports
 def build(name: str, paper: Paper, sources: Sources, only: str | None = None) -> Report:
-    """The report of one paper, or of one of its tables; UserError names the nearest for an unknown table."""
+    """Build the report of a paper or of one of its tables; UserError for an unknown table."""
     wanted = {table.id for table in paper.tables} if only is None else {_table(paper, only)}
     judged = judge(name, paper, sources)
     tables = [_summary("Verdicts by table", _by_table(judged))] if only is None else []
@@ -40,7 +40,7 @@ def build(name: str, paper: Paper, sources: Sources, only: str | None = None) ->
     caption = [f"read: {source.read}", f"code: {source.code or 'none known'}", *READING]
     missing = [f"Not transcribed: {text}" for text in paper.missing]
     return Report(
-        title=f"{name}: published figures beside ours",
+        title=f"{name}: published values and ours",
         question=f"{source.title}, arXiv {source.arxiv}",
         tables=tuple(tables),
         caption=tuple(plain(text) for text in caption),
@@ -50,14 +50,14 @@ def build(name: str, paper: Paper, sources: Sources, only: str | None = None) ->
 
 
 def summary(everything: dict[str, list[Judged]]) -> Report:
-    """How many of each verdict there are, by paper; one cell for each transcribed row."""
+    """Build the summary: the number of each verdict by paper, one cell for each transcribed row."""
     table = _summary("Verdicts by paper", everything)
     return Report(
-        title="Published figures beside ours",
-        question="Which published figures hold, by which check, and what would fill the others?",
+        title="Published values and ours",
+        question="Which published values hold, by which check, and what would fill the others?",
         tables=(table,),
         caption=READING,
-        notes=("One cell is one transcribed row; further values of a row stand in the papers' own pages.",),
+        notes=("One cell is one transcribed row; further values of a row are in the papers' own pages.",),
         lines=tuple(_lines(item for judged in everything.values() for item in judged)),
     )
 
@@ -79,7 +79,7 @@ def _by_table(judged: Iterable[Judged]) -> dict[str, list[Judged]]:
 
 
 def _summary(title: str, groups: dict[str, list[Judged]]) -> Table:
-    """Primary values by verdict, and their sum."""
+    """Count primary values by verdict, and their sum."""
     counts = {
         name: Counter(item.verdict for item in items if item.cell.primary) for name, items in groups.items()
     }
@@ -91,7 +91,7 @@ def _summary(title: str, groups: dict[str, list[Judged]]) -> Table:
 
 
 def _lines(judged: Iterable[Judged]) -> Iterator[dict[str, object]]:
-    """One line per printed value, with all that is known of it."""
+    """Yield one line per printed value, with all that is known of it."""
     for item in judged:
         cell, tolerance = item.cell, item.cell.tolerance
         words = command(cell.answer.selectors) if item.ours is None else None

@@ -1,7 +1,7 @@
-"""What a file of `benchmarks/papers` holds: a paper's tables, their rows as transcribed, and answers to them.
+"""The schema of `benchmarks/papers/*.yaml`: a paper's tables, their rows as transcribed, and our answers.
 
 A row says what tells it apart (`keys`), its printed value, and further printed values (`also`). An answer
-says where our figure comes from, or why there is none: the first of a table whose `when` fits a row is that
+says where our value comes from, or why there is none: the first of a table whose `when` fits a row is that
 row's. Names in braces are filled from the row, through `names` where a paper calls something otherwise.
 """
 
@@ -46,10 +46,10 @@ class Predicted(Strict):
 
 
 class Recorded(Strict):
-    """What the records of a suite say: `only` selects the run, `quantity` names what was measured.
+    """A value measured by the records of a suite: `only` selects the run, `quantity` names what was measured.
 
     `suite` is its file under benchmarks without the ending. A quantity is `perplexity.PROTOCOL`,
-    `accuracy.TASK`, or the name of any other figure of a report, such as `peak_allocated_bytes`; `per`
+    `accuracy.TASK`, or the name of any other value of a report, such as `peak_allocated_bytes`; `per`
     divides it, where the paper counts in larger pieces.
     """
 
@@ -81,7 +81,7 @@ class Tolerance(Strict):
 
 
 class Answer(Strict):
-    """Where our figure of some rows comes from: selectors in order, `needs` says what lacks beyond them.
+    """Where our value of some rows comes from: selectors in order, `needs` names what is missing beyond them.
 
     `reads` is the number that a printed text stands for, `unit` that of these rows. `conditions` are ours,
     set beside those of the table.

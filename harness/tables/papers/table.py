@@ -21,7 +21,7 @@ DIGITS = 3
 
 
 def tables_of(judged: Sequence[Judged], sources: Sources) -> list[Table]:
-    """One table for the values by which rows count, one for each further column of values."""
+    """Return one table for the primary values of rows, one for each further column of values."""
     found = []
     for quantity in dict.fromkeys(item.cell.quantity for item in judged):
         own = [item for item in judged if item.cell.quantity == quantity]
@@ -29,13 +29,13 @@ def tables_of(judged: Sequence[Judged], sources: Sources) -> list[Table]:
         title = first.table.id if first.primary else f"{first.table.id}, further: {quantity}"
         marks = _Marks()
         columns = _columns(own, marks, sources)
-        notes = [*_head(first), *_tolerances(own), *marks.said, *_commands(own)]
+        notes = [*_head(first), *_tolerances(own), *marks.texts, *_commands(own)]
         found.append(Table(title, _stub(own), columns, tuple(plain(note) for note in notes)))
     return found
 
 
 def _stub(judged: Sequence[Judged]) -> tuple[Column, ...]:
-    """The keys that tell rows apart; what all rows share is left out where something else does."""
+    """Return the columns of the keys that tell rows apart."""
     keys = judged[0].cell.table.keys
     rows = [[shown(item.cell.keys.get(key, DASH)) for key in keys] for item in judged]
     kept = [place for place in range(len(keys)) if len({row[place] for row in rows}) > 1] or [0]
@@ -63,25 +63,25 @@ def _columns(judged: Sequence[Judged], marks: _Marks, sources: Sources) -> tuple
 
 
 def _unit_beside(item: Judged) -> str:
-    """The unit of a number, where a column has several; a text has its own."""
+    """Return the unit of a number, where a column has several; a text contains its own."""
     return f" {item.cell.unit}".rstrip() if isinstance(item.cell.published, (int, float)) else ""
 
 
 class _Marks:
-    """Notes below a table, each said once, by letters in its rows."""
+    """Notes below a table, each given once, by letters in its rows."""
 
     def __init__(self) -> None:
         self._letters: dict[str, str] = {}
 
     def of(self, notes: Sequence[str]) -> str:
-        """The letters of some notes."""
+        """Return the letters of some notes."""
         for note in notes:
             self._letters.setdefault(note, _letter(len(self._letters)))
         return " ".join(self._letters[note] for note in notes)
 
     @property
-    def said(self) -> list[str]:
-        """All notes with their letters."""
+    def texts(self) -> list[str]:
+        """Return all notes with their letters."""
         return [f"{letter}: {note}" for note, letter in self._letters.items()]
 
 
@@ -90,7 +90,7 @@ def _letter(number: int) -> str:
 
 
 def _head(cell: Cell) -> list[str]:
-    """What is said of the table as a whole, or of one further column."""
+    """Return the notes on the table as a whole, or on one further column."""
     table = cell.table
     about = [table.caption, table.model, table.dataset] if cell.primary else []
     said = ["; ".join(part for part in (*about, cell.values.metric) if part)]
@@ -102,7 +102,7 @@ def _head(cell: Cell) -> list[str]:
 
 
 def _tolerances(judged: Iterable[Judged]) -> list[str]:
-    """Every tolerance that a figure of ours is or would be held to."""
+    """Return every tolerance that a value of ours is or would be held to."""
     wanted = [item.cell for item in judged if item.cell.answer.selectors and item.number is not None]
     texts = [_tolerance(cell.tolerance, cell.unit) for cell in wanted if cell.tolerance]
     return [f"tolerance: {text}" for text in dict.fromkeys(texts)]
@@ -115,7 +115,7 @@ def _tolerance(tolerance: Tolerance, unit: str) -> str:
 
 
 def notes(item: Judged, sources: Sources) -> list[str]:
-    """What stands behind one row: how ours came about or what lacks, and the conditions that differ."""
+    """Return the notes on one row: how ours was obtained or what is missing, and conditions that differ."""
     answer, found = item.cell.answer, item.ours
     said = [answer.why] if answer.why else []
     said += [found.how] if found and found.how and found.by != "predicted" else []
@@ -131,7 +131,7 @@ def notes(item: Judged, sources: Sources) -> list[str]:
 
 
 def conditions(item: Judged) -> str:
-    """The conditions of the paper and ours where they differ."""
+    """Return the conditions of the paper and ours where they differ."""
     theirs = item.cell.table.conditions
     own = {**item.cell.answer.conditions, **dict(item.ours.conditions if item.ours else ())}
     said = [
@@ -143,7 +143,7 @@ def conditions(item: Judged) -> str:
 
 
 def _commands(judged: Iterable[Judged]) -> list[str]:
-    """The commands that would fill what has no figure of ours yet, each once."""
+    """Return the commands that would fill rows without a value of ours, each once."""
     open_cells = [item.cell for item in judged if item.ours is None and not item.cell.answer.does_not_run]
     found = [words for cell in open_cells if (words := command(cell.answer.selectors))]
     missing = sorted({words[2] for words in found if not (suites_folder().parents[1] / words[2]).exists()})
@@ -153,14 +153,14 @@ def _commands(judged: Iterable[Judged]) -> list[str]:
 
 # --------------------------------------------------------------------------------------------- text
 def shown(value: Any) -> str:
-    """A printed value as it stands in the file; a list is its values in order."""
+    """Return a printed value as text; a list is its values in order."""
     if isinstance(value, (list, tuple)):
         return ", ".join(shown(part) for part in value)
     return plain(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
 
 
 def ours(item: Judged) -> str:
-    """Our figure as text, in the unit of the cell."""
+    """Return our value as text, in the unit of the cell."""
     value = item.ours.value if item.ours else None
     if value is None:
         return DASH
@@ -170,7 +170,7 @@ def ours(item: Judged) -> str:
 
 
 def _significant(value: float, beside: float | None) -> str:
-    """With one decimal more than the published figure, or three digits where these are more."""
+    """Write with one decimal more than the published value, or three digits where these are more."""
     if not math.isfinite(value):
         return str(value)
     printed = f"{beside:g}" if beside is not None else ""

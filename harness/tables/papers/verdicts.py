@@ -1,8 +1,8 @@
-"""What may be said of a published figure beside ours. Pure functions of numbers and words.
+"""Verdicts on a published value compared with ours: pure functions of numbers and words.
 
-A figure that follows from other facts (a formula, an average, a stated setting) is `arithmetic checked`
+A value that follows from other facts (a formula, an average, a stated setting) is `arithmetic checked`
 where ours agrees. One that came from a run is `reproduced`, or `same order` where it is off by no more than
-the factor that its table states while no two figures of its column are ordered otherwise than ours.
+the factor that its table states while no two values of its column are ordered otherwise than ours.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Ours:
-    """Our figure, or a text or truth, and how it came about."""
+    """Our number, text or truth, and how it was obtained."""
 
     value: float | str | bool
     by: Literal["calculated", "predicted", "measured", "printed"]
@@ -70,7 +70,7 @@ class Ours:
 
 
 def converted(value: float, given: str, wanted: str) -> float:
-    """A value in another unit; UserError where the two cannot be compared.
+    """Convert a value to another unit; UserError where the two cannot be compared.
 
     A value without a unit has that of the published values that it was made of.
     """
@@ -80,18 +80,18 @@ def converted(value: float, given: str, wanted: str) -> float:
         if given in kind and wanted in kind:
             return value * kind[given] / kind[wanted]
     raise UserError(
-        f"a figure in {given!r} cannot be set beside one in {wanted!r}; name the same kind of unit"
+        f"a value in {given!r} cannot be compared with one in {wanted!r}; name the same kind of unit"
     )
 
 
 def agrees(published: float, ours: float, tolerance: Tolerance) -> bool:
-    """Whether ours lies within the tolerance around the published figure."""
+    """Return whether ours lies within the tolerance around the published value."""
     room = max(tolerance.absolute, tolerance.relative * abs(published))
     return abs(ours - published) <= room + ROUNDING * max(abs(published), abs(ours))
 
 
 def same_order(pairs: Iterable[tuple[float, float]]) -> bool:
-    """Whether no two (published, ours) of a column are ordered one way there and the other way here.
+    """Return whether no two (published, ours) of a column are in opposite order.
 
     One alone has no order.
     """
@@ -101,7 +101,7 @@ def same_order(pairs: Iterable[tuple[float, float]]) -> bool:
 
 
 def within_factor(published: float, ours: float, factor: float) -> bool:
-    """Whether the larger of two figures of one sign is at most `factor` times the smaller."""
+    """Return whether the larger of two values of one sign is at most `factor` times the smaller."""
     if published == 0 or ours == 0 or published * ours < 0:
         return published == ours
     return 1 / factor <= ours / published <= factor
@@ -115,12 +115,12 @@ def verdict(
     arithmetic: bool,
     column: Sequence[tuple[float, float]] = (),
 ) -> Verdict:
-    """What may be said of one cell; `column` holds every (published, ours) of its column, itself included."""
+    """Return the verdict on a cell; `column` holds every (published, ours) of its column, its own too."""
     if answer.does_not_run:
         return "does not run as published"
     if ours is None:
         if answer.needs is None:
-            raise UserError("no figure of ours, and nothing that says what lacks; add `needs`")
+            raise UserError("no value of ours, and nothing that names what is missing; add `needs`")
         return NEEDS[answer.needs]
     if isinstance(ours.value, bool):
         return "arithmetic checked" if ours.value else "differs"

@@ -55,7 +55,7 @@ def test_a_claim_shows_its_figure_its_evidence_and_how_to_see_it_again(tmp_path:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"text": "It is {figur}."}, "no figure 'figur'; did you mean 'figure'"),
+        ({"text": "It is {figur}."}, "no value 'figur'; did you mean 'figure'"),
         ({"text": "It is."}, "the text does not use figure"),
         ({"figures": {"figure": {"of": {"calculation": "g", "with": {}}}}}, "no value of g {} yet"),
     ],

@@ -59,7 +59,8 @@ def sources(folder: Path, *calculations: dict[str, Any]) -> Sources:
     (results / "forecasts").mkdir(parents=True, exist_ok=True)
     (results / "calculations.json").write_text(json.dumps(calculations), encoding="utf-8")
     other = {**FORECAST, "peak_allocated_bytes": 4 * 2**30}
-    forecasts = {"forecasts": {"big": {"report": {"train": FORECAST}}, "small": {"report": {"train": other}}}}
+    reports = {"big": FORECAST, "small": other}
+    forecasts = {"rows": [{"label": label, "forecast": {"train": train}} for label, train in reports.items()]}
     (results / "forecasts" / "shapes.json").write_text(json.dumps(forecasts), encoding="utf-8")
     return Sources(folder / "papers", results, (folder / "runs",))
 
@@ -177,7 +178,7 @@ def test_a_calculation_is_found_whatever_the_order_of_its_arguments(tmp_path: Pa
             "no value of f {} yet; run python -m benchmarks.papers.calculations",
         ),
         ({"ours": {"forecast": "bigg"}}, "no forecast 'bigg'; did you mean 'big'"),
-        ({"ours": {"forecast": "big"}}, "'bytes' cannot be set beside one in 'ppl'"),
+        ({"ours": {"forecast": "big"}}, "'bytes' cannot be compared with one in 'ppl'"),
         ({"ours": {"paper": "none", "table": "T", "where": {}}}, "no paper 'none'"),
     ],
 )

@@ -45,7 +45,7 @@ def test_a_value_without_a_unit_is_taken_as_that_of_its_terms() -> None:
 
 
 def test_bytes_are_no_perplexity() -> None:
-    with pytest.raises(UserError, match="'bytes' cannot be set beside one in 'ppl'"):
+    with pytest.raises(UserError, match="'bytes' cannot be compared with one in 'ppl'"):
         converted(1, "bytes", "ppl")
 
 

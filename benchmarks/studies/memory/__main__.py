@@ -65,7 +65,8 @@ def write(path: Path, text: str) -> None:
 
 def forecast(chosen: Suite, file: Path) -> bool:
     """Write the plan of a suite to a file; return whether every row has a forecast."""
-    made = plan_suite(chosen, device="cpu", notify=lambda line: print(line, flush=True))
+    raw = file.parents[1] / "raw"
+    made = plan_suite(chosen, device="cpu", results=raw, notify=lambda line: print(line, flush=True))
     write(file, as_json(made))
     for row in made.rows:
         if row.report is None:

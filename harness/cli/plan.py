@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -85,41 +86,34 @@ def plan_suite(
     from harness.engine.forecast import client
     from harness.engine.forecast.cache import Question
     from harness.forecast import UNSEEN
-    from harness.tables.plan.plan import GIB, Plan
+    from harness.tables.plan.plan import Plan
 
-    rank_source, ranks_in_words = (None, None) if ranks is None else client.read_ranks(ranks)
+    source, words = (None, None) if ranks is None else client.read_ranks(ranks)
     resolved = runner.resolve(chosen.runs, device, text=False)
     configs = _by_config(resolved.runs)
     estimates = runner.Estimates()
     found = runner.survey(resolved.runs, results / resolved.machine / chosen.name, estimates)
-    finished = {key for key, record in found.items() if record.finished}
-    devices, reserve = sizes
-    questions = [Question(runs[0]) for runs in configs.values()]
-    searches = {
-        (runs[0].config_id, setting, gib): Question(runs[0], setting, int((gib - reserve) * GIB))
-        for runs in configs.values()
-        for setting in searched
-        for gib in devices
-        if runs[0].train.stage != "compress"  # no batch, no length
-    }
-    forecasts = client.Oracle(options.cache_folder(), runner.WORKER, rank_source, notify)
-    answers = iter(forecasts.ask([*questions, *searches.values()], _progress(notify)))
+    finished = {run_id for run_id, record in found.items() if record.finished}
+    firsts = [runs[0] for runs in configs.values()]
+    searches = _searches(firsts, searched, *sizes)
+    forecaster = client.Oracle(options.cache_folder(), runner.WORKER, source, notify)
+    answers = iter(forecaster.ask([*map(Question, firsts), *searches.values()], _progress(notify)))
     reports = dict(zip(configs, answers, strict=False))
     largest = dict(zip(searches, answers, strict=True))
     rows = []
-    for config_id, runs in configs.items():
-        own = {(setting, gib): answer for (key, setting, gib), answer in largest.items() if key == config_id}
+    for key, runs in configs.items():
+        own = {(setting, gib): answer for (of, setting, gib), answer in largest.items() if of == key}
         label = _label(chosen, resolved.runs, runs[0])
-        rows.append(_row(label, runs, finished, estimates, reports[config_id], own))
+        rows.append(_row(label, runs, finished, estimates, reports[key], own))
     return Plan(
         suite=chosen.name,
         question=chosen.question,
         machine=resolved.machine,
         rows=tuple(rows),
-        device_gib=tuple(devices),
-        reserve_gib=reserve,
+        device_gib=tuple(sizes[0]),
+        reserve_gib=sizes[1],
         unseen=UNSEEN,
-        ranks=ranks_in_words,
+        ranks=words,
     )
 
 
@@ -129,6 +123,20 @@ def _by_config(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in {run.run_id: run for run in runs}.values():
         configs.setdefault(run.config_id, []).append(run)
     return configs
+
+
+def _searches(
+    runs: Sequence[Run], searched: Sequence[Setting], devices: Sequence[float], reserve: float
+) -> dict[tuple[str, Setting, float], Question]:
+    """Return the questions about largest settings by config id, setting and GiB of the device."""
+    from harness.engine.forecast.cache import Question
+    from harness.tables.plan.plan import GIB
+
+    return {
+        (run.config_id, setting, gib): Question(run, setting, int((gib - reserve) * GIB))
+        for run, setting, gib in itertools.product(runs, searched, devices)
+        if run.train.stage != "compress"  # no batch, no length
+    }
 
 
 def _progress(notify: Callable[[str], None]) -> Callable[[Question, int, int], None]:

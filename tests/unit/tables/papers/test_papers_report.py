@@ -250,8 +250,8 @@ def test_the_page_shows_both_figures_their_conditions_and_the_verdict(tmp_path: 
 
 def test_the_command_that_would_fill_a_cell_stands_once(tmp_path: Path) -> None:
     page = text(paper({"method": "A", "value": 1}, {"method": "A", "value": 2}), sources(tmp_path))
-    assert page.count("lorebench run benchmarks/llama2/made_up.yaml --only 'label=7b A'") == 1
-    assert "benchmarks/llama2/made_up.yaml does not exist yet" in page
+    assert page.count("lorebench run benchmarks/suites/llama2/made_up.yaml --only 'label=7b A'") == 1
+    assert "benchmarks/suites/llama2/made_up.yaml does not exist yet" in page
 
 
 def test_a_copied_value_is_said_to_be_copied_or_not(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import benchmarks.calculations
 import pytest
 
+import benchmarks.papers.calculations
 from benchmarks.papers.calculations import CALCULATIONS, __main__, collecting, evaluate
 from benchmarks.papers.calculations.calling import _schema
 from harness.errors import UserError
@@ -239,5 +239,5 @@ def test_several_processes_find_what_one_does(papers: Path) -> None:
 
 
 def test_importing_the_calculations_loads_no_torch() -> None:
-    code = "import sys, benchmarks.calculations; sys.exit('torch' in sys.modules)"
+    code = "import sys, benchmarks.papers.calculations; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,17 +1,25 @@
-"""The contract between a training method and the harness, and the registry that finds methods.
+"""The contract between a training method and the harness; a method author reads this file first.
 
-A method is one class in one file. It says what it needs (`Config`), where it comes from (`source`)
-and what it can do (`caps`); it changes a model (`prepare`), trains it (`stepper`) and hands back a
-plain model (`export`). This module knows no method but by the strings of the registry.
+A method is one class in one file. Its `Config` declares the options, `source` cites the paper, and `caps` states
+what the configured method supports. A run then calls, in this order:
+
+1. `prepare(model, context)`: replace layers, choose what trains, and put ranks and facts into the record.
+2. `stepper(model, optim)`: return the optimizer. Per update the training loop calls `set_lr`, the backward pass,
+   `step` and `zero_grad`.
+3. `export(model)`: return a plain model for evaluation and saving.
+
+In a stack, `prepare` and `export` of every method are called, the last method first to export, and the last
+method that returns a stepper trains the model. Raise `UserError` for an option that cannot work with this
+model and `UnsupportedError` for a feature that the method lacks; the latter becomes a row of the table.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-import importlib.metadata
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -30,29 +38,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Caps:
-    """What one configured method can honestly do; the caps of a stack are the intersection.
-
-    `period` is the number of steps between expensive refreshes (None: every step costs the same).
-    `value_dependent` says that shapes depend on the values of weights or gradients, so that a
-    simulation needs the ranks from elsewhere. `decoding` says that the prepared model can generate.
-    `per_layer` and `state_bits` say which options of the train section are honoured: updates inside
-    the backward pass, and the precisions of optimizer states beside the method's own. `because` tells a
-    user whose run is refused why the stages are what they are.
-    """
+    """Capabilities of one configured method. The harness refuses a run that asks for more."""
 
     stages: frozenset[str] = frozenset({"pretrain", "finetune", "compress"})
+    """Values of `train.stage` that the method supports."""
+
     grad_accum: bool = True
+    """One update may follow several backward passes."""
+
     grad_clip: bool = True
+    """The global gradient norm can be clipped before an update."""
+
     ddp: bool = True
+    """Replicas on several processes stay equal when their gradients are averaged before `step`: everything
+    that `prepare` and `step` draw or decide follows from the seed, the weights and the averaged gradients."""
+
     period: int | None = None
+    """Updates between two expensive refreshes; None where all updates cost the same or no period is fixed."""
+
     value_dependent: bool = False
-    decoding: bool = True
+    """Shapes depend on the values of weights or gradients, so a simulation takes ranks from `Simulated`."""
+
     per_layer: bool = False
+    """The stepper honours `train.per_layer`: it updates each parameter inside the backward pass."""
+
     state_bits: frozenset[int] = frozenset()
+    """Values of `train.state_bits` that the stepper honours, beside its own precision."""
+
     because: str = ""
+    """Why the stages are restricted, for the message to a user whose run is refused."""
 
     def meet(self, other: Caps) -> Caps:
-        """The caps of a stack of two methods: what both can do."""
+        """Return the capabilities of a stack of two methods: what both support."""
         periods = [p for p in (self.period, other.period) if p is not None]
         return Caps(
             stages=self.stages & other.stages,
@@ -61,7 +78,6 @@ class Caps:
             ddp=self.ddp and other.ddp,
             period=max(periods, default=None),
             value_dependent=self.value_dependent or other.value_dependent,
-            decoding=self.decoding and other.decoding,
             per_layer=self.per_layer and other.per_layer,
             state_bits=self.state_bits & other.state_bits,
             because="; ".join(dict.fromkeys(filter(None, (self.because, other.because)))),
@@ -70,10 +86,10 @@ class Caps:
 
 @dataclass(frozen=True)
 class Simulated:
-    """Says to a method that tensors have shapes and no values, and where ranks then come from.
+    """Mark a simulation: tensors have shapes and dtypes, but no values that can be read.
 
-    `ranks` by layer are those to use in place of what the method would choose; None asks for its own
-    approximation (`Method.approximations`) of that name, or for the first of them.
+    A method whose shapes depend on values then takes `ranks`, by layer name. Where they are None it follows the
+    entry `approximation` of its `Method.approximations`, or the first entry where that is None too.
     """
 
     ranks: Mapping[str, int] | None = None
@@ -82,118 +98,144 @@ class Simulated:
 
 @dataclass
 class Context:
-    """What a method may use while it prepares a model, and where it says what it did.
-
-    `calibration` yields fresh batches of training token ids, each (batch, seq) int64, for methods
-    that look at data. `cache` is a folder for results that are costly and depend on the weights
-    alone. `ranks`, `facts`, `spectra` and `warnings` end up in the record of the run. `simulated` is there
-    when tensors have no values.
-    """
+    """Inputs of `Method.prepare`, and the place where it reports results for the record of the run."""
 
     seed: int = 0
+    """Seed of every random choice of the method."""
+
     cache: Path | None = None
+    """Folder for costly results that depend on the weights alone; None turns caching off."""
+
     calibration: Callable[[], Iterator[Tensor]] | None = None
+    """Return an iterator over fresh batches of training token ids, each (batch, seq) int64."""
+
     simulated: Simulated | None = None
+    """Set in a simulation, where tensors have no values."""
+
     ranks: dict[str, int] = field(default_factory=dict)
+    """Rank of each layer that got one, by its full name."""
+
     facts: dict[str, Any] = field(default_factory=dict)
+    """Anything else worth recording, as values that JSON can hold."""
+
     spectra: dict[str, list[float]] = field(default_factory=dict)
+    """Singular values by matrix, filled by `add_spectra`."""
+
     warnings: list[str] = field(default_factory=list)
+    """Warnings, filled by `warn`."""
 
     def warn(self, text: str) -> None:
-        """Keep a warning for the record, e.g. that a value was clamped."""
+        """Add a warning to the record, e.g. that a value was clamped."""
         self.warnings.append(text)
 
-    def say_spectra(self, found: Mapping[str, Iterable[float]]) -> None:
-        """Keep the singular values of the weights that a method was given, by matrix and in any order.
+    def add_spectra(self, found: Mapping[str, Iterable[float]]) -> None:
+        """Add the singular values of the original weights, by matrix and in any order.
 
-        What is kept of each is in `record.Parameters`.
+        The record stores at most `harness.spectrum.SPECTRUM_POINTS` of each, relative to the largest.
         """
         self.spectra.update({name: thinned_spectrum(values) for name, values in found.items()})
 
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What happened in one optimizer step.
-
-    `refreshed` labels the step for the clock; `refresh_next` announces that the coming step will hold a
-    refresh, so that a meter can watch it. `grad_norm` is the global norm before clipping, as a device
-    tensor (reading it would stall the device), or None where it was not computed. `ranks` holds those
-    that moved. `refreshes` and `skipped` count tensors: those that got a new subspace, and those that
-    were left alone because their gradient was not finite; None from a method that has no such thing.
-    """
+    """Events of one update. None means that the method has no such event."""
 
     refreshed: bool = False
+    """The update included an expensive refresh; the clock times such updates apart."""
+
     refresh_next: bool = False
+    """The next update will include a refresh, so that a meter can prepare for it."""
+
     grad_norm: Tensor | None = None
+    """Global gradient norm before clipping, as a tensor on the device: reading it here would stall a GPU."""
+
     ranks: Mapping[str, int] | None = None
+    """New rank of each layer whose rank has changed."""
+
     refreshes: int | None = None
+    """Number of parameters that got a new subspace."""
+
     skipped: int | None = None
+    """Number of parameters left alone because their gradient was not finite."""
 
 
 @runtime_checkable
 class Stepper(Protocol):
-    """The optimizer side of a method. One call of `step` is one update, whatever happens inside."""
+    """The optimizer of a method. One call of `step` is one update, whatever happens inside.
+
+    A stepper with refreshes may also define `refresh_soon()`, which makes the next update a refresh; a
+    measurement too short to reach one calls it.
+    """
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the coming update; called before its backward pass."""
+        """Set the learning rate of the next update; called before its backward pass."""
 
     def step(self) -> StepInfo:
-        """Apply the update from the gradients that are there."""
+        """Update the parameters from their gradients."""
 
     def zero_grad(self) -> None:
         """Free all gradients."""
 
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor that is kept between steps, projectors included, each with a name."""
+        """Yield every tensor that lives from one step to the next, projectors included, with a name.
+
+        These tensors are reported as optimizer memory.
+        """
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers only; together with the model enough for a bit-exact resume."""
+        """Return tensors and plain values that, together with the model, suffice for a bit-exact resume."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo `state_dict`."""
+        """Restore what `state_dict` returned."""
 
 
 class MethodConfig(BaseModel):
-    """Base of every method's hyperparameters: typed, frozen, unknown keys refused."""
+    """Base of every method's options: typed and frozen; unknown options are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Method:
-    """Base class of all methods: changes nothing and trains nothing until a member is overridden."""
+    """Base class of all methods. As it stands it changes nothing and trains nothing; override what you need."""
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
-    #: Paper, section and equations; says where the implementation departs from them.
+    """Options of the method, each a typed field with a docstring."""
+
     source: ClassVar[str] = ""
-    #: How a method whose shapes depend on values can do without: name -> what is assumed, the default first.
+    """Paper, section and equations, and where the implementation departs from them."""
+
     approximations: ClassVar[Mapping[str, str]] = {}
-    #: Packages that take long to import and that only work needs, not the reading of options: they are
-    #: imported before anything is metered.
+    """Assumptions that replace values in a simulation: name -> description, the default first."""
+
     libraries: ClassVar[tuple[str, ...]] = ()
+    """Packages that are slow to import and that `Config` does not need; imported before metering begins."""
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
 
     @property
     def caps(self) -> Caps:
-        """What this configured instance can do."""
+        """Return what this configured instance supports."""
         return Caps()
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
-        """Replace layers and set `requires_grad`; return the model to train (often the same object)."""
+        """Replace layers and set `requires_grad`; return the model to train, often the same object."""
         return model
 
     def stepper(self, model: nn.Module, optim: OptimConfig) -> Stepper | None:
-        """Return the optimizer side for the prepared model, or None when this method does not train it."""
+        """Return the optimizer of the prepared model, or None when this method does not train it."""
         return None
 
     def export(self, model: nn.Module) -> nn.Module:
-        """Undo the training scaffold: a plain transformers model whose linears may stay factored."""
+        """Return a plain transformers model without training parts; its linear layers may stay factored."""
         return model
 
 
 def find(name: str) -> type[Method]:
-    """Import a method's class by its registered name or by "module:Class"."""
+    """Return the class of a method by its registered name or by "module:Class".
+
+    UserError for an unknown name, a module that cannot be imported, or a class that is no `Method`.
+    """
     target = check_name(name)
     module_name, _, class_name = target.partition(":")
     try:
@@ -207,20 +249,11 @@ def find(name: str) -> type[Method]:
 
 
 def build(name: str, options: Mapping[str, Any]) -> Method:
-    """Make a configured method; a wrong option raises UserError with what is allowed."""
+    """Return a configured method; UserError names the options that are allowed when one is wrong."""
     cls = find(name)
     return cls(validate(cls.Config, dict(options), where=f"method {name}"))
 
 
 def stack_caps(methods: Sequence[Method]) -> Caps:
-    """The caps of a stack of methods."""
-    caps = methods[0].caps
-    for method in methods[1:]:
-        caps = caps.meet(method.caps)
-    return caps
-
-
-def caps_as_dict(caps: Caps) -> dict[str, Any]:
-    """Caps as plain values, stages sorted, for printing."""
-    values = {item.name: getattr(caps, item.name) for item in fields(caps)}
-    return {**values, "stages": sorted(caps.stages), "state_bits": sorted(caps.state_bits)}
+    """Return the capabilities that all methods of a stack share."""
+    return functools.reduce(Caps.meet, (method.caps for method in methods))

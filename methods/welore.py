@@ -68,7 +68,7 @@ class WeLore(LowRank):
             spectra = self._assumed(shapes, context.simulated.approximation)
         else:
             found = values()
-            context.say_spectra({name: part.tolist() for name, part in found.items()})
+            context.add_spectra({name: part.tolist() for name, part in found.items()})
             spectra = {name: normalised(part) for name, part in found.items()}
         tau = self.config.tau or self.find_tau(shapes, spectra)
         context.facts["tau"] = tau

@@ -8,7 +8,7 @@ def methods() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from harness.method import caps_as_dict, find
+    from harness.method import find
     from harness.registry import available
 
     table = Table(title="methods", header_style="bold", show_lines=True)
@@ -21,7 +21,7 @@ def methods() -> None:
         }
         shown = "\n".join(f"{key} ({value})" for key, value in options.items())
         try:
-            stages = ", ".join(caps_as_dict(cls(cls.Config()).caps)["stages"])
+            stages = ", ".join(sorted(cls(cls.Config()).caps.stages))
         except ValueError:  # an option without a default
             stages = "-"
         table.add_row(name, shown, stages, " ".join(cls.source.split()))

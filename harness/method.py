@@ -1,12 +1,12 @@
 """The contract between a training method and the harness; a method author reads this file first.
 
-A method is one class in one file. Its `Config` declares the options, `source` cites the paper, and `caps` states
-what the configured method supports. A run then calls, in this order:
+A method is one class in one file. Its `Config` declares the options, `source` cites the paper, and `caps`
+states what the configured method supports. A run then calls, in this order:
 
 1. `prepare(model, context)`: replace layers, choose what trains, and put ranks and facts into the record.
-2. `stepper(model, optim)`: return the optimizer. Per update the training loop calls `set_lr`, the backward pass,
-   `step` and `zero_grad`.
-3. `export(model)`: return a plain model for evaluation and saving.
+2. `stepper(model, optim)`: return the optimizer. For each update the training loop calls `set_lr`, the
+   backward pass, `step` and `zero_grad`.
+3. `export(model)`, when the run saves its weights: return a plain model.
 
 In a stack, `prepare` and `export` of every method are called, the last method first to export, and the last
 method that returns a stepper trains the model. Raise `UserError` for an option that cannot work with this
@@ -88,8 +88,8 @@ class Caps:
 class Simulated:
     """Mark a simulation: tensors have shapes and dtypes, but no values that can be read.
 
-    A method whose shapes depend on values then takes `ranks`, by layer name. Where they are None it follows the
-    entry `approximation` of its `Method.approximations`, or the first entry where that is None too.
+    A method whose shapes depend on values then takes `ranks`, by layer name. Where they are None it follows
+    the entry `approximation` of its `Method.approximations`, or the first entry where that is None too.
     """
 
     ranks: Mapping[str, int] | None = None
@@ -196,7 +196,7 @@ class MethodConfig(BaseModel):
 
 
 class Method:
-    """Base class of all methods. As it stands it changes nothing and trains nothing; override what you need."""
+    """Base class of all methods; it changes nothing and trains nothing until a member is overridden."""
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     """Options of the method, each a typed field with a docstring."""

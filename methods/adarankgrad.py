@@ -18,16 +18,20 @@ from torch import Tensor, nn
 
 from harness.config import OptimConfig
 from harness.method import Caps
-from methods.parts.projection.matrix import Matrix
-from methods.parts.projection.method import Positive, Projecting, ProjectingConfig, matrices_of
-from methods.parts.projection.projector import Projector, find
-from methods.parts.projection.stepper import ProjectedStepper
-from methods.parts.projection.subspace import Finder, least_rank, seeded, squared_norm
+from methods.parts.projection.method import (
+    Matrix,
+    Positive,
+    ProjectedStepper,
+    ProjectionConfig,
+    ProjectionMethod,
+)
+from methods.parts.projection.projector import Finder, Projector, find_projector, least_rank, squared_norm
+from methods.parts.targets import random_stream
 
 Given = Mapping[str, int] | None
 
 
-class AdaRankGradConfig(ProjectingConfig):
+class AdaRankGradConfig(ProjectionConfig):
     """Hyperparameters; of the paper only the upper ranks are known to us, so the rest are our choices.
 
     `rank` is the upper bound of all ranks, `period` that of the updates between two refreshes (200 in
@@ -63,8 +67,8 @@ class AdaRankGradConfig(ProjectingConfig):
         return self
 
 
-class AdaRankGrad(Projecting):
-    """Projected AdamW of varying rank over the targets, AdamW over the rest."""
+class AdaRankGrad(ProjectionMethod):
+    """Train the targets with AdamW in subspaces of varying rank, and the rest with AdamW."""
 
     Config = AdaRankGradConfig
     config: AdaRankGradConfig
@@ -80,17 +84,17 @@ class AdaRankGrad(Projecting):
 
     @property
     def caps(self) -> Caps:
-        """Ranks follow from the values of gradients."""
+        """Return that ranks follow from the values of gradients."""
         return replace(super().caps, value_dependent=True)
 
     def stepper(self, model: nn.Module, optim: OptimConfig) -> AdaRankGradStepper:
-        """Refreshes by convergence and by the clock."""
+        """Return a stepper that refreshes by convergence and at the latest after a period."""
         given = None if self.simulated is None else self.simulated.ranks or {}
         return AdaRankGradStepper(model, optim, self.config, self.seed, given)
 
 
 class AdaRankGradStepper(ProjectedStepper):
-    """Chooses ranks at refreshes, and refreshes where a gradient has shrunk in its subspace.
+    """Choose ranks at refreshes, and refresh where a gradient has shrunk in its subspace.
 
     In a simulation `given` are the ranks by layer; all others are then at their upper bound.
     """
@@ -98,45 +102,44 @@ class AdaRankGradStepper(ProjectedStepper):
     def __init__(
         self, model: nn.Module, optim: OptimConfig, config: AdaRankGradConfig, seed: int, given: Given = None
     ) -> None:
-        super().__init__(model, optim, matrices_of(model, config))
-        self.config, self.seed, self.given = config, seed, given
-        self.scale, self.rule = config.scale, config.moments
+        super().__init__(model, optim, config, seed)
+        self.config, self.rule, self.given = config, config.moments, given
         self._norms_here: dict[str, Tensor] = {}
 
-    def find(self, name: str, matrix: Matrix, gradient: Tensor) -> Projector | None:
-        """The least rank that keeps enough of the gradient; None for a gradient of zeros."""
+    def new_projector(self, name: str, matrix: Matrix, gradient: Tensor) -> Projector | None:
+        """Return the projector of the least rank that captures enough; None for a gradient of zeros."""
         if (total := squared_norm(gradient)) == 0:
             return None
-        generator = seeded(self.seed, name, self.updates, gradient.device)
+        generator = random_stream(self.seed, name, self.updates, gradient.device)
         upper = min(self.config.rank, *gradient.shape)
         how, old = self.config.refresh, matrix.projector
         # Ranks mostly fall or stay, so a cheap finder looks for few directions before it looks for all.
         first = min(2 * old.rank, upper) if old is not None and how == "randomized" else upper
         for width in sorted({first, upper}):
-            found, values = find(gradient, matrix.side, width, how, generator, old)
+            found, values = find_projector(gradient, matrix.side, width, how, generator, old)
             rank = self._rank(name, values, total)
             if rank < width:
                 break
         return Projector(**{side: basis[:, :rank].clone() for side, basis in found.tensors().items()})
 
     def _rank(self, name: str, values: Tensor, total: float) -> int:
-        """What the energy asks for, of as many singular values as were looked for."""
+        """Return the rank that reaches the energy, at most the number of singular values."""
         if self.given is not None:
             return min(self.given.get(name.removesuffix(".weight"), len(values)), len(values))
         return max(min(self.config.min_rank, len(values)), least_rank(values, total, self.config.energy))
 
     def after_refresh(self, matrix: Matrix, old: Projector | None) -> None:
-        """A new subspace measures convergence anew."""
+        """Forget the norm in the old subspace."""
         matrix.notes["norm"] = None
         super().after_refresh(matrix, old)
 
     def after_projection(self, name: str, matrix: Matrix, coordinates: Tensor) -> None:
-        """Keep the norm on the device until the end of the step."""
+        """Collect the norm; it stays on the device until the end of the step."""
         if self.config.convergence:
             self._norms_here[name] = torch.linalg.vector_norm(coordinates)
 
     def after_step(self) -> None:
-        """Read all norms in one go; a matrix whose gradient has shrunk enough is due in the next update."""
+        """Read all norms at once; refresh a matrix next whose gradient has shrunk enough."""
         norms, self._norms_here = self._norms_here, {}
         values = torch.stack(list(norms.values())).tolist() if norms else []
         for name, norm in zip(norms, values, strict=True):

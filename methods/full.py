@@ -10,13 +10,13 @@ from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
 
 
 class Full(Method):
-    """All parameters train with AdamW; the model is not changed. No hyperparameters of its own."""
+    """Train all parameters with AdamW; the model is not changed, and there are no options."""
 
     source = "AdamW: Loshchilov & Hutter, Decoupled Weight Decay Regularization, 2019, arXiv 1711.05101."
 
     @property
     def caps(self) -> Caps:
-        """Every stage: without training (`compress`) it stands for the model as it was loaded."""
+        """Return every stage; `compress` evaluates the model as it was loaded."""
         return Caps(**TRAIN_OPTIONS)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
@@ -25,5 +25,5 @@ class Full(Method):
         return model.requires_grad_(True)
 
     def stepper(self, model: nn.Module, optim: OptimConfig) -> AdamWStepper:
-        """AdamW over all parameters."""
+        """Return AdamW over all parameters."""
         return AdamWStepper(model, optim)

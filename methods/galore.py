@@ -15,17 +15,15 @@ from torch import Tensor, nn
 
 from harness.config import OptimConfig
 from harness.method import Caps
-from methods.parts.optim.adam import Arithmetic
-from methods.parts.projection.matrix import Matrix
-from methods.parts.projection.method import Projecting, ProjectingConfig, matrices_of
-from methods.parts.projection.projector import Projector, find
-from methods.parts.projection.stepper import ProjectedStepper
-from methods.parts.projection.subspace import seeded
+from methods.parts.optim.adamw import Arithmetic
+from methods.parts.projection.method import Matrix, ProjectedStepper, ProjectionConfig, ProjectionMethod
+from methods.parts.projection.projector import Projector, find_projector
+from methods.parts.targets import random_stream
 
-LAZY_MEMORY = 5  # refreshes that a lazy period looks back on, as Q-GaLore's queue
+LAZY_MEMORY = 5  # refreshes that a lazy period looks back on, as in Q-GaLore's queue
 
 
-class GaLoreConfig(ProjectingConfig):
+class GaLoreConfig(ProjectionConfig):
     """Hyperparameters of GaLore; rank, period and scale as in the paper's recipe for 60M parameters."""
 
     moments: Literal["keep", "rotate", "reset"] = "keep"
@@ -47,8 +45,8 @@ class GaLoreConfig(ProjectingConfig):
     """`official`: eps beside the root of the uncorrected second moment, and weight decay after the update."""
 
 
-class GaLore(Projecting):
-    """Projected AdamW over the targets, AdamW over the rest."""
+class GaLore(ProjectionMethod):
+    """Train the targets with AdamW in subspaces of their gradients, and the rest with AdamW."""
 
     Config = GaLoreConfig
     config: GaLoreConfig
@@ -61,38 +59,37 @@ class GaLore(Projecting):
 
     @property
     def caps(self) -> Caps:
-        """One period for all matrices, unless refreshes are staggered or lazy."""
+        """Return one period for all matrices, unless refreshes are staggered or lazy."""
         common = not self.config.stagger and self.config.lazy is None
         return replace(super().caps, period=self.config.period if common else None)
 
     def stepper(self, model: nn.Module, optim: OptimConfig) -> GaLoreStepper:
-        """Refreshes by the clock."""
+        """Return a stepper that refreshes subspaces periodically."""
         return GaLoreStepper(model, optim, self.config, self.seed)
 
 
 class GaLoreStepper(ProjectedStepper):
-    """Refreshes at updates 0, T, 2T, … or, staggered or lazy, at each matrix's own times."""
+    """Refresh at updates 0, T, 2T, … or, staggered or lazy, at separate times for each matrix."""
 
     def __init__(self, model: nn.Module, optim: OptimConfig, config: GaLoreConfig, seed: int) -> None:
-        super().__init__(model, optim, matrices_of(model, config))
-        self.config, self.seed = config, seed
-        self.scale, self.arithmetic = config.scale, config.arithmetic
+        super().__init__(model, optim, config, seed)
+        self.config, self.arithmetic = config, config.arithmetic
         self.rule = "square" if config.moments == "rotate" else config.moments
         if config.stagger:
             for index, matrix in enumerate(self.matrices.values()):
                 matrix.notes["first_period"] = 1 + index * config.period // len(self.matrices)
 
-    def find(self, name: str, matrix: Matrix, gradient: Tensor) -> Projector:
-        """The leading directions of this gradient."""
-        generator = seeded(self.seed, name, self.updates, gradient.device)
+    def new_projector(self, name: str, matrix: Matrix, gradient: Tensor) -> Projector:
+        """Return the projector to the leading directions of this gradient."""
+        generator = random_stream(self.seed, name, self.updates, gradient.device)
         how, old = self.config.refresh, matrix.projector
-        found, _ = find(gradient, matrix.side, matrix.rank, how, generator, old)
+        found, _ = find_projector(gradient, matrix.side, matrix.rank, how, generator, old)
         if self.config.precision == "float32":
             return found
         return Projector(**{side: basis.to(gradient.dtype) for side, basis in found.tensors().items()})
 
     def after_refresh(self, matrix: Matrix, old: Projector | None) -> None:
-        """Set the clock, and slow it down for a subspace that has hardly moved."""
+        """Schedule the next refresh, after twice the period for a subspace that has hardly moved."""
         if self.config.lazy is not None and old is not None:
             assert matrix.projector is not None
             overlaps = [*matrix.notes.get("overlaps", ()), matrix.projector.overlap(old)][-LAZY_MEMORY:]

@@ -17,9 +17,9 @@ from torch import nn
 from harness.config import OptimConfig
 from harness.method import Caps, Context, Method, MethodConfig
 from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
-from methods.parts.targets import LINEAR_KINDS, target_linears
+from methods.parts.targets import LINEAR_KINDS, clamp_ranks, shapes_of, target_linears
 
-if TYPE_CHECKING:  # peft takes seconds to import, and whoever only reads options needs none of it
+if TYPE_CHECKING:  # peft takes seconds to import, and reading the options does not need it
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 
@@ -45,7 +45,7 @@ class LoRAConfig(MethodConfig):
 
 
 class LoRA(Method):
-    """Only the adapters train; `export` adds them into the weights."""
+    """Train only the adapters; `export` adds them into the weights."""
 
     Config = LoRAConfig
     config: LoRAConfig
@@ -57,20 +57,20 @@ class LoRA(Method):
 
     @property
     def caps(self) -> Caps:
-        """Trains, but compresses nothing."""
+        """Return training only: the weights stay whole."""
         return Caps(stages=frozenset({"pretrain", "finetune"}), **TRAIN_OPTIONS)
 
     @property
     def scaling(self) -> float:
-        """Factor of the adapters' output: the same for all matrices, clamped ranks included."""
+        """Return the factor of the adapters' output, the same for all matrices, clamped ranks included."""
         return (self.config.alpha or self.config.rank) / self.config.rank
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Freeze the model and put an adapter around each target, in place, in the target's dtype."""
         from peft import inject_adapter_in_model
 
-        linears = target_linears(model, self.config.targets)
-        ranks = {name: min(self.config.rank, *layer.weight.shape) for name, layer in linears.items()}
+        shapes = shapes_of(target_linears(model, self.config.targets))
+        ranks = clamp_ranks("lora", self.config.rank, shapes, context)
         model.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # peft draws the adapters on the CPU
             torch.default_generator.manual_seed(context.seed)
@@ -79,11 +79,18 @@ class LoRA(Method):
             for name, parameter in model.named_parameters():
                 if ".base_layer." not in name:
                     parameter.requires_grad_(True)
-        self._report(ranks, context)
+        others = " and what has none" if self.config.others == "train" else ""
+        context.ranks.update({f"{name}.lora": rank for name, rank in ranks.items()})
+        context.facts.update(
+            targets=len(ranks),
+            alpha=self.scaling * self.config.rank,
+            scaling=self.scaling,
+            trainable=f"the adapters of {len(ranks)} linear layers{others}",
+        )
         return model
 
     def stepper(self, model: nn.Module, optim: OptimConfig) -> AdamWStepper:
-        """AdamW over the adapters."""
+        """Return AdamW over the adapters."""
         return AdamWStepper(model, optim)
 
     def export(self, model: nn.Module) -> nn.Module:
@@ -96,7 +103,7 @@ class LoRA(Method):
         return model
 
     def _peft_config(self, ranks: Mapping[str, int]) -> LoraConfig:
-        """Full names as targets; a clamped rank gets a smaller alpha, so that its scaling stays."""
+        """Name targets in full; give a clamped rank a smaller alpha, so that its scaling stays."""
         from peft import LoraConfig
 
         clamped = {re.escape(name): rank for name, rank in ranks.items() if rank < self.config.rank}
@@ -109,25 +116,9 @@ class LoRA(Method):
             alpha_pattern={pattern: self.scaling * rank for pattern, rank in clamped.items()},
         )
 
-    def _report(self, ranks: Mapping[str, int], context: Context) -> None:
-        clamped = [rank for rank in ranks.values() if rank < self.config.rank]
-        if clamped:
-            context.warn(
-                f"lora: rank {self.config.rank} is more than the short side of {len(clamped)} matrices; "
-                f"these got their short side as rank, the smallest {min(clamped)}"
-            )
-        others = " and what has none" if self.config.others == "train" else ""
-        context.ranks.update({f"{name}.lora": rank for name, rank in ranks.items()})
-        context.facts.update(
-            targets=len(ranks),
-            alpha=self.scaling * self.config.rank,
-            scaling=self.scaling,
-            trainable=f"the adapters of {len(ranks)} linear layers{others}",
-        )
-
 
 def _adapted(model: nn.Module) -> dict[str, LoraLayer]:
-    """Every layer with an adapter, by name."""
+    """Return every layer with an adapter by name."""
     from peft.tuners.lora import LoraLayer
 
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}

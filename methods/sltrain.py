@@ -18,11 +18,10 @@ from harness.config import OptimConfig
 from harness.errors import UserError
 from harness.factored import ranks
 from harness.method import Caps, Context, Method, MethodConfig
-from methods.parts.factors.sizes import parameters
+from methods.parts.factors.method import parameters
 from methods.parts.layers.sparse_plus_lowrank import Execution, SLTrainLinear
 from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
-from methods.parts.projection.subspace import seeded
-from methods.parts.targets import LINEAR_KINDS, target_linears
+from methods.parts.targets import LINEAR_KINDS, clamp_ranks, random_stream, shapes_of, target_linears
 
 
 class SLTrainConfig(MethodConfig):
@@ -46,7 +45,7 @@ class SLTrainConfig(MethodConfig):
 
 
 class SLTrain(Method):
-    """All parameters train; of the targets there are few, hence few gradients and optimizer states."""
+    """Train all parameters; the targets have few of them, hence few gradients and optimizer states."""
 
     Config = SLTrainConfig
     config: SLTrainConfig
@@ -58,22 +57,24 @@ class SLTrain(Method):
 
     @property
     def caps(self) -> Caps:
-        """From scratch only, since `prepare` gives up the weights of the targets."""
+        """Return pre-training only, since `prepare` discards the weights of the targets."""
         because = "it begins with fresh factors, so trained weights would be lost"
         return Caps(stages=frozenset({"pretrain"}), because=because, **TRAIN_OPTIONS)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
-        """Put a new layer in the place of each target, one by one; on the meta device without values."""
+        """Replace each target by a new layer, one by one; on the meta device without values."""
         if ranks(model):
             raise UserError("sltrain: the model is factored already; start from one with plain linear layers")
         dense_parameters = parameters(model)
+        shapes = shapes_of(target_linears(model, self.config.targets))
+        chosen = clamp_ranks("sltrain", self.config.rank, shapes, context)
         layers = {}
-        names = list(target_linears(model, self.config.targets))  # alone: each dense layer can go in its turn
-        for index, name in enumerate(names):
+        for index, (name, rank) in enumerate(chosen.items()):
             dense = model.get_submodule(name)
             assert isinstance(dense, nn.Linear)
-            layers[name] = self._replacement(dense, context, index)
+            layers[name] = self._replacement(dense, rank, context, index)
             model.set_submodule(name, layers[name])
+        context.ranks.update(chosen)
         self._report(layers, context)
         total = parameters(model)
         context.facts.update(parameters=total, parameter_ratio=total / dense_parameters)
@@ -82,36 +83,28 @@ class SLTrain(Method):
         return model.requires_grad_(True)
 
     def stepper(self, model: nn.Module, optim: OptimConfig) -> AdamWStepper:
-        """AdamW over all parameters."""
+        """Return AdamW over all parameters."""
         return AdamWStepper(model, optim)
 
     def export(self, model: nn.Module) -> nn.Module:
-        """Multiply out: plain linear layers again, in place."""
+        """Multiply out to plain linear layers, in place."""
         for name, layer in list(model.named_modules()):
             if isinstance(layer, SLTrainLinear):
                 model.set_submodule(name, layer.merged())
         return model
 
-    def _replacement(self, dense: nn.Linear, context: Context, index: int) -> SLTrainLinear:
+    def _replacement(self, dense: nn.Linear, rank: int, context: Context, index: int) -> SLTrainLinear:
         shape, seed = tuple(dense.weight.shape), context.seed
         if dense.weight.is_meta or context.simulated:
             size, dtype = support_size(shape, self.config.delta), support_dtype(shape)
             positions = torch.empty(size, dtype=dtype, device=dense.weight.device)
         else:
             positions = support(shape, self.config.delta, seed, index)
-        rank, scale = min(self.config.rank, *shape), self.config.alpha / self.config.rank
-        generator = seeded(seed, "weights", index, torch.device("cpu"))
+        scale = self.config.alpha / self.config.rank
+        generator = random_stream(seed, "weights", index, torch.device("cpu"))
         return SLTrainLinear(dense, positions, rank, scale, self.config.execution, generator)
 
     def _report(self, layers: Mapping[str, SLTrainLinear], context: Context) -> None:
-        widths = {name: len(layer.factor_a) for name, layer in layers.items()}
-        clamped = [rank for rank in widths.values() if rank < self.config.rank]
-        if clamped:
-            context.warn(
-                f"sltrain: rank {self.config.rank} is more than the short side of {len(clamped)} matrices; "
-                f"these got their short side as rank, the smallest {min(clamped)}"
-            )
-        context.ranks.update(widths)
         supports = {f"{layer.out_features}x{layer.in_features}": layer.support for layer in layers.values()}
         context.facts.update(
             targets=len(layers),
@@ -123,23 +116,23 @@ class SLTrain(Method):
 
 
 def support_size(shape: tuple[int, ...], delta: float) -> int:
-    """The number of entries of S: floor(delta out in)."""
+    """Return the number of entries of S, floor(delta out in)."""
     return int(delta * prod(shape))
 
 
 def support_dtype(shape: tuple[int, ...]) -> torch.dtype:
-    """int32 unless the positions of the matrix are beyond it."""
+    """Return int32 unless it cannot hold the positions of the matrix."""
     return torch.int32 if prod(shape) < 1 << 31 else torch.int64
 
 
 def support(shape: tuple[int, ...], delta: float, seed: int, index: int) -> Tensor:
-    """Sorted flat positions of S in layer number `index`; the same for the same arguments, on the CPU.
+    """Return the sorted flat positions of S in layer number `index`; the same for the same arguments.
 
     Uniform among all sets of this size. Positions are drawn until enough are distinct, in a mask of
     one byte each (a permutation has eight); of more than half, those that are left out are drawn.
     """
     total, size = prod(shape), support_size(shape, delta)
-    generator = seeded(seed, "support", index, torch.device("cpu"))
+    generator = random_stream(seed, "support", index, torch.device("cpu"))
     drawn = torch.zeros(total, dtype=torch.bool, device="cpu")
     while missing := min(size, total - size) - int(drawn.count_nonzero()):
         drawn[torch.randint(total, (missing,), generator=generator, device="cpu")] = True

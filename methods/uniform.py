@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from harness.method import Context
-from methods.parts.factors.method import LowRank
-from methods.parts.factors.sizes import Shapes
-from methods.parts.factors.svd_cache import AskForValues
+from methods.parts.factors.method import LowRankCompression
+from methods.parts.factors.svd_cache import SingularValues
+from methods.parts.targets import Shapes
 
 
-class Uniform(LowRank):
+class Uniform(LowRankCompression):
     """Factor every target matrix by truncated SVD; the ranks follow from the shapes alone."""
 
     source = (
@@ -16,6 +18,8 @@ class Uniform(LowRank):
         "r0 = min(out, in) ranks int(err r0) go from every matrix, even where the factors are then larger."
     )
 
-    def choose_ranks(self, shapes: Shapes, values: AskForValues, context: Context) -> dict[str, int]:
-        """Keep r0 - int(err r0) of r0 ranks, which is at least 1 because err < 1."""
+    def choose_ranks(
+        self, shapes: Shapes, values: Callable[[], SingularValues], context: Context
+    ) -> dict[str, int]:
+        """Return r0 - int(err r0) of r0 ranks for every matrix, which is at least 1 because err < 1."""
         return {name: min(shape) - int(self.config.err * min(shape)) for name, shape in shapes.items()}

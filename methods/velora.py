@@ -12,11 +12,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from harness.errors import UserError, nearest
+from harness.errors import UserError
 from harness.factored import FactoredLinear
 from harness.method import Caps, Context, Method, MethodConfig
 from methods.parts.layers.subtoken import CoefficientLinear, VeLoRALinear, usual_size
 from methods.parts.optim.adamw import TRAIN_OPTIONS
+from methods.parts.targets import check_kinds
 
 #: Which layer of a LLaMA block reads the same tensor as this one.
 SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
@@ -51,12 +52,12 @@ class VeLoRAConfig(MethodConfig):
     @model_validator(mode="after")
     def _one_size(self) -> VeLoRAConfig:
         if self.num_groups is not None and self.subtoken_size is not None:
-            raise ValueError("num_groups and subtoken_size say the same; give one of them")
+            raise ValueError("num_groups and subtoken_size set the same size; give one of them")
         return self
 
 
 class VeLoRA(Method):
-    """Compresses layers that train when it is prepared; brings no stepper of its own."""
+    """Compress the inputs of layers that train; another method of the stack trains them."""
 
     Config = VeLoRAConfig
     config: VeLoRAConfig
@@ -67,11 +68,11 @@ class VeLoRA(Method):
 
     @property
     def caps(self) -> Caps:
-        """Any training that the method beside it can do."""
+        """Return training only; the method that trains may restrict it further."""
         return Caps(stages=frozenset({"pretrain", "finetune"}), **TRAIN_OPTIONS)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
-        """Replace the layers, in place; say what that saves, and warn where it is nothing."""
+        """Replace the layers in place; report the bytes saved, and warn where nothing is saved."""
         generator = torch.Generator().manual_seed(context.seed)
         kind = VeLoRALinear if self.config.state == "weight" else CoefficientLinear
         for name, linear in self._chosen(model).items():
@@ -90,10 +91,8 @@ class VeLoRA(Method):
         return model
 
     def _chosen(self, model: nn.Module) -> dict[str, nn.Linear]:
-        targets, known = self.config.targets, {kind for _, kind, _, _ in readers(model)}
-        for kind in targets:
-            if kind not in known:
-                raise UserError(f"targets: the model has no linear layer {kind!r}; {nearest(kind, known)}")
+        targets = self.config.targets
+        check_kinds(targets, {kind for _, kind, _, _ in readers(model)})
         layers = {name: layer for name, kind, _, layer in readers(model) if kind in targets}
         if any(isinstance(layer, VeLoRALinear) for layer in layers.values()):
             raise UserError("velora: two in one stack have a target in common; name each kind in one of them")
@@ -112,9 +111,9 @@ class VeLoRA(Method):
 
 
 def readers(model: nn.Module) -> Iterator[tuple[str, str, str, nn.Linear]]:
-    """Each linear that reads a layer's input: its name, the layer's kind, the input's name, the linear.
+    """Yield each linear that reads a layer's input: its name, the layer's kind, the input's name, the linear.
 
-    That is A of a layer with adapters and the first factor of a factored one. The head is left out.
+    It is A of a layer with adapters and the first factor of a factored layer. The head is left out.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
     for name, linear in model.named_modules():
@@ -128,7 +127,7 @@ def readers(model: nn.Module) -> Iterator[tuple[str, str, str, nn.Linear]]:
 
 
 def _report(model: nn.Module, targets: Collection[str], context: Context) -> None:
-    """Say what is kept of the target layers' inputs for weight gradients; a tensor counts once."""
+    """Report the bytes stored of the target layers' inputs for weight gradients; a tensor counts once."""
     done: list[tuple[str, str, VeLoRALinear]] = []
     alive: dict[str, list[str]] = {}  # tensors that another layer keeps whole, and which
     for _, kind, tensor, layer in readers(model):

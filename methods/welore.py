@@ -8,7 +8,7 @@ model, are pruned. A matrix that loses more than `min_ratio` of its ranks is a l
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Annotated, ClassVar
@@ -18,19 +18,19 @@ from torch import Tensor
 
 from harness import spectrum
 from harness.method import Caps, Context
-from methods.parts.factors.method import LowRank, LowRankConfig
-from methods.parts.factors.sizes import Shapes
-from methods.parts.factors.svd_cache import AskForValues
+from methods.parts.factors.method import LowRankCompression, LowRankCompressionConfig
+from methods.parts.factors.svd_cache import SingularValues
+from methods.parts.targets import Shapes
 
 #: Normalised singular values of each target layer by name, ascending.
 Spectra = Mapping[str, list[float]]
 
 
-class WeLoreConfig(LowRankConfig):
+class WeLoreConfig(LowRankCompressionConfig):
     """Hyperparameters of WeLore beside `err`, `train` and `targets`."""
 
     tau: Annotated[float, Field(gt=0)] | None = None
-    """Use this threshold (the paper's code has tables of them); `err` is then only the label attempted."""
+    """Use this threshold (the paper's code has tables of them); `err` only labels the run."""
 
     min_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.4999
     """A matrix is an LRC if it loses more than this share of its ranks. 0 is the compression mode of
@@ -41,7 +41,7 @@ class WeLoreConfig(LowRankConfig):
     whole, and counts as no LRC; without this, factors may be larger than the matrix they replace."""
 
 
-class WeLore(LowRank):
+class WeLore(LowRankCompression):
     """WeLore-COMP (`prepare`) and WeLore-PEFT (`train: lrc`)."""
 
     Config = WeLoreConfig
@@ -59,10 +59,12 @@ class WeLore(LowRank):
 
     @property
     def caps(self) -> Caps:
-        """Works on trained weights, whose values decide the ranks."""
+        """Return that the values of trained weights decide the ranks."""
         return replace(super().caps, value_dependent=True)
 
-    def choose_ranks(self, shapes: Shapes, values: AskForValues, context: Context) -> dict[str, int]:
+    def choose_ranks(
+        self, shapes: Shapes, values: Callable[[], SingularValues], context: Context
+    ) -> dict[str, int]:
         """Find tau unless it is given; return the rank of every LRC."""
         if context.simulated:
             spectra = self._assumed(shapes, context.simulated.approximation)
@@ -75,12 +77,12 @@ class WeLore(LowRank):
         return self.components(shapes, spectra, tau)
 
     def _assumed(self, shapes: Shapes, approximation: str | None) -> Spectra:
-        """Spectra in place of those of weights that have no values."""
+        """Return spectra in place of those of weights that have no values."""
         assume = spectrum.power_law if approximation == "power-law" else spectrum.like_llama
         return {name: scaled(assume(min(shape), name, shapes)) for name, shape in shapes.items()}
 
     def components(self, shapes: Shapes, spectra: Spectra, tau: float) -> dict[str, int]:
-        """The kept rank of each LRC at a threshold. As tau grows LRCs only join and ranks only fall."""
+        """Return the rank of each LRC at a threshold. As tau grows LRCs only join and ranks only fall."""
         kept = {name: max(1, len(values) - bisect_left(values, tau)) for name, values in spectra.items()}
         return {name: rank for name, rank in kept.items() if self._is_component(rank, shapes[name])}
 
@@ -89,7 +91,7 @@ class WeLore(LowRank):
         return low and (rank * sum(shape) < prod(shape) or not self.config.factor_below_break_even)
 
     def find_tau(self, shapes: Shapes, spectra: Spectra) -> float:
-        """The threshold whose reduction is nearest to `err`; the smaller of two that are equally near.
+        """Return the threshold whose reduction is nearest to `err`; the smaller of two that are equally near.
 
         The reduction is a step function of tau that never falls and steps only behind the values
         themselves, so bisection over the pooled values is exact. With `min_ratio` 0 the result is
@@ -108,11 +110,11 @@ class WeLore(LowRank):
 
 
 def normalised(singular_values: Tensor) -> list[float]:
-    """Scale one matrix's singular values to [0, 1], ascending; equal ones are all 1: none is spare."""
+    """Return one matrix's singular values, scaled to [0, 1], ascending."""
     return scaled(singular_values.double().tolist())
 
 
 def scaled(values: Sequence[float]) -> list[float]:
-    """The same for a list."""
+    """Scale values to [0, 1], ascending; equal ones are all 1."""
     low, high = min(values), max(values)
     return [(value - low) / (high - low) if high > low else 1.0 for value in sorted(values)]

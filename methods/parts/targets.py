@@ -1,47 +1,70 @@
-"""Which linear layers of a transformer a method acts on. Names only; nothing is changed here."""
+"""Target layers of a method: which they are, the rank that each allows, and a random stream for each."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 
+import torch
 from torch import nn
 
 from harness.errors import UserError, nearest
 from harness.factored import FactoredLinear
+from harness.method import Context
 
 #: The seven linear layers of a LLaMA block: attention (first four) and feed-forward (last three).
 LINEAR_KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+#: Shape (out, in) of each target matrix by the full name of its layer.
+Shapes = Mapping[str, tuple[int, ...]]
+
 
 def kind_of(name: str) -> str:
-    """The last part of a module's name, e.g. `q_proj`."""
+    """Return the last part of a module's name, e.g. `q_proj`."""
     return name.rpartition(".")[2]
 
 
 def target_linears(model: nn.Module, kinds: Collection[str]) -> dict[str, nn.Linear]:
-    """Every linear layer whose kind is asked for, by full name, in the order of the model.
+    """Return every linear layer of these kinds by full name, in the order of the model.
 
-    The two factors of a factored layer are of that layer's kind. The output head is never found: it
-    may share its weight with the embedding. A kind that the model lacks raises UserError.
+    The two factors of a factored layer are of that layer's kind. The output head is never included: it
+    may share its weight with the embedding. UserError for a kind that the model lacks.
     """
-    known = _linears_by_kind(model)
-    for kind in kinds:
-        if kind not in known:
-            raise UserError(f"targets: the model has no linear layer {kind!r}; {nearest(kind, known)}")
-    wanted = set().union(*(known[kind] for kind in kinds))
-    return {
-        name: layer
-        for name, layer in model.named_modules()
-        if name in wanted and isinstance(layer, nn.Linear)
-    }
-
-
-def _linears_by_kind(model: nn.Module) -> Mapping[str, set[str]]:
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    kinds: dict[str, set[str]] = {}
+    found: dict[str, tuple[str, nn.Linear]] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear) and layer is not head:
             parent = name.rpartition(".")[0]
             inside = isinstance(model.get_submodule(parent), FactoredLinear)
-            kinds.setdefault(kind_of(parent if inside else name), set()).add(name)
-    return kinds
+            found[name] = kind_of(parent if inside else name), layer
+    check_kinds(kinds, {kind for kind, _ in found.values()})
+    return {name: layer for name, (kind, layer) in found.items() if kind in kinds}
+
+
+def check_kinds(kinds: Collection[str], known: Collection[str]) -> None:
+    """Raise UserError for the first of the option `targets` that is not among the kinds of the model."""
+    for kind in kinds:
+        if kind not in known:
+            raise UserError(f"targets: the model has no linear layer {kind!r}; {nearest(kind, known)}")
+
+
+def shapes_of(layers: Mapping[str, nn.Linear]) -> dict[str, tuple[int, ...]]:
+    """Return the shape (out, in) of every weight by the name of its layer."""
+    return {name: tuple(layer.weight.shape) for name, layer in layers.items()}
+
+
+def clamp_ranks(method: str, rank: int, shapes: Shapes, context: Context) -> dict[str, int]:
+    """Return the rank of every matrix: `rank`, or its short side with one warning for all of these."""
+    ranks = {name: min(rank, *shape) for name, shape in shapes.items()}
+    if clamped := [value for value in ranks.values() if value < rank]:
+        context.warn(
+            f"{method}: rank {rank} is more than the short side of {len(clamped)} matrices; "
+            f"these got their short side as rank, the smallest {min(clamped)}"
+        )
+    return ranks
+
+
+def random_stream(seed: int, name: str, index: int, device: torch.device) -> torch.Generator:
+    """Return a generator that depends on its arguments alone, so no layer's draws move another's."""
+    digest = hashlib.sha256(f"{seed} {name} {index}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8]) >> 1)

@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.studies.peers.case import Case, Duel
 from benchmarks.studies.peers.galore import PEER, SHAPES, TINY, one_matrix, setting, share_captured
-from methods.parts.optim.adam import State
-from methods.parts.projection.moments import carried
+from methods.parts.optim.adamw import State
+from methods.parts.projection.moments import carry_over
 from methods.parts.projection.projector import Projector
 
 TARGET = 0.15
@@ -30,16 +30,16 @@ def refresh(out: int, inputs: int, rank: int) -> Duel:
     scene = setting(out, inputs, rank)
     _, stepper = one_matrix(torch.zeros(out, inputs), rank, "adarankgrad")
     ((name, matrix),) = stepper.matrices.items()
-    old = matrix.projector = stepper.find(name, matrix, scene.older)
+    old = matrix.projector = stepper.new_projector(name, matrix, scene.older)
     assert old is not None
     coordinates = old.project(scene.older)
     state = stepper.adam.new_state(coordinates)
     stepper.adam.update([torch.zeros_like(coordinates)], [coordinates], [state], 1.0)
 
     def ours() -> tuple[Projector, State]:
-        new = stepper.find(name, matrix, scene.gradient)
+        new = stepper.new_projector(name, matrix, scene.gradient)
         assert new is not None
-        return new, carried(stepper.adam, state, stepper.rule, old, new, scene.gradient)
+        return new, carry_over(stepper.adam, state, stepper.rule, old, new, scene.gradient)
 
     new, _ = ours()
     total = float(scene.gradient.double().square().sum())

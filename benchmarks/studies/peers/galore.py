@@ -20,9 +20,9 @@ from benchmarks.studies.peers.bench import agreement, peer_package, quartiles
 from benchmarks.studies.peers.case import Case, Duel
 from harness.config import OptimConfig
 from harness.method import Context, build
-from methods.parts.projection.projector import Projector, find, side_of
-from methods.parts.projection.stepper import ProjectedStepper
-from methods.parts.projection.subspace import Finder, seeded
+from methods.parts.projection.method import ProjectedStepper
+from methods.parts.projection.projector import Finder, Projector, find_projector, side_of
+from methods.parts.targets import random_stream
 
 #: Output, input and rank of an attention and a feed-forward matrix (paper, table 2 and section 5).
 SHAPES = {
@@ -143,7 +143,7 @@ def refresh(how: Finder, warm: bool, out: int, inputs: int, rank: int) -> Duel:
     old = scene.old if warm else None
 
     def ours() -> Projector:
-        return find(scene.gradient, side, rank, how, seeded(0, "peer", 0, CPU), old)[0]
+        return find_projector(scene.gradient, side, rank, how, random_stream(0, "peer", 0, CPU), old)[0]
 
     found = ours()
     facts = {"captured energy / exact": f"{share_captured(found, scene):.5f}"}
@@ -166,7 +166,7 @@ def setting(out: int, inputs: int, rank: int) -> Scene:
     for factor in (left, right):
         factor.add_(torch.randn(factor.shape, generator=generator), alpha=0.1)
     older = power_law(left, right, generator)
-    old = find(older, side, rank, "randomized", seeded(0, "peer", 1, CPU))[0]
+    old = find_projector(older, side, rank, "randomized", random_stream(0, "peer", 1, CPU))[0]
     return Scene(gradient, exact, older, old, peer)
 
 

@@ -18,22 +18,22 @@ from torch import Tensor
 from harness.errors import UserError
 
 BLOCK = 256  # as in bitsandbytes' own optimizers
+#: Each moment with its scales.
+PARTS = (("exp_avg", "absmax1"), ("exp_avg_sq", "absmax2"))
 
 
 def new_state(tensor: Tensor) -> dict[str, Any]:
-    """Zero moments for a tensor: one byte per element and moment, four bytes per block and moment."""
-    blocks = -(-tensor.numel() // BLOCK)
-    return {
-        "step": 0,
-        "exp_avg": torch.zeros_like(tensor, dtype=torch.uint8, memory_format=torch.contiguous_format),
-        "exp_avg_sq": torch.zeros_like(tensor, dtype=torch.uint8, memory_format=torch.contiguous_format),
-        "absmax1": torch.zeros(blocks, device=tensor.device),
-        "absmax2": torch.zeros(blocks, device=tensor.device),
-    }
+    """Return zero moments for a tensor: one byte per element and moment, four bytes per block and moment."""
+    state: dict[str, Any] = {"step": 0}
+    for moment, _ in PARTS:
+        state[moment] = torch.zeros_like(tensor, dtype=torch.uint8, memory_format=torch.contiguous_format)
+    for _, scales in PARTS:
+        state[scales] = torch.zeros(-(-tensor.numel() // BLOCK), device=tensor.device)
+    return state
 
 
 def holds(state: dict[str, Any]) -> bool:
-    """Whether a state is one of ours."""
+    """Return whether a state is in 8 bits."""
     return "absmax1" in state
 
 
@@ -41,7 +41,7 @@ def holds(state: dict[str, Any]) -> bool:
 def update(
     tensor: Tensor, grad: Tensor, state: dict[str, Any], betas: tuple[float, float], **common: float
 ) -> None:
-    """One Adam step in place on a contiguous tensor; `common` is lr, eps and weight_decay."""
+    """Update a contiguous tensor in place by one Adam step; `common` is lr, eps and weight_decay."""
     state["step"] += 1
     signed, unsigned = _codebooks(state["absmax1"])
     library().functional.optimizer_update_8bit_blockwise(
@@ -63,30 +63,27 @@ def update(
 
 
 def moments(state: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Both moments as float32."""
-    codes = _codebooks(state["absmax1"])
+    """Return both moments in float32."""
     dequantise = library().functional.dequantize_blockwise
     first, second = (
-        dequantise(state[key], absmax=state[scale], code=code, blocksize=BLOCK)
-        for key, scale, code in zip(("exp_avg", "exp_avg_sq"), ("absmax1", "absmax2"), codes, strict=True)
+        dequantise(state[moment], absmax=state[scales], code=code, blocksize=BLOCK)
+        for (moment, scales), code in zip(PARTS, _codebooks(state["absmax1"]), strict=True)
     )
     return first, second
 
 
 def set_moments(state: dict[str, Any], first: Tensor, second: Tensor) -> None:
-    """Quantise both moments into a state of their shape."""
-    codes = _codebooks(state["absmax1"])
+    """Quantise both moments into a state of their shape, in place."""
     quantise = library().functional.quantize_blockwise
-    for key, scale, code, value in zip(
-        ("exp_avg", "exp_avg_sq"), ("absmax1", "absmax2"), codes, (first, second), strict=True
-    ):
+    codes = _codebooks(state["absmax1"])
+    for (moment, scales), code, value in zip(PARTS, codes, (first, second), strict=True):
         quantised, statistics = quantise(value.contiguous(), code=code, blocksize=BLOCK)
-        state[key].copy_(quantised)
-        state[scale].copy_(statistics.absmax)
+        state[moment].copy_(quantised)
+        state[scales].copy_(statistics.absmax)
 
 
 def _codebooks(like: Tensor) -> tuple[Tensor, Tensor]:
-    """A signed and an unsigned code: 2 KiB that all tensors of a device share, or of one simulation."""
+    """Return a signed and an unsigned code, 2 KiB that all tensors of a device or of one simulation share."""
     return _made_codebooks(like.device, getattr(like, "fake_mode", None))
 
 
@@ -96,9 +93,9 @@ def _made_codebooks(device: torch.device, simulation: object) -> tuple[Tensor, T
 
 
 def code(signed: bool) -> list[float]:
-    """Dynamic tree quantisation: 0, 1 and seven decades below 1, each with twice the values of the last.
+    """Return the codes of dynamic tree quantisation: 0, 1 and seven decades, each twice as dense as the last.
 
-    Made of plain numbers: bitsandbytes makes it by reading values of tensors, and fake tensors have none.
+    Computed from plain numbers, since bitsandbytes reads values of tensors and fake tensors have none.
     """
     values = [0.0, 1.0]
     for decade in range(7):
@@ -109,7 +106,7 @@ def code(signed: bool) -> list[float]:
 
 
 def library() -> ModuleType:
-    """bitsandbytes, imported only where 8 bits are asked for: that takes seconds."""
+    """Import bitsandbytes, which takes seconds; UserError where it is not installed."""
     try:
         import bitsandbytes
     except ImportError as error:

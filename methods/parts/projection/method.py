@@ -1,24 +1,35 @@
-"""What the methods share that train everything with Adam in low-rank subspaces of the gradients."""
+"""Base of the methods that train everything with Adam in low-rank subspaces of the gradients.
+
+Options and preparation first, then one update. For each target matrix an update refreshes the subspace when
+it is due (`new_projector`; the moments are carried over), projects the gradient, lets Adam work on the
+coordinates, maps its step back and adds it to the weight. All other parameters get AdamW. A subclass finds
+the subspaces and schedules their refreshes.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from harness.method import Caps, Context, Method, MethodConfig, Simulated
-from methods.parts.optim.adamw import TRAIN_OPTIONS
-from methods.parts.projection.matrix import Matrix, state_facts
-from methods.parts.projection.projector import Projection, side_of
-from methods.parts.projection.subspace import Finder
-from methods.parts.targets import LINEAR_KINDS, target_linears
+from harness.config import OptimConfig
+from harness.method import Caps, Context, Method, MethodConfig, Simulated, StepInfo
+from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper, Arithmetic, copied, gradient
+from methods.parts.projection.moments import Rule, carry_over
+from methods.parts.projection.projector import Finder, Projection, Projector, Side, side_of
+from methods.parts.targets import LINEAR_KINDS, clamp_ranks, shapes_of, target_linears
 
 Positive = Annotated[int, Field(gt=0)]
 
 
-class ProjectingConfig(MethodConfig):
-    """What all methods of this kind are asked for."""
+class ProjectionConfig(MethodConfig):
+    """Options of all methods that project gradients."""
 
     rank: Positive = 128
     """Dimensions of a subspace; a matrix with a shorter side gets that side, with a warning."""
@@ -41,47 +52,215 @@ class ProjectingConfig(MethodConfig):
     """Kinds of linear layers whose gradients are projected; of a factored layer both factors are."""
 
 
-class Projecting(Method):
-    """Trains everything; only the optimizer's states of the targets are small."""
+class ProjectionMethod(Method):
+    """Train all parameters with small optimizer states for the targets; a subclass adds the stepper."""
 
-    Config: ClassVar[type[MethodConfig]] = ProjectingConfig
-    config: ProjectingConfig
+    Config: ClassVar[type[MethodConfig]] = ProjectionConfig
+    config: ProjectionConfig
     name: ClassVar[str]
     seed = 0
     simulated: Simulated | None = None
 
     @property
     def caps(self) -> Caps:
-        """Trains only; refreshes count as often as they are seen unless a subclass knows their period."""
+        """Return training only; a subclass whose refreshes have one period adds it."""
         return Caps(stages=frozenset({"pretrain", "finetune"}), **TRAIN_OPTIONS)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
-        """Make every parameter trainable and say how large the states will be beside Adam's."""
+        """Make every parameter trainable; report ranks and the size of the states beside Adam's."""
         self.seed, self.simulated = context.seed, context.simulated
-        layers = target_linears(model, self.config.targets)
-        shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
-        facts = state_facts(shapes, self.config.rank, self.config.projection)
-        context.facts.update(trainable="all parameters", **facts)
-        clamped = [min(shape) for shape in shapes.values() if min(shape) < self.config.rank]
-        if clamped:
-            context.warn(
-                f"{self.name}: rank {self.config.rank} is more than the short side of {len(clamped)} "
-                f"matrices; these got their short side as rank, the smallest {min(clamped)}"
-            )
-        if facts["state_elements"] > facts["adam_state_elements"]:
+        shapes = shapes_of(target_linears(model, self.config.targets))
+        ranks = clamp_ranks(self.name, self.config.rank, shapes, context)
+        projection = self.config.projection
+        states = sum(state_elements(shape, ranks[name], projection) for name, shape in shapes.items())
+        adam_states = sum(2 * prod(shape) for shape in shapes.values())
+        if states > adam_states:
             context.warn(f"{self.name}: bases and moments are larger than Adam's moments at this rank")
-        context.ranks.update({name: min(self.config.rank, *shape) for name, shape in shapes.items()})
+        context.ranks.update(ranks)
+        context.facts.update(
+            trainable="all parameters",
+            projected_matrices=len(shapes),
+            state_elements=states,
+            adam_state_elements=adam_states,
+        )
         return model.requires_grad_(True)
 
 
-def matrices_of(model: nn.Module, config: ProjectingConfig) -> dict[str, Matrix]:
-    """A fresh matrix for each target, by the name of its weight, in the order of the model."""
-    layers = target_linears(model, config.targets)
-    return {
-        f"{name}.weight": Matrix(
-            side_of(tuple(layer.weight.shape), config.projection),
-            min(config.rank, *layer.weight.shape),
-            config.period,
+def state_elements(shape: tuple[int, ...], rank: int, projection: Projection) -> int:
+    """Return the elements of the bases of one matrix (out, in) and of two moments of its coordinates.
+
+    GaLore, table 1.
+    """
+    out, inputs = shape
+    side = side_of(shape, projection)
+    if side == "both":
+        return rank * (out + inputs) + 2 * rank * rank
+    return rank * out + 2 * rank * inputs if side == "left" else rank * inputs + 2 * rank * out
+
+
+@dataclass
+class Matrix:
+    """Subspace and clock of one target matrix.
+
+    `period` and `next_refresh` count updates from 0; `notes` are plain values of a subclass.
+    """
+
+    side: Side
+    rank: int
+    period: int
+    projector: Projector | None = None
+    next_refresh: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all fields as tensors and plain values."""
+        bases = {} if self.projector is None else self.projector.tensors()
+        return {**vars(self), "projector": bases, "notes": deepcopy(self.notes)}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> Matrix:
+        """Return the matrix of a `state_dict`, with copies of the tensors."""
+        bases = copied(state["projector"], device)
+        projector = Projector(**bases) if bases else None
+        return cls(**{**state, "projector": projector, "notes": deepcopy(state["notes"])})
+
+
+class ProjectedStepper(AdamWStepper):
+    """AdamW, within a subspace for the weights of the target layers."""
+
+    #: What happens to the moments when a subspace is replaced; where eps and weight decay act.
+    rule: Rule = "keep"
+    arithmetic: Arithmetic = "torch"
+
+    def __init__(self, model: nn.Module, optim: OptimConfig, config: ProjectionConfig, seed: int) -> None:
+        super().__init__(model, optim)
+        self.scale, self.seed = config.scale, seed
+        self.matrices = {
+            f"{name}.weight": Matrix(
+                side_of(tuple(layer.weight.shape), config.projection),
+                min(config.rank, *layer.weight.shape),
+                config.period,
+            )
+            for name, layer in target_linears(model, config.targets).items()
+            if f"{name}.weight" in self.parameters
+        }
+        self.updates = 0
+        self._refreshes = self._skipped = 0  # of the update under way, as are the ranks that changed
+        self._new_ranks: dict[str, int] = {}
+
+    def new_projector(self, name: str, matrix: Matrix, gradient: Tensor) -> Projector | None:
+        """Return a projector for a finite gradient, or None to keep the old one."""
+        raise NotImplementedError
+
+    def after_refresh(self, matrix: Matrix, old: Projector | None) -> None:
+        """Set `next_refresh`; the update under way is `self.updates`."""
+        matrix.next_refresh = self.updates + matrix.period
+
+    def after_projection(self, name: str, matrix: Matrix, coordinates: Tensor) -> None:
+        """Look at the coordinates of a gradient."""
+
+    def after_step(self) -> None:
+        """Decide about the next update, when all matrices have had this one."""
+
+    def step(self) -> StepInfo:
+        """Update what has not been updated inside backward, and report refreshes."""
+        info = super().step()
+        self.after_step()
+        self.updates += 1
+        refreshes, skipped, new_ranks = self._refreshes, self._skipped, self._new_ranks
+        self._refreshes, self._skipped, self._new_ranks = 0, 0, {}
+        return replace(
+            info,
+            refreshed=refreshes > 0,
+            refresh_next=any(matrix.next_refresh <= self.updates for matrix in self.matrices.values()),
+            ranks=new_ranks or None,
+            refreshes=refreshes,
+            skipped=skipped,
         )
-        for name, layer in layers.items()
-    }
+
+    def refresh_soon(self) -> None:
+        """Refresh all subspaces in the next update, so that a short run shows what that costs."""
+        for matrix in self.matrices.values():
+            matrix.next_refresh = self.updates
+
+    @torch.no_grad()
+    def update(self, names: Sequence[str], **overrides: float) -> None:
+        """Update the named parameters from their gradients; `overrides` are for those not projected."""
+        plain = [name for name in names if name not in self.matrices]
+        if self.arithmetic == "torch":
+            super().update(plain, **overrides)
+        else:
+            super().update(plain, **self._without_decay())
+            for name in plain:
+                self.parameters[name].mul_(1 - self.lr * self.optim.weight_decay)
+        for name in names:
+            if name in self.matrices:
+                self._update_matrix(name, self.matrices[name])
+
+    def _update_matrix(self, name: str, matrix: Matrix) -> None:
+        weight, grad = self.parameters[name], gradient(self.parameters[name])
+        if matrix.next_refresh <= self.updates and not self._refresh(name, matrix, grad):
+            return
+        assert matrix.projector is not None
+        coordinates = matrix.projector.project(grad)
+        self.after_projection(name, matrix, coordinates)
+        if name not in self.states:
+            self.states[name] = self.adam.new_state(coordinates)
+        decay = 1 - self.lr * self.optim.weight_decay
+        if decay != 1 and self.arithmetic == "torch":
+            weight.mul_(decay)
+        move = torch.zeros_like(coordinates)
+        self.adam.update([move], [coordinates], [self.states[name]], self.lr, **self._without_decay())
+        matrix.projector.add_back(weight, move, self.scale)
+        if decay != 1 and self.arithmetic == "official":
+            weight.mul_(decay)
+
+    def _without_decay(self) -> dict[str, float]:
+        return {"eps": self.adam.eps(self.arithmetic, self.updates + 1), "weight_decay": 0.0}
+
+    def _refresh(self, name: str, matrix: Matrix, grad: Tensor) -> bool:
+        """Replace the subspace; return False when the gradient is not finite and the matrix is left alone.
+
+        Reading values stalls a GPU, so only refreshes do it. After a failure the old basis serves until
+        the next refresh; without one the next gradient is tried.
+        """
+        old, finite = matrix.projector, bool(torch.stack(torch.aminmax(grad)).isfinite().all())
+        try:
+            new = self.new_projector(name, matrix, grad) if finite else None
+        except torch.linalg.LinAlgError:
+            new = None
+        if new is None:
+            self._skipped += not finite
+            matrix.next_refresh = self.updates + (1 if old is None else matrix.period)
+            return finite and old is not None
+        if old is not None and name in self.states:
+            self.states[name] = carry_over(self.adam, self.states[name], self.rule, old, new, grad)
+        if old is None or old.rank != new.rank:
+            self._new_ranks[name.removesuffix(".weight")] = new.rank
+        matrix.projector, matrix.rank = new, new.rank
+        self._refreshes += 1
+        self.after_refresh(matrix, old)
+        return True
+
+    def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the moments of every parameter and, of projected ones, `<parameter>.left` and `.right`."""
+        yield from super().state_tensors()
+        for name, matrix in self.matrices.items():
+            if matrix.projector is not None:
+                yield from ((f"{name}.{side}", basis) for side, basis in matrix.projector.tensors().items())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return moments, subspaces and clocks."""
+        matrices = {name: matrix.state_dict() for name, matrix in self.matrices.items()}
+        return {"moments": super().state_dict(), "matrices": matrices, "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore copies of a saved state; ValueError when other parameters were trained or projected."""
+        super().load_state_dict(state["moments"])
+        if unknown := sorted(state["matrices"].keys() ^ self.matrices.keys()):
+            raise ValueError(f"other matrices were projected when this state was saved: {', '.join(unknown)}")
+        self.matrices = {
+            name: Matrix.from_state_dict(saved, self.parameters[name].device)
+            for name, saved in state["matrices"].items()
+        }
+        self.updates = state["updates"]

@@ -1,7 +1,11 @@
-"""Projection of a gradient (out, in) to few coordinates and back, on one side or on both.
+"""Projectors: how a gradient is projected to few coordinates and back, and how the subspace is found.
 
-left: R = L^T G, (rank, in);  right: R = G Q, (out, rank);  both: R = L^T G Q, (rank, rank), with
-orthonormal columns L (out, rank) and Q (in, rank). The side is stored, never guessed from shapes.
+left: R = L^T G, (rank, in);  right: R = G Q, (out, rank);  both: R = L^T G Q, (rank, rank), with a gradient
+G (out, in) and orthonormal columns L (out, rank), Q (in, rank). The side is stored, not guessed from shapes.
+
+The columns span, exactly or nearly, the leading singular subspace of a gradient. It is found by thin SVD
+(Golub & Van Loan), by the eigenvectors of the Gram matrix of the short side, or by randomized subspace
+iteration (Halko, Martinsson & Tropp 2011, arXiv 0909.4061, algorithm 4.4).
 """
 
 from __future__ import annotations
@@ -12,15 +16,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from methods.parts.projection.subspace import Finder, leading
-
 Side = Literal["left", "right", "both"]
 #: As in GaLore's code: `std` projects the short side (a square matrix on the right), `reverse_std` the long.
 Projection = Literal["std", "reverse_std", "left", "right", "full"]
+Finder = Literal["svd", "gram", "randomized"]
+
+OVERSAMPLING = 8
+POWER_ITERATIONS = 1
+#: Noise in an earlier basis; without it a matrix that annihilates the basis would leave nothing to iterate.
+TRACE = 1e-3
 
 
 def side_of(shape: tuple[int, ...], projection: Projection) -> Side:
-    """The side on which a matrix (out, in) is projected."""
+    """Return the side on which a matrix (out, in) is projected."""
     if projection == "full":
         return "both"
     if projection in ("left", "right"):
@@ -39,31 +47,31 @@ class Projector:
     @property
     def rank(self) -> int:
         """The number of columns."""
-        basis = self.left if self.left is not None else self.right
-        assert basis is not None
-        return basis.shape[1]
+        return self._basis.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """What coordinates are computed in."""
-        basis = self.left if self.left is not None else self.right
-        assert basis is not None
-        return basis.dtype
+        """The dtype of coordinates."""
+        return self._basis.dtype
+
+    @property
+    def _basis(self) -> Tensor:
+        return next(iter(self.tensors().values()))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The bases that are there, by side."""
+        """Return the bases by side, `left` before `right`."""
         sides = {"left": self.left, "right": self.right}
         return {side: basis for side, basis in sides.items() if basis is not None}
 
     def project(self, gradient: Tensor) -> Tensor:
-        """The coordinates of a gradient (out, in)."""
+        """Return the coordinates of a gradient (out, in), of the shapes above."""
         coordinates = gradient.to(self.dtype)
         if self.left is not None:
             coordinates = self.left.T @ coordinates
         return coordinates if self.right is None else coordinates @ self.right
 
     def add_back(self, weight: Tensor, coordinates: Tensor, scale: float) -> None:
-        """weight += scale * (coordinates mapped back), in place, at best without a matrix between."""
+        """Add scale * (coordinates mapped back) to a weight in place, in one kernel where dtypes allow."""
         if self.left is None:
             assert self.right is not None
             first, second = coordinates, self.right.T
@@ -77,42 +85,117 @@ class Projector:
             weight.add_(first @ second, alpha=scale)
 
     def changes_from(self, old: Projector) -> tuple[Tensor | None, Tensor | None]:
-        """The maps (a, b) of old to new coordinates, M -> a M b, of sizes rank by old rank; None for 1."""
+        """Return (a, b), where a M b maps old to new coordinates M; None stands for the identity.
+
+        a is (rank, old rank) and b (old rank, rank).
+        """
         left = None if self.left is None or old.left is None else self.left.T @ old.left
         right = None if self.right is None or old.right is None else old.right.T @ self.right
         return left, right
 
     def overlap(self, old: Projector) -> float:
-        """Share of the old subspace in the new, 0 to 1: |P_old^T P_new|_F^2 / rank, the least over sides."""
+        """Return the share of the old subspace in the new, |P_old^T P_new|_F^2 / rank in 0 … 1.
+
+        On both sides it is the smaller of the two shares.
+        """
         changes = [change for change in self.changes_from(old) if change is not None]
         return min(float(change.float().square().sum()) / min(change.shape) for change in changes)
 
 
-def find(
+def find_projector(
     gradient: Tensor,
     side: Side,
-    width: int,
+    rank: int,
     how: Finder,
     generator: torch.Generator,
     old: Projector | None = None,
 ) -> tuple[Projector, Tensor]:
-    """The projector of the leading `width` directions of a gradient, and their singular values.
+    """Return the projector to the leading `rank` directions of a gradient, and their singular values.
 
-    Bases are float32 at least. In a distributed run they are those of rank 0 on all ranks, since signs
-    and rounding are free. torch.linalg.LinAlgError where a decomposition fails.
+    Bases are float32 at least. In a distributed run all processes get those of process 0, since signs and
+    rounding are arbitrary. `old` is where a randomized iteration starts. torch.linalg.LinAlgError where a
+    decomposition fails.
     """
     bases: dict[str, Tensor] = {}
     values = torch.empty(0)
     for name, matrix in (("left", gradient), ("right", gradient.T)):
         if side in (name, "both"):
             start = None if old is None else getattr(old, name)
-            bases[name], values = leading(matrix, width, how, generator, start)
-    for tensor in (*bases.values(), values):
-        agree(tensor)
+            bases[name], values = leading(matrix, rank, how, generator, start)
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        for tensor in (*bases.values(), values):
+            torch.distributed.broadcast(tensor, src=0)
     return Projector(**bases), values
 
 
-def agree(tensor: Tensor) -> None:
-    """Give all processes of a distributed run the tensor of rank 0, in place."""
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        torch.distributed.broadcast(tensor, src=0)
+def leading(
+    matrix: Tensor, rank: int, how: Finder, generator: torch.Generator, start: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the `rank` leading left singular vectors of a matrix (d, k) and their singular values.
+
+    Both are descending. The vectors are orthonormal columns (d, rank), or as many as the matrix has, in
+    float32 (float64 for float64). A randomized iteration starts from the basis `start` (d, any).
+    """
+    matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    rank = min(rank, *matrix.shape)
+    if how == "svd":
+        columns, values = _svd(matrix)
+    elif how == "gram":
+        columns, values = _gram(matrix, rank)
+    else:
+        columns, values = _randomized(matrix, rank, generator, start)
+    # Copies, so that the columns beyond the rank are freed; NCCL sends contiguous tensors only.
+    return columns[:, :rank].clone(memory_format=torch.contiguous_format), values[:rank].clone()
+
+
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Decompose the matrix or its transpose, whichever is tall: LAPACK is up to 1.7 times slower for wide."""
+    if matrix.shape[0] < matrix.shape[1]:
+        _, values, rows = torch.linalg.svd(matrix.T, full_matrices=False)
+        return rows.T, values
+    columns, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+    return columns, values
+
+
+def _gram(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Square the matrix; values below the root of the precision, 3e-4 of the largest in float32, are lost."""
+    if matrix.shape[0] <= matrix.shape[1]:
+        squares, columns = torch.linalg.eigh(matrix @ matrix.T)
+        return columns.flip(1)[:, :rank], squares.flip(0).clamp(min=0).sqrt()
+    squares, rows = torch.linalg.eigh(matrix.T @ matrix)
+    image = matrix @ rows.flip(1)[:, :rank]
+    return torch.linalg.qr(image).Q, squares.flip(0).clamp(min=0).sqrt()
+
+
+def _randomized(
+    matrix: Tensor, rank: int, generator: torch.Generator, start: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Iterate on a few columns more than the rank, then rotate to the singular directions among them."""
+    enough = min(rank + OVERSAMPLING, *matrix.shape)
+    basis = torch.empty(matrix.shape[0], 0, dtype=matrix.dtype, device=matrix.device)
+    if start is not None:  # an earlier basis replaces a first pass over the matrix
+        basis = start[:, :rank].to(matrix.dtype)
+        trace = torch.randn(basis.shape, generator=generator, dtype=matrix.dtype, device=matrix.device)
+        basis = basis + TRACE * trace / matrix.shape[0] ** 0.5
+    missing = (matrix.shape[1], enough - basis.shape[1])
+    noise = torch.randn(missing, generator=generator, dtype=matrix.dtype, device=matrix.device)
+    basis = torch.cat([basis, torch.linalg.qr(matrix @ noise).Q], dim=1)  # each part well conditioned
+    for _ in range(POWER_ITERATIONS):
+        basis = torch.linalg.qr(matrix @ (matrix.T @ basis)).Q
+    inner = basis.T @ matrix
+    squares, rotation = torch.linalg.eigh(inner @ inner.T)
+    return basis @ rotation.flip(1)[:, :rank], squares.flip(0).clamp(min=0).sqrt()
+
+
+def squared_norm(gradient: Tensor) -> float:
+    """Return |G|_F^2, summed by row: one float32 sum over millions is too rough for an energy of 1."""
+    exact = torch.promote_types(gradient.dtype, torch.float32)
+    rows = torch.linalg.vector_norm(gradient, dim=1, dtype=exact)
+    return float(rows.double().square().sum())
+
+
+def least_rank(values: Tensor, total: float, energy: float) -> int:
+    """Return the least rank whose squared singular values, descending, reach `energy` of `total`, or all."""
+    captured = values.double().square().cumsum(0)
+    enough = int(torch.searchsorted(captured, captured.new_tensor(energy * total * (1 - 1e-6))))
+    return min(enough + 1, len(values))

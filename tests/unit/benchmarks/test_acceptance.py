@@ -388,11 +388,13 @@ def test_the_dtypes_of_states_are_read_on_a_cpu_too(bits: int, dtype: torch.dtyp
 
 @pytest.mark.usefixtures("small")
 def test_fused_updates_are_seen_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    from methods.parts.optim import adam
+    from methods.parts.optim import adamw
 
     assert promises.fused_devices(CASES["lora"], CPU) == {"cpu"}
-    plain = adam.adamw
-    monkeypatch.setattr(adam, "adamw", lambda *given, fused, **others: plain(*given, foreach=False, **others))
+    plain = adamw.adamw
+    monkeypatch.setattr(
+        adamw, "adamw", lambda *given, fused, **others: plain(*given, foreach=False, **others)
+    )
     assert promises.fused_devices(CASES["lora"], CPU) == set()
 
 

@@ -16,8 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from harness.config import OptimConfig
 from harness.errors import UserError
 from methods.parts.optim import eightbit
-from methods.parts.optim.adam import MIN_8BIT_SIZE, MOMENTS, Adam, State
-from methods.parts.optim.adamw import AdamWStepper
+from methods.parts.optim.adamw import MIN_8BIT_SIZE, MOMENTS, Adam, AdamWStepper, State
 from tests.support.tiny import tiny_batch, tiny_llama, train
 
 STEPS = 6
@@ -127,15 +126,11 @@ def test_a_float32_tensor_with_16_bits_rounds_its_moments_alone() -> None:
         assert state[key].float().equal(peer.state[wide][key])
 
 
-def test_the_methods_own_precision_holds_unless_the_run_asks_for_one() -> None:
+def test_moments_have_the_precision_of_the_run_or_else_of_their_tensor() -> None:
     narrow = start(4, 4, dtype=torch.bfloat16)
-    for method, run, dtype in (
-        (None, None, torch.bfloat16),
-        (32, None, torch.float32),
-        (None, 32, torch.float32),
-        (16, 32, torch.float32),
-    ):
-        assert Adam(OptimConfig(state_bits=run), method).new_state(narrow)["exp_avg"].dtype == dtype
+    for bits, dtype in ((None, torch.bfloat16), (32, torch.float32), (16, torch.bfloat16)):
+        optim = OptimConfig.model_validate({"state_bits": bits})
+        assert Adam(optim).new_state(narrow)["exp_avg"].dtype == dtype
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -264,7 +259,7 @@ def test_updates_run_on_fake_tensors_and_leave_real_ones_alone(bits: Any) -> Non
             state = adam.new_state(tensor)
             adam.update([tensor], [torch.randn(80, 60)], [state], 1e-2)
             first, second = adam.moments(state)
-            again = adam.replaced(state, first[:, :55], second[:, :55], torch.empty(80, 55))
+            again = adam.with_moments(state, first[:, :55], second[:, :55], torch.empty(80, 55))
             assert state_bytes(again) < state_bytes(state)
         eightbit._made_codebooks.cache_clear()
         assert course(start(80, 60), adam)[0].equal(wanted)
@@ -278,7 +273,7 @@ def test_moments_that_are_read_and_put_back_are_the_same_state(bits: Any) -> Non
     tensor, state = course(start(80, 60), adam)
     read = adam.moments(state)
     assert {(moment.dtype, moment.shape) for moment in read} == {(torch.float32, (80, 60))}
-    again = adam.replaced(state, *read, tensor)
+    again = adam.with_moments(state, *read, tensor)
     assert again.keys() == state.keys()
     assert type(again["step"]) is type(state["step"])
     assert int(again["step"]) == STEPS
@@ -299,11 +294,11 @@ def test_a_replaced_state_may_cross_the_size_below_which_8_bits_become_32() -> N
     adam = Adam(OptimConfig(state_bits=8))
     tensor, state = course(start(80, 60), adam)
     first, second = adam.moments(state)
-    small = adam.replaced(state, first[:, :10], second[:, :10], tensor[:, :10])
+    small = adam.with_moments(state, first[:, :10], second[:, :10], tensor[:, :10])
     assert small["exp_avg"].equal(first[:, :10])
     assert float(small["step"]) == STEPS
     assert isinstance(small["step"], Tensor)
-    back = adam.replaced(small, first, second, tensor)
+    back = adam.with_moments(small, first, second, tensor)
     assert back["step"] == STEPS
     assert back["exp_avg"].dtype == torch.uint8
     adam.update([tensor[:, :10].clone()], [first[:, :10].clone()], [small], 1e-2)

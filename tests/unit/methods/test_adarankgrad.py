@@ -15,11 +15,9 @@ from harness.errors import UserError
 from harness.method import Context, StepInfo, Stepper, build
 from methods import adarankgrad
 from methods.adarankgrad import AdaRankGrad, AdaRankGradStepper, least_rank
-from methods.parts.optim.adam import Adam, State
-from methods.parts.optim.adamw import AdamWStepper
-from methods.parts.projection.matrix import Matrix
-from methods.parts.projection.projector import Projector, find
-from methods.parts.projection.subspace import Finder
+from methods.parts.optim.adamw import Adam, AdamWStepper, State
+from methods.parts.projection.method import Matrix
+from methods.parts.projection.projector import Finder, Projector, find_projector
 from tests.support.tiny import tiny_batch, tiny_llama, train
 
 TALL, WIDE, SQUARE = (30, 20), (20, 30), (24, 24)
@@ -268,9 +266,9 @@ def test_a_later_refresh_looks_for_few_directions_first_and_for_all_only_if_thes
 
     def noted(gradient: Tensor, side: Any, width: int, *others: Any) -> Any:
         widths.append(width)
-        return find(gradient, side, width, *others)
+        return find_projector(gradient, side, width, *others)
 
-    monkeypatch.setattr(adarankgrad, "find", noted)
+    monkeypatch.setattr(adarankgrad, "find_projector", noted)
     spectra = {0: 2, 1: 3, 2: 7, 3: 2}
     for finder, expected in (("randomized", [8, 4, 6, 8, 8]), ("svd", [8] * 4), ("gram", [8] * 4)):
         model, stepper = made(TALL, energy=0.99, period=1, refresh=finder)
@@ -299,7 +297,7 @@ def test_the_least_rank_is_counted_over_squares_and_is_at_most_all() -> None:
 # ----------------------------------------------------------------------------- moments at a refresh
 def with_bases(stepper: AdaRankGradStepper, choose: Callable[[int], Tensor]) -> None:
     """Let update `t` find the right basis `choose(t)`."""
-    stepper.find = lambda *_: Projector(right=choose(stepper.updates))  # type: ignore[method-assign]
+    stepper.new_projector = lambda *_: Projector(right=choose(stepper.updates))  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("moments", ["square", "ldadam"])

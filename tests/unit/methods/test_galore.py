@@ -15,12 +15,9 @@ from harness.config import OptimConfig
 from harness.errors import UserError
 from harness.method import Context, StepInfo, build
 from methods.galore import GaLore, GaLoreStepper
-from methods.parts.optim.adam import Adam, State
-from methods.parts.optim.adamw import AdamWStepper
-from methods.parts.projection.matrix import Matrix, state_elements
-from methods.parts.projection.projector import Projection, Projector
-from methods.parts.projection.stepper import ProjectedStepper
-from methods.parts.projection.subspace import Finder
+from methods.parts.optim.adamw import Adam, AdamWStepper, State
+from methods.parts.projection.method import Matrix, ProjectedStepper, state_elements
+from methods.parts.projection.projector import Finder, Projection, Projector
 from tests.support.tiny import tiny_batch, tiny_llama, train
 
 TALL, WIDE, SQUARE = (12, 7), (7, 12), (9, 9)
@@ -881,7 +878,7 @@ def test_rotated_second_moments_are_never_negative_and_exact_for_flips_and_permu
         advance(model, stepper, 0, 4)
         second = moments_of(stepper)[1]
         matrices(stepper)[0].next_refresh = 0
-        stepper.find = lambda *_, basis=basis: Projector(right=basis)  # type: ignore[method-assign]
+        stepper.new_projector = lambda *_, basis=basis: Projector(right=basis)  # type: ignore[method-assign]
         advance(model, stepper, 4, 5, lambda step, index, shape: torch.zeros(shape))
         found = moments_of(stepper)[1]
         assert (found >= 0).all()

@@ -14,7 +14,7 @@ from harness.config import OptimConfig
 from harness.errors import UnsupportedError
 from harness.method import Context, build
 from methods.parts.optim.adamw import AdamWStepper
-from methods.parts.projection.subspace import Finder
+from methods.parts.projection.projector import Finder
 
 WORLD = 2
 UPDATES = 5

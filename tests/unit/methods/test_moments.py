@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from harness.config import OptimConfig
-from methods.parts.optim.adam import Adam, State
-from methods.parts.projection.moments import Rule, carried
+from methods.parts.optim.adamw import Adam, State
+from methods.parts.projection.moments import Rule, carry_over
 from methods.parts.projection.projector import Projector, Side
 
 OUT, IN, STEP = 10, 12, 7
@@ -62,7 +62,7 @@ def shape_of(side: Side, rank: int) -> tuple[int, int]:
 
 def carry(rule: Rule, old: Projector, new: Projector, state: State) -> tuple[Tensor, Tensor]:
     """Both moments in the coordinates of `new`."""
-    result = carried(adam(), state, rule, old, new, torch.zeros(OUT, IN, dtype=torch.float64))
+    result = carry_over(adam(), state, rule, old, new, torch.zeros(OUT, IN, dtype=torch.float64))
     assert float(result["step"]) == STEP
     return result["exp_avg"], result["exp_avg_sq"]
 
@@ -139,7 +139,7 @@ def test_paper_maps_second_moments_like_the_first_and_clamps_what_turns_negative
 def test_keep_leaves_the_very_tensors_where_they_are() -> None:
     old, new = random_projector("right", 4, 1), random_projector("right", 4, 3)
     state = new_state((OUT, 4))
-    result = carried(adam(), state, "keep", old, new, torch.zeros(OUT, IN, dtype=torch.float64))
+    result = carry_over(adam(), state, "keep", old, new, torch.zeros(OUT, IN, dtype=torch.float64))
     assert result is state
 
 
@@ -277,7 +277,9 @@ def test_a9_left_and_right_give_transposed_moments(rule: Rule) -> None:
     transposed = {key: value.T if value.dim() else value for key, value in state.items()}
     left = carry(rule, Projector(left=bases[0]), Projector(left=bases[1]), dict(state))
     gradient = torch.zeros(IN, OUT, dtype=torch.float64)
-    right = carried(adam(), transposed, rule, Projector(right=bases[0]), Projector(right=bases[1]), gradient)
+    right = carry_over(
+        adam(), transposed, rule, Projector(right=bases[0]), Projector(right=bases[1]), gradient
+    )
     torch.testing.assert_close(left[0], right["exp_avg"].T)
     torch.testing.assert_close(left[1], right["exp_avg_sq"].T)
 
@@ -286,7 +288,7 @@ def test_a9_left_and_right_give_transposed_moments(rule: Rule) -> None:
 def filled(bits: int, exact: State) -> tuple[Adam, State]:
     """A state in a precision that holds these moments."""
     kept = adam(bits)
-    return kept, kept.replaced(exact, exact["exp_avg"], exact["exp_avg_sq"], exact["exp_avg"])
+    return kept, kept.with_moments(exact, exact["exp_avg"], exact["exp_avg_sq"], exact["exp_avg"])
 
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(32, 1e-6), (16, 1e-2), (8, 0.1)])
@@ -301,8 +303,8 @@ def test_moments_of_any_precision_are_mapped_as_their_values_say_and_keep_it(
     gradient = torch.zeros(out, width)
     kept, state = filled(bits, exact)
     dtypes = {key: state[key].dtype for key in ("exp_avg", "exp_avg_sq")}
-    wanted = carried(adam(), exact, rule, old, new, gradient)
-    result = carried(kept, state, rule, old, new, gradient)
+    wanted = carry_over(adam(), exact, rule, old, new, gradient)
+    result = carry_over(kept, state, rule, old, new, gradient)
     assert {key: result[key].dtype for key in dtypes} == dtypes
     assert int(result["step"]) == STEP
     for found, key in zip(kept.moments(result), dtypes, strict=True):
@@ -317,7 +319,7 @@ def test_a_state_in_8_bits_crosses_the_size_below_which_32_bits_are_kept(ranks: 
     old, new = (Projector(left=basis) for basis in bases)
     exact = {key: value.float() for key, value in new_state((ranks[0], 100)).items()}
     kept, state = filled(8, exact)
-    result = carried(kept, state, "square", old, new, torch.zeros(128, 100))
+    result = carry_over(kept, state, "square", old, new, torch.zeros(128, 100))
     assert state["exp_avg"].dtype == (torch.uint8 if ranks[0] == 48 else torch.float32)
     assert result["exp_avg"].dtype == (torch.uint8 if ranks[1] == 48 else torch.float32)
     assert int(result["step"]) == STEP

@@ -225,7 +225,7 @@ def test_i4_the_support_survives_casts_saving_and_training() -> None:
 REPLICA = """
 import sys, torch
 from torch import distributed, nn
-from methods._sltrain import SLTrainLinear
+from methods.parts.layers.sparse_plus_lowrank import SLTrainLinear
 from methods.sltrain import support
 rank, folder = int(sys.argv[1]), sys.argv[2]
 store = distributed.FileStore(f"{folder}/store", 2)

@@ -307,7 +307,7 @@ def test_a_step_reads_no_value_which_would_stall_a_gpu(kind: type[VeLoRALinear])
 RANK = """
 import sys, torch
 from torch import distributed, nn
-from methods._velora import VeLoRALinear
+from methods.parts.layers.subtoken import VeLoRALinear
 rank, folder = int(sys.argv[1]), sys.argv[2]
 store = distributed.FileStore(f"{folder}/store", 2)
 distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)

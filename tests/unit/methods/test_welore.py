@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from harness import factored
 from harness.errors import UnsupportedError, UserError
 from harness.method import Context, build
-from methods.parts.factors.svd_cache import factors
+from methods.parts.factors.svd_cache import truncated_svd
 from methods.parts.targets import LINEAR_KINDS
 from methods.welore import WeLore, normalised
 from tests.support.tiny import logits, tiny_llama
@@ -85,7 +85,7 @@ def random_weight(rows: int, columns: int) -> Tensor:
 @pytest.mark.parametrize("shape", [(24, 24), (40, 24), (24, 40)])
 def test_20_factors_of_full_rank_compute_what_the_dense_layer_does(shape: tuple[int, int]) -> None:
     weight = random_weight(*shape)
-    up, down = factors("layer", weight, 24)
+    up, down = truncated_svd("layer", weight, 24)
     dense = nn.Linear(shape[1], shape[0], bias=False)
     dense.weight.data = weight
     x = torch.randn(5, shape[1])
@@ -95,14 +95,14 @@ def test_20_factors_of_full_rank_compute_what_the_dense_layer_does(shape: tuple[
 
 def test_20_bfloat16_factors_of_full_rank_are_near_the_dense_weight() -> None:
     weight = random_weight(256, 688)
-    up, down = (part.to(torch.bfloat16).float() for part in factors("layer", weight, 256))
+    up, down = (part.to(torch.bfloat16).float() for part in truncated_svd("layer", weight, 256))
     assert (up @ down - weight).norm() / weight.norm() < 3e-3
 
 
 @pytest.mark.parametrize("rank", [1, 7, 23])
 def test_21_the_truncation_error_is_that_of_eckart_and_young(rank: int) -> None:
     weight = random_weight(40, 24)
-    up, down, values = *factors("layer", weight, rank), torch.linalg.svdvals(weight)
+    up, down, values = *truncated_svd("layer", weight, rank), torch.linalg.svdvals(weight)
     rest = weight - up @ down
     torch.testing.assert_close(rest.square().sum(), values[rank:].square().sum(), rtol=1e-5, atol=0)
     torch.testing.assert_close(torch.linalg.matrix_norm(rest, 2), values[rank], rtol=1e-4, atol=0)
@@ -110,7 +110,7 @@ def test_21_the_truncation_error_is_that_of_eckart_and_young(rank: int) -> None:
 
 def test_22_both_factors_carry_the_root_of_the_singular_values() -> None:
     weight = random_weight(40, 24)
-    up, down = factors("layer", weight, 9)
+    up, down = truncated_svd("layer", weight, 9)
     expected = torch.diag(torch.linalg.svdvals(weight)[:9])
     torch.testing.assert_close(up.T @ up, expected, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(down @ down.T, expected, atol=1e-4, rtol=1e-5)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.parts.projection.projector import Projection, Projector, find, side_of
-from methods.parts.projection.subspace import Finder, leading, seeded
+from methods.parts.projection.projector import Finder, Projection, Projector, find_projector, leading, side_of
+from methods.parts.targets import random_stream
 
 FINDERS: tuple[Finder, ...] = get_args(Finder)
 SHAPES = [(40, 16), (16, 40), (24, 24)]
@@ -189,12 +189,12 @@ def test_randomness_comes_from_a_stream_of_its_own() -> None:
     matrix = torch.randn(64, 64, generator=stream())
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first, _ = leading(matrix, 8, "randomized", seeded(0, "a.weight", 5, CPU))
+    first, _ = leading(matrix, 8, "randomized", random_stream(0, "a.weight", 5, CPU))
     assert torch.get_rng_state().equal(before)
     torch.manual_seed(2)
-    assert leading(matrix, 8, "randomized", seeded(0, "a.weight", 5, CPU))[0].equal(first)
+    assert leading(matrix, 8, "randomized", random_stream(0, "a.weight", 5, CPU))[0].equal(first)
     for other in ((1, "a.weight", 5), (0, "b.weight", 5), (0, "a.weight", 6)):
-        assert not leading(matrix, 8, "randomized", seeded(*other, CPU))[0].equal(first)
+        assert not leading(matrix, 8, "randomized", random_stream(*other, CPU))[0].equal(first)
 
 
 # ------------------------------------------------------------------------------------------ projector
@@ -306,7 +306,7 @@ def test_invariant_05_a_gradient_of_low_rank_survives_projection(
 ) -> None:
     values = torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
     gradient = with_values(shape, values)[0].float()
-    projector, _ = find(gradient, side_of(shape, projection), 4, how, stream())
+    projector, _ = find_projector(gradient, side_of(shape, projection), 4, how, stream())
     back = torch.zeros_like(gradient)
     projector.add_back(back, projector.project(gradient), 1.0)
     assert (back - gradient).norm() < 1e-5 * gradient.norm()
@@ -315,7 +315,7 @@ def test_invariant_05_a_gradient_of_low_rank_survives_projection(
 def test_invariant_15_square_coordinates_of_a_full_rank_go_back_on_the_side_they_came_from() -> None:
     """With `reverse_std`, wide and full rank the coordinates are square, so their shape says nothing."""
     gradient = torch.randn(16, 40, generator=stream(), dtype=torch.float64)
-    projector, _ = find(gradient, side_of((16, 40), "reverse_std"), 16, "svd", stream())
+    projector, _ = find_projector(gradient, side_of((16, 40), "reverse_std"), 16, "svd", stream())
     coordinates = projector.project(gradient)
     assert coordinates.shape == (16, 16)
     back = torch.zeros_like(gradient)

@@ -1,4 +1,4 @@
-"""The linear layer of SLTrain: W = scale B A + S is trained by its parts, and never kept."""
+"""The linear layer of SLTrain: W = scale B A + S is trained by its parts, and never stored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPARSE_COST, TURNING_COST = 6.5, 160
 
 
 def dense_is_cheaper(weight: Weight, tokens: int) -> bool:
-    """The choice of `auto`, by the multiply-adds of forward and backward together.
+    """Return the choice of `auto`, by the multiply-adds of forward and backward together.
 
     Always dense on an accelerator, where sparse products tend to be slow (which was not measured).
     """
@@ -52,7 +52,7 @@ class Product(torch.autograd.Function):
         scale: float,
         execution: Execution,
     ) -> Tensor:
-        """Multiply by the execution that is asked for; backward will use the same."""
+        """Multiply by the chosen execution; backward will use the same."""
         ctx.save_for_backward(x, b, a, values, support)
         weight = Weight(b, a, values, support, scale)
         ctx.scale = scale
@@ -62,7 +62,7 @@ class Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of x, where it needs one, and of B, A and the values."""
+        """Return the gradients of x, where it needs one, and of B, A and the values."""
         x, b, a, values, support = ctx.saved_tensors
         gradients = sparse_products.dense_backward if ctx.dense else sparse_products.factored_backward
         weight = Weight(b, a, values, support, ctx.scale)
@@ -103,7 +103,7 @@ class SLTrainLinear(nn.Module):
 
     @torch.no_grad()
     def _draw(self, generator: torch.Generator) -> None:
-        """On the CPU and in float32, so that the same weights come out for every device and dtype."""
+        """Draw on the CPU and in float32, so that every device and dtype gets the same weights."""
         bound = self.in_features**-0.5
         for parameter in (self.factor_a, self.values):
             drawn = torch.rand(parameter.shape, generator=generator, device="cpu", dtype=torch.float32)
@@ -118,20 +118,20 @@ class SLTrainLinear(nn.Module):
 
     @torch.no_grad()
     def dense(self) -> Tensor:
-        """W (out, in), in at least float32."""
+        """Return W (out, in), in at least float32."""
         wide = torch.promote_types(self.values.dtype, torch.float32)
         b, a, values = (part.to(wide) for part in (self.factor_b, self.factor_a, self.values))
         weight = Weight(b, a, values, self.support, self.scale)
         return weight.dense(slice(None), slice(None), self.support)
 
     def merged(self) -> nn.Linear:
-        """A plain layer with this weight, rounded once to the dtype of the parts, and the same bias."""
+        """Return a plain layer with the same bias and this weight, rounded once to the dtype of the parts."""
         plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         plain.weight = nn.Parameter(self.dense().to(self.values.dtype))
         plain.register_parameter("bias", self.bias)
         return plain
 
     def extra_repr(self) -> str:
-        """The sizes, for printing."""
+        """Return the sizes, for printing."""
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{sizes}, rank={self.factor_a.shape[0]}, support={len(self.support)}"

@@ -1,4 +1,4 @@
-"""The product with a matrix W = s B A + S, S on a fixed support, and its gradients, without keeping W.
+"""The product with a matrix W = s B A + S, S on a fixed support, and its gradients, without storing W.
 
 Shapes: W (out, in), B (out, rank), A (rank, in), x (tokens, in), y (tokens, out). A support is a sorted
 list of distinct flat positions row * in + column. Two executions give the same result:
@@ -40,11 +40,11 @@ class Weight:
 
     @property
     def readable(self) -> bool:
-        """Whether positions can be read at once: not on an accelerator, nor where tensors are simulated."""
+        """Whether positions can be read without delay: not on an accelerator, nor in a simulation."""
         return type(self.support) is Tensor and self.support.device.type == "cpu"
 
     def blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Some rows of W, their share of the support and its flat places within them, until all are done.
+        """Yield blocks of rows of W, their share of the support and its flat places within them.
 
         All in one block where the support cannot be read, hence not be cut, and in 16 bits, where sums
         over blocks would be rounded block by block.
@@ -62,18 +62,18 @@ class Weight:
             yield slice(start, start + height), slice(first, last), places
 
     def dense(self, rows: slice, share: slice, places: Tensor) -> Tensor:
-        """A block of W (rows, in)."""
+        """Return a block of W (rows, in)."""
         block = torch.mm(self.b[rows], self.a).mul_(self.scale)
         block.view(-1).index_add_(0, places, self.values[share])
         return block
 
     def sparse(self) -> Tensor:
-        """S in compressed rows (out, in), in at least float32: there are no kernels for 16 bits."""
+        """Return S in compressed rows (out, in), in at least float32: 16 bits have no kernels."""
         outputs, inputs = self.shape
         return _compressed(self.support, inputs, self.support % inputs, self.values, (outputs, inputs))
 
     def sparse_transposed(self) -> Tensor:
-        """S^T in compressed rows (in, out), in at least float32."""
+        """Return S^T in compressed rows (in, out), in at least float32."""
         outputs, inputs = self.shape
         columns, order = torch.sort(self.support % inputs, stable=True)
         rows = self.support.div(inputs, rounding_mode="floor")[order]
@@ -81,7 +81,7 @@ class Weight:
 
 
 def dense(x: Tensor, weight: Weight) -> Tensor:
-    """y = x W^T by rows of W."""
+    """Return y = x W^T, computed by rows of W."""
     y = x.new_empty(len(x), weight.shape[0])
     for rows, share, places in weight.blocks():
         torch.mm(x, weight.dense(rows, share, places).t(), out=y[:, rows])
@@ -89,7 +89,7 @@ def dense(x: Tensor, weight: Weight) -> Tensor:
 
 
 def dense_backward(x: Tensor, dy: Tensor, weight: Weight, wants_dx: bool) -> tuple[Tensor | None, ...]:
-    """The gradients of x, B, A and the values, by rows of W and of its gradient."""
+    """Return the gradients of x, B, A and the values, computed by rows of W and of its gradient."""
     dx = torch.zeros_like(x) if wants_dx else None
     db, da, dv = torch.empty_like(weight.b), torch.zeros_like(weight.a), torch.empty_like(weight.values)
     for rows, share, places in weight.blocks():
@@ -103,7 +103,7 @@ def dense_backward(x: Tensor, dy: Tensor, weight: Weight, wants_dx: bool) -> tup
 
 
 def factored(x: Tensor, weight: Weight) -> Tensor:
-    """y = x W^T by the parts of W."""
+    """Return y = x W^T, computed by the parts of W."""
     y = x.new_empty(len(x), weight.shape[0])
     sparse, b, a = weight.sparse(), _wide(weight.b), _wide(weight.a)
     for start in range(0, len(x), CHUNK_TOKENS):
@@ -115,7 +115,7 @@ def factored(x: Tensor, weight: Weight) -> Tensor:
 
 
 def factored_backward(x: Tensor, dy: Tensor, weight: Weight, wants_dx: bool) -> tuple[Tensor | None, ...]:
-    """The gradients of x, B, A and the values, by the parts of W."""
+    """Return the gradients of x, B, A and the values, computed by the parts of W."""
     dx, dtype = torch.empty_like(x) if wants_dx else None, weight.values.dtype
     sparse, transposed, b, a = weight.sparse(), weight.sparse_transposed(), _wide(weight.b), _wide(weight.a)
     db, da, dv = torch.zeros_like(b), torch.zeros_like(a), torch.zeros_like(sparse.values())
@@ -132,14 +132,14 @@ def factored_backward(x: Tensor, dy: Tensor, weight: Weight, wants_dx: bool) -> 
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In at least float32."""
+    """Return the tensor in at least float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _compressed(
     keys: Tensor, keys_per_row: int, columns: Tensor, values: Tensor, shape: tuple[int, int]
 ) -> Tensor:
-    """A sparse matrix from entries in order: row r has those with keys from r * keys_per_row on."""
+    """Return a sparse matrix of entries in order: row r has those with keys from r * keys_per_row on."""
     firsts = torch.arange(shape[0] + 1, dtype=keys.dtype, device=keys.device) * keys_per_row
     starts = torch.searchsorted(keys, firsts).int()
     return torch.sparse_csr_tensor(starts, columns.int(), _wide(values), shape, check_invariants=False)

@@ -1,8 +1,8 @@
-"""Linear layers that keep one number per sub-token of their input for the backward pass, not the input.
+"""Linear layers that save one number per sub-token of their input for the backward pass, not the input.
 
 The D features of a token are cut into G sub-tokens z of M = D / G consecutive features. A layer has one
-unit vector v (M), keeps p = z v, and takes z for p v when it computes the gradient of its weight. That is
-the exact gradient times the projector kron(I_G, v v^T), in closed form (gY^T p) (x) v.
+unit vector v (M), saves p = z v, and uses p v for z in the gradient of its weight. That is the exact
+gradient times the projector kron(I_G, v v^T), in closed form (gY^T p) (x) v.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ LEAST_SIZE = 8  # the smallest sub-token of the paper's scripts
 
 
 def project(x: Tensor, v: Tensor) -> Tensor:
-    """Coordinates (..., G) of the sub-tokens of x (..., D) along v (M), in the dtype of x."""
+    """Return the coordinates (..., G) of the sub-tokens of x (..., D) along v (M), in the dtype of x."""
     return x.unflatten(-1, (-1, v.numel())) @ v.to(x.dtype)
 
 
 def weight_gradient(grad_output: Tensor, projected: Tensor, direction: Tensor) -> Tensor:
-    """The gradient (out, D) from (tokens, out), (tokens, G) and (M), in 2 tokens out G FLOPs instead of D."""
+    """Return the gradient (out, D) from (tokens, out), (tokens, G) and (M), in 2 tokens out G FLOPs."""
     by_group = grad_output.T @ projected
     return (by_group[:, :, None] * direction.to(by_group.dtype)).flatten(1)
 
 
 def usual_size(divisors: Sequence[int]) -> int:
-    """The size of a sub-token, of the divisors of a width, where none is asked for."""
+    """Return the default size of a sub-token, one of the divisors of a width."""
     large_enough = [size for size in divisors if size >= LEAST_SIZE] or divisors[-1:]
     return min(large_enough, key=lambda size: abs(divisors[-1] // size - USUAL_GROUPS))
 
 
 class _Compressed(torch.autograd.Function):
-    """F.linear whose graph keeps p, W and v."""
+    """F.linear that saves p, W and v for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, v: Tensor, scale: float) -> Tensor:
@@ -59,7 +59,7 @@ class _Compressed(torch.autograd.Function):
 
 
 class VeLoRALinear(nn.Linear):
-    """A layer with the very parameters of `linear`, whose weight gradient is `scale` times the projected one.
+    """A layer with the same parameters as `linear`, whose weight gradient is `scale` times the projected one.
 
     The gradients of input and bias are exact. v has float32 at least, and is rounded to the dtype of the
     activations for use. It is zero until the first training batch sets it; then it never changes.
@@ -77,30 +77,30 @@ class VeLoRALinear(nn.Linear):
         self.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """F.linear to the bit. Training with a frozen weight raises UnsupportedError."""
+        """Return F.linear to the bit; UnsupportedError when a frozen weight is trained."""
         if not self._prepare(x, self.weight):
             return F.linear(x, self.weight, self.bias)
         return _Compressed.apply(x, self.weight, self.bias, self.v, self.scale)
 
     @torch.no_grad()
     def set_direction(self, vector: Tensor) -> None:
-        """Let v be the direction of a vector (M) for good; that of equal entries where the vector is zero."""
+        """Set v to the direction of a vector (M); to equal entries where the vector is zero."""
         norm = torch.linalg.vector_norm(vector)
         self.v.copy_(torch.where(norm > 0, vector / norm, vector.numel() ** -0.5))
         self.ready = True
 
     def plain(self) -> nn.Linear:
-        """The layer without compression."""
+        """Return the layer without compression."""
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         linear.weight, linear.bias = self.dense_weight(), self.bias
         return linear.train(self.training)
 
     def dense_weight(self) -> Tensor:
-        """The weight (out, D) of an equal linear layer."""
+        """Return the weight (out, D) of an equal linear layer."""
         return self.weight
 
     def _prepare(self, x: Tensor, trained: Tensor) -> bool:
-        """Whether this forward pass is one of training; the first such sets v."""
+        """Return whether this forward pass is one of training; the first such sets v."""
         if not (self.training and torch.is_grad_enabled()):
             return False
         if not trained.requires_grad:
@@ -135,14 +135,14 @@ class CoefficientLinear(VeLoRALinear):
         self.coefficients = nn.Parameter(linear.weight.new_zeros(linear.out_features, groups))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The function above. Training with frozen coefficients raises UnsupportedError."""
+        """Return y as above; UnsupportedError when frozen coefficients are trained."""
         self._prepare(x, self.coefficients)
         y = F.linear(x, self.weight, self.bias)
         return torch.add(y, F.linear(project(x, self.v), self.coefficients), alpha=self.scale**0.5)
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
-        """W + sqrt(scale) C (x) v, computed in at least float32."""
+        """Return W + sqrt(scale) C (x) v, computed in at least float32."""
         exact = torch.promote_types(self.weight.dtype, torch.float32)
         change = self.coefficients.to(exact)[:, :, None] * (self.scale**0.5 * self.v.to(exact))
         return nn.Parameter((self.weight.to(exact) + change.flatten(1)).to(self.weight.dtype))

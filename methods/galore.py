@@ -15,8 +15,13 @@ from torch import Tensor, nn
 
 from harness.config import OptimConfig
 from harness.method import Caps
-from methods.parts.optim.adamw import Arithmetic
-from methods.parts.projection.method import Matrix, ProjectedStepper, ProjectionConfig, ProjectionMethod
+from methods.parts.projection.method import (
+    Arithmetic,
+    Matrix,
+    ProjectedStepper,
+    ProjectionConfig,
+    ProjectionMethod,
+)
 from methods.parts.projection.projector import Projector, find_projector
 from methods.parts.targets import random_stream
 

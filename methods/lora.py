@@ -21,7 +21,6 @@ from methods.parts.targets import LINEAR_KINDS, clamp_ranks, shapes_of, target_l
 
 if TYPE_CHECKING:  # peft takes seconds to import, and reading the options does not need it
     from peft import LoraConfig
-    from peft.tuners.lora import LoraLayer
 
 
 class LoRAConfig(MethodConfig):
@@ -95,9 +94,12 @@ class LoRA(Method):
 
     def export(self, model: nn.Module) -> nn.Module:
         """Add each adapter into its weight and put the plain linear layers back, in place."""
-        for name, layer in _adapted(model).items():
-            layer.merge()
-            model.set_submodule(name, layer.get_base_layer())
+        from peft.tuners.lora import LoraLayer
+
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, LoraLayer):
+                layer.merge()
+                model.set_submodule(name, layer.get_base_layer())
         if hasattr(model, "peft_config"):
             del model.peft_config
         return model
@@ -115,10 +117,3 @@ class LoRA(Method):
             rank_pattern=clamped,
             alpha_pattern={pattern: self.scaling * rank for pattern, rank in clamped.items()},
         )
-
-
-def _adapted(model: nn.Module) -> dict[str, LoraLayer]:
-    """Return every layer with an adapter by name."""
-    from peft.tuners.lora import LoraLayer
-
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}

@@ -79,7 +79,7 @@ class WeLore(LowRankCompression):
     def _assumed(self, shapes: Shapes, approximation: str | None) -> Spectra:
         """Return spectra in place of those of weights that have no values."""
         assume = spectrum.power_law if approximation == "power-law" else spectrum.like_llama
-        return {name: scaled(assume(min(shape), name, shapes)) for name, shape in shapes.items()}
+        return {name: normalised(assume(min(shape), name, shapes)) for name, shape in shapes.items()}
 
     def components(self, shapes: Shapes, spectra: Spectra, tau: float) -> dict[str, int]:
         """Return the rank of each LRC at a threshold. As tau grows LRCs only join and ranks only fall."""
@@ -109,12 +109,8 @@ class WeLore(LowRankCompression):
         return min(near, key=lambda tau: (abs(reduction(tau) - self.config.err), tau))
 
 
-def normalised(singular_values: Tensor) -> list[float]:
-    """Return one matrix's singular values, scaled to [0, 1], ascending."""
-    return scaled(singular_values.double().tolist())
-
-
-def scaled(values: Sequence[float]) -> list[float]:
-    """Scale values to [0, 1], ascending; equal ones are all 1."""
-    low, high = min(values), max(values)
-    return [(value - low) / (high - low) if high > low else 1.0 for value in sorted(values)]
+def normalised(values: Tensor | Sequence[float]) -> list[float]:
+    """Return singular values of one matrix, scaled to [0, 1], ascending; equal ones are all 1."""
+    found = sorted(values.double().tolist() if isinstance(values, Tensor) else values)
+    low, high = found[0], found[-1]
+    return [(value - low) / (high - low) if high > low else 1.0 for value in found]

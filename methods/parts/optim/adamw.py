@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +34,6 @@ State = dict[str, Any]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MIN_8BIT_SIZE = 4096
 DTYPES = {32: torch.float32, 16: torch.bfloat16}
-
-#: Where eps and weight decay act. `torch`: decay first, eps beside the root of the corrected second
-#: moment. `official` (GaLore's code): eps beside the root of the uncorrected one, decay after the update.
-Arithmetic = Literal["torch", "official"]
 
 #: Capabilities of a method whose stepper is `AdamWStepper`, or that leaves training to another method.
 TRAIN_OPTIONS: dict[str, Any] = {"per_layer": True, "state_bits": frozenset({8, 16, 32})}
@@ -212,12 +208,6 @@ class Adam:
         for narrow, result in ((tensor, copy), *((state[key], wide[key]) for key in wide)):
             if narrow is not result:
                 narrow.copy_(result)
-
-    def eps(self, arithmetic: Arithmetic, step: int) -> float:
-        """Return the eps to pass to `update` for the effect of the configured one; steps count from 1."""
-        if arithmetic == "torch":
-            return self.optim.eps
-        return self.optim.eps / (1 - self.optim.betas[1] ** step) ** 0.5
 
     def moments(self, state: State) -> tuple[Tensor, Tensor]:
         """Return both moments in at least float32, as they are or as copies."""

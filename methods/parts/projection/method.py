@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -20,12 +20,15 @@ from torch import Tensor, nn
 
 from harness.config import OptimConfig
 from harness.method import Caps, Context, Method, MethodConfig, Simulated, StepInfo
-from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper, Arithmetic, copied, gradient
+from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper, copied, gradient
 from methods.parts.projection.moments import Rule, carry_over
 from methods.parts.projection.projector import Finder, Projection, Projector, Side, side_of
 from methods.parts.targets import LINEAR_KINDS, clamp_ranks, shapes_of, target_linears
 
 Positive = Annotated[int, Field(gt=0)]
+#: Where eps and weight decay act. `torch`: decay first, eps beside the root of the corrected second
+#: moment. `official` (GaLore's code): eps beside the root of the uncorrected one, decay after the update.
+Arithmetic = Literal["torch", "official"]
 
 
 class ProjectionConfig(MethodConfig):
@@ -216,7 +219,11 @@ class ProjectedStepper(AdamWStepper):
             weight.mul_(decay)
 
     def _without_decay(self) -> dict[str, float]:
-        return {"eps": self.adam.eps(self.arithmetic, self.updates + 1), "weight_decay": 0.0}
+        """Return overrides that leave weight decay to the caller and apply eps as the arithmetic says."""
+        eps = self.optim.eps
+        if self.arithmetic == "official":
+            eps /= (1 - self.optim.betas[1] ** (self.updates + 1)) ** 0.5
+        return {"eps": eps, "weight_decay": 0.0}
 
     def _refresh(self, name: str, matrix: Matrix, grad: Tensor) -> bool:
         """Replace the subspace; return False when the gradient is not finite and the matrix is left alone.

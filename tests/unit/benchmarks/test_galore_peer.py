@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from harness.config import OptimConfig
 from harness.method import Context, Stepper, build
-from methods.parts.optim.adamw import Arithmetic
+from methods.parts.projection.method import Arithmetic
 from methods.parts.projection.projector import Projection
 
 galore_torch = pytest.importorskip("galore_torch")

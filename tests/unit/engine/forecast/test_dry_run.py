@@ -24,7 +24,7 @@ from harness.errors import UnsupportedError, UserError
 from harness.forecast import MemoryReport
 from harness.method import Context, build
 from harness.spectrum import like_llama
-from methods.welore import WeLore, WeLoreConfig, normalised, scaled
+from methods.welore import WeLore, WeLoreConfig, normalised
 from tests.support.tiny import tiny_llama
 
 MIB = 1 << 20
@@ -268,7 +268,7 @@ def llama_2_7b(part: int) -> dict[str, tuple[int, ...]]:
 def test_assumed_spectra_nearly_give_what_was_published(err: float, tau: float, ratio: float) -> None:
     """LLaMA-2 7B: thresholds of the fine-tuning script, parameter ratios of v1 table 5."""
     shapes = llama_2_7b(part=8)
-    spectra = {name: scaled(like_llama(min(shape), name, shapes)) for name, shape in shapes.items()}
+    spectra = {name: normalised(like_llama(min(shape), name, shapes)) for name, shape in shapes.items()}
     method = WeLore(WeLoreConfig(err=err))
     found = method.find_tau(shapes, spectra)
     kept = method.components(shapes, spectra, found)
@@ -285,7 +285,7 @@ def test_weights_with_a_spectrum_have_the_assumed_spectrum_and_their_own_norm() 
     for name in names:
         weight = model.get_submodule(name).weight
         seen = normalised(torch.linalg.svdvals(weight))
-        assert seen == pytest.approx(scaled(like_llama(min(weight.shape), name, names)), abs=1e-4)
+        assert seen == pytest.approx(normalised(like_llama(min(weight.shape), name, names)), abs=1e-4)
         assert weight.detach().norm() == pytest.approx(before[f"{name}.weight"].norm().item(), rel=1e-4)
     for name in ("lm_head.weight", "model.embed_tokens.weight"):
         assert torch.equal(model.get_parameter(name), before[name])

@@ -75,7 +75,7 @@ class ProjectionMethod(Method):
         shapes = shapes_of(target_linears(model, self.config.targets))
         ranks = clamp_ranks(self.name, self.config.rank, shapes, context)
         projection = self.config.projection
-        states = sum(state_elements(shape, ranks[name], projection) for name, shape in shapes.items())
+        states = sum(state_elements(shape, self.config.rank, projection) for shape in shapes.values())
         adam_states = sum(2 * prod(shape) for shape in shapes.values())
         if states > adam_states:
             context.warn(f"{self.name}: bases and moments are larger than Adam's moments at this rank")
@@ -92,10 +92,10 @@ class ProjectionMethod(Method):
 def state_elements(shape: tuple[int, ...], rank: int, projection: Projection) -> int:
     """Return the elements of the bases of one matrix (out, in) and of two moments of its coordinates.
 
-    GaLore, table 1.
+    Zhao et al., GaLore, arXiv 2403.03507, table 1; `rank` is at most the short side.
     """
     out, inputs = shape
-    side = side_of(shape, projection)
+    rank, side = min(rank, *shape), side_of(shape, projection)
     if side == "both":
         return rank * (out + inputs) + 2 * rank * rank
     return rank * out + 2 * rank * inputs if side == "left" else rank * inputs + 2 * rank * out

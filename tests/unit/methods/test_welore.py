@@ -140,7 +140,7 @@ def test_23_a_constant_spectrum_is_kept_whole() -> None:
     changed, context = prepared(model, err=0.5, min_ratio=0)
     assert not factored.ranks(changed)
     assert context.facts["measured_err"] == 0
-    assert any("0.0000, not 0.5000" in warning for warning in context.warnings)
+    assert any("0.0000; the target was 0.5000" in warning for warning in context.warnings)
 
 
 def spectra_of(model: nn.Module) -> tuple[dict[str, tuple[int, ...]], dict[str, list[float]]]:

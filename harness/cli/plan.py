@@ -18,7 +18,7 @@ from harness.errors import UserError
 from harness.suite import Suite
 
 if TYPE_CHECKING:
-    from harness.engine.forecast.cache import Answer, Question
+    from harness.engine.forecast.cache import ForecastAnswer, ForecastRequest
     from harness.engine.runner import Estimates
     from harness.forecast import Capacity, Setting
     from harness.tables.plan.plan import Plan, Row
@@ -84,7 +84,7 @@ def plan_suite(
     """
     from harness.engine import runner
     from harness.engine.forecast import client
-    from harness.engine.forecast.cache import Question
+    from harness.engine.forecast.cache import ForecastRequest
     from harness.forecast import UNSEEN
     from harness.tables.plan.plan import Plan
 
@@ -96,8 +96,8 @@ def plan_suite(
     finished = {run_id for run_id, record in found.items() if record.finished}
     firsts = [runs[0] for runs in configs.values()]
     searches = _searches(firsts, searched, *sizes)
-    forecaster = client.Oracle(options.cache_folder(), runner.WORKER, source, notify)
-    answers = iter(forecaster.ask([*map(Question, firsts), *searches.values()], _progress(notify)))
+    forecaster = client.ForecastClient(options.cache_folder(), runner.WORKER, source, notify)
+    answers = iter(forecaster.ask([*map(ForecastRequest, firsts), *searches.values()], _progress(notify)))
     reports = dict(zip(configs, answers, strict=False))
     largest = dict(zip(searches, answers, strict=True))
     rows = []
@@ -127,22 +127,22 @@ def _by_config(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def _searches(
     runs: Sequence[Run], searched: Sequence[Setting], devices: Sequence[float], reserve: float
-) -> dict[tuple[str, Setting, float], Question]:
-    """Return the questions about largest settings by config id, setting and GiB of the device."""
-    from harness.engine.forecast.cache import Question
+) -> dict[tuple[str, Setting, float], ForecastRequest]:
+    """Return the requests for largest settings by config id, setting and GiB of the device."""
+    from harness.engine.forecast.cache import ForecastRequest
     from harness.tables.plan.plan import GIB
 
     return {
-        (run.config_id, setting, gib): Question(run, setting, int((gib - reserve) * GIB))
+        (run.config_id, setting, gib): ForecastRequest(run, setting, int((gib - reserve) * GIB))
         for run, setting, gib in itertools.product(runs, searched, devices)
         if run.train.stage != "compress"  # no batch, no length
     }
 
 
-def _progress(notify: Callable[[str], None]) -> Callable[[Question, int, int], None]:
-    def line(question: Question, done: int, total: int) -> None:
-        searched = "" if question.setting is None else f", largest {question.setting}"
-        notify(f"[{done}/{total}] {question.run.name}{searched}: simulated")
+def _progress(notify: Callable[[str], None]) -> Callable[[ForecastRequest, int, int], None]:
+    def line(request: ForecastRequest, done: int, total: int) -> None:
+        searched = "" if request.setting is None else f", largest {request.setting}"
+        notify(f"[{done}/{total}] {request.run.name}{searched}: simulated")
 
     return line
 
@@ -152,8 +152,8 @@ def _row(
     runs: Sequence[Run],
     finished: set[str],
     estimates: Estimates,
-    answer: Answer,
-    largest: Mapping[tuple[Setting, float], Answer],
+    answer: ForecastAnswer,
+    largest: Mapping[tuple[Setting, float], ForecastAnswer],
 ) -> Row:
     """Build the row of one config; where there is no answer it holds the reason."""
     from harness.tables.plan.plan import Row

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config import DatasetsData, HubModel, Run, TaskData
 from harness.engine.process import parent_watch
 from harness.engine.process.job import Job
-from harness.engine.run.record_writer import Reporter, take_stdout
+from harness.engine.run.record_writer import RecordWriter, take_stdout
 from harness.errors import UserError
 from harness.record import Outcome
 from harness.validation import validate
@@ -40,23 +40,23 @@ def run_job(path: Path) -> int:
     started = time.perf_counter()
     job = Job.read(path)
     _go_offline_where_nothing_is_remote(job.run)
-    reporter = Reporter(job, started)
+    writer = RecordWriter(job, started)
     try:
         from harness.engine.run.phases import carry_out
 
-        carry_out(job, reporter)
+        carry_out(job, writer)
     except UserError as error:
-        reporter.tell(error=str(error))
-        reporter.finish(Outcome(phase=reporter.record.outcome.phase, message=str(error)))
+        writer.tell(error=str(error))
+        writer.finish(Outcome(phase=writer.record.outcome.phase, message=str(error)))
         return EXIT_BAD_INPUT
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
         from harness.engine.run.outcome import classify
 
-        reporter.finish(classify(error, reporter.record.outcome.phase))
+        writer.finish(classify(error, writer.record.outcome.phase))
         return 0
-    reporter.finish(Outcome(status="ok", phase=reporter.record.outcome.phase))
+    writer.finish(Outcome(status="ok", phase=writer.record.outcome.phase))
     return 0
 
 

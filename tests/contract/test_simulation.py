@@ -74,7 +74,7 @@ def watched(run: Run) -> tuple[MemoryWindow, dict[str, dict[str, int]]]:
     generator = torch.Generator().manual_seed(0)
     tokens = (torch.randint(64, (run.train.batch, 24), generator=generator).numpy() for _ in range(100))
     trainer = Trainer(model, stepper, tokens, run.train, device=CPU, meter=meter, clock=StepClock(CPU))
-    seen = trainer.rehearse(PLAIN_AND_REFRESH).memory
+    seen = trainer.measure_memory(PLAIN_AND_REFRESH).memory
     seen.peak_bytes -= before.peak_allocated_bytes
     return seen, parameters.chosen_ranks
 

@@ -42,7 +42,7 @@ RULERS = {
         "harness/engine/run/train.py:Trainer._timed_update",
         "harness/engine/run/train.py:Trainer._update",
         "harness/engine/run/train.py:Trainer._loss",
-        "harness/engine/run/record_writer.py:Reporter.phase",
+        "harness/engine/run/record_writer.py:RecordWriter.phase",
     ),
     "perplexity": (
         "harness/engine/quality/protocols.py:WORLD_DOCUMENTS",

@@ -130,11 +130,11 @@ def watch(run: Run, device: torch.device, granularity: int = GRANULARITY) -> See
 
 
 def _train(run: Run, device: torch.device, meter: BothMeters) -> tuple[dict[str, dict[str, int]], bool]:
-    """Rehearse a run, and forget the model; the ranks that it chose, and whether it refreshed."""
+    """Measure a run and forget the model; return the ranks that it chose, and whether it refreshed."""
     model, stepper, chosen = ready(run, device)
     tokens = batches(run, model.config.vocab_size)
     trainer = Trainer(model, stepper, tokens, run.train, device=device, meter=meter, clock=StepClock(device))
-    trained = trainer.rehearse(STEPS)
+    trained = trainer.measure_memory(STEPS)
     for ranks in list(chosen.values())[-1:]:
         ranks |= {name: rank for name, rank in trained.ranks.items() if name in ranks}
     return chosen, trained.memory.refreshes > 0

@@ -12,7 +12,7 @@ from torch import nn
 from harness.config import TrainConfig
 from harness.engine.measure.peak import LiveMeter
 from harness.engine.measure.speed import StepClock
-from harness.engine.run.train import Trained, Trainer, lr_at
+from harness.engine.run.train import Trainer, TrainResult, lr_at
 from harness.method import build
 from tests.support.tiny import tiny_llama
 
@@ -57,7 +57,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: np.ndarray
     return loss.item()
 
 
-def harness_loop() -> Trained:
+def harness_loop() -> TrainResult:
     model = tiny_llama(hidden=48)
     stepper = build("full", {}).stepper(model, CONFIG)
     assert stepper is not None
@@ -68,12 +68,12 @@ def harness_loop() -> Trained:
 
 
 @pytest.fixture(scope="module")
-def both() -> tuple[tuple[list[float], int], Trained]:
+def both() -> tuple[tuple[list[float], int], TrainResult]:
     return bare_loop(), harness_loop()
 
 
 def test_the_harness_trains_to_the_same_bits_as_a_bare_loop(
-    both: tuple[tuple[list[float], int], Trained],
+    both: tuple[tuple[list[float], int], TrainResult],
 ) -> None:
     (losses, _), trained = both
     assert trained.loss == losses
@@ -81,7 +81,7 @@ def test_the_harness_trains_to_the_same_bits_as_a_bare_loop(
 
 
 def test_the_harness_holds_no_byte_more_than_a_bare_loop(
-    both: tuple[tuple[list[float], int], Trained],
+    both: tuple[tuple[list[float], int], TrainResult],
 ) -> None:
     (_, peak_bytes), trained = both
     assert (trained.memory.first_step, trained.memory.last_step) == (WATCHED[0] + 1, WATCHED[-1] + 1)

@@ -25,7 +25,7 @@ from harness.cli import plan as command
 from harness.config import HubModel, Run
 from harness.engine import runner, worker
 from harness.engine.forecast import client
-from harness.engine.forecast.cache import Answer
+from harness.engine.forecast.cache import ForecastAnswer
 from harness.engine.forecast.dry_run import simulate
 from harness.engine.models import checkpoint
 from harness.engine.process.job import Job
@@ -155,11 +155,11 @@ def resolved_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def planned_here(monkeypatch: pytest.MonkeyPatch, resolved_here: None) -> None:
     """So are forecasts made."""
 
-    class Oracle(client.Oracle):
-        def ask(self, questions: Any, *_: Any) -> list[Answer]:
-            return [Answer(kind="report", report=simulate(question.run)) for question in questions]
+    class FromSimulation(client.ForecastClient):
+        def ask(self, requests: Any, *_: Any) -> list[ForecastAnswer]:
+            return [ForecastAnswer(kind="report", report=simulate(request.run)) for request in requests]
 
-    monkeypatch.setattr(client, "Oracle", Oracle)
+    monkeypatch.setattr(client, "ForecastClient", FromSimulation)
 
 
 @pytest.mark.usefixtures("planned_here")

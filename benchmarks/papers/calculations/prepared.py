@@ -100,10 +100,10 @@ def _run(shape: str, method: MethodChoice) -> Run:
 
 
 def _world() -> Any:
-    from harness.engine.forecast.attribution import Whereabouts
+    from harness.engine.forecast.attribution import Attribution
     from harness.engine.forecast.fake_tensors import SimulatedMeter, world
 
-    return world(SimulatedMeter(Whereabouts()))
+    return world(SimulatedMeter(Attribution()))
 
 
 def _count(model: nn.Module, run: Run, states: bool) -> Prepared:

@@ -99,7 +99,7 @@ def counted(run: Run) -> Figures:
     shape = (run.train.batch, run.data.seq_len)
     tokens = (random.integers(model.config.vocab_size, size=shape) for _ in iter(int, 1))
     trainer = Trainer(model, stepper, tokens, run.train, device=CPU, meter=meter, clock=StepClock(CPU))
-    seen = trainer.rehearse(UPDATES).memory
+    seen = trainer.measure_memory(UPDATES).memory
     seen.peak_bytes -= before.peak_allocated_bytes
     train = seen.summary()
     assert train is not None

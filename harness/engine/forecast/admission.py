@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.config import Run, ShapeModel
-from harness.engine.forecast.cache import Question, Say
-from harness.engine.forecast.client import Oracle
+from harness.engine.forecast.cache import ForecastRequest, Say
+from harness.engine.forecast.client import ForecastClient
 from harness.engine.models.shapes import shape_of
 
 GIB = 1 << 30
@@ -25,7 +25,11 @@ def refusals(
     simulation failed for reasons of its own, that is noted.
     """
     doubtful = [run for run in runs if run.tier != "embedded" and not is_ample(run, device_bytes)]
-    answers = Oracle(cache, command, None, note).ask([Question(run) for run in doubtful]) if doubtful else []
+    answers = (
+        ForecastClient(cache, command, None, note).ask([ForecastRequest(run) for run in doubtful])
+        if doubtful
+        else []
+    )
     refused: dict[str, str] = {}
     failed: dict[str, None] = {}
     for run, answer in zip(doubtful, answers, strict=True):

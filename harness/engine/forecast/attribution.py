@@ -40,7 +40,7 @@ def kind_of(name: str) -> str:
     return OUTERMOST
 
 
-class Whereabouts:
+class Attribution:
     """Follows a model through its passes; `updating` is set by whoever calls the stepper."""
 
     def __init__(self) -> None:

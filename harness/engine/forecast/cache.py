@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Question:
+class ForecastRequest:
     """A run's memory, or with `setting` the largest value of it whose peak is at most `limit` bytes."""
 
     run: Run
@@ -41,7 +41,7 @@ class Question:
     limit: int | None = None
 
 
-class Answer(BaseModel):
+class ForecastAnswer(BaseModel):
     """A report, a capacity, or why there is none.
 
     `unsupported` and `refused` are what the run itself would say, `failed` a fault of the simulation alone.
@@ -59,38 +59,38 @@ class Answer(BaseModel):
         """Whether the same question gets this answer again; a user may have mended the rest meanwhile."""
         return self.kind not in ("refused", "failed")
 
-    def fits(self, question: Question) -> bool:
+    def fits(self, request: ForecastRequest) -> bool:
         """Whether it answers this question, as far as it says."""
         if self.kind == "report":
-            return self.report is not None and self.report.config_id == question.run.config_id
+            return self.report is not None and self.report.config_id == request.run.config_id
         if self.kind == "capacity":
-            found, asked = self.capacity, (question.setting, question.limit)
+            found, asked = self.capacity, (request.setting, request.limit)
             return found is not None and (found.setting, found.limit_bytes) == asked
         return bool(self.reason)
 
 
 @dataclass(frozen=True)
-class Kept:
+class ForecastCache:
     """The folder of answers, by key; `note` tells a person what is wrong with it."""
 
     folder: Path
     note: Say
 
-    def read(self, key: str, question: Question) -> Answer | None:
+    def read(self, key: str, request: ForecastRequest) -> ForecastAnswer | None:
         """What was kept; a file that is no answer to this question counts as none."""
         path = self.folder / f"{key}.json"
         try:
-            answer = Answer.model_validate_json(path.read_bytes())
+            answer = ForecastAnswer.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValidationError):
             answer = None
-        if answer is not None and answer.lasting and answer.fits(question):
+        if answer is not None and answer.lasting and answer.fits(request):
             return answer
         self.note(f"{path}: not a forecast of this run; computed again")
         return None
 
-    def write(self, key: str, answer: Answer) -> None:
+    def write(self, key: str, answer: ForecastAnswer) -> None:
         """Keep an answer so that a reader sees all of it or nothing; a folder that refuses is only noted."""
         path = self.folder / f"{key}.json"
         half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -110,13 +110,13 @@ class Keys:
         self._files: dict[Path, str] = {}
         self._code: dict[str, str] = {}
 
-    def of(self, question: Question) -> str:
+    def of(self, request: ForecastRequest) -> str:
         """What the answer to a question is kept under."""
-        run = question.run
+        run = request.run
         content = {
             "config": run.config_id,
             "ranks": self._ranks,
-            "search": [question.setting, question.limit],
+            "search": [request.setting, request.limit],
             "version": FORECAST_VERSION,
             "sources": self.sources(run),
             "packages": {name: installed(name) for name in PACKAGES},

@@ -18,7 +18,14 @@ from typing import Any
 
 from harness import record as records
 from harness.config import Run
-from harness.engine.forecast.cache import Answer, Kept, Keys, Question, RankSource, Say
+from harness.engine.forecast.cache import (
+    ForecastAnswer,
+    ForecastCache,
+    ForecastRequest,
+    Keys,
+    RankSource,
+    Say,
+)
 from harness.engine.process.child import Worker
 from harness.errors import UserError
 from harness.forecast import MemoryReport
@@ -29,7 +36,7 @@ GRACE_S = 2.0
 #: A worker takes 0.5 GiB and seconds to start.
 MOST_WORKERS, WORTH_A_WORKER = 4, 6
 
-Told = Callable[[Question, int, int], None]
+Told = Callable[[ForecastRequest, int, int], None]
 
 
 def _ignore(*_: object) -> None:
@@ -37,32 +44,32 @@ def _ignore(*_: object) -> None:
 
 
 @dataclass(frozen=True)
-class Oracle:
-    """Answers questions about memory; `command` starts a worker, `note` tells a person of trouble."""
+class ForecastClient:
+    """Answers requests about memory; `command` starts a worker, `note` tells a person of trouble."""
 
     cache: Path
     command: Sequence[str]
     ranks: RankSource = None
     note: Say = _ignore
 
-    def ask(self, questions: Sequence[Question], told: Told = _ignore) -> list[Answer]:
-        """An answer to each question, in order; `told` gets (question, answered, all) for each new one.
+    def ask(self, requests: Sequence[ForecastRequest], told: Told = _ignore) -> list[ForecastAnswer]:
+        """An answer to each request, in order; `told` gets (request, answered, all) for each new one.
 
-        Equal questions, as from seeds and repeats of one config, are one. UserError for ranks that are
+        Equal requests, as from seeds and repeats of one config, are one. UserError for ranks that are
         wrong whatever the run.
         """
-        key_of, kept = Keys(self.ranks), Kept(self.cache / "forecasts", self.note)
-        keys = [key_of.of(question) for question in questions]
-        asked = dict(zip(keys, questions, strict=True))
-        found = {key: answer for key, question in asked.items() if (answer := kept.read(key, question))}
+        key_of, kept = Keys(self.ranks), ForecastCache(self.cache / "forecasts", self.note)
+        keys = [key_of.of(request) for request in requests]
+        asked = dict(zip(keys, requests, strict=True))
+        found = {key: answer for key, request in asked.items() if (answer := kept.read(key, request))}
 
-        def answered(key: str, answer: Answer) -> None:
+        def answered(key: str, answer: ForecastAnswer) -> None:
             found[key] = answer
             if answer.lasting:
                 kept.write(key, answer)
             told(asked[key], len(found), len(asked))
 
-        while missing := {key: question for key, question in asked.items() if key not in found}:
+        while missing := {key: request for key, request in asked.items() if key not in found}:
             peaks = {
                 answer.report.config_id: answer.report.peak_allocated_bytes
                 for answer in found.values()
@@ -73,15 +80,15 @@ class Oracle:
 
     def _compute(
         self,
-        missing: Mapping[str, Question],
+        missing: Mapping[str, ForecastRequest],
         peaks: Mapping[str, int],
-        answered: Callable[[str, Answer], None],
+        answered: Callable[[str, ForecastAnswer], None],
     ) -> None:
-        """Let workers answer, each its share; many questions are worth several of them."""
+        """Let workers answer, each its share; many requests are worth several of them."""
         shares = _shares(missing)
         lock = threading.Lock()
 
-        def one_by_one(key: str, answer: Answer) -> None:
+        def one_by_one(key: str, answer: ForecastAnswer) -> None:
             with lock:
                 answered(key, answer)
 
@@ -109,9 +116,9 @@ class Oracle:
         self,
         worker: Worker,
         log: Path,
-        share: Mapping[str, Question],
+        share: Mapping[str, ForecastRequest],
         peaks: Mapping[str, int],
-        answered: Callable[[str, Answer], None],
+        answered: Callable[[str, ForecastAnswer], None],
     ) -> None:
         """Pass a worker's answers on; where it dies, the question that it died of is answered by that.
 
@@ -124,7 +131,7 @@ class Oracle:
             heard.update(event)
             if event.get("key") in left:
                 del left[event["key"]]
-                answered(event["key"], Answer.model_validate(event["answer"]))
+                answered(event["key"], ForecastAnswer.model_validate(event["answer"]))
 
         self._send(worker, share, peaks)
         worker.follow(LONGEST_S, hear)
@@ -134,19 +141,19 @@ class Oracle:
         said = log.read_text(errors="replace").strip().splitlines()[-1:]
         why = ": ".join(["the simulation failed", worker.last_words(), *said])
         for key in list(left)[: 1 if "ready" in heard else None]:
-            answered(key, Answer(kind="failed", reason=why))
+            answered(key, ForecastAnswer(kind="failed", reason=why))
 
-    def _send(self, worker: Worker, missing: Mapping[str, Question], peaks: Mapping[str, int]) -> None:
+    def _send(self, worker: Worker, missing: Mapping[str, ForecastRequest], peaks: Mapping[str, int]) -> None:
         """The request is one line; standard input stays open, for its end would end the worker."""
         items = [
             {
                 "key": key,
-                "run": question.run.model_dump(mode="json"),
-                "setting": question.setting,
-                "limit": question.limit,
-                "peak": peaks.get(question.run.config_id),
+                "run": request.run.model_dump(mode="json"),
+                "setting": request.setting,
+                "limit": request.limit,
+                "peak": peaks.get(request.run.config_id),
             }
-            for key, question in missing.items()
+            for key, request in missing.items()
         ]
         assert worker.process.stdin is not None
         with suppress(BrokenPipeError):  # a worker that is gone says why by its exit
@@ -154,14 +161,14 @@ class Oracle:
             worker.process.stdin.flush()
 
 
-def _shares(missing: Mapping[str, Question]) -> list[dict[str, Question]]:
-    """The questions of whole configs, dealt out to as many workers as are worth their start."""
-    configs = list(dict.fromkeys(question.run.config_id for question in missing.values()))
+def _shares(missing: Mapping[str, ForecastRequest]) -> list[dict[str, ForecastRequest]]:
+    """The requests of whole configs, dealt out to as many workers as are worth their start."""
+    configs = list(dict.fromkeys(request.run.config_id for request in missing.values()))
     count = max(1, min(MOST_WORKERS, os.cpu_count() or 1, len(configs) // WORTH_A_WORKER))
     turn = {config: index % count for index, config in enumerate(configs)}
-    shares: list[dict[str, Question]] = [{} for _ in range(count)]
-    for key, question in missing.items():
-        shares[turn[question.run.config_id]][key] = question
+    shares: list[dict[str, ForecastRequest]] = [{} for _ in range(count)]
+    for key, request in missing.items():
+        shares[turn[request.run.config_id]][key] = request
     return shares
 
 
@@ -175,7 +182,9 @@ def foresee(
 ) -> dict[str, MemoryReport | str]:
     """By config id the forecast of each run, or in one line why there is none."""
     wanted = {run.config_id: run for run in runs}
-    answers = Oracle(cache, command, ranks, note).ask([Question(run) for run in wanted.values()], told)
+    answers = ForecastClient(cache, command, ranks, note).ask(
+        [ForecastRequest(run) for run in wanted.values()], told
+    )
     return {key: answer.report or answer.reason for key, answer in zip(wanted, answers, strict=True)}
 
 

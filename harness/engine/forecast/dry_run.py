@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from harness.config import Run
 from harness.engine.data import padding
-from harness.engine.forecast.attribution import Whereabouts
+from harness.engine.forecast.attribution import Attribution
 from harness.engine.forecast.fake_tensors import CUDA_GRANULARITY, Moment, SimulatedMeter, world
 from harness.engine.measure.speed import StepClock
 from harness.engine.models.load import DTYPES, build_empty
@@ -42,12 +42,12 @@ Ranks = dict[str, dict[str, int]] | str | None
 
 def simulate(run: Run, ranks: Ranks = None, granularity: int = CUDA_GRANULARITY) -> MemoryReport:
     """Predict the memory of a run; UnsupportedError and UserError where the run itself would raise them."""
-    rehearsal = Rehearsal(run, ranks, granularity)
-    with world(rehearsal.meter):
-        return rehearsal.report()
+    dry_run = DryRun(run, ranks, granularity)
+    with world(dry_run.meter):
+        return dry_run.report()
 
 
-class Rehearsal:
+class DryRun:
     """A run without values, phase by phase."""
 
     def __init__(self, run: Run, ranks: Ranks, granularity: int) -> None:
@@ -55,8 +55,8 @@ class Rehearsal:
         self.methods = checks.stack(run)
         prepare.load_libraries(self.methods)
         self.caps = checks.supported(run, self.methods)
-        self.whereabouts = Whereabouts()
-        self.meter = SimulatedMeter(self.whereabouts, granularity)
+        self.attribution = Attribution()
+        self.meter = SimulatedMeter(self.attribution, granularity)
         self.sources: dict[str, str] = {}
 
     def report(self) -> MemoryReport:
@@ -92,7 +92,7 @@ class Rehearsal:
     def _train(self, model: nn.Module, stepper: Stepper, report: MemoryReport) -> None:
         config = self.run.train
         ready_to_train(model, config)
-        self.whereabouts.follow(model)
+        self.attribution.follow(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         hooks = [parameter.register_post_accumulate_grad_hook(self._name_gradient) for parameter in trained]
         watched = Watched(stepper, model, self)
@@ -108,7 +108,7 @@ class Rehearsal:
             padded=padding.padded(self.run.data),
         )
         before = len(self.meter.moments)
-        seen = trainer.rehearse(1, warm=True).memory
+        seen = trainer.measure_memory(1, warm=True).memory
         for hook in hooks:  # they hold what holds them
             hook.remove()
         moments = self.meter.moments[before:]
@@ -148,25 +148,25 @@ class Rehearsal:
 class Watched:
     """A stepper that says when it works outside of the backward pass, and what it keeps afterwards."""
 
-    def __init__(self, stepper: Stepper, model: nn.Module, rehearsal: Rehearsal) -> None:
-        self._stepper, self._model, self._rehearsal = stepper, model, rehearsal
+    def __init__(self, stepper: Stepper, model: nn.Module, dry_run: DryRun) -> None:
+        self._stepper, self._model, self._dry_run = stepper, model, dry_run
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stepper, name)
 
     def step(self) -> StepInfo:
         """Pass the call on."""
-        whereabouts = self._rehearsal.whereabouts
-        whereabouts.updating = True
+        attribution = self._dry_run.attribution
+        attribution.updating = True
         try:
             return self._stepper.step()
         finally:
-            whereabouts.updating = False
+            attribution.updating = False
             self.label()
 
     def label(self) -> None:
         """Name what outlives an update; the first owner of a shared storage has the last word."""
-        label, parameters = self._rehearsal.meter.label, list(self._model.parameters())
+        label, parameters = self._dry_run.meter.label, list(self._model.parameters())
         label((tensor for _, tensor in self._stepper.state_tensors()), "optimizer state")
         label(self._model.buffers(), "buffers")
         label((p for p in parameters if not p.requires_grad), "weights, frozen")

@@ -44,7 +44,7 @@ Kind = Literal["new", "view", "in place", "other"]
 UNSUITABLE = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output, torch.Tag.inplace_view}
 
 
-class Remembering(FakeTensorMode):
+class CachedFakeTensorMode(FakeTensorMode):
     """A world of fake tensors; what its operations make is remembered, also from one world to the next."""
 
     #: What came of an operation and its arguments: new tensors, or () where that must be found out each time.

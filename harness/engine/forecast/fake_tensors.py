@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from harness.engine.forecast.attribution import OTHER, Whereabouts
-from harness.engine.forecast.fake_cache import Remembering
+from harness.engine.forecast.attribution import OTHER, Attribution
+from harness.engine.forecast.fake_cache import CachedFakeTensorMode
 from harness.engine.measure.peak import LiveStorages, Window
 from harness.engine.measure.storages import parts
 from harness.forecast import Part
@@ -42,7 +42,7 @@ def world(meter: SimulatedMeter) -> Iterator[None]:
     gc.freeze()
     gc.disable()
     try:
-        with Remembering(), meter.storages:
+        with CachedFakeTensorMode(), meter.storages:
             yield
     finally:
         nn.Module._apply = original  # type: ignore[method-assign]
@@ -78,9 +78,9 @@ class Moment(Window):
 class SimulatedMeter:
     """Peak bytes of fake tensors, each rounded up to `granularity`; windows do not nest."""
 
-    def __init__(self, whereabouts: Whereabouts, granularity: int = CUDA_GRANULARITY) -> None:
+    def __init__(self, attribution: Attribution, granularity: int = CUDA_GRANULARITY) -> None:
         self.device, self.granularity = CPU, granularity
-        self.storages = FakeStorages(whereabouts, granularity)
+        self.storages = FakeStorages(attribution, granularity)
         self.moments: list[Moment] = []
 
     @contextmanager
@@ -99,10 +99,10 @@ class SimulatedMeter:
 class FakeStorages(LiveStorages):
     """Counts fake tensors alone from its first to its last moment, and gives code that reads a value one."""
 
-    def __init__(self, whereabouts: Whereabouts, granularity: int) -> None:
+    def __init__(self, attribution: Attribution, granularity: int) -> None:
         self.moment = Moment()
         super().__init__(self.moment, CPU, granularity)
-        self.whereabouts = whereabouts
+        self.attribution = attribution
         self.groups: Counter[str] = Counter()
         self._group_of: dict[int, str] = {}
         self._part: Part = "forward"
@@ -140,7 +140,7 @@ class FakeStorages(LiveStorages):
             return META if tensor.fake_mode.in_kernel_invocation else tensor.fake_device
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return _answer(args[0].dtype)
-        self._part, self._group = self.whereabouts.here(func)
+        self._part, self._group = self.attribution.here(func)
         self._operation = func.name()
         return super().__torch_dispatch__(func, types, args, kwargs)
 

@@ -10,7 +10,7 @@ from typing import Any
 from harness import forecast
 from harness.config import Run
 from harness.engine.forecast import capacity
-from harness.engine.forecast.cache import Answer, RankSource
+from harness.engine.forecast.cache import ForecastAnswer, RankSource
 from harness.engine.forecast.dry_run import Ranks, simulate
 from harness.engine.run import checks, prepare
 from harness.errors import UnsupportedError, UserError, nearest, one_line
@@ -35,23 +35,23 @@ def answer_all(request: dict[str, Any], tell: Callable[[dict[str, Any]], None]) 
         try:
             answer = _answer(run, item, ranks_for(run, request["ranks"]), seen)
         except UnsupportedError as error:
-            answer = Answer(kind="unsupported", reason=one_line(error))
+            answer = ForecastAnswer(kind="unsupported", reason=one_line(error))
         except UserError as error:
-            answer = Answer(kind="refused", reason=one_line(error))
+            answer = ForecastAnswer(kind="refused", reason=one_line(error))
         except Exception as error:
             traceback.print_exception(error)
             said = f"the simulation failed: {type(error).__name__}: {one_line(error)}"
-            answer = Answer(kind="failed", reason=said)
+            answer = ForecastAnswer(kind="failed", reason=said)
         tell({"key": item["key"], "answer": answer.model_dump(mode="json", exclude_none=True)})
 
 
-def _answer(run: Run, item: Mapping[str, Any], ranks: Ranks, seen: Seen) -> Answer:
+def _answer(run: Run, item: Mapping[str, Any], ranks: Ranks, seen: Seen) -> ForecastAnswer:
     if item["setting"] is None:
         report = simulate(run, ranks)
         for setting in forecast.SETTINGS:
             peaks = seen.setdefault((run.config_id, setting), {})
             peaks[capacity.value_of(run, setting)] = report.peak_allocated_bytes
-        return Answer(kind="report", report=report)
+        return ForecastAnswer(kind="report", report=report)
     peaks = seen.setdefault((run.config_id, item["setting"]), {})
     if item["peak"] is not None:
         peaks[capacity.value_of(run, item["setting"])] = item["peak"]
@@ -60,7 +60,7 @@ def _answer(run: Run, item: Mapping[str, Any], ranks: Ranks, seen: Seen) -> Answ
         return simulate(changed, ranks).peak_allocated_bytes
 
     found = capacity.largest(run, item["setting"], item["limit"], peak, seen=peaks)
-    return Answer(kind="capacity", capacity=found)
+    return ForecastAnswer(kind="capacity", capacity=found)
 
 
 def ranks_for(run: Run, given: RankSource) -> Ranks:

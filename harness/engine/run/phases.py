@@ -21,19 +21,19 @@ from harness.engine.quality.scored_text import ScoredText, write_sequences
 from harness.engine.quality.tasks import evaluate_tasks
 from harness.engine.run import checks, environment
 from harness.engine.run import prepare as preparing
-from harness.engine.run.train import Trained, Trainer, Turn, ready_to_train
+from harness.engine.run.train import Trainer, TrainResult, Turn, ready_to_train
 from harness.method import Caps, Context, Stepper
 from harness.record import Data, Memory, Perplexity, Quality, RankMove, Training
 
 if TYPE_CHECKING:
     from harness.engine.process.job import Job
-    from harness.engine.run.record_writer import Reporter
+    from harness.engine.run.record_writer import RecordWriter
     from harness.record import Phase
 
 
-def carry_out(job: Job, reporter: Reporter) -> None:
+def carry_out(job: Job, writer: RecordWriter) -> None:
     """Do all phases of a job."""
-    RunInProgress(job, reporter).carry_out()
+    RunInProgress(job, writer).carry_out()
 
 
 class RunInProgress:
@@ -45,23 +45,23 @@ class RunInProgress:
     texts: dict[str, ScoredText]
     caps: Caps
 
-    def __init__(self, job: Job, reporter: Reporter) -> None:
-        self.job, self.run, self.reporter, self.record = job, job.run, reporter, reporter.record
+    def __init__(self, job: Job, writer: RecordWriter) -> None:
+        self.job, self.run, self.writer, self.record = job, job.run, writer, writer.record
 
     def carry_out(self) -> None:
         """Load, prepare, train, evaluate and export, as far as the run asks for them."""
-        with self.reporter.phase("load"):
+        with self.writer.phase("load"):
             self.load()
-        with self.reporter.phase("prepare"):
+        with self.writer.phase("prepare"):
             stepper = self.prepare()
         if self.run.train.stage != "compress":
-            with self.reporter.phase("train"):
+            with self.writer.phase("train"):
                 self.train(stepper)
         del stepper  # evaluation is not charged for optimizer states
-        with self.reporter.phase("evaluate"):
+        with self.writer.phase("evaluate"):
             self.evaluate()
         if self.run.save_weights:
-            with self.reporter.phase("export"):
+            with self.writer.phase("export"):
                 self.export()
 
     # ------------------------------------------------------------------------------------ phases
@@ -139,7 +139,7 @@ class RunInProgress:
             padded=self.tokens.padded,
         )
         try:
-            trainer.run(lambda event: self.reporter.tell(**event, **self._speed(trainer.result)))
+            trainer.run(lambda event: self.writer.tell(**event, **self._speed(trainer.result)))
         finally:
             self._note_training(trainer.result)
             self._note_device(trainer.turn)
@@ -150,7 +150,7 @@ class RunInProgress:
         asked = self.run.evaluate
         self.record.quality = Quality()
         for protocol, text in self.texts.items():
-            self.reporter.tell(task=protocol)
+            self.writer.tell(task=protocol)
             with self.meter.window() as window:
                 scored = perplexity.score(self.model, text.sequences, asked.batch, self.device)
             write_sequences(self.job.folder / "windows" / f"{protocol}.jsonl", text, scored)
@@ -169,7 +169,7 @@ class RunInProgress:
             self.record.warnings += [text.note] if text.note else []
             self._warn_beyond_context(protocol, max(map(len, text.sequences)))
         if asked.tasks:
-            self.reporter.tell(task=", ".join(asked.tasks))
+            self.writer.tell(task=", ".join(asked.tasks))
             self.record.quality.tasks = evaluate_tasks(
                 self.model,
                 self.tokenizer,
@@ -195,7 +195,7 @@ class RunInProgress:
 
         return Context(seed=self.run.seed, cache=self.job.cache, calibration=calibration)
 
-    def _note_training(self, trained: Trained) -> None:
+    def _note_training(self, trained: TrainResult) -> None:
         window = trained.memory
         assert self.record.time is not None
         assert self.record.memory is not None
@@ -237,7 +237,7 @@ class RunInProgress:
     def _tokens_per_step(self) -> int:
         return self.run.train.batch * self.run.train.grad_accum * self.run.data.seq_len
 
-    def _speed(self, trained: Trained) -> dict[str, float]:
+    def _speed(self, trained: TrainResult) -> dict[str, float]:
         """Tokens per second by the steps timed so far; empty while there are none."""
         speed = speeds.tokens_per_s(
             self._tokens_per_step(), trained.step_s, trained.refresh_step, self.caps.period

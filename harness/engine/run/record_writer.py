@@ -14,7 +14,7 @@ from harness.engine.process.job import Job
 from harness.record import Outcome, Phase, Time, write
 
 
-class Reporter:
+class RecordWriter:
     """Keeps the record of a run on disk up to date and tells the parent what happens."""
 
     def __init__(self, job: Job, started: float) -> None:

@@ -78,7 +78,7 @@ class MemoryWindow:
 
 
 @dataclass
-class Trained:
+class TrainResult:
     """The course of a training; it is filled while it goes on, so a broken run leaves what it had."""
 
     loss: list[float] = field(default_factory=list)
@@ -124,12 +124,12 @@ class Trainer:
         self.model, self.stepper, self.batches, self.config = model, stepper, batches, config
         self.device, self.meter, self.clock, self.period = device, meter, clock, period
         self.padded, self.turn = padded, Turn()
-        self.result = Trained()
+        self.result = TrainResult()
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
         self._refresh_announced = False
 
-    def run(self, progress: Progress) -> Trained:
+    def run(self, progress: Progress) -> TrainResult:
         """Do all updates; DivergedError when the loss is no longer finite."""
         self.model.train()
         every = max(1, self.config.steps // REPORTS)
@@ -151,7 +151,7 @@ class Trainer:
         self.turn.end()
         return self.result
 
-    def rehearse(self, steps: int, warm: bool = False) -> Trained:
+    def measure_memory(self, steps: int, warm: bool = False) -> TrainResult:
         """Warm up with one update, unless that was done, and watch the others, without clock or values.
 
         The last holds a refresh, where the stepper can be asked for one.

@@ -227,8 +227,8 @@ def test_a_cpu_cannot_be_held_under_a_cap(monkeypatch: pytest.MonkeyPatch) -> No
         environment.cap(CPU)
 
 
-class Reporter:
-    """Enough of a reporter for the phases."""
+class Writer:
+    """Enough of a record writer for the phases."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -246,7 +246,7 @@ def test_a_run_notes_its_mfu_where_the_peak_is_known(
     job = Job(run, "s", tmp_path / "run", "cpu", tmp_path, "")
     described = environment.describe(CPU).model_copy(update={"device": device})
     monkeypatch.setattr(environment, "describe", lambda device: described)
-    going = phases.RunInProgress(job, Reporter(job.blank()))  # type: ignore[arg-type]
+    going = phases.RunInProgress(job, Writer(job.blank()))  # type: ignore[arg-type]
     going.load()
     going.train(going.prepare())
     clock, memory = going.record.time, going.record.memory

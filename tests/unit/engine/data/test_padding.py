@@ -24,7 +24,7 @@ from harness.engine.measure.peak import LiveMeter
 from harness.engine.measure.speed import StepClock
 from harness.engine.models.load import load_model
 from harness.engine.run import checks, prepare
-from harness.engine.run.train import Trained, Trainer, ready_to_train
+from harness.engine.run.train import Trainer, TrainResult, ready_to_train
 from harness.errors import UserError
 from harness.method import Context, build
 from harness.record import TrainMemory
@@ -258,7 +258,7 @@ def trainer(
     return Trainer(model, stepper, batches, config, **options)
 
 
-def course(found: np.ndarray, batch: int, grad_accum: int) -> tuple[Trained, dict[str, Tensor]]:
+def course(found: np.ndarray, batch: int, grad_accum: int) -> tuple[TrainResult, dict[str, Tensor]]:
     """Train on these rows in their order."""
     parts = (found[first : first + batch] for first in itertools.count(0, batch))
     made = trainer(parts, steps=len(found) // (batch * grad_accum), batch=batch, grad_accum=grad_accum)
@@ -353,7 +353,7 @@ def watched(run: Run) -> TrainMemory | None:
     ready_to_train(model, run.train)
     batches = (ragged(3, 24, seed) for seed in itertools.count())
     options: dict[str, Any] = {"device": CPU, "meter": meter, "clock": StepClock(CPU), "padded": True}
-    seen = Trainer(model, stepper, batches, run.train, **options).rehearse(3).memory
+    seen = Trainer(model, stepper, batches, run.train, **options).measure_memory(3).memory
     seen.peak_bytes -= before.peak_allocated_bytes
     return seen.summary()
 

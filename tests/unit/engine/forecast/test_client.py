@@ -14,8 +14,8 @@ from harness import record as records
 from harness.config import Run
 from harness.engine.forecast import cache, client
 from harness.engine.forecast.admission import is_ample, refusals
-from harness.engine.forecast.cache import Answer, Keys, Question
-from harness.engine.forecast.client import Oracle, foresee, read_ranks
+from harness.engine.forecast.cache import ForecastAnswer, ForecastRequest, Keys
+from harness.engine.forecast.client import ForecastClient, foresee, read_ranks
 from harness.engine.process.child import Worker
 from harness.engine.process.job import Job
 from harness.errors import UserError
@@ -43,57 +43,61 @@ def notes() -> list[str]:
 
 
 @pytest.fixture
-def oracle(tmp_path: Path, notes: list[str]) -> Oracle:
-    return Oracle(tmp_path / "cache", forecaster.command(tmp_path), note=notes.append)
+def forecasts(tmp_path: Path, notes: list[str]) -> ForecastClient:
+    return ForecastClient(tmp_path / "cache", forecaster.command(tmp_path), note=notes.append)
 
 
-def ask(oracle: Oracle, *runs: Run) -> list[Answer]:
-    return oracle.ask([Question(run) for run in runs])
+def ask(forecasts: ForecastClient, *runs: Run) -> list[ForecastAnswer]:
+    return forecasts.ask([ForecastRequest(run) for run in runs])
 
 
-def kept(oracle: Oracle) -> list[Path]:
-    return sorted((oracle.cache / "forecasts").glob("*"))
+def kept(forecasts: ForecastClient) -> list[Path]:
+    return sorted((forecasts.cache / "forecasts").glob("*"))
 
 
 # ------------------------------------------------------------------------------------------ the cache
-def test_what_was_answered_once_starts_no_worker(oracle: Oracle, tmp_path: Path) -> None:
-    first = ask(oracle, run_of(batch=1), run_of(batch=2))
-    again = ask(oracle, run_of(batch=2), run_of(batch=1))
+def test_what_was_answered_once_starts_no_worker(forecasts: ForecastClient, tmp_path: Path) -> None:
+    first = ask(forecasts, run_of(batch=1), run_of(batch=2))
+    again = ask(forecasts, run_of(batch=2), run_of(batch=1))
     assert [answer.report.peak_allocated_bytes for answer in first if answer.report] == [GIB, 2 * GIB]
     assert again == first[::-1]
     assert forecaster.asked(tmp_path) == [["a", "a"]]
-    ask(oracle, run_of(batch=1), run_of(batch=3, label="new"))
+    ask(forecasts, run_of(batch=1), run_of(batch=3, label="new"))
     assert forecaster.asked(tmp_path) == [["a", "a"], ["new"]], "only what is missing is asked for"
 
 
-def test_seeds_repeats_and_labels_of_one_config_are_one_simulation(oracle: Oracle, tmp_path: Path) -> None:
-    answers = ask(oracle, run_of(), run_of(seed=1), run_of(repeat=2), run_of(label="b"))
+def test_seeds_repeats_and_labels_of_one_config_are_one_simulation(
+    forecasts: ForecastClient, tmp_path: Path
+) -> None:
+    answers = ask(forecasts, run_of(), run_of(seed=1), run_of(repeat=2), run_of(label="b"))
     assert forecaster.asked(tmp_path) == [["a"]] or forecaster.asked(tmp_path) == [["b"]]
     assert len({answer.model_dump_json() for answer in answers}) == 1
 
 
-def test_foresee_answers_by_config(oracle: Oracle) -> None:
+def test_foresee_answers_by_config(forecasts: ForecastClient) -> None:
     runs = [run_of(), run_of(seed=1), run_of("unsupported", batch=3)]
-    found = foresee(runs, None, oracle.cache, oracle.command)
+    found = foresee(runs, None, forecasts.cache, forecasts.command)
     assert list(found) == [runs[0].config_id, runs[2].config_id]
     assert isinstance(found[runs[0].config_id], MemoryReport)
     assert found[runs[2].config_id] == "it does not do that"
 
 
-def test_the_largest_batch_is_asked_for_and_kept_beside_the_report(oracle: Oracle, tmp_path: Path) -> None:
-    questions = [
-        Question(run_of()),
-        Question(run_of(), "batch", 5 * GIB),
-        Question(run_of(), "batch", 7 * GIB),
+def test_the_largest_batch_is_asked_for_and_kept_beside_the_report(
+    forecasts: ForecastClient, tmp_path: Path
+) -> None:
+    requests = [
+        ForecastRequest(run_of()),
+        ForecastRequest(run_of(), "batch", 5 * GIB),
+        ForecastRequest(run_of(), "batch", 7 * GIB),
     ]
-    answers = oracle.ask(questions)
+    answers = forecasts.ask(requests)
     assert [answer.capacity and answer.capacity.largest for answer in answers] == [None, 5, 7]
-    assert oracle.ask(questions) == answers
+    assert forecasts.ask(requests) == answers
     assert len(forecaster.asked(tmp_path)) == 1
 
 
 def key(run: Run, ranks: Any = None, setting: Any = None, limit: int | None = None) -> str:
-    return Keys(ranks).of(Question(run, setting, limit))
+    return Keys(ranks).of(ForecastRequest(run, setting, limit))
 
 
 def test_the_key_is_of_the_config_the_ranks_and_what_is_asked() -> None:
@@ -173,126 +177,134 @@ def test_the_key_changes_with_what_matters_of_a_models_folder(tmp_path: Path) ->
     "content", ["", "{", "[]", '{"kind": "report"}', '{"kind": "failed", "reason": "x"}']
 )
 def test_a_file_that_is_no_forecast_is_computed_again(
-    content: str, oracle: Oracle, tmp_path: Path, notes: list[str]
+    content: str, forecasts: ForecastClient, tmp_path: Path, notes: list[str]
 ) -> None:
-    first = ask(oracle, run_of())
-    (path,) = kept(oracle)
+    first = ask(forecasts, run_of())
+    (path,) = kept(forecasts)
     good = path.read_bytes()
     path.write_text(content)
-    assert ask(oracle, run_of()) == first
+    assert ask(forecasts, run_of()) == first
     assert notes == [f"{path}: not a forecast of this run; computed again"]
     assert path.read_bytes() == good
     assert len(forecaster.asked(tmp_path)) == 2
 
 
-def test_the_forecast_of_another_run_is_not_taken_for_this_one(oracle: Oracle, tmp_path: Path) -> None:
-    ask(oracle, run_of(batch=1))
-    (one,) = kept(oracle)
+def test_the_forecast_of_another_run_is_not_taken_for_this_one(
+    forecasts: ForecastClient, tmp_path: Path
+) -> None:
+    ask(forecasts, run_of(batch=1))
+    (one,) = kept(forecasts)
     other = one.read_bytes()
-    ask(oracle, run_of(batch=2))
-    (two,) = set(kept(oracle)) - {one}
+    ask(forecasts, run_of(batch=2))
+    (two,) = set(kept(forecasts)) - {one}
     two.write_bytes(other)
-    (answer,) = ask(oracle, run_of(batch=2))
+    (answer,) = ask(forecasts, run_of(batch=2))
     assert answer.report is not None
     assert answer.report.peak_allocated_bytes == 2 * GIB
 
 
 def test_a_write_that_breaks_off_leaves_nothing_that_would_be_read(
-    oracle: Oracle, notes: list[str], monkeypatch: pytest.MonkeyPatch
+    forecasts: ForecastClient, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", fail)
-        (answer,) = ask(oracle, run_of())
+        (answer,) = ask(forecasts, run_of())
     assert answer.report is not None, "the answer is there all the same"
-    assert [path for path in kept(oracle) if not path.name.startswith(".")] == []
+    assert [path for path in kept(forecasts) if not path.name.startswith(".")] == []
     assert "the forecast is not kept: No space left on device" in notes[0]
 
 
-def test_a_cache_that_cannot_be_written_is_only_noted(oracle: Oracle, notes: list[str]) -> None:
-    oracle.cache.write_text("a file")
-    assert ask(oracle, run_of())[0].report is not None
+def test_a_cache_that_cannot_be_written_is_only_noted(forecasts: ForecastClient, notes: list[str]) -> None:
+    forecasts.cache.write_text("a file")
+    assert ask(forecasts, run_of())[0].report is not None
     assert len(notes) >= 1
 
 
 # ------------------------------------------------------------------------------------------ the worker
-def test_what_was_finished_before_an_interruption_is_kept(oracle: Oracle, tmp_path: Path) -> None:
+def test_what_was_finished_before_an_interruption_is_kept(forecasts: ForecastClient, tmp_path: Path) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        oracle.ask([Question(run_of()), Question(run_of("hang", batch=2))], stop)
-    ask(oracle, run_of(), run_of("b", batch=3))
+        forecasts.ask([ForecastRequest(run_of()), ForecastRequest(run_of("hang", batch=2))], stop)
+    ask(forecasts, run_of(), run_of("b", batch=3))
     assert forecaster.asked(tmp_path) == [["a", "hang"], ["b"]]
 
 
-def test_a_worker_that_dies_costs_only_the_question_that_it_died_of(oracle: Oracle, tmp_path: Path) -> None:
+def test_a_worker_that_dies_costs_only_the_question_that_it_died_of(
+    forecasts: ForecastClient, tmp_path: Path
+) -> None:
     runs = [run_of(), run_of("die", batch=2), run_of("c", batch=3)]
-    answers = ask(oracle, *runs)
+    answers = ask(forecasts, *runs)
     assert [answer.kind for answer in answers] == ["report", "failed", "report"]
     assert answers[1].reason.startswith("the simulation failed: worker killed by SIGKILL")
     assert forecaster.asked(tmp_path) == [["a", "die", "c"], ["c"]]
-    ask(oracle, *runs)
+    ask(forecasts, *runs)
     assert forecaster.asked(tmp_path)[2:] == [["die"]], "such an end is not kept"
 
 
-def test_a_worker_that_never_starts_is_started_once(oracle: Oracle, tmp_path: Path) -> None:
+def test_a_worker_that_never_starts_is_started_once(forecasts: ForecastClient, tmp_path: Path) -> None:
     (tmp_path / "broken").touch()
-    answers = ask(oracle, run_of(), run_of(batch=2))
+    answers = ask(forecasts, run_of(), run_of(batch=2))
     assert [answer.kind for answer in answers] == ["failed", "failed"]
     assert answers[0].reason == "the simulation failed: worker exited with code 3 and left no result"
-    assert not kept(oracle)
+    assert not kept(forecasts)
 
 
 def test_a_worker_that_is_gone_before_it_is_asked_is_no_accident(
-    oracle: Oracle, tmp_path: Path, monkeypatch
+    forecasts: ForecastClient, tmp_path: Path, monkeypatch
 ) -> None:
     """Its end comes first here, as on a busy machine; then closing its input sends the question again."""
-    send = Oracle._send
+    send = ForecastClient._send
 
-    def late(self: Oracle, worker: Worker, *rest: Any) -> None:
+    def late(self: ForecastClient, worker: Worker, *rest: Any) -> None:
         worker.process.wait()
         send(self, worker, *rest)
 
     (tmp_path / "broken").touch()
-    monkeypatch.setattr(Oracle, "_send", late)
-    assert [answer.kind for answer in ask(oracle, run_of(), run_of(batch=2))] == ["failed", "failed"]
+    monkeypatch.setattr(ForecastClient, "_send", late)
+    assert [answer.kind for answer in ask(forecasts, run_of(), run_of(batch=2))] == ["failed", "failed"]
 
 
-def test_only_what_stays_true_is_kept(oracle: Oracle, tmp_path: Path) -> None:
+def test_only_what_stays_true_is_kept(forecasts: ForecastClient, tmp_path: Path) -> None:
     labels = ["unsupported", "refused", "failed"]
     runs = [run_of(label, batch=number) for number, label in enumerate(labels, 1)]
-    answers = ask(oracle, *runs)
+    answers = ask(forecasts, *runs)
     assert [answer.reason for answer in answers] == list(forecaster.ANSWERS.values())
-    assert ask(oracle, *runs) == answers
+    assert ask(forecasts, *runs) == answers
     assert forecaster.asked(tmp_path) == [labels, ["refused", "failed"]]
 
 
-def test_ranks_that_are_wrong_for_all_end_it(oracle: Oracle) -> None:
+def test_ranks_that_are_wrong_for_all_end_it(forecasts: ForecastClient) -> None:
     with pytest.raises(UserError, match="--ranks unknown: known: upper"):
-        Oracle(oracle.cache, oracle.command, "unknown").ask([Question(run_of())])
+        ForecastClient(forecasts.cache, forecasts.command, "unknown").ask([ForecastRequest(run_of())])
 
 
-def test_progress_counts_what_is_answered(oracle: Oracle) -> None:
-    ask(oracle, run_of())
+def test_progress_counts_what_is_answered(forecasts: ForecastClient) -> None:
+    ask(forecasts, run_of())
     told = []
-    questions = [Question(run_of()), Question(run_of("b", batch=2)), Question(run_of("c", batch=3))]
-    oracle.ask(questions, lambda question, done, total: told.append((question.run.label, done, total)))
+    requests = [
+        ForecastRequest(run_of()),
+        ForecastRequest(run_of("b", batch=2)),
+        ForecastRequest(run_of("c", batch=3)),
+    ]
+    forecasts.ask(requests, lambda request, done, total: told.append((request.run.label, done, total)))
     assert told == [("b", 2, 3), ("c", 3, 3)]
 
 
 # ------------------------------------------------------------------------------------------ refusals
 def refused(
-    oracle: Oracle, *runs: Run, gib: float = 4, note: Callable[[str], None] = print
+    forecasts: ForecastClient, *runs: Run, gib: float = 4, note: Callable[[str], None] = print
 ) -> dict[str, str]:
-    return refusals(runs, "cuda", int(gib * GIB), oracle.cache, oracle.command, note)
+    return refusals(runs, "cuda", int(gib * GIB), forecasts.cache, forecasts.command, note)
 
 
-def test_only_what_certainly_cannot_fit_is_refused(oracle: Oracle) -> None:
+def test_only_what_certainly_cannot_fit_is_refused(forecasts: ForecastClient) -> None:
     runs = [run_of(batch=batch) for batch in (3, 4, 5)]
-    assert refused(oracle, *runs) == {
+    assert refused(forecasts, *runs) == {
         runs[
             2
         ].run_id: "60m a: needs at least 5.0 GiB, cuda:0 has 4.0 GiB; choose a smaller batch, length or "
@@ -300,19 +312,19 @@ def test_only_what_certainly_cannot_fit_is_refused(oracle: Oracle) -> None:
     }
 
 
-def test_a_simulation_that_fails_refuses_nothing_and_is_noted(oracle: Oracle) -> None:
+def test_a_simulation_that_fails_refuses_nothing_and_is_noted(forecasts: ForecastClient) -> None:
     said: list[str] = []
     runs = [run_of("failed", batch=9), run_of("unsupported", batch=8), run_of("failed", batch=9, seed=1)]
-    assert refused(oracle, *runs, note=said.append) == {}
+    assert refused(forecasts, *runs, note=said.append) == {}
     assert said == ["failed: no forecast of its memory: the simulation failed: KeyError: 'x'"]
 
 
 def test_small_shapes_on_large_devices_and_the_embedded_model_are_not_simulated(
-    oracle: Oracle, tmp_path: Path
+    forecasts: ForecastClient, tmp_path: Path
 ) -> None:
     nano = run_of(batch=64, model={"source": "shape", "name": "nano"})
     embedded = run_of(model={"source": "embedded"})
-    assert refused(oracle, nano, embedded) == {}
+    assert refused(forecasts, nano, embedded) == {}
     assert forecaster.asked(tmp_path) == []
     assert not is_ample(nano, 1 << 20)
     assert not is_ample(run_of(model={"source": "shape", "name": "llama-2-7b"}), 1 << 40)
@@ -456,8 +468,8 @@ def test_a_real_worker_answers_a_real_question(tmp_path: Path, monkeypatch: pyte
     )
     run = run_of(model={"source": "shape", "name": "nano"}, data={"source": "random", "seq_len": 16})
     report = simulate(run)
-    questions = [Question(run), Question(run, "batch", 2 * report.peak_allocated_bytes)]
-    told, capacity = Oracle(tmp_path, WORKER).ask(questions)
+    requests = [ForecastRequest(run), ForecastRequest(run, "batch", 2 * report.peak_allocated_bytes)]
+    told, capacity = ForecastClient(tmp_path, WORKER).ask(requests)
     assert told.report == report
     assert capacity.capacity is not None
     assert capacity.capacity.largest > 1
@@ -467,15 +479,17 @@ def test_many_configs_are_dealt_out_whole_to_several_workers(monkeypatch: pytest
     """A config's searches need its peak, so they go where its forecast goes."""
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     runs = [run_of(batch=batch) for batch in range(1, 31)]
-    questions = {
-        f"{run.config_id} {setting}": Question(run, setting, GIB) for run in runs for setting in SETTINGS
+    requests = {
+        f"{run.config_id} {setting}": ForecastRequest(run, setting, GIB)
+        for run in runs
+        for setting in SETTINGS
     }
-    shares = client._shares(questions)
+    shares = client._shares(requests)
     assert [len(share) for share in shares] == [20, 20, 20]
-    assert {key for share in shares for key in share} == set(questions)
+    assert {key for share in shares for key in share} == set(requests)
     for share in shares:
-        mine = {question.run.config_id for question in share.values()}
+        mine = {request.run.config_id for request in share.values()}
         others = {q.run.config_id for other in shares if other is not share for q in other.values()}
         assert not mine & others
-    few = dict(list(questions.items())[:8])
+    few = dict(list(requests.items())[:8])
     assert client._shares(few) == [few]

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from harness import factored
 from harness.config import Run, ShapeModel
-from harness.engine.forecast.attribution import Whereabouts, kind_of
+from harness.engine.forecast.attribution import Attribution, kind_of
 from harness.engine.forecast.dry_run import simulate
 from harness.engine.forecast.fake_tensors import SimulatedMeter, world
 from harness.engine.models import checkpoint
@@ -127,7 +127,7 @@ def test_nothing_of_a_simulation_survives_it() -> None:
 
 
 def test_a_value_that_is_read_is_one_and_a_condition_true() -> None:
-    with world(SimulatedMeter(Whereabouts())):
+    with world(SimulatedMeter(Attribution())):
         tensor = torch.zeros(3)
         assert tensor.sum().item() == 1.0
         assert bool(tensor.isnan().any()) is True
@@ -135,14 +135,14 @@ def test_a_value_that_is_read_is_one_and_a_condition_true() -> None:
 
 
 def test_a_fake_module_can_be_converted() -> None:
-    with world(SimulatedMeter(Whereabouts())):
+    with world(SimulatedMeter(Attribution())):
         layer = nn.Linear(4, 2).to(torch.bfloat16)
         assert {parameter.dtype for parameter in layer.parameters()} == {torch.bfloat16}
         assert all(parameter.requires_grad for parameter in layer.parameters())
 
 
 def test_an_error_within_leaves_the_world_in_order() -> None:
-    with pytest.raises(RuntimeError, match="within"), world(SimulatedMeter(Whereabouts())):
+    with pytest.raises(RuntimeError, match="within"), world(SimulatedMeter(Attribution())):
         raise RuntimeError("within")
     assert type(torch.ones(1)) is torch.Tensor
     assert gc.isenabled()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from harness.engine.forecast.fake_cache import Remembering
+from harness.engine.forecast.fake_cache import CachedFakeTensorMode
 
 Work = Callable[[Tensor, Tensor], Any]
 
@@ -63,9 +63,9 @@ def _look(mode: FakeTensorMode, work: Work, dtype: torch.dtype = torch.float32) 
 @pytest.mark.parametrize("name", WORK)
 def test_results_are_those_of_torch_at_first_and_from_memory(name: str) -> None:
     expected = _look(FakeTensorMode(), WORK[name])
-    Remembering.known.clear()
-    assert _look(Remembering(), WORK[name]) == expected
-    assert _look(Remembering(), WORK[name]) == expected
+    CachedFakeTensorMode.known.clear()
+    assert _look(CachedFakeTensorMode(), WORK[name]) == expected
+    assert _look(CachedFakeTensorMode(), WORK[name]) == expected
 
 
 @pytest.mark.parametrize("name", ["of no dtype", "whole numbers times 1.5"])
@@ -77,16 +77,16 @@ def test_another_default_dtype_is_another_result(name: str) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float32):
         torch.set_default_dtype(dtype)
         try:
-            with Remembering():
+            with CachedFakeTensorMode():
                 assert work[name]().dtype is dtype
         finally:
             torch.set_default_dtype(torch.float32)
 
 
 def test_what_is_remembered_is_not_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    Remembering.known.clear()
+    CachedFakeTensorMode.known.clear()
     work = WORK["product"]
-    _look(Remembering(), work)
+    _look(CachedFakeTensorMode(), work)
     asked: list[str] = []
     dispatch = FakeTensorMode.dispatch
 
@@ -95,9 +95,9 @@ def test_what_is_remembered_is_not_worked_out_again(monkeypatch: pytest.MonkeyPa
         return dispatch(self, func, *rest)
 
     monkeypatch.setattr(FakeTensorMode, "dispatch", noting)
-    _look(Remembering(), work)
+    _look(CachedFakeTensorMode(), work)
     assert "aten::mm" not in asked
-    _look(Remembering(), work, torch.float64)
+    _look(CachedFakeTensorMode(), work, torch.float64)
     assert "aten::mm" in asked, "another dtype is another result"
 
 
@@ -105,12 +105,12 @@ def test_what_is_remembered_is_not_worked_out_again(monkeypatch: pytest.MonkeyPa
 def test_shapes_that_do_not_fit_are_refused_each_time(work: Work) -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError):
-            _look(Remembering(), work)
+            _look(CachedFakeTensorMode(), work)
 
 
 def test_a_gradient_flows_through_remembered_operations() -> None:
     for _ in range(2):
-        with Remembering():
+        with CachedFakeTensorMode():
             weight = torch.empty(8, 6, requires_grad=True)
             torch.nn.functional.linear(torch.empty(3, 6), weight).square().sum().backward()
             assert weight.grad is not None
@@ -118,7 +118,7 @@ def test_a_gradient_flows_through_remembered_operations() -> None:
 
 
 def test_what_follows_from_values_is_never_remembered() -> None:
-    with Remembering() as mode, pytest.raises(Exception, match="nonzero"):
+    with CachedFakeTensorMode() as mode, pytest.raises(Exception, match="nonzero"):
         torch.nonzero(torch.empty(4))
     assert not any(key[0] is torch.ops.aten.nonzero.default for key in mode.known)
 

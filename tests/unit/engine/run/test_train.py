@@ -18,7 +18,7 @@ from harness.config import TrainConfig
 from harness.engine.data.tokens import Tokens
 from harness.engine.measure.peak import LiveMeter, Window
 from harness.engine.measure.speed import StepClock
-from harness.engine.run.train import METERED_STEPS, REPORTS, WARMUP_STEPS, Trained, Trainer, lr_at
+from harness.engine.run.train import METERED_STEPS, REPORTS, WARMUP_STEPS, Trainer, TrainResult, lr_at
 from harness.errors import DivergedError
 from harness.method import StepInfo, build
 from tests.support.tiny import tiny_llama
@@ -160,7 +160,7 @@ class Watch:
             period=self.refresh_every,
         )
 
-    def train(self, steps: int, **settings: Any) -> Trained:
+    def train(self, steps: int, **settings: Any) -> TrainResult:
         return self.trainer(steps, **settings).run(SILENT)
 
     def under(self, ruler: str) -> list[int]:
@@ -295,7 +295,7 @@ def test_a_diverged_training_leaves_its_course_and_its_times() -> None:
 # ------------------------------------------------------------------------------------- a real model
 def course(
     batch: int, grad_accum: int = 1, seed: int = 0, steps: int = 6, dtype: torch.dtype = torch.float32
-) -> tuple[Trained, dict[str, Tensor]]:
+) -> tuple[TrainResult, dict[str, Tensor]]:
     """Train a small LLaMA on windows drawn by the seed; the result and the weights afterwards."""
     model = tiny_llama().to(dtype)
     config = TrainConfig(steps=steps, batch=batch, grad_accum=grad_accum, lr=1e-2)

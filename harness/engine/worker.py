@@ -42,9 +42,9 @@ def run_job(path: Path) -> int:
     _go_offline_where_nothing_is_remote(job.run)
     writer = RecordWriter(job, started)
     try:
-        from harness.engine.run.phases import carry_out
+        from harness.engine.run.phases import RunInProgress
 
-        carry_out(job, writer)
+        RunInProgress(job, writer).carry_out()
     except UserError as error:
         writer.tell(error=str(error))
         writer.finish(Outcome(phase=writer.record.outcome.phase, message=str(error)))

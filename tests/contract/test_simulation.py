@@ -10,11 +10,10 @@ import torch
 from harness.config import Run
 from harness.engine.forecast.dry_run import simulate
 from harness.engine.measure.peak import LiveMeter
-from harness.engine.measure.speed import StepClock
 from harness.engine.models.load import DTYPES, load_model
-from harness.engine.run import checks, prepare
-from harness.engine.run.train import MemoryWindow, Trainer, ready_to_train
-from harness.method import Context, Method, Simulated
+from harness.engine.run import prepare
+from harness.engine.run.train import MemoryWindow
+from harness.method import Context, Method, Simulated, stack_caps
 from harness.record import TrainMemory
 from methods.parts.optim import eightbit
 from tests.contract.test_methods import CASES, Case
@@ -26,7 +25,7 @@ PLAIN_AND_REFRESH = 3  # the simulation does without the plain update
 def run_of(case: Case, **train: Any) -> Run:
     """A run of a stack on the smallest shape, in a stage that it can do."""
     methods = case.methods()
-    stages = checks.stack_caps(methods).stages
+    stages = stack_caps(methods).stages
     optim = case.optim.model_dump(exclude_defaults=True)
     stage = "finetune" if "finetune" in stages else "pretrain"
     return Run.model_validate(
@@ -62,21 +61,18 @@ def libraries_are_loaded() -> None:
 def watched(run: Run) -> tuple[MemoryWindow, dict[str, dict[str, int]]]:
     """What the live meter sees of the same updates with real tensors, and the ranks that were used."""
     eightbit._made_codebooks.cache_clear()
-    methods = checks.stack(run)
-    prepare.load_libraries(methods)
+    methods, _ = prepare.load_stack(run)
     meter = LiveMeter(CPU)
     with meter.window() as before:
         torch.empty(0)
     model: Any = load_model(run.model, dtype=DTYPES[run.train.dtype], device=CPU, seed=0).model
-    model, parameters, _ = prepare.prepare(run, methods, model, same_ranks_at_every_refresh)
-    stepper = checks.stepper(run, methods, model)
-    ready_to_train(model, run.train)
     generator = torch.Generator().manual_seed(0)
     tokens = (torch.randint(64, (run.train.batch, 24), generator=generator).numpy() for _ in range(100))
-    trainer = Trainer(model, stepper, tokens, run.train, device=CPU, meter=meter, clock=StepClock(CPU))
-    seen = trainer.measure_memory(PLAIN_AND_REFRESH).memory
+    made = prepare.assemble(run, methods, model, same_ranks_at_every_refresh, tokens, meter)
+    assert made.trainer is not None
+    seen = made.trainer.measure_memory(PLAIN_AND_REFRESH).memory
     seen.peak_bytes -= before.peak_allocated_bytes
-    return seen, parameters.chosen_ranks
+    return seen, made.parameters.chosen_ranks
 
 
 def same_ranks_at_every_refresh(key: str, method: Method) -> Context:

@@ -22,9 +22,9 @@ from harness.engine.measure.peak import LiveMeter, Window, meter_for
 from harness.engine.measure.speed import StepClock
 from harness.engine.models.load import DTYPES, load_model
 from harness.engine.models.shapes import Shape
-from harness.engine.run import checks, prepare
-from harness.engine.run.train import Trainer, ready_to_train
-from harness.method import Context, Stepper
+from harness.engine.run import prepare
+from harness.engine.run.train import Trainer
+from harness.method import Context, Stepper, stack_caps
 from tests.contract.test_methods import Case
 
 #: Powers of two: tensors fill the blocks of CUDA's allocator, which else are up to 1 MiB longer.
@@ -78,7 +78,7 @@ class BothMeters:
 
 def run_of(case: Case, shape: str = NAME, length: int = 256, batch: int = 4, **train: Any) -> Run:
     """A run of a stack in a stage that it can do, on random tokens."""
-    stages = checks.stack_caps(case.methods()).stages
+    stages = stack_caps(case.methods()).stages
     optim = case.optim.model_dump(exclude_defaults=True)
     stage = "finetune" if "finetune" in stages else "pretrain"
     return Run.model_validate(
@@ -93,13 +93,15 @@ def run_of(case: Case, shape: str = NAME, length: int = 256, batch: int = 4, **t
 
 def ready(run: Run, device: torch.device) -> tuple[Any, Stepper, dict[str, dict[str, int]]]:
     """A prepared model on a device, its stepper, and the ranks that followed from values."""
-    methods = checks.stack(run)
+    methods, _ = prepare.load_stack(run)
     dtype = DTYPES[run.train.dtype]
     model: Any = load_model(run.model, dtype=dtype, device=device, seed=run.seed).model
-    model, parameters, _ = prepare.prepare(run, methods, model, lambda key, method: Context(seed=run.seed))
-    stepper = checks.stepper(run, methods, model)
-    ready_to_train(model, run.train)
-    return model, stepper, parameters.chosen_ranks
+    tokens = batches(run, model.config.vocab_size)
+    made = prepare.assemble(
+        run, methods, model, lambda key, method: Context(seed=run.seed), tokens, meter_for(device)
+    )
+    assert made.trainer is not None
+    return made.model, made.trainer.stepper, made.parameters.chosen_ranks
 
 
 def batches(run: Run, vocab: int) -> Iterator[Any]:
@@ -111,7 +113,7 @@ def batches(run: Run, vocab: int) -> Iterator[Any]:
 
 def watch(run: Run, device: torch.device, granularity: int = GRANULARITY) -> Seen:
     """Train and simulate a run; what libraries keep is there before, so it does not count."""
-    prepare.load_libraries(checks.stack(run))
+    prepare.load_stack(run)
     warm_up(run, device)
     empty = BothMeters(device, granularity)
     with empty.window():

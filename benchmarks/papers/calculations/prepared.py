@@ -108,10 +108,10 @@ def _world() -> Any:
 
 def _count(model: nn.Module, run: Run, states: bool) -> Prepared:
     """Prepare, count, make one update from gradients of zeros, and count what the stepper then keeps."""
-    from harness.engine.run import prepare
-    from harness.method import Context, Simulated, build
+    from harness.engine.run import checks, prepare
+    from harness.method import Context, Simulated
 
-    methods = [build(choice.name, choice.options) for choice in run.method]
+    methods = checks.stack(run)
     assumed = [next(iter(method.approximations.values())) for method in methods if method.approximations]
     ranks_total = sum(min(weight.shape) for weight in _targets(model).values())
     model, parameters, _ = prepare.prepare(
@@ -171,8 +171,9 @@ def _states(model: nn.Module, run: Run, methods: list[Method]) -> list[Any]:
     """Tensors that the stepper keeps after an update, its counters of steps left out; none if none trains."""
     import torch
 
-    steppers = (method.stepper(model, run.train) for method in reversed(methods))
-    stepper = next(filter(None, steppers), None)
+    from harness.engine.run.prepare import find_stepper
+
+    stepper = find_stepper(run, methods, model)
     if stepper is None:
         return []
     for parameter in model.parameters():

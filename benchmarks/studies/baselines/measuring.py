@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,8 @@ from harness.config import Run
 from harness.engine.forecast.dry_run import simulate
 from harness.engine.forecast.fake_tensors import CUDA_GRANULARITY
 from harness.engine.measure.peak import LiveMeter
-from harness.engine.measure.speed import StepClock
 from harness.engine.models.load import DTYPES, load_model
-from harness.engine.run import checks, prepare
-from harness.engine.run.train import Trainer, ready_to_train
+from harness.engine.run import prepare
 from harness.errors import one_line
 from harness.method import Context, Method, Simulated
 from harness.record import TrainMemory
@@ -89,16 +88,13 @@ def counted(run: Run) -> Figures:
     meter = LiveMeter(CPU)
     with meter.window() as before:
         torch.empty(0)
-    methods = checks.stack(run)
-    prepare.load_libraries(methods)
-    model = load_model(run.model, dtype=DTYPES[run.train.dtype], device=CPU, seed=0).model
-    model, _, _ = prepare.prepare(run, methods, model, _context)
-    stepper = checks.stepper(run, methods, model)
-    ready_to_train(model, run.train)
+    methods, _ = prepare.load_stack(run)
+    model: Any = load_model(run.model, dtype=DTYPES[run.train.dtype], device=CPU, seed=0).model
     random = np.random.default_rng(0)
     shape = (run.train.batch, run.data.seq_len)
     tokens = (random.integers(model.config.vocab_size, size=shape) for _ in iter(int, 1))
-    trainer = Trainer(model, stepper, tokens, run.train, device=CPU, meter=meter, clock=StepClock(CPU))
+    trainer = prepare.assemble(run, methods, model, _context, tokens, meter).trainer
+    assert trainer is not None
     seen = trainer.measure_memory(UPDATES).memory
     seen.peak_bytes -= before.peak_allocated_bytes
     train = seen.summary()

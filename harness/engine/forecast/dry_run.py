@@ -19,13 +19,11 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from harness.config import Run
-from harness.engine.data import padding
 from harness.engine.forecast.attribution import Attribution
 from harness.engine.forecast.fake_tensors import CUDA_GRANULARITY, Moment, SimulatedMeter, world
-from harness.engine.measure.speed import StepClock
 from harness.engine.models.load import DTYPES, build_empty
-from harness.engine.run import checks, prepare
-from harness.engine.run.train import Trainer, ready_to_train
+from harness.engine.run import prepare
+from harness.engine.run.train import Trainer
 from harness.errors import UserError
 from harness.forecast import PARTS, MemoryReport, Peak
 from harness.method import Context, Method, Simulated, StepInfo, Stepper
@@ -52,9 +50,7 @@ class DryRun:
 
     def __init__(self, run: Run, ranks: Ranks, granularity: int) -> None:
         self.run, self.ranks = run, ranks
-        self.methods = checks.stack(run)
-        prepare.load_libraries(self.methods)
-        self.caps = checks.supported(run, self.methods)
+        self.methods, _ = prepare.load_stack(run)
         self.attribution = Attribution()
         self.meter = SimulatedMeter(self.attribution, granularity)
         self.sources: dict[str, str] = {}
@@ -65,22 +61,21 @@ class DryRun:
             model = self._load()
         peaks: dict[Phase, int] = {"load": window.peak_allocated_bytes}
         with self.meter.window() as window:
-            model, parameters, warnings = prepare.prepare(self.run, self.methods, model, self._context)
-            trains = self.run.train.stage != "compress"
-            stepper = checks.stepper(self.run, self.methods, model) if trains else None
+            batches = _batches(self.run.train.batch, self.run.data.seq_len)
+            made = prepare.assemble(self.run, self.methods, model, self._context, batches, self.meter)
         peaks["prepare"] = window.peak_allocated_bytes
         report = MemoryReport(
             config_id=self.run.config_id,
             granularity=self.meter.granularity,
-            parameters_total=parameters.total,
-            parameters_trainable=parameters.trainable,
+            parameters_total=made.parameters.total,
+            parameters_trainable=made.parameters.trainable,
             phase_peak_allocated_bytes=peaks,
             ranks=self.sources,
-            warnings=warnings,
+            warnings=made.warnings,
             packages={name: version(name) for name in PACKAGES},
         )
-        if stepper is not None:
-            self._train(model, stepper, report)
+        if made.trainer is not None:
+            self._train(made.model, made.trainer, report)
         return report
 
     def _load(self) -> Any:
@@ -89,24 +84,12 @@ class DryRun:
         model.set_attn_implementation(CAUSAL)
         return model
 
-    def _train(self, model: nn.Module, stepper: Stepper, report: MemoryReport) -> None:
-        config = self.run.train
-        ready_to_train(model, config)
+    def _train(self, model: nn.Module, trainer: Trainer, report: MemoryReport) -> None:
         self.attribution.follow(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         hooks = [parameter.register_post_accumulate_grad_hook(self._name_gradient) for parameter in trained]
-        watched = Watched(stepper, model, self)
-        _first_update(trained, watched)
-        trainer = Trainer(
-            model,
-            watched,
-            _batches(config.batch, self.run.data.seq_len),
-            config,
-            device=self.meter.device,
-            meter=self.meter,
-            clock=StepClock(self.meter.device),
-            padded=padding.padded(self.run.data),
-        )
+        trainer.stepper = Watched(trainer.stepper, model, self)
+        _first_update(trained, trainer.stepper)
         before = len(self.meter.moments)
         seen = trainer.measure_memory(1, warm=True).memory
         for hook in hooks:  # they hold what holds them

@@ -31,7 +31,9 @@ class Window:
 
 
 class Meter(Protocol):
-    """A ruler of memory; windows of one meter may nest."""
+    """A ruler of the memory of one device; windows of one meter may nest."""
+
+    device: torch.device
 
     def window(self) -> AbstractContextManager[Window]:
         """Open a window: all that is alive now counts from the start, garbage does not."""

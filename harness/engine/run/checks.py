@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from harness.config import FilesData, MethodChoice, Run, TaskData
 from harness.engine.data import documents
@@ -13,7 +12,7 @@ from harness.engine.data.tasks import training_texts
 from harness.engine.models.load import check_model
 from harness.engine.quality import protocols
 from harness.errors import UnsupportedError, UserError
-from harness.method import Caps, Method, Stepper, build, stack_caps
+from harness.method import Caps, Method, build, stack_caps
 
 
 def device(name: str) -> torch.device:
@@ -114,15 +113,3 @@ def _check_train_options(run: Run, caps: Caps, names: str) -> None:
     ):
         if setting:
             raise UnsupportedError(f"per_layer updates inside the backward pass: {reason}")
-
-
-def stepper(run: Run, methods: Sequence[Method], model: nn.Module) -> Stepper:
-    """The stepper of the last method that brings one; UnsupportedError when none does."""
-    for method in reversed(methods):
-        found = method.stepper(model, run.train)
-        if found is not None:
-            return found
-    names = " + ".join(choice.name for choice in run.method)
-    raise UnsupportedError(
-        f"{names} trains nothing: stack a method that trains on it, or set train.stage to compress"
-    )

@@ -20,20 +20,15 @@ from harness.engine.quality import perplexity, protocols
 from harness.engine.quality.scored_text import ScoredText, write_sequences
 from harness.engine.quality.tasks import evaluate_tasks
 from harness.engine.run import checks, environment
-from harness.engine.run import prepare as preparing
-from harness.engine.run.train import Trainer, TrainResult, Turn, ready_to_train
-from harness.method import Caps, Context, Stepper
+from harness.engine.run.prepare import assemble, load_stack
+from harness.engine.run.train import Trainer, TrainResult, Turn
+from harness.method import Caps, Context
 from harness.record import Data, Memory, Perplexity, Quality, RankMove, Training
 
 if TYPE_CHECKING:
     from harness.engine.process.job import Job
     from harness.engine.run.record_writer import RecordWriter
     from harness.record import Phase
-
-
-def carry_out(job: Job, writer: RecordWriter) -> None:
-    """Do all phases of a job."""
-    RunInProgress(job, writer).carry_out()
 
 
 class RunInProgress:
@@ -53,11 +48,11 @@ class RunInProgress:
         with self.writer.phase("load"):
             self.load()
         with self.writer.phase("prepare"):
-            stepper = self.prepare()
-        if self.run.train.stage != "compress":
+            trainer = self.prepare()
+        if trainer is not None:
             with self.writer.phase("train"):
-                self.train(stepper)
-        del stepper  # evaluation is not charged for optimizer states
+                self.train(trainer)
+        del trainer  # evaluation is not charged for optimizer states
         with self.writer.phase("evaluate"):
             self.evaluate()
         if self.run.save_weights:
@@ -72,9 +67,7 @@ class RunInProgress:
         self.meter = meter_for(self.device)
         self.record.environment = environment.describe(self.device)
         self.record.memory = Memory(meter=self.meter.name, cap_bytes=environment.cap(self.device))
-        self.methods = checks.stack(run)
-        preparing.load_libraries(self.methods)
-        self.caps = checks.supported(run, self.methods)
+        self.methods, self.caps = load_stack(run)
         torch.manual_seed(run.seed)
         with self.meter.window() as window:
             loaded = load_model(
@@ -110,34 +103,20 @@ class RunInProgress:
             model_sha256=loaded.sha256,
         )
 
-    def prepare(self) -> Stepper | None:
-        """Let the stack of methods change the model, and find who trains it."""
+    def prepare(self) -> Trainer | None:
+        """Let the stack of methods change the model, and make its trainer unless the run only compresses."""
+        batches = self.tokens.batches(self.run.train.batch, self.run.seed)
         with self.meter.window() as window:
-            self.model, self.record.parameters, warnings = preparing.prepare(
-                self.run, self.methods, self.model, lambda key, method: self._context()
+            assembly = assemble(
+                self.run, self.methods, self.model, lambda key, method: self._context(), batches, self.meter
             )
-            training = self.run.train.stage != "compress"
-            stepper = checks.stepper(self.run, self.methods, self.model) if training else None
         self._peak("prepare", window.peak_allocated_bytes)
-        self.record.warnings += warnings
-        return stepper
+        self.model, self.record.parameters = assembly.model, assembly.parameters
+        self.record.warnings += assembly.warnings
+        return assembly.trainer
 
-    def train(self, stepper: Stepper | None) -> None:
+    def train(self, trainer: Trainer) -> None:
         """Run the loop and note memory, time and the course of the loss, also of a training that broke."""
-        assert stepper is not None
-        run, config = self.run, self.run.train
-        ready_to_train(self.model, config)
-        trainer = Trainer(
-            self.model,
-            stepper,
-            self.tokens.batches(config.batch, run.seed),
-            config,
-            device=self.device,
-            meter=self.meter,
-            clock=speeds.StepClock(self.device),
-            period=self.caps.period,
-            padded=self.tokens.padded,
-        )
         try:
             trainer.run(lambda event: self.writer.tell(**event, **self._speed(trainer.result)))
         finally:

@@ -1,37 +1,98 @@
-"""The stack of methods changes a model, and says what it did; the same for a run and its simulation."""
+"""Put a run together, real or simulated: its stack of methods, prepared model, stepper and trainer."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from harness.config import Run
-from harness.method import Context, Method
+from harness.engine.data import padding
+from harness.engine.measure.peak import Meter
+from harness.engine.measure.speed import StepClock
+from harness.engine.run import checks
+from harness.engine.run.train import Trainer
+from harness.errors import UnsupportedError
+from harness.method import Caps, Context, Method, Stepper, stack_caps
 from harness.record import Parameters
+
+#: Return what a method, given with its key in the stack, may use.
+ContextFor = Callable[[str, Method], Context]
+
+
+@dataclass
+class Assembly:
+    """A prepared model, what the record says of it, and its trainer (None for a run that only compresses)."""
+
+    model: Any
+    parameters: Parameters
+    warnings: list[str]
+    trainer: Trainer | None
+
+
+def load_stack(run: Run) -> tuple[list[Method], Caps]:
+    """Build the methods of a run and import their libraries; UnsupportedError where the run asks for more.
+
+    Call it before a meter runs: an import leaves tensors behind, too.
+    """
+    methods = checks.stack(run)
+    for name in (name for method in methods for name in method.libraries):
+        importlib.import_module(name)
+    return methods, checks.supported(run, methods)
+
+
+def assemble(
+    run: Run,
+    methods: Sequence[Method],
+    model: Any,
+    context_for: ContextFor,
+    batches: Iterator[np.ndarray],
+    meter: Meter,
+) -> Assembly:
+    """Let the stack prepare a loaded model, find who trains it, and make the trainer.
+
+    `batches` yields (batch, seq_len) int64 arrays; `meter` names the device.
+    """
+    model, parameters, warnings = prepare(run, methods, model, context_for)
+    if run.train.stage == "compress":
+        return Assembly(model, parameters, warnings, None)
+    stepper = find_stepper(run, methods, model)
+    if stepper is None:
+        names = " + ".join(choice.name for choice in run.method)
+        raise UnsupportedError(
+            f"{names} trains nothing: stack a method that trains on it, or set train.stage to compress"
+        )
+    if run.train.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.config.use_cache = False
+    trainer = Trainer(
+        model,
+        stepper,
+        batches,
+        run.train,
+        device=meter.device,
+        meter=meter,
+        clock=StepClock(meter.device),
+        period=stack_caps(methods).period,
+        padded=padding.padded(run.data),
+    )
+    return Assembly(model, parameters, warnings, trainer)
 
 
 def keys(run: Run) -> list[str]:
-    """A name for each method of the stack: its own, with its position where it occurs twice."""
+    """Return a name for each method of the stack: its own, with its position where it occurs twice."""
     names = [choice.name for choice in run.method]
     return [name if name not in names[:index] else f"{name}#{index + 1}" for index, name in enumerate(names)]
 
 
-def load_libraries(methods: Sequence[Method]) -> None:
-    """Import what the methods will need, before a meter runs: an import leaves tensors behind, too."""
-    for name in (name for method in methods for name in method.libraries):
-        importlib.import_module(name)
-
-
 def prepare(
-    run: Run, methods: Sequence[Method], model: Any, context_for: Callable[[str, Method], Context]
+    run: Run, methods: Sequence[Method], model: Any, context_for: ContextFor
 ) -> tuple[Any, Parameters, list[str]]:
-    """The prepared model, its parameters with what the methods report, and their warnings.
-
-    `context_for` gives each method, by its key, what it may use.
-    """
+    """Return the prepared model, its unique parameters with what the methods report, and their warnings."""
     ranks: dict[str, int] = {}
     chosen: dict[str, dict[str, int]] = {}
     facts: dict[str, Any] = {}
@@ -46,21 +107,20 @@ def prepare(
         warnings += context.warnings
         if method.caps.value_dependent:
             chosen[key] = dict(context.ranks)
-    parameters = describe(model, ranks, chosen, facts)
-    parameters.spectra = spectra
-    return model, parameters, warnings
-
-
-def describe(
-    model: nn.Module, ranks: dict[str, int], chosen: dict[str, dict[str, int]], facts: dict[str, Any]
-) -> Parameters:
-    """Count the unique parameters of a model."""
     unique = {id(parameter): parameter for parameter in model.parameters()}.values()
-    return Parameters(
+    parameters = Parameters(
         total=sum(parameter.numel() for parameter in unique),
         trainable=sum(parameter.numel() for parameter in unique if parameter.requires_grad),
         trainable_names=[name for name, parameter in model.named_parameters() if parameter.requires_grad],
         ranks=ranks,
         chosen_ranks=chosen,
+        spectra=spectra,
         facts=facts,
     )
+    return model, parameters, warnings
+
+
+def find_stepper(run: Run, methods: Sequence[Method], model: nn.Module) -> Stepper | None:
+    """Return the stepper of the last method that brings one, None when none does."""
+    steppers = (method.stepper(model, run.train) for method in reversed(methods))
+    return next((stepper for stepper in steppers if stepper is not None), None)

@@ -94,13 +94,6 @@ class TrainResult:
     real_tokens: list[int] = field(default_factory=list)
 
 
-def ready_to_train(model: Any, config: TrainConfig) -> None:
-    """Set what a transformers model must know before it trains."""
-    if config.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.config.use_cache = False
-
-
 class Trainer:
     """Trains a prepared model; `batches` yields (batch, seq_len) int64 arrays on the host.
 

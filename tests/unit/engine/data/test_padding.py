@@ -24,7 +24,7 @@ from harness.engine.measure.peak import LiveMeter
 from harness.engine.measure.speed import StepClock
 from harness.engine.models.load import load_model
 from harness.engine.run import checks, prepare
-from harness.engine.run.train import Trainer, TrainResult, ready_to_train
+from harness.engine.run.train import Trainer, TrainResult
 from harness.errors import UserError
 from harness.method import Context, build
 from harness.record import TrainMemory
@@ -342,18 +342,15 @@ def padded_run(stack: list[Any], **train: Any) -> Run:
 
 def watched(run: Run) -> TrainMemory | None:
     """What the live meter sees of a few updates on padded rows."""
-    methods = checks.stack(run)
-    prepare.load_libraries(methods)
+    methods, _ = prepare.load_stack(run)
     meter = LiveMeter(CPU)
     with meter.window() as before:
         torch.empty(0)
     model: Any = load_model(run.model, dtype=torch.float32, device=CPU, seed=0).model
-    model, _, _ = prepare.prepare(run, methods, model, lambda key, method: Context())
-    stepper = checks.stepper(run, methods, model)
-    ready_to_train(model, run.train)
     batches = (ragged(3, 24, seed) for seed in itertools.count())
-    options: dict[str, Any] = {"device": CPU, "meter": meter, "clock": StepClock(CPU), "padded": True}
-    seen = Trainer(model, stepper, batches, run.train, **options).measure_memory(3).memory
+    made = prepare.assemble(run, methods, model, lambda key, method: Context(), batches, meter)
+    assert made.trainer is not None
+    seen = made.trainer.measure_memory(3).memory
     seen.peak_bytes -= before.peak_allocated_bytes
     return seen.summary()
 

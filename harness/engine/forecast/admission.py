@@ -1,4 +1,4 @@
-"""Which runs cannot fit their device, and why: known before anything starts. No torch."""
+"""Admission to a device: which runs cannot fit, and why, before anything starts. No torch."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.config import Run, ShapeModel
-from harness.engine.forecast.cache import ForecastRequest, Say
+from harness.engine.forecast.cache import ForecastRequest, Notify
 from harness.engine.forecast.client import ForecastClient
 from harness.engine.models.shapes import shape_of
 
 GIB = 1 << 30
-#: How many times larger than weights and activations, counted generously, a device must be for a run on it
-#: to go without a forecast. States of an optimizer and gradients in float32 are 5 times the weights.
+#: A run needs no forecast on a device this many times larger than its weights and activations, counted
+#: generously. Optimizer states and gradients in float32 are 5 times the weights.
 AMPLE = 64
 
 
 def refusals(
-    runs: Sequence[Run], device: str, device_bytes: int, cache: Path, command: Sequence[str], note: Say
+    runs: Sequence[Run], device: str, device_bytes: int, cache: Path, command: Sequence[str], notify: Notify
 ) -> dict[str, str]:
-    """By run id why a run cannot fit its device: the peak of its own tensors is larger than all of it.
+    """Return by run id why a run cannot fit: the peak of its own tensors exceeds all memory of the device.
 
-    What a simulation does not see only adds to that. A run without a forecast is never refused; where a
-    simulation failed for reasons of its own, that is noted.
+    What a simulation does not model only adds to that. A run without a forecast is never refused; a failed
+    simulation is reported through `notify`.
     """
     doubtful = [run for run in runs if run.tier != "embedded" and not is_ample(run, device_bytes)]
     answers = (
-        ForecastClient(cache, command, None, note).ask([ForecastRequest(run) for run in doubtful])
+        ForecastClient(cache, command, None, notify).ask([ForecastRequest(run) for run in doubtful])
         if doubtful
         else []
     )
@@ -38,7 +38,7 @@ def refusals(
         elif answer.report is not None and answer.report.peak_allocated_bytes > device_bytes:
             refused[run.run_id] = _refusal(run, answer.report.peak_allocated_bytes, device, device_bytes)
     for text in failed:
-        note(text)
+        notify(text)
     return refused
 
 
@@ -53,10 +53,10 @@ def _refusal(run: Run, peak: int, device: str, device_bytes: int) -> str:
 
 
 def is_ample(run: Run, device_bytes: int) -> bool:
-    """Whether a device is so much larger than a named shape that a simulation would be wasted time.
+    """Return whether a device is so much larger than a named shape that a simulation would waste time.
 
-    Counts weights and 64 hidden-sized and all score tensors of every layer as alive at once, in float32,
-    and asks for `AMPLE` times that. An error here costs no more than the check itself.
+    Counts weights, 64 hidden-sized tensors and all attention scores of every layer as alive at once, in
+    float32, and requires `AMPLE` times that. A wrong True costs no more than this check before the run.
     """
     if not isinstance(run.model, ShapeModel):
         return False

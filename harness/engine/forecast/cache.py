@@ -1,7 +1,7 @@
-"""Answers about the memory of runs, and the folder that keeps them. No torch.
+"""Requests for forecasts of memory, their answers, and the folder that caches answers. No torch.
 
-An answer is kept under a hash of all that decides it: the config, the ranks, the code, its libraries and what
-matters of a model's folder. So nothing kept is ever stale, and nothing has to be thrown away by hand.
+The key of an answer is a hash of all that decides it: the config, the ranks, the code, its libraries and the
+relevant files of a model's folder. So no entry is ever stale, and none has to be deleted by hand.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from harness.forecast import FORECAST_VERSION, Capacity, MemoryReport, Setting
 from harness.registry import check_name
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
-#: What of a model's folder decides memory: its architecture and the ranks of its factors.
+#: The files of a model's folder that decide memory: its architecture and the ranks of its factors.
 FOLDER_FILES = ("config.json", "factors.json")
 
-#: The name of an approximation, {"layers": {layer: rank}}, {"methods": {method: {layer: rank}}}, or defaults.
+#: The name of an approximation, {"layers": {layer: rank}} or {"methods": {method: {layer: rank}}}; None is the
+#: default of each method.
 RankSource = str | dict[str, Any] | None
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ForecastRequest:
-    """A run's memory, or with `setting` the largest value of it whose peak is at most `limit` bytes."""
+    """A request for the memory of a run, or for the largest `setting` whose peak is at most `limit` bytes."""
 
     run: Run
     setting: Setting | None = None
@@ -42,9 +43,10 @@ class ForecastRequest:
 
 
 class ForecastAnswer(BaseModel):
-    """A report, a capacity, or why there is none.
+    """A report, a capacity, or the reason why there is none.
 
-    `unsupported` and `refused` are what the run itself would say, `failed` a fault of the simulation alone.
+    `unsupported` and `refused` are errors that the run itself would raise, `failed` is a defect of the
+    simulation alone.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -56,28 +58,28 @@ class ForecastAnswer(BaseModel):
 
     @property
     def lasting(self) -> bool:
-        """Whether the same question gets this answer again; a user may have mended the rest meanwhile."""
+        """Return whether the same request gets this answer again; a user may repair what causes others."""
         return self.kind not in ("refused", "failed")
 
     def fits(self, request: ForecastRequest) -> bool:
-        """Whether it answers this question, as far as it says."""
+        """Return whether this answer belongs to a request, as far as its content shows."""
         if self.kind == "report":
             return self.report is not None and self.report.config_id == request.run.config_id
         if self.kind == "capacity":
-            found, asked = self.capacity, (request.setting, request.limit)
-            return found is not None and (found.setting, found.limit_bytes) == asked
+            found, wanted = self.capacity, (request.setting, request.limit)
+            return found is not None and (found.setting, found.limit_bytes) == wanted
         return bool(self.reason)
 
 
 @dataclass(frozen=True)
 class ForecastCache:
-    """The folder of answers, by key; `note` tells a person what is wrong with it."""
+    """A folder of answers by key; `notify` receives what is wrong with it."""
 
     folder: Path
-    note: Say
+    notify: Notify
 
     def read(self, key: str, request: ForecastRequest) -> ForecastAnswer | None:
-        """What was kept; a file that is no answer to this question counts as none."""
+        """Return a cached answer; None without a file, or with one that does not answer this request."""
         path = self.folder / f"{key}.json"
         try:
             answer = ForecastAnswer.model_validate_json(path.read_bytes())
@@ -87,11 +89,11 @@ class ForecastCache:
             answer = None
         if answer is not None and answer.lasting and answer.fits(request):
             return answer
-        self.note(f"{path}: not a forecast of this run; computed again")
+        self.notify(f"{path}: not a forecast of this run; computed again")
         return None
 
     def write(self, key: str, answer: ForecastAnswer) -> None:
-        """Keep an answer so that a reader sees all of it or nothing; a folder that refuses is only noted."""
+        """Store an answer atomically; report a folder that cannot be written to instead of raising."""
         path = self.folder / f"{key}.json"
         half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -99,11 +101,11 @@ class ForecastCache:
             half.write_text(answer.model_dump_json(exclude_none=True) + "\n", encoding="utf-8")
             half.replace(path)
         except OSError as error:
-            self.note(f"{path}: the forecast is not kept: {error.strerror}")
+            self.notify(f"{path}: the forecast is not stored: {error.strerror}")
 
 
 class Keys:
-    """Hashes of all that decides an answer; each source file is read once, and none is imported."""
+    """Hashes of all that decides an answer; reads each source file once and imports none."""
 
     def __init__(self, ranks: RankSource) -> None:
         self._ranks = ranks
@@ -111,7 +113,7 @@ class Keys:
         self._code: dict[str, str] = {}
 
     def of(self, request: ForecastRequest) -> str:
-        """What the answer to a question is kept under."""
+        """Return the key under which the answer to a request is cached."""
         run = request.run
         content = {
             "config": run.config_id,
@@ -124,7 +126,7 @@ class Keys:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def sources(self, run: Run) -> dict[str, str]:
-        """The code of the harness and of a run's methods, and what of its model's folder matters."""
+        """Return hashes of the harness, a run's methods and the relevant files of its model's folder."""
         own = {check_name(choice.name).partition(":")[0].partition(".")[0] for choice in run.method}
         found = {name: self._package(name) for name in sorted({"harness", "methods", *own})}
         if folder := model_folder(run.model):
@@ -132,7 +134,7 @@ class Keys:
         return found
 
     def _package(self, name: str) -> str:
-        """All modules of a top-level package, or the one module; to find it does not import it."""
+        """Return a hash of all modules of a top-level package, or of the one module, without importing it."""
         if name not in self._code:
             spec = importlib.util.find_spec(name)
             folders = (spec and spec.submodule_search_locations) or ()

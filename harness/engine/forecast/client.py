@@ -1,6 +1,6 @@
-"""Forecasts of memory for the parent: from the cache, else from workers that simulate. No torch.
+"""Forecasts of memory for the parent process: from the cache, else from workers that simulate. No torch.
 
-Every answer is kept as soon as it is there, so that what is interrupted goes on where it stopped.
+Each answer is stored as soon as it arrives, so an interrupted request continues where it stopped.
 """
 
 from __future__ import annotations
@@ -9,26 +9,24 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness import record as records
-from harness.config import Run
 from harness.engine.forecast.cache import (
     ForecastAnswer,
     ForecastCache,
     ForecastRequest,
     Keys,
+    Notify,
     RankSource,
-    Say,
 )
 from harness.engine.process.child import Worker
 from harness.errors import UserError
-from harness.forecast import MemoryReport
 from harness.registry import check_name
 
 LONGEST_S = 30 * 24 * 3600.0
@@ -36,7 +34,8 @@ GRACE_S = 2.0
 #: A worker takes 0.5 GiB and seconds to start.
 MOST_WORKERS, WORTH_A_WORKER = 4, 6
 
-Told = Callable[[ForecastRequest, int, int], None]
+OnProgress = Callable[[ForecastRequest, int, int], None]
+OnAnswer = Callable[[str, ForecastAnswer], None]
 
 
 def _ignore(*_: object) -> None:
@@ -45,72 +44,62 @@ def _ignore(*_: object) -> None:
 
 @dataclass(frozen=True)
 class ForecastClient:
-    """Answers requests about memory; `command` starts a worker, `note` tells a person of trouble."""
+    """Requests forecasts; `command` starts a worker, `notify` receives what a person should know."""
 
     cache: Path
     command: Sequence[str]
     ranks: RankSource = None
-    note: Say = _ignore
+    notify: Notify = _ignore
 
-    def ask(self, requests: Sequence[ForecastRequest], told: Told = _ignore) -> list[ForecastAnswer]:
-        """An answer to each request, in order; `told` gets (request, answered, all) for each new one.
+    def ask(
+        self, requests: Sequence[ForecastRequest], on_progress: OnProgress = _ignore
+    ) -> list[ForecastAnswer]:
+        """Return an answer to each request, in order; equal ones, as from several seeds, are computed once.
 
-        Equal requests, as from seeds and repeats of one config, are one. UserError for ranks that are
-        wrong whatever the run.
+        `on_progress` is called with (request, answered, all) for each new answer. UserError for ranks that
+        are wrong for every run.
         """
-        key_of, kept = Keys(self.ranks), ForecastCache(self.cache / "forecasts", self.note)
+        key_of, cache = Keys(self.ranks), ForecastCache(self.cache / "forecasts", self.notify)
         keys = [key_of.of(request) for request in requests]
-        asked = dict(zip(keys, requests, strict=True))
-        found = {key: answer for key, request in asked.items() if (answer := kept.read(key, request))}
+        wanted = dict(zip(keys, requests, strict=True))
+        found = {key: answer for key, request in wanted.items() if (answer := cache.read(key, request))}
+        lock = threading.Lock()
 
-        def answered(key: str, answer: ForecastAnswer) -> None:
-            found[key] = answer
-            if answer.lasting:
-                kept.write(key, answer)
-            told(asked[key], len(found), len(asked))
+        def on_answer(key: str, answer: ForecastAnswer) -> None:
+            with lock:
+                found[key] = answer
+                if answer.lasting:
+                    cache.write(key, answer)
+                on_progress(wanted[key], len(found), len(wanted))
 
-        while missing := {key: request for key, request in asked.items() if key not in found}:
+        while missing := {key: request for key, request in wanted.items() if key not in found}:
             peaks = {
                 answer.report.config_id: answer.report.peak_allocated_bytes
                 for answer in found.values()
                 if answer.report is not None
             }
-            self._compute(missing, peaks, answered)
+            self._compute(missing, peaks, on_answer)
         return [found[key] for key in keys]
 
     def _compute(
-        self,
-        missing: Mapping[str, ForecastRequest],
-        peaks: Mapping[str, int],
-        answered: Callable[[str, ForecastAnswer], None],
+        self, missing: Mapping[str, ForecastRequest], peaks: Mapping[str, int], on_answer: OnAnswer
     ) -> None:
-        """Let workers answer, each its share; many requests are worth several of them."""
+        """Deal the requests out to workers and wait for all answers."""
         shares = _shares(missing)
-        lock = threading.Lock()
-
-        def one_by_one(key: str, answer: ForecastAnswer) -> None:
-            with lock:
-                answered(key, answer)
-
-        with tempfile.TemporaryDirectory() as folder:
-            logs = [Path(folder) / f"log-{index}.txt" for index in range(len(shares))]
-            workers = [Worker([*self.command, "simulate"], log) for log in logs]
-            try:
-                with ThreadPoolExecutor(len(workers)) as pool:
-                    try:
-                        ends = [
-                            pool.submit(self._listen, worker, log, share, peaks, one_by_one)
-                            for worker, log, share in zip(workers, logs, shares, strict=True)
-                        ]
-                        for end in ends:
-                            end.result()
-                    except BaseException:
-                        for worker in workers:
-                            worker.stop(GRACE_S)  # whoever listens to it then comes to an end
-                        raise
-            finally:
-                for worker in workers:
-                    worker.stop(GRACE_S)
+        # Leaving stops the workers first, which ends the threads that listen to them.
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            ThreadPoolExecutor(len(shares)) as pool,
+            ExitStack() as started,
+        ):
+            ends = []
+            for index, share in enumerate(shares):
+                log = Path(folder) / f"log-{index}.txt"
+                worker = Worker([*self.command, "simulate"], log)
+                started.callback(worker.stop, GRACE_S)
+                ends.append(pool.submit(self._listen, worker, log, share, peaks, on_answer))
+            for end in ends:
+                end.result()
 
     def _listen(
         self,
@@ -118,33 +107,33 @@ class ForecastClient:
         log: Path,
         share: Mapping[str, ForecastRequest],
         peaks: Mapping[str, int],
-        answered: Callable[[str, ForecastAnswer], None],
+        on_answer: OnAnswer,
     ) -> None:
-        """Pass a worker's answers on; where it dies, the question that it died of is answered by that.
+        """Pass a worker's answers on; the request at which it dies is answered by its death.
 
-        A worker that never came to the first question answers all of them so: another would do no better.
+        A worker that never reached its first request answers all of them so: another would do no better.
         """
         left = dict.fromkeys(share)
-        heard: dict[str, Any] = {}
+        seen: dict[str, Any] = {}
 
-        def hear(event: Mapping[str, Any]) -> None:
-            heard.update(event)
+        def on_event(event: Mapping[str, Any]) -> None:
+            seen.update(event)
             if event.get("key") in left:
                 del left[event["key"]]
-                answered(event["key"], ForecastAnswer.model_validate(event["answer"]))
+                on_answer(event["key"], ForecastAnswer.model_validate(event["answer"]))
 
         self._send(worker, share, peaks)
-        worker.follow(LONGEST_S, hear)
+        worker.follow(LONGEST_S, on_event)
         worker.stop(GRACE_S)
-        if "error" in heard:
-            raise UserError(str(heard["error"]))
-        said = log.read_text(errors="replace").strip().splitlines()[-1:]
-        why = ": ".join(["the simulation failed", worker.last_words(), *said])
-        for key in list(left)[: 1 if "ready" in heard else None]:
-            answered(key, ForecastAnswer(kind="failed", reason=why))
+        if "error" in seen:
+            raise UserError(str(seen["error"]))
+        last_line = log.read_text(errors="replace").strip().splitlines()[-1:]
+        reason = ": ".join(["the simulation failed", worker.last_words(), *last_line])
+        for key in list(left)[: 1 if "ready" in seen else None]:
+            on_answer(key, ForecastAnswer(kind="failed", reason=reason))
 
-    def _send(self, worker: Worker, missing: Mapping[str, ForecastRequest], peaks: Mapping[str, int]) -> None:
-        """The request is one line; standard input stays open, for its end would end the worker."""
+    def _send(self, worker: Worker, share: Mapping[str, ForecastRequest], peaks: Mapping[str, int]) -> None:
+        """Write the requests as one line; standard input stays open, for its end would end the worker."""
         items = [
             {
                 "key": key,
@@ -153,7 +142,7 @@ class ForecastClient:
                 "limit": request.limit,
                 "peak": peaks.get(request.run.config_id),
             }
-            for key, request in missing.items()
+            for key, request in share.items()
         ]
         assert worker.process.stdin is not None
         with suppress(BrokenPipeError):  # a worker that is gone says why by its exit
@@ -162,30 +151,14 @@ class ForecastClient:
 
 
 def _shares(missing: Mapping[str, ForecastRequest]) -> list[dict[str, ForecastRequest]]:
-    """The requests of whole configs, dealt out to as many workers as are worth their start."""
+    """Deal the requests of whole configs out to as many workers as are worth their start."""
     configs = list(dict.fromkeys(request.run.config_id for request in missing.values()))
     count = max(1, min(MOST_WORKERS, os.cpu_count() or 1, len(configs) // WORTH_A_WORKER))
-    turn = {config: index % count for index, config in enumerate(configs)}
+    worker_of = {config: index % count for index, config in enumerate(configs)}
     shares: list[dict[str, ForecastRequest]] = [{} for _ in range(count)]
     for key, request in missing.items():
-        shares[turn[request.run.config_id]][key] = request
+        shares[worker_of[request.run.config_id]][key] = request
     return shares
-
-
-def foresee(
-    runs: Iterable[Run],
-    ranks: RankSource,
-    cache: Path,
-    command: Sequence[str],
-    note: Say = _ignore,
-    told: Told = _ignore,
-) -> dict[str, MemoryReport | str]:
-    """By config id the forecast of each run, or in one line why there is none."""
-    wanted = {run.config_id: run for run in runs}
-    answers = ForecastClient(cache, command, ranks, note).ask(
-        [ForecastRequest(run) for run in wanted.values()], told
-    )
-    return {key: answer.report or answer.reason for key, answer in zip(wanted, answers, strict=True)}
 
 
 # --------------------------------------------------------------------------------- ranks by people

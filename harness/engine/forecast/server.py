@@ -1,4 +1,4 @@
-"""Questions about the memory of runs, answered by simulations; the worker's side of foresight.py."""
+"""Answers to requests for forecasts, by simulation: the worker's side of client.py."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from harness.method import find
 from harness.registry import available
 from harness.validation import validate
 
-#: Peaks in bytes that are known already, by config and setting, and then by value of the setting.
+#: Known peaks in bytes by config and setting, and then by value of the setting.
 Seen = dict[tuple[str, str], dict[int, int]]
 
 
-def answer_all(request: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
-    """Answer each question of a request in order and tell it at once; UserError for unknown ranks.
+def answer_all(request: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> None:
+    """Answer the items of a request in order and send each answer at once; UserError for unknown ranks.
 
-    Peaks that were found for one question, or came with it, help to answer the next about the same run.
+    Peaks that were found for one item, or came with it, help to answer the next about the same run.
     """
     items = [(item, validate(Run, item["run"], where="run")) for item in request["items"]]
     _check_approximation(request["ranks"], [run for _, run in items])
-    tell({"ready": True})
+    send({"ready": True})
     seen: Seen = {}
     for item, run in items:
         try:
@@ -40,9 +40,9 @@ def answer_all(request: dict[str, Any], tell: Callable[[dict[str, Any]], None]) 
             answer = ForecastAnswer(kind="refused", reason=one_line(error))
         except Exception as error:
             traceback.print_exception(error)
-            said = f"the simulation failed: {type(error).__name__}: {one_line(error)}"
-            answer = ForecastAnswer(kind="failed", reason=said)
-        tell({"key": item["key"], "answer": answer.model_dump(mode="json", exclude_none=True)})
+            reason = f"the simulation failed: {type(error).__name__}: {one_line(error)}"
+            answer = ForecastAnswer(kind="failed", reason=reason)
+        send({"key": item["key"], "answer": answer.model_dump(mode="json", exclude_none=True)})
 
 
 def _answer(run: Run, item: Mapping[str, Any], ranks: Ranks, seen: Seen) -> ForecastAnswer:
@@ -64,7 +64,7 @@ def _answer(run: Run, item: Mapping[str, Any], ranks: Ranks, seen: Seen) -> Fore
 
 
 def ranks_for(run: Run, given: RankSource) -> Ranks:
-    """Ranks as a simulation of this run takes them; those without a method are for the only one in need."""
+    """Return ranks by method for a simulation; those without a method go to the only one that needs some."""
     if not isinstance(given, dict):
         return given
     methods = zip(prepare.keys(run), checks.stack(run), strict=True)
@@ -82,7 +82,7 @@ def ranks_for(run: Run, given: RankSource) -> Ranks:
 
 
 def _check_approximation(given: RankSource, runs: Sequence[Run]) -> None:
-    """UserError for the name of an approximation that no method has, those of the runs or any other."""
+    """Raise UserError for the name of an approximation that no available method has."""
     if not isinstance(given, str):
         return
     known: set[str] = set()

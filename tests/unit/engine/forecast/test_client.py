@@ -1,4 +1,4 @@
-"""Forecasts for the parent: each is computed once, kept at once, and never taken for that of another run."""
+"""Forecasts for the parent: each is computed once, cached at once, and never taken for that of another run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from harness.config import Run
 from harness.engine.forecast import cache, client
 from harness.engine.forecast.admission import is_ample, refusals
 from harness.engine.forecast.cache import ForecastAnswer, ForecastRequest, Keys
-from harness.engine.forecast.client import ForecastClient, foresee, read_ranks
+from harness.engine.forecast.client import ForecastClient, read_ranks
 from harness.engine.process.child import Worker
 from harness.engine.process.job import Job
 from harness.errors import UserError
-from harness.forecast import SETTINGS, MemoryReport
+from harness.forecast import SETTINGS
 from tests.support import forecaster
 
 GIB = 1 << 30
@@ -44,14 +44,14 @@ def notes() -> list[str]:
 
 @pytest.fixture
 def forecasts(tmp_path: Path, notes: list[str]) -> ForecastClient:
-    return ForecastClient(tmp_path / "cache", forecaster.command(tmp_path), note=notes.append)
+    return ForecastClient(tmp_path / "cache", forecaster.command(tmp_path), notify=notes.append)
 
 
 def ask(forecasts: ForecastClient, *runs: Run) -> list[ForecastAnswer]:
     return forecasts.ask([ForecastRequest(run) for run in runs])
 
 
-def kept(forecasts: ForecastClient) -> list[Path]:
+def cached(forecasts: ForecastClient) -> list[Path]:
     return sorted((forecasts.cache / "forecasts").glob("*"))
 
 
@@ -74,15 +74,7 @@ def test_seeds_repeats_and_labels_of_one_config_are_one_simulation(
     assert len({answer.model_dump_json() for answer in answers}) == 1
 
 
-def test_foresee_answers_by_config(forecasts: ForecastClient) -> None:
-    runs = [run_of(), run_of(seed=1), run_of("unsupported", batch=3)]
-    found = foresee(runs, None, forecasts.cache, forecasts.command)
-    assert list(found) == [runs[0].config_id, runs[2].config_id]
-    assert isinstance(found[runs[0].config_id], MemoryReport)
-    assert found[runs[2].config_id] == "it does not do that"
-
-
-def test_the_largest_batch_is_asked_for_and_kept_beside_the_report(
+def test_the_largest_batch_is_asked_for_and_cached_beside_the_report(
     forecasts: ForecastClient, tmp_path: Path
 ) -> None:
     requests = [
@@ -147,15 +139,8 @@ def test_the_key_is_of_all_code_that_simulates() -> None:
     hashed = Keys(None)
     hashed.sources(run_of())
     names = {path.name for path in hashed._files}
-    assert {
-        "simulate.py",
-        "fake.py",
-        "train.py",
-        "forecast.py",
-        "spectrum.py",
-        "galore.py",
-        "_adamw.py",
-    } <= names
+    simulating = {"dry_run.py", "fake_tensors.py", "train.py", "forecast.py", "spectrum.py"}
+    assert {*simulating, "galore.py", "adamw.py"} <= names
 
 
 def test_the_key_changes_with_what_matters_of_a_models_folder(tmp_path: Path) -> None:
@@ -180,7 +165,7 @@ def test_a_file_that_is_no_forecast_is_computed_again(
     content: str, forecasts: ForecastClient, tmp_path: Path, notes: list[str]
 ) -> None:
     first = ask(forecasts, run_of())
-    (path,) = kept(forecasts)
+    (path,) = cached(forecasts)
     good = path.read_bytes()
     path.write_text(content)
     assert ask(forecasts, run_of()) == first
@@ -193,10 +178,10 @@ def test_the_forecast_of_another_run_is_not_taken_for_this_one(
     forecasts: ForecastClient, tmp_path: Path
 ) -> None:
     ask(forecasts, run_of(batch=1))
-    (one,) = kept(forecasts)
+    (one,) = cached(forecasts)
     other = one.read_bytes()
     ask(forecasts, run_of(batch=2))
-    (two,) = set(kept(forecasts)) - {one}
+    (two,) = set(cached(forecasts)) - {one}
     two.write_bytes(other)
     (answer,) = ask(forecasts, run_of(batch=2))
     assert answer.report is not None
@@ -213,8 +198,8 @@ def test_a_write_that_breaks_off_leaves_nothing_that_would_be_read(
         patch.setattr(Path, "replace", fail)
         (answer,) = ask(forecasts, run_of())
     assert answer.report is not None, "the answer is there all the same"
-    assert [path for path in kept(forecasts) if not path.name.startswith(".")] == []
-    assert "the forecast is not kept: No space left on device" in notes[0]
+    assert [path for path in cached(forecasts) if not path.name.startswith(".")] == []
+    assert "the forecast is not stored: No space left on device" in notes[0]
 
 
 def test_a_cache_that_cannot_be_written_is_only_noted(forecasts: ForecastClient, notes: list[str]) -> None:
@@ -224,7 +209,9 @@ def test_a_cache_that_cannot_be_written_is_only_noted(forecasts: ForecastClient,
 
 
 # ------------------------------------------------------------------------------------------ the worker
-def test_what_was_finished_before_an_interruption_is_kept(forecasts: ForecastClient, tmp_path: Path) -> None:
+def test_what_was_finished_before_an_interruption_is_cached(
+    forecasts: ForecastClient, tmp_path: Path
+) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -243,7 +230,7 @@ def test_a_worker_that_dies_costs_only_the_question_that_it_died_of(
     assert answers[1].reason.startswith("the simulation failed: worker killed by SIGKILL")
     assert forecaster.asked(tmp_path) == [["a", "die", "c"], ["c"]]
     ask(forecasts, *runs)
-    assert forecaster.asked(tmp_path)[2:] == [["die"]], "such an end is not kept"
+    assert forecaster.asked(tmp_path)[2:] == [["die"]], "such an end is not cached"
 
 
 def test_a_worker_that_never_starts_is_started_once(forecasts: ForecastClient, tmp_path: Path) -> None:
@@ -251,7 +238,7 @@ def test_a_worker_that_never_starts_is_started_once(forecasts: ForecastClient, t
     answers = ask(forecasts, run_of(), run_of(batch=2))
     assert [answer.kind for answer in answers] == ["failed", "failed"]
     assert answers[0].reason == "the simulation failed: worker exited with code 3 and left no result"
-    assert not kept(forecasts)
+    assert not cached(forecasts)
 
 
 def test_a_worker_that_is_gone_before_it_is_asked_is_no_accident(
@@ -269,7 +256,7 @@ def test_a_worker_that_is_gone_before_it_is_asked_is_no_accident(
     assert [answer.kind for answer in ask(forecasts, run_of(), run_of(batch=2))] == ["failed", "failed"]
 
 
-def test_only_what_stays_true_is_kept(forecasts: ForecastClient, tmp_path: Path) -> None:
+def test_only_what_stays_true_is_cached(forecasts: ForecastClient, tmp_path: Path) -> None:
     labels = ["unsupported", "refused", "failed"]
     runs = [run_of(label, batch=number) for number, label in enumerate(labels, 1)]
     answers = ask(forecasts, *runs)
@@ -285,21 +272,21 @@ def test_ranks_that_are_wrong_for_all_end_it(forecasts: ForecastClient) -> None:
 
 def test_progress_counts_what_is_answered(forecasts: ForecastClient) -> None:
     ask(forecasts, run_of())
-    told = []
+    progress = []
     requests = [
         ForecastRequest(run_of()),
         ForecastRequest(run_of("b", batch=2)),
         ForecastRequest(run_of("c", batch=3)),
     ]
-    forecasts.ask(requests, lambda request, done, total: told.append((request.run.label, done, total)))
-    assert told == [("b", 2, 3), ("c", 3, 3)]
+    forecasts.ask(requests, lambda request, done, total: progress.append((request.run.label, done, total)))
+    assert progress == [("b", 2, 3), ("c", 3, 3)]
 
 
 # ------------------------------------------------------------------------------------------ refusals
 def refused(
-    forecasts: ForecastClient, *runs: Run, gib: float = 4, note: Callable[[str], None] = print
+    forecasts: ForecastClient, *runs: Run, gib: float = 4, notify: Callable[[str], None] = print
 ) -> dict[str, str]:
-    return refusals(runs, "cuda", int(gib * GIB), forecasts.cache, forecasts.command, note)
+    return refusals(runs, "cuda", int(gib * GIB), forecasts.cache, forecasts.command, notify)
 
 
 def test_only_what_certainly_cannot_fit_is_refused(forecasts: ForecastClient) -> None:
@@ -313,10 +300,10 @@ def test_only_what_certainly_cannot_fit_is_refused(forecasts: ForecastClient) ->
 
 
 def test_a_simulation_that_fails_refuses_nothing_and_is_noted(forecasts: ForecastClient) -> None:
-    said: list[str] = []
+    notes: list[str] = []
     runs = [run_of("failed", batch=9), run_of("unsupported", batch=8), run_of("failed", batch=9, seed=1)]
-    assert refused(forecasts, *runs, note=said.append) == {}
-    assert said == ["failed: no forecast of its memory: the simulation failed: KeyError: 'x'"]
+    assert refused(forecasts, *runs, notify=notes.append) == {}
+    assert notes == ["failed: no forecast of its memory: the simulation failed: KeyError: 'x'"]
 
 
 def test_small_shapes_on_large_devices_and_the_embedded_model_are_not_simulated(
@@ -412,10 +399,10 @@ def answers_to(ranks: Any, *runs: Run) -> list[dict[str, Any]]:
         {"key": str(number), "run": run.model_dump(mode="json"), "setting": None, "limit": None, "peak": None}
         for number, run in enumerate(runs)
     ]
-    told: list[dict[str, Any]] = []
-    answer_all({"ranks": ranks, "items": items}, told.append)
-    assert told.pop(0) == {"ready": True}
-    return [event["answer"] for event in told]
+    sent: list[dict[str, Any]] = []
+    answer_all({"ranks": ranks, "items": items}, sent.append)
+    assert sent.pop(0) == {"ready": True}
+    return [event["answer"] for event in sent]
 
 
 def test_an_unknown_approximation_is_refused_with_those_that_exist() -> None:
@@ -469,8 +456,8 @@ def test_a_real_worker_answers_a_real_question(tmp_path: Path, monkeypatch: pyte
     run = run_of(model={"source": "shape", "name": "nano"}, data={"source": "random", "seq_len": 16})
     report = simulate(run)
     requests = [ForecastRequest(run), ForecastRequest(run, "batch", 2 * report.peak_allocated_bytes)]
-    told, capacity = ForecastClient(tmp_path, WORKER).ask(requests)
-    assert told.report == report
+    forecast, capacity = ForecastClient(tmp_path, WORKER).ask(requests)
+    assert forecast.report == report
     assert capacity.capacity is not None
     assert capacity.capacity.largest > 1
 

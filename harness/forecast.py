@@ -1,4 +1,4 @@
-"""What a simulation says about the memory of one run, typed and without torch.
+"""The result of simulating the memory of one run, typed and without torch.
 
 All sizes are bytes that the allocator would report as allocated, each tensor rounded up as on a GPU.
 """
@@ -13,19 +13,19 @@ from harness.record import Phase, TrainMemory
 
 FORECAST_VERSION = 1
 
-#: The parts of an update. What a per-layer stepper does runs inside the backward pass.
+#: The parts of an update. A per-layer stepper works inside the backward pass.
 Part = Literal["forward", "backward", "update"]
 PARTS: tuple[Part, ...] = ("forward", "backward", "update")
 
-#: What a simulation cannot see; said beside every forecast.
+#: Memory that a simulation does not model; stated beside every forecast.
 UNSEEN = (
-    "not seen by a simulation: the device context, workspaces of matrix and decomposition libraries, what a "
-    "kernel allocates within itself, and fragmentation"
+    "not modelled: the device context, workspaces of matrix and decomposition libraries, memory that a "
+    "kernel allocates internally, and fragmentation"
 )
 
 
 class Peak(BaseModel):
-    """The moment of the highest peak: in which part, at which operation, and bytes alive by group."""
+    """The highest peak: its part of an update, its operation, and the bytes alive by group."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,8 +37,8 @@ class Peak(BaseModel):
 class MemoryReport(BaseModel):
     """The memory of a run by phase, by component and at its peak.
 
-    `train` is absent for a run that only compresses. `ranks` says where ranks came from that depend on
-    values, by method; `granularity` is what tensors were rounded up to.
+    `train` is absent for a run that only compresses. `ranks` names by method the source of ranks that depend
+    on values; every tensor is rounded up to `granularity` bytes.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -58,7 +58,7 @@ class MemoryReport(BaseModel):
 
     @property
     def peak_allocated_bytes(self) -> int:
-        """The highest peak of all phases: what a device must have free, beside what is not seen."""
+        """The highest peak of all phases: what a device must have free, beside what is not modelled."""
         return max(self.phase_peak_allocated_bytes.values())
 
 
@@ -71,8 +71,8 @@ SETTINGS: tuple[Setting, ...] = ("batch", "seq_len")
 class Capacity(BaseModel):
     """The largest value of a setting that fits into `limit_bytes`, 0 when not even 1 does.
 
-    `peak_bytes` is the peak there, `next_peak_bytes` that of the next value, the first that does not fit;
-    absent where the search ended at `bound`, which says what ended it. `probes` counts simulations.
+    `peak_bytes` is its peak, `next_peak_bytes` that of the next value, the first that does not fit; absent
+    where the search ended at a `bound`, described in words. `probes` counts simulations.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -154,7 +154,7 @@ def page(rows: Mapping[str, Row], machine: Measured | None) -> str:
         f"on {machine.device}, {count} of {len(rows)} rows" if machine else "no GPU: every row is simulated"
     )
     missing = sum(row.report is None for row in rows.values())
-    parts = [HEADER, f"Measured: {where}. A prediction is a lower bound: {UNSEEN}."]
+    parts = [HEADER, f"Measured: {where}. A prediction is a lower bound. {UNSEEN.capitalize()}."]
     if missing:
         parts.append(f"{missing} of {len(rows)} rows have no forecast yet: `nox -s bench-shapes` makes it.")
     parts.append(CHARTS_TEXT)

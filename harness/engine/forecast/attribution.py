@@ -1,7 +1,7 @@
-"""Where in a model and in which part of an update an operation runs, so that memory can be named.
+"""Attribute memory: in which module and in which part of an update an operation runs.
 
-Modules announce themselves by hooks in the forward pass, also in one that is repeated for activation
-checkpointing. For the backward pass the nodes of the graph are marked with the module that made them.
+Hooks mark modules in the forward pass, also when activation checkpointing repeats it. For the backward pass
+the nodes of the autograd graph are marked with the module that created them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 from harness.engine.measure.storages import tensors_within
 from harness.forecast import Part
 
-#: What a module's tensors are for, by a piece of its dotted name; the first that fits, innermost name first.
+#: The group of a module's tensors by a part of its dotted name; the first match counts, innermost name first.
 KINDS = {
     "embed": "embedding",
     "lm_head": "logits and loss",
@@ -24,7 +24,7 @@ KINDS = {
     "mlp": "feed-forward",
     "layers": "residual stream",
 }
-OUTERMOST = "logits and loss"  # what is left to the whole model is its head and the loss
+OUTERMOST = "logits and loss"  # outside of all submodules the model computes its head and the loss
 DECOMPOSITIONS = "decompositions (SVD, QR, eigenvectors)"
 UPDATE = "update workspace"
 OTHER = "other"
@@ -32,7 +32,7 @@ MARK = "lorebench.kind"
 
 
 def kind_of(name: str) -> str:
-    """The kind of a module by its dotted name, "" for the whole model."""
+    """Return the group of a module by its dotted name ("" is the whole model)."""
     for piece in reversed(name.split(".")):
         for key, kind in KINDS.items():
             if key in piece:
@@ -41,7 +41,7 @@ def kind_of(name: str) -> str:
 
 
 class Attribution:
-    """Follows a model through its passes; `updating` is set by whoever calls the stepper."""
+    """Follows a model through its passes; the caller of the stepper sets `updating`."""
 
     def __init__(self) -> None:
         self.updating = False
@@ -49,12 +49,12 @@ class Attribution:
         self._behind = OUTERMOST
 
     def follow(self, model: nn.Module) -> None:
-        """Announce the modules of a model from now on."""
+        """Register hooks on all modules of a model."""
         for name, module in model.named_modules():
-            self._announce(module, kind_of(name))
+            self._hook(module, kind_of(name))
 
     def here(self, operation: Any) -> tuple[Part, str]:
-        """The part of an update (forward, backward, update) and the group of what an operation makes."""
+        """Return the part of an update and the group of the tensors that an operation creates."""
         node: Any = torch._C._current_autograd_node()
         part: Part = "update" if self.updating else "forward" if node is None else "backward"
         if "linalg" in operation.name():
@@ -68,7 +68,7 @@ class Attribution:
         self._behind = node.metadata.get(MARK, self._behind)
         return part, f"{self._behind}, backward"
 
-    def _announce(self, module: nn.Module, kind: str) -> None:
+    def _hook(self, module: nn.Module, kind: str) -> None:
         def enter(_: nn.Module, inputs: Any, keywords: Any) -> None:
             outer = self._inside[-1] if self._inside else OUTERMOST
             _mark((inputs, keywords), outer)
@@ -84,7 +84,7 @@ class Attribution:
 
 
 def _mark(value: Any, kind: str) -> None:
-    """Note on the nodes that made these tensors where they were made; the first note stays."""
+    """Mark the nodes that created these tensors with their module; an earlier mark stays."""
     for tensor in tensors_within(value):
         node: Any = tensor.grad_fn
         if node is not None:

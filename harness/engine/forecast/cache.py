@@ -27,8 +27,8 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 #: The files of a model's folder that decide memory: its architecture and the ranks of its factors.
 FOLDER_FILES = ("config.json", "factors.json")
 
-#: The name of an approximation, {"layers": {layer: rank}} or {"methods": {method: {layer: rank}}}; None is the
-#: default of each method.
+#: The name of an approximation, {"layers": {layer: rank}} or {"methods": {method: {layer: rank}}}.
+#: None: the default of each method.
 RankSource = str | dict[str, Any] | None
 Notify = Callable[[str], None]
 

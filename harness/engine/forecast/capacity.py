@@ -1,7 +1,6 @@
-"""The largest batch or length whose simulated peak fits, found with few simulations.
+"""Search for the largest batch or length whose simulated peak fits, with few simulations.
 
-A simulation of a large model takes seconds, so each counts. Nothing here imports torch before it is needed:
-the parent reads answers of this type, and a worker finds them.
+A simulation of a large model takes seconds, so each counts. Torch is imported only where a worker needs it.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ Peak = Callable[[Run], int]
 
 
 def value_of(run: Run, setting: Setting) -> int:
-    """The setting as the run has it."""
+    """Return the value of a setting in a run."""
     return run.train.batch if setting == "batch" else run.data.seq_len
 
 
 def with_value(run: Run, setting: Setting, value: int) -> Run:
-    """The same run with another batch or length."""
+    """Return the same run with another batch or length."""
     if setting == "batch":
         return run.model_copy(update={"train": run.train.model_copy(update={"batch": value})})
     return run.model_copy(update={"data": run.data.model_copy(update={"seq_len": value})})
 
 
 def ceiling(run: Run, setting: Setting) -> tuple[int, str]:
-    """The largest value that is tried, and why no larger one."""
+    """Return the largest value to try, and the reason for that bound."""
     if setting == "batch":
         return BATCH_CEILING, "no larger batch is tried"
     context = context_of(run.model)
@@ -42,7 +41,7 @@ def ceiling(run: Run, setting: Setting) -> tuple[int, str]:
 
 
 def context_of(model: ModelConfig) -> int | None:
-    """How many positions a model has (max_position_embeddings), None where it does not say."""
+    """Return the number of positions of a model (max_position_embeddings), None if it names none."""
     model = known_shape(model)
     if isinstance(model, ShapeModel):
         return shape_of(model).context
@@ -73,12 +72,12 @@ def largest(
     bound: tuple[int, str] | None = None,
     seen: dict[int, int] | None = None,
 ) -> Capacity:
-    """The largest value of `setting` for which `peak(run)` is at most `limit_bytes`.
+    """Return the largest value of `setting` for which `peak(run)` is at most `limit_bytes`.
 
-    Relies on peaks never falling as batch or length grows. Starts at the run's own value; a straight line
-    through what was seen gives the next guess, and where lines do not help the bracket is halved. The value
-    found and the one above it are always simulated themselves, never only extrapolated. `seen` holds peaks by
-    value that are known already and is added to, so that several limits share their simulations.
+    Assumes that peaks never fall as batch or length grows. Starts at the run's own value, guesses by linear
+    interpolation, and bisects where that does not help. The value found and the next one are always
+    simulated, never only extrapolated. `seen` holds known peaks by value and is added to, so that several
+    limits share simulations.
     """
     top, why = bound or ceiling(run, setting)
     seen = {} if seen is None else seen
@@ -102,7 +101,7 @@ def largest(
 
 
 class _Guesses:
-    """Where to look next between a value that fits and one that does not."""
+    """Guesses between a value that fits and one that does not."""
 
     def __init__(self, seen: dict[int, int], limit: int, top: int, start: int) -> None:
         self._seen, self._limit, self._top, self._start = seen, limit, top, start
@@ -110,7 +109,7 @@ class _Guesses:
         self._width: int | None = None  # of the bracket before the last guess by a line
 
     def next(self, low: int, high: int) -> int:
-        """A value between `low`, which fits or is 0, and `high`, which is too large or out of bounds."""
+        """Return a value between `low`, which fits or is 0, and `high`, too large or out of bounds."""
         if high > self._top:
             guess = self._beyond(low)
         elif low == 0:
@@ -120,7 +119,7 @@ class _Guesses:
         return min(max(guess, low + 1), high - 1)
 
     def _beyond(self, low: int) -> int:
-        """Nothing is known that does not fit: follow the line through the two largest values, or double."""
+        """Extrapolate from the two largest values, or double: none is known yet that does not fit."""
         if low == 0:
             return self._start
         below = max((value for value in self._seen if value < low), default=None)
@@ -132,7 +131,7 @@ class _Guesses:
         return guess
 
     def _between(self, low: int, high: int) -> int:
-        """Follow the line between both ends, unless the last one did not halve the bracket."""
+        """Interpolate between both ends; bisect if the last interpolation did not halve the bracket."""
         width = high - low
         if self._width is not None and 2 * width > self._width:
             self._width = None

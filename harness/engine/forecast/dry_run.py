@@ -1,9 +1,9 @@
-"""The peak memory of a run without its hardware: the code of the run itself, on tensors without values.
+"""Predict the peak memory of a run without its hardware: run its own code on tensors without values.
 
-The model is built, prepared and trained as a run would do it, by the same methods, steppers and loop. So what
-is predicted is what happens, up to what happens inside kernels. A first update, from gradients that no model
-was needed for, makes what the optimizer keeps; the second is watched. It holds a refresh where the method
-has them, so it needs all that a plain one needs.
+The model is built, prepared and trained as in a run, by the same methods, steppers and loop, so that the
+prediction is exact up to allocations inside kernels. A first update, from gradients of zeros instead of a
+backward pass, creates the optimizer state; the second is metered. It contains a refresh if the method has
+any, so it needs at least as much as an update without.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from harness.forecast import PARTS, MemoryReport, Peak
 from harness.method import Context, Method, Simulated, StepInfo, Stepper
 from harness.record import Phase
 
-#: Attention without a mask of its own: under fake tensors transformers takes itself to be traced, and builds
-#: a (batch, 1, length, length) mask that no run has.
+#: Attention without an explicit mask: with fake tensors transformers assumes that it is traced and builds a
+#: (batch, 1, length, length) mask that no run has.
 CAUSAL = "lorebench_causal"
 PACKAGES = ("torch", "transformers")
 
@@ -39,14 +39,14 @@ Ranks = dict[str, dict[str, int]] | str | None
 
 
 def simulate(run: Run, ranks: Ranks = None, granularity: int = CUDA_GRANULARITY) -> MemoryReport:
-    """Predict the memory of a run; UnsupportedError and UserError where the run itself would raise them."""
+    """Predict the memory of a run; raises UnsupportedError and UserError where the run itself would."""
     dry_run = DryRun(run, ranks, granularity)
     with world(dry_run.meter):
         return dry_run.report()
 
 
 class DryRun:
-    """A run without values, phase by phase."""
+    """A run on tensors without values, phase by phase."""
 
     def __init__(self, run: Run, ranks: Ranks, granularity: int) -> None:
         self.run, self.ranks = run, ranks
@@ -56,7 +56,7 @@ class DryRun:
         self.sources: dict[str, str] = {}
 
     def report(self) -> MemoryReport:
-        """Go through load, prepare and train."""
+        """Load, prepare and train, and report the peak of each phase."""
         with self.meter.window() as window:
             model = self._load()
         peaks: dict[Phase, int] = {"load": window.peak_allocated_bytes}
@@ -92,7 +92,7 @@ class DryRun:
         _first_update(trained, trainer.stepper)
         before = len(self.meter.moments)
         seen = trainer.measure_memory(1, warm=True).memory
-        for hook in hooks:  # they hold what holds them
+        for hook in hooks:  # they form reference cycles
             hook.remove()
         moments = self.meter.moments[before:]
         report.train = seen.summary()
@@ -111,7 +111,7 @@ class DryRun:
         return Context(seed=self.run.seed, simulated=simulated)
 
     def _source(self, key: str, method: Method) -> tuple[Simulated, str]:
-        """Where the ranks of a method come from, for it and for people."""
+        """Return the source of a method's ranks, for the method and as text for the report."""
         known = method.approximations
         if isinstance(self.ranks, dict):
             if key not in self.ranks:
@@ -129,7 +129,7 @@ class DryRun:
 
 
 class Watched:
-    """A stepper that says when it works outside of the backward pass, and what it keeps afterwards."""
+    """A stepper that marks its work outside of the backward pass and labels the tensors that outlive it."""
 
     def __init__(self, stepper: Stepper, model: nn.Module, dry_run: DryRun) -> None:
         self._stepper, self._model, self._dry_run = stepper, model, dry_run
@@ -138,7 +138,7 @@ class Watched:
         return getattr(self._stepper, name)
 
     def step(self) -> StepInfo:
-        """Pass the call on."""
+        """Update, then label what remains."""
         attribution = self._dry_run.attribution
         attribution.updating = True
         try:
@@ -148,7 +148,7 @@ class Watched:
             self.label()
 
     def label(self) -> None:
-        """Name what outlives an update; the first owner of a shared storage has the last word."""
+        """Label what outlives an update; a shared storage belongs to the owner labelled last."""
         label, parameters = self._dry_run.meter.label, list(self._model.parameters())
         label((tensor for _, tensor in self._stepper.state_tensors()), "optimizer state")
         label(self._model.buffers(), "buffers")
@@ -157,7 +157,7 @@ class Watched:
 
 
 def _first_update(trained: list[nn.Parameter], stepper: Any) -> None:
-    """Give every parameter a gradient by way of autograd, since a per-layer stepper works in its hooks."""
+    """Update from gradients of zeros, given through autograd since a per-layer stepper works in its hooks."""
     stepper.set_lr(0.0)
     for parameter in trained:
         parameter.view_as(parameter).backward(torch.zeros_like(parameter))

@@ -1,8 +1,8 @@
-"""Fake tensors made from memory, where the same operation has met the same shapes before.
+"""A cache of fake tensors by operation and shapes of its arguments.
 
-A model repeats itself layer by layer, and so does its simulation: most operations differ from an earlier one
-in nothing that decides what their results look like. `FakeTensorMode` has a cache for them, too, but its keys
-cost more than all the rest of a simulation; this one knows fewer operations and asks less.
+A model repeats itself layer by layer, and so does its simulation: most operations have met the same shapes
+before. `FakeTensorMode` has a cache, too, but its keys cost more than all the rest of a simulation; this one
+covers fewer operations with cheaper keys.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_
 
 from harness.engine.measure.storages import tensors_within
 
-#: Shape, strides, dtype and device of a tensor that an operation makes.
+#: Shape, strides, dtype and device of a tensor that an operation creates.
 Made = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
-#: Arguments that stand for themselves in a key.
+#: Types of arguments that enter a key as they are.
 PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
-#: What the operations of a kernel's own language know to be a view of their first argument, by shape alone.
+#: Operations whose result is a view of their first argument, determined by shape alone.
 VIEWS = {
     "aten::_unsafe_view",
     "aten::alias",
@@ -45,11 +45,11 @@ UNSUITABLE = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output, t
 
 
 class CachedFakeTensorMode(FakeTensorMode):
-    """A world of fake tensors; what its operations make is remembered, also from one world to the next."""
+    """A mode of fake tensors that caches the results of operations for the life of the process."""
 
-    #: What came of an operation and its arguments: new tensors, or () where that must be found out each time.
+    #: The result of an operation by its key: new tensors, or () where it must be computed each time.
     known: ClassVar[dict[tuple[Any, ...], tuple[Made, ...]]] = {}
-    #: What kind of result an operation has by its schema.
+    #: The kind of result of an operation by its schema.
     kinds: ClassVar[dict[Any, Kind]] = {}
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class CachedFakeTensorMode(FakeTensorMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Carry out an operation, or make what it made before."""
+        """Carry out an operation, or recreate its cached result."""
         kwargs = kwargs or {}
         if (kind := self.kinds.get(func)) is None:
             kind = self.kinds[func] = _kind(func)
@@ -92,7 +92,7 @@ class CachedFakeTensorMode(FakeTensorMode):
 
 
 def _kind(func: Any) -> Kind:
-    """New tensors alone, a view of the first argument, the first argument itself, or anything else."""
+    """Return the kind of result: new tensors, a view of the first argument, that argument, or other."""
     schema, tags = func._schema, set(func.tags)
     returned = schema.returns
     if not returned or any(str(value.type) != "Tensor" for value in returned) or UNSUITABLE & tags:
@@ -108,21 +108,21 @@ def _kind(func: Any) -> Kind:
 
 
 def _has_tensor(values: Any) -> bool:
-    """Whether there is another tensor, whose shape might not fit: that is for the operation itself to say."""
+    """Return whether another tensor is among the arguments: only the operation can check its shape."""
     return next(tensors_within(values), None) is not None
 
 
 def _key(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """All that decides what comes of an operation; None where an argument is not understood.
+    """Return the key of a call, all that decides its result; None for an unknown type of argument.
 
-    The default dtype is part of it: that of a tensor for which none is given, and of whole numbers times 1.5.
+    The default dtype is part of it: it is the dtype of new tensors, and of integers times 1.5.
     """
     found: list[Any] = [func, torch.get_default_dtype(), *kwargs]
     return tuple(found) if _collect(args, found) and _collect(kwargs.values(), found) else None
 
 
 def _collect(values: Iterable[Any], found: list[Any]) -> bool:
-    """Add what decides about these arguments; False where one is not understood."""
+    """Append the key of each argument to `found`; False for an unknown type of argument."""
     for value in values:
         kind = type(value)
         if kind is FakeTensor:
@@ -141,7 +141,7 @@ def _collect(values: Iterable[Any], found: list[Any]) -> bool:
 
 
 def _made(result: Any, args: Sequence[Any]) -> tuple[Made, ...]:
-    """What an operation made, where that is as its schema says: tensors with storages of their own."""
+    """Return the tensors that an operation created; () unless each has a storage of its own."""
     tensors = result if isinstance(result, tuple) else (result,)
     if not all(type(tensor) is FakeTensor and _plain(tensor) for tensor in tensors):
         return ()
@@ -155,7 +155,7 @@ def _made(result: Any, args: Sequence[Any]) -> tuple[Made, ...]:
 
 
 def _plain(tensor: FakeTensor) -> bool:
-    """Whether a tensor is all that its shape, strides, dtype and device say."""
+    """Return whether shape, strides, dtype and device describe a tensor in full."""
     if tensor.layout is not torch.strided or tensor.constant is not None or tensor.storage_offset():
         return False
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))

@@ -1,8 +1,8 @@
-"""Tensors without values: a world in which real code runs on shapes alone, and the meter that counts there.
+"""Tensors without values, on which real code runs by shapes alone, and the meter that counts them.
 
 Inside `world()` every new tensor is fake: it has a shape, a dtype and a storage with a size, but no data,
-so LLaMA-2 13B trains on a laptop. `SimulatedMeter` counts those storages as `live` counts real ones,
-and also knows what each is for. What a kernel allocates within itself is seen by neither.
+so LLaMA-2 13B trains on a laptop. `SimulatedMeter` counts those storages as `live` counts real ones, and
+groups them by purpose. Neither sees what a kernel allocates internally.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 
 @contextmanager
 def world(meter: SimulatedMeter) -> Iterator[None]:
-    """Make every tensor that is created fake, and let the meter see them all.
+    """Make every new tensor fake and count it with the meter.
 
-    Real tensors that come in are taken by their shape. The cycle collector rests but for the starts of
-    the meter's windows, as with `live`, and what was there before is out of its sight.
+    Real tensors as inputs are treated by shape. The cycle collector runs only at the start of a window, as
+    with `live`, and ignores objects from before.
     """
     original, nn.Module._apply = nn.Module._apply, _apply  # type: ignore[method-assign]
     collects = gc.isenabled()
@@ -52,7 +52,7 @@ def world(meter: SimulatedMeter) -> Iterator[None]:
 
 
 def _apply(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """What `module.to()` and the like do. Torch swaps a fake parameter with its new self, and cannot."""
+    """Stand in for `Module._apply` (`module.to()` and the like), which cannot swap fake parameters."""
     for child in module.children() if recurse else ():
         _apply(child, convert)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def _apply(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool
 
 @dataclass
 class Moment(Window):
-    """A window that also keeps what was alive at its peak, by group, and the peak of each part of a step."""
+    """A window that also records the bytes alive at its peak by group and the peak of each part of a step."""
 
     groups: dict[str, int] = field(default_factory=dict)
     part: Part = "forward"
@@ -85,19 +85,19 @@ class SimulatedMeter:
 
     @contextmanager
     def window(self) -> Iterator[Window]:
-        """Open a window: all that is alive now counts from the start, garbage does not."""
+        """Open a window; everything alive counts from its start, garbage does not."""
         gc.collect()
         self.moments.append(self.storages.begin())
         yield self.moments[-1]
-        self.storages.begin()  # what follows is of no window
+        self.storages.begin()  # later operations belong to no window
 
     def label(self, tensors: Iterable[Tensor], group: str) -> None:
-        """Say what these tensors are for; they are in the group of the place they were made in till then."""
+        """Move tensors to a group; until then they belong to the group of the place that created them."""
         self.storages.label(tensors, group)
 
 
 class FakeStorages(LiveStorages):
-    """Counts fake tensors alone from its first to its last moment, and gives code that reads a value one."""
+    """Counts fake tensors alone, from creation to release, and answers code that reads a value."""
 
     def __init__(self, attribution: Attribution, granularity: int) -> None:
         self.moment = Moment()
@@ -109,13 +109,13 @@ class FakeStorages(LiveStorages):
         self._group, self._operation = OTHER, ""
 
     def begin(self) -> Moment:
-        """Start to look for a peak anew."""
+        """Start to search for a new peak."""
         self.moment = self.window = Moment()
         self._mark()
         return self.moment
 
     def counts(self, tensor: Tensor) -> bool:
-        """Real tensors stand outside of the simulation."""
+        """Count fake tensors alone: real ones are not part of the simulation."""
         return isinstance(tensor, FakeTensor)
 
     def label(self, tensors: Iterable[Tensor], group: str) -> None:
@@ -135,7 +135,7 @@ class FakeStorages(LiveStorages):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func is torch.ops.prim.device.default:  # more than half of all calls, and nothing is made
+        if func is torch.ops.prim.device.default:  # more than half of all calls, and creates nothing
             tensor = args[0]
             return META if tensor.fake_mode.in_kernel_invocation else tensor.fake_device
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
@@ -165,5 +165,5 @@ class FakeStorages(LiveStorages):
 
 
 def _answer(dtype: torch.dtype) -> bool | float:
-    """Where code reads a value there is none: every number reads 1 and every condition is true."""
+    """Return the value that code reads from a fake tensor: every number is 1, every condition true."""
     return True if dtype is torch.bool else 1.0 if dtype.is_floating_point else 1

@@ -1,4 +1,4 @@
-"""Forecasts for the parent: each is computed once, cached at once, and never taken for that of another run."""
+"""Forecasts for the parent: computed once, cached at once, and never taken for that of another run."""
 
 from __future__ import annotations
 
@@ -209,9 +209,7 @@ def test_a_cache_that_cannot_be_written_is_only_noted(forecasts: ForecastClient,
 
 
 # ------------------------------------------------------------------------------------------ the worker
-def test_what_was_finished_before_an_interruption_is_cached(
-    forecasts: ForecastClient, tmp_path: Path
-) -> None:
+def test_what_was_done_before_an_interruption_is_cached(forecasts: ForecastClient, tmp_path: Path) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 

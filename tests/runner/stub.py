@@ -39,7 +39,7 @@ def die_with_the_parent():
 
 def run(job):
     options = job["run"]["method"][0]["options"]
-    record_path, cache = Path(job["record"]), Path(job["cache"])
+    record_path, cache = Path(job["folder"] + ".json"), Path(job["cache"])
     with (cache / "started.txt").open("a") as file:
         file.write(f"{record_path.stem} {os.getpid()}\n")
     record = json.loads(record_path.read_text())

@@ -9,7 +9,7 @@ from rich.console import Console
 from sweeping import stub_run
 
 from harness.engine.process.job import Job
-from harness.engine.process.progress import Display, Live, Plain, choose, duration, figures, verdict
+from harness.engine.process.progress import Display, Live, Plain, choose, duration, summary, verdict
 from harness.record import Outcome, Record
 
 
@@ -90,7 +90,7 @@ def test_events_before_the_first_run_and_with_odd_values_do_no_harm() -> None:
         live.start(stub_run(), eta_s=None)
         live.event({"phase": "evaluate", "loss": None, "task": "arc"})
         live.end(stub_run(), ended("timeout"), 1.0)
-    assert figures({"phase": "evaluate", "loss": None}) == "evaluate"
+    assert summary({"phase": "evaluate", "loss": None}) == "evaluate"
 
 
 def test_a_failure_without_a_message_still_names_its_phase() -> None:

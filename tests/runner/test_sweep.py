@@ -107,7 +107,8 @@ def test_a_job_file_reads_back_as_the_job(tmp_path: Path) -> None:
     job.folder.mkdir()
     job.write()
     assert Job.read(job.file) == job
-    assert json.loads(job.file.read_text())["record"] == str(job.record) == str(tmp_path / "id.json")
+    assert json.loads(job.file.read_text())["folder"] == str(tmp_path / "id")
+    assert job.record == tmp_path / "id.json"
 
 
 def test_repeats_are_interleaved_and_else_the_order_is_the_suites(carry_out: Go, display: Remember) -> None:
@@ -312,7 +313,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = {paths!r}
 from pathlib import Path
 from sweeping import stub_run, stub_settings, suite_of
-from harness.engine.progress import choose
+from harness.engine.process.progress import choose
 from harness.engine.runner import sweep
 runs = [stub_run("ok"), stub_run("slow", seconds=float(sys.argv[2])), stub_run("ok", seed=1)]
 result = sweep(suite_of(*runs), stub_settings(Path(sys.argv[1])), choose(), lambda run: "")

@@ -1,7 +1,6 @@
-"""One run in a process of its own: started, followed, killed at its deadline, its record completed.
+"""Carry out one run in its own process: start it, follow it, kill it at its deadline, complete its record.
 
-The worker writes the record itself as long as it lives. What it cannot write, its own violent end,
-is written here. No torch.
+The worker writes the record as long as it lives; its death is recorded here. No torch.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from harness import record as records
-from harness.engine.process.child import Event, Show, Worker
+from harness.engine.process.child import Event, OnEvent, Worker
 from harness.engine.process.job import Job
 from harness.errors import UserError
 from harness.record import PHASES, Outcome, Phase, Record, Status
@@ -23,10 +22,12 @@ LOG_TAIL_LINES = 20
 LOG_TAIL_BYTES = 16_384
 
 
-def carry_out(job: Job, command: Sequence[str], deadline_s: float, grace_s: float, show: Show) -> Record:
-    """Run a job in a worker and return its record; where the input was bad, it still reads `interrupted`.
+def carry_out(
+    job: Job, command: Sequence[str], deadline_s: float, grace_s: float, on_event: OnEvent
+) -> Record:
+    """Run a job in a worker and return its record, with status `interrupted` if its input was bad.
 
-    `grace_s` lies between SIGTERM and SIGKILL. KeyboardInterrupt leaves a record that says so.
+    `grace_s` seconds lie between SIGTERM and SIGKILL. KeyboardInterrupt is recorded as `interrupted`, too.
     """
     _clear(job)
     phase: Phase = "load"
@@ -35,7 +36,7 @@ def carry_out(job: Job, command: Sequence[str], deadline_s: float, grace_s: floa
         nonlocal phase
         if event.get("phase") in PHASES:
             phase = cast(Phase, event["phase"])
-        show(event)
+        on_event(event)
 
     worker = Worker([*command, "run", str(job.file)], job.log)
     end: tuple[Status, str] | None = None
@@ -46,7 +47,7 @@ def carry_out(job: Job, command: Sequence[str], deadline_s: float, grace_s: floa
         end = "interrupted", "stopped by Ctrl-C"
         raise
     finally:
-        # Read before the worker is stopped: SIGTERM may make it write an ending of its own.
+        # Read before the worker is stopped: on SIGTERM it may write an outcome of its own.
         final = _final(job)
         worker.stop(grace_s)
         if final is None and end is not None:
@@ -55,10 +56,10 @@ def carry_out(job: Job, command: Sequence[str], deadline_s: float, grace_s: floa
 
 
 def _clear(job: Job) -> None:
-    """Put an empty folder, the job and a blank record in place, so nothing old is taken for new."""
+    """Create an empty folder, the job file and a blank record, so that nothing old is taken for new."""
     records.write(job.blank(), job.record)
     for half in job.record.parent.glob(f".{job.record.name}.*.tmp"):
-        half.unlink()  # what a worker was writing when it was killed
+        half.unlink()  # left by a worker that was killed while it wrote
     if job.folder.exists():
         shutil.rmtree(job.folder)
     job.folder.mkdir(parents=True)
@@ -66,7 +67,7 @@ def _clear(job: Job) -> None:
 
 
 def _final(job: Job) -> Record | None:
-    """The record, if the worker brought it to an end."""
+    """Return the record if the worker finished it."""
     try:
         record = records.read(job.record)
     except UserError:
@@ -75,7 +76,7 @@ def _final(job: Job) -> Record | None:
 
 
 def _refused(job: Job, worker: Worker) -> Record | None:
-    """The record of a run whose input turned out to be bad: unfinished, its message says what to do."""
+    """Return the unfinished record of a run with bad input; its message says what to do."""
     if worker.process.returncode != EXIT_BAD_INPUT:
         return None
     with suppress(UserError):
@@ -85,7 +86,7 @@ def _refused(job: Job, worker: Worker) -> Record | None:
 
 
 def _complete(job: Job, status: Status, message: str, phase: Phase) -> Record:
-    """Give the record of a worker that is gone its end; what it had measured stays."""
+    """Write the outcome of a worker that is gone; its measurements stay in the record."""
     try:
         record = records.read(job.record)
     except UserError:
@@ -96,7 +97,7 @@ def _complete(job: Job, status: Status, message: str, phase: Phase) -> Record:
 
 
 def _tail(log: Path) -> list[str]:
-    """The last lines of a log that may be long and need not be text."""
+    """Return the last lines of a log that may be long and need not be text."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
         return file.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]

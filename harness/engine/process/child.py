@@ -1,4 +1,4 @@
-"""A worker process: events from it as they come, a deadline, and its end with its whole group."""
+"""A worker process: its events, a deadline, and an end that takes its whole process group along."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 Event = Mapping[str, Any]
-
-
-Show = Callable[[Event], None]
+OnEvent = Callable[[Event], None]
 
 
 class Worker:
-    """A process that leads its own group, prints events as JSON lines, and ends when its stdin does.
+    """A process that leads its own group, prints events as JSON lines, and ends when its stdin closes.
 
-    The open stdin is what ties it to this process: when this one is killed, the pipe closes.
+    So it cannot outlive this process: when this one is killed, the pipe closes.
     """
 
     def __init__(self, argv: Sequence[str], log: Path) -> None:
@@ -41,8 +39,8 @@ class Worker:
         self._reader.start()
         self._waiter.start()
 
-    def follow(self, deadline_s: float, show: Show) -> bool:
-        """Pass events on until the process has ended (True) or the deadline has come (False)."""
+    def follow(self, deadline_s: float, on_event: OnEvent) -> bool:
+        """Pass events on until the process has ended (True) or `deadline_s` seconds have passed (False)."""
         deadline = time.monotonic() + deadline_s
         while True:
             try:
@@ -51,10 +49,10 @@ class Worker:
                 return False
             if event is None:
                 return True
-            show(event)
+            on_event(event)
 
     def stop(self, grace_s: float) -> None:
-        """End the whole group: SIGTERM, then SIGKILL; returns when the process is gone."""
+        """End the whole group by SIGTERM and, `grace_s` seconds later, by SIGKILL; wait for the exit."""
         if self._waiter.is_alive():
             self._signal(signal.SIGTERM)
             try:
@@ -63,15 +61,15 @@ class Worker:
                 self._signal(signal.SIGKILL)
                 self._waiter.join()
         if self.process.stdin:
-            with suppress(BrokenPipeError):  # closing sends once more what a dead process never read
+            with suppress(BrokenPipeError):  # closing flushes what a dead process never read
                 self.process.stdin.close()
 
     def last_words(self) -> str:
-        """How a process ended that left no result."""
+        """Describe the exit of a process that left no result."""
         code = self.process.returncode
         if code >= 0:
             return f"worker exited with code {code} and left no result"
-        # The kernel frees host memory by SIGKILL, and a person should think of that first.
+        # The kernel frees host memory by SIGKILL: the most likely cause.
         hint = "; the kernel does this when host memory runs out" if code == -signal.SIGKILL else ""
         return f"worker killed by {signal.Signals(-code).name}{hint}"
 

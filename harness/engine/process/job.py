@@ -1,20 +1,20 @@
-"""What the runner asks of a worker, as a file that one writes and the other reads. No torch."""
+"""A job: the file in which the runner describes one run to a worker. No torch."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
+
 from harness.config import Run
 from harness.record import Record
-from harness.validation import validate
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run, its folder for artefacts, the device it is for and the command that repeats it."""
+    """One run, its folder for artefacts, the device and caches to use, and the command that repeats it."""
 
     run: Run
     suite: str
@@ -25,47 +25,30 @@ class Job:
 
     @property
     def record(self) -> Path:
-        """The record stands beside the folder of the run's artefacts."""
+        """The path of the record, beside the folder of the run's artefacts."""
         return self.folder.with_name(f"{self.folder.name}.json")
 
     @property
     def log(self) -> Path:
-        """All that the worker printed."""
+        """The path of everything that the worker prints."""
         return self.folder / "log.txt"
 
     @property
     def file(self) -> Path:
-        """The job itself."""
+        """The path of the job file itself."""
         return self.folder / "job.json"
 
     def write(self) -> None:
-        """Write the job where the worker reads it."""
-        content = {
-            "run": self.run.model_dump(mode="json"),
-            "suite": self.suite,
-            "record": str(self.record),
-            "folder": str(self.folder),
-            "device": self.device,
-            "cache": str(self.cache),
-            "rerun": self.rerun,
-        }
-        self.file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        """Write the job file."""
+        self.file.write_bytes(TypeAdapter(Job).dump_json(self, indent=1) + b"\n")
 
     @classmethod
     def read(cls, path: Path) -> Job:
         """Undo `write`."""
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return cls(
-            run=validate(Run, content["run"], where=str(path)),
-            suite=content["suite"],
-            folder=Path(content["folder"]),
-            device=content["device"],
-            cache=Path(content["cache"]),
-            rerun=content["rerun"],
-        )
+        return TypeAdapter(Job).validate_json(path.read_bytes())
 
     def blank(self) -> Record:
-        """The record before anything was measured; it reads `interrupted`."""
+        """Return the record before anything is measured; its status is `interrupted`."""
         run = self.run
         return Record(
             run_id=run.run_id,

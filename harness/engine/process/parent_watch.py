@@ -1,7 +1,7 @@
-"""Processes that end when the one that started them does: an open pipe on standard input ties them.
+"""End a process when its parent ends: watch an open pipe on standard input.
 
-A parent that is killed cannot say so, but its pipes close. `python tether.py COMMAND` ties a command that
-knows nothing of this, such as the command line of another revision. It is a script, too.
+A parent that is killed sends no message, but its pipes close. As a script, `python parent_watch.py COMMAND`
+watches for a command that does not do so itself, such as the command line of another revision.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 
-#: What a command gets to end by itself after SIGINT: a sweep gives its worker 5 s.
+#: Seconds that a command has to end after SIGINT; a sweep gives its worker 5 s.
 GRACE_S = 15.0
 EXIT_BAD_INPUT = 2
 
 
 def watch(end: Callable[[], None]) -> bool:
-    """Call `end` in a thread when the pipe from the parent closes; False where standard input is no pipe."""
+    """Call `end` in a thread when the pipe from the parent closes; return False without such a pipe."""
     if not stat.S_ISFIFO(os.fstat(0).st_mode):
         return False
 
@@ -34,8 +34,8 @@ def watch(end: Callable[[], None]) -> bool:
 
 
 def main(command: Sequence[str]) -> int:
-    """Run a command and return its exit code; when the pipe closes, it gets SIGINT, then SIGKILL."""
-    # What was started in the background ignores SIGINT, and so would its children.
+    """Run a command and return its exit code; end it by SIGINT, then SIGKILL, when the pipe closes."""
+    # A process started in the background ignores SIGINT, and so would its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL)

@@ -1,9 +1,8 @@
-"""What a person sees during a sweep: live bars on a terminal, one line per event elsewhere. No torch."""
+"""Display of a sweep: live bars on a terminal, one line per event elsewhere. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
@@ -15,30 +14,28 @@ from harness.record import Record
 
 
 class Display:
-    """Shows nothing; the base of those that do. A context manager around one sweep."""
+    """Base class that shows nothing; a context manager around one sweep."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         pass
 
     def begin(self, total: int, done: int) -> None:
-        """The sweep starts: `total` runs, of which `done` need nothing more."""
+        """Start a sweep of `total` runs, of which `done` are finished already."""
 
     def note(self, text: str) -> None:
-        """Something that a person should know."""
+        """Show a message."""
 
     def start(self, run: Run, eta_s: float | None) -> None:
-        """A run starts; `eta_s` is what all that is left may take, where that is known."""
+        """Start a run; `eta_s` estimates the seconds left for the sweep, None while unknown."""
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """A worker says where it is: `phase`, and perhaps `step`, `steps`, `loss`, `tokens_per_s`."""
+        """Show the progress of a worker: `phase`, and optionally `step`, `steps`, `loss`, `tokens_per_s`."""
 
     def end(self, run: Run, record: Record, seconds: float) -> None:
-        """A run has ended."""
+        """End a run."""
 
 
 class Plain(Display):
@@ -50,33 +47,30 @@ class Plain(Display):
         self._phase: str | None = None
 
     def begin(self, total: int, done: int) -> None:
-        """Say how much there is to do."""
+        """Print how many runs are finished."""
         self._total, self._number = total, done
-        self._say(f"{total} runs, {done} already finished")
+        self.note(f"{total} runs, {done} already finished")
 
     def note(self, text: str) -> None:
-        """Print the note."""
-        self._say(text)
+        """Print a message."""
+        show(self._console, text)
 
     def start(self, run: Run, eta_s: float | None) -> None:
         """Print the run with its number."""
         self._number, self._phase = self._number + 1, None
         eta = "" if eta_s is None else f", about {duration(eta_s)} left"
-        self._say(f"[{self._number}/{self._total}] {title(run)}: started{eta}")
+        self.note(f"[{self._number}/{self._total}] {title(run)}: started{eta}")
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """Print a phase when it is a new one."""
+        """Print a phase when it changes."""
         phase = event.get("phase")
         if phase is not None and phase != self._phase:
             self._phase = str(phase)
-            self._say(f"[{self._number}/{self._total}] {self._phase}")
+            self.note(f"[{self._number}/{self._total}] {self._phase}")
 
     def end(self, run: Run, record: Record, seconds: float) -> None:
-        """Print how the run ended."""
-        self._say(f"[{self._number}/{self._total}] {verdict(run, record, seconds)}")
-
-    def _say(self, text: str) -> None:
-        say(self._console, text)
+        """Print the outcome."""
+        self.note(f"[{self._number}/{self._total}] {verdict(run, record, seconds)}")
 
 
 class Live(Display):
@@ -88,7 +82,7 @@ class Live(Display):
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=2)),
             BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
-            TextColumn("{task.fields[said]}", markup=False, table_column=Column(no_wrap=True, ratio=3)),
+            TextColumn("{task.fields[status]}", markup=False, table_column=Column(no_wrap=True, ratio=3)),
             console=console,
             refresh_per_second=4,  # the display shares the processor with the work that is timed
             transient=True,
@@ -101,35 +95,33 @@ class Live(Display):
         self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
     def begin(self, total: int, done: int) -> None:
-        """Set the bar of the sweep up."""
-        self._sweep = self._bars.add_task("sweep", total=total, completed=done, said="")
+        """Create the bar of the sweep."""
+        self._sweep = self._bars.add_task("sweep", total=total, completed=done, status="")
 
     def note(self, text: str) -> None:
-        """Print the note above the bars."""
-        say(self._console, text)
+        """Print a message above the bars."""
+        show(self._console, text)
 
     def start(self, run: Run, eta_s: float | None) -> None:
-        """Set the bar of the run up."""
+        """Create the bar of the run."""
         if self._sweep is not None:
-            self._bars.update(self._sweep, said="" if eta_s is None else f"about {duration(eta_s)} left")
-        self._run = self._bars.add_task(title(run), total=1, said="starts")
+            self._bars.update(self._sweep, status="" if eta_s is None else f"about {duration(eta_s)} left")
+        self._run = self._bars.add_task(title(run), total=1, status="starts")
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Move the bar of the run."""
         if self._run is not None:
             self._bars.update(
-                self._run, completed=event.get("step", 0), total=event.get("steps", 1), said=figures(event)
+                self._run, completed=event.get("step", 0), total=event.get("steps", 1), status=summary(event)
             )
 
     def end(self, run: Run, record: Record, seconds: float) -> None:
-        """Print how the run ended above the bars and take its bar away."""
-        say(self._console, verdict(run, record, seconds))
+        """Print the outcome above the bars and remove the bar of the run."""
+        show(self._console, verdict(run, record, seconds))
         if self._run is not None:
             self._bars.remove_task(self._run)
             self._run = None
@@ -138,23 +130,23 @@ class Live(Display):
 
 
 def choose(console: Console | None = None) -> Display:
-    """Live bars on a terminal, plain lines elsewhere; standard error, so that results can be piped."""
+    """Return live bars for a terminal, plain lines otherwise; on standard error, so results can be piped."""
     console = console or Console(stderr=True)
     return Live(console) if console.is_terminal else Plain(console)
 
 
-def say(console: Console, text: str) -> None:
-    """Print text as it is: a method's options in brackets are no markup, and a log wraps nothing."""
+def show(console: Console, text: str) -> None:
+    """Print text literally: options in brackets are no markup, and lines are not wrapped."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def title(run: Run) -> str:
-    """A run in few words."""
+    """Return the name of a run with its seed and repeat."""
     return f"{run.name} seed {run.seed}" + (f" repeat {run.repeat}" if run.repeat else "")
 
 
 def verdict(run: Run, record: Record, seconds: float) -> str:
-    """How a run ended, in one line."""
+    """Describe the outcome of a run in one line."""
     outcome = record.outcome
     line = f"{title(run)}: {outcome.status} after {duration(seconds)}"
     if outcome.status == "ok":
@@ -163,18 +155,18 @@ def verdict(run: Run, record: Record, seconds: float) -> str:
     return f"{line}, in {outcome.phase or 'no phase'}" + (f": {reason}" if reason else "")
 
 
-def figures(event: Mapping[str, Any]) -> str:
-    """An event in few words."""
-    said = [str(event.get("phase", ""))]
+def summary(event: Mapping[str, Any]) -> str:
+    """Describe an event in a few words."""
+    parts = [str(event.get("phase", ""))]
     if isinstance(loss := event.get("loss"), (int, float)):
-        said.append(f"loss {loss:.3f}")
+        parts.append(f"loss {loss:.3f}")
     if isinstance(speed := event.get("tokens_per_s"), (int, float)):
-        said.append(f"{speed:,.0f} tokens/s")
-    return ", ".join(said)
+        parts.append(f"{speed:,.0f} tokens/s")
+    return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 4.2 s, 3 min 05 s, 2 h 10 min."""
+    """Format seconds: 4.2 s, 3 min 05 s, 2 h 10 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,8 +1,8 @@
-"""One run in its own process: phases in order, every way to end classified, a record after each phase.
+"""Entry point of the worker process, the only side that imports torch.
 
-`worker resolve` completes and checks a list of runs; `worker run JOB` carries out one; `worker simulate`
-answers questions about the memory of runs. Events go to the original standard output as JSON lines,
-everything else that prints ends up in the log.
+`worker resolve` completes and checks a list of runs; `worker run JOB` carries out one and classifies its
+outcome; `worker simulate` answers requests for forecasts of memory. Events go to the original standard output
+as JSON lines, all other output to the log.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def run_job(path: Path) -> int:
-    """Carry out a job; the exit code is 0 whenever the record has its final status."""
+    """Carry out a job and return the exit code, 0 whenever the record has its final status."""
     started = time.perf_counter()
     job = Job.read(path)
     _go_offline_where_nothing_is_remote(job.run)
@@ -46,7 +46,7 @@ def run_job(path: Path) -> int:
 
         RunInProgress(job, writer).carry_out()
     except UserError as error:
-        writer.tell(error=str(error))
+        writer.notify(error=str(error))
         writer.finish(Outcome(phase=writer.record.outcome.phase, message=str(error)))
         return EXIT_BAD_INPUT
     except BaseException as error:
@@ -61,7 +61,7 @@ def run_job(path: Path) -> int:
 
 
 def resolve(request: dict[str, Any]) -> dict[str, Any]:
-    """Complete the options of every run's methods and check all that can be checked before any run starts."""
+    """Complete the options of every run's methods, check all runs, and describe the device for the parent."""
     runs = [validate(Run, run, where="run") for run in request["runs"]]
     _go_offline_where_nothing_is_remote(*runs)  # before the library of the hub is imported
 
@@ -79,7 +79,7 @@ def resolve(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _total_bytes(device: torch.device) -> int:
-    """All memory that a device has, whoever uses it: of the GPU, or of this machine."""
+    """Return the total memory of a GPU, or of this machine."""
     if device.type == "cuda":
         import torch
 
@@ -90,7 +90,7 @@ def _total_bytes(device: torch.device) -> int:
 
 
 def _go_offline_where_nothing_is_remote(*runs: Run) -> None:
-    """Local input never touches the network: the hub is switched off unless a run names something there."""
+    """Switch access to the hub off unless a run names something there: local input needs no network."""
     if not any(map(_names_something_remote, runs)):
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -110,14 +110,14 @@ def _names_something_remote(run: Run) -> bool:
 def _die_with_the_parent() -> None:
     """Exit when the pipe from the parent closes, so that a killed parent leaves no orphan.
 
-    Linux is asked to do the same: a thread of Python cannot act while native code holds the interpreter.
+    The Linux kernel does the same: a thread of Python cannot act while native code holds the interpreter.
     """
     if parent_watch.watch(lambda: os._exit(1)) and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _simulate_all() -> int:
-    """Answer the request on the first line of standard input; its end ends this process."""
+    """Answer the request on the first line of standard input; exit when standard input closes."""
     request = json.loads(sys.stdin.readline())
     _die_with_the_parent()
     answers = take_stdout()
@@ -126,20 +126,20 @@ def _simulate_all() -> int:
     )
     from harness.engine.forecast.server import answer_all
 
-    def tell(event: dict[str, Any]) -> None:
+    def send(event: dict[str, Any]) -> None:
         answers.write(json.dumps(event) + "\n")
         answers.flush()
 
     try:
-        answer_all(request, tell)
+        answer_all(request, send)
     except UserError as error:
-        tell({"error": str(error)})
+        send({"error": str(error)})
         return EXIT_BAD_INPUT
     return 0
 
 
 def main(arguments: list[str]) -> int:
-    """Entry point: `resolve` or `simulate` with a request on standard input, or `run JOB`."""
+    """Carry out `resolve` or `simulate` with a request on standard input, or `run JOB`."""
     if arguments == ["resolve"]:
         request = json.load(sys.stdin)
         answers = take_stdout()

@@ -1,7 +1,4 @@
-"""The rulers of time and of memory by component; the meters of peak memory are in `meters.py`.
-
-Nothing here decides when to measure: the training loop does, and the worker keeps the phases.
-"""
+"""Measure memory by component (weights, gradients, optimizer states, buffers); peaks are in `peak.py`."""
 
 from __future__ import annotations
 
@@ -15,10 +12,9 @@ from torch import Tensor, nn
 from harness.engine.measure.storages import parts
 
 
-# ------------------------------------------------------------------------------- memory by component
 @dataclass(frozen=True)
 class Components:
-    """Bytes that stay between two steps, each storage counted once."""
+    """Bytes that stay allocated between two steps, each storage counted once."""
 
     weights_trainable_bytes: int
     weights_frozen_bytes: int
@@ -28,7 +24,7 @@ class Components:
 
     @property
     def resident_bytes(self) -> int:
-        """The sum of all components; a peak minus this is transient."""
+        """The sum of all components; the rest of a peak is activations and temporaries."""
         return (
             self.weights_trainable_bytes
             + self.weights_frozen_bytes
@@ -39,12 +35,12 @@ class Components:
 
 
 def components(model: nn.Module, state: Iterable[tuple[str, Tensor]]) -> Components:
-    """Split what a model and its optimizer hold right now into components.
+    """Return the bytes that a model and its optimizer hold now, by component.
 
     A storage belongs to the first of: trainable weights, frozen weights, gradients, buffers, optimizer
     `state`. So tied weights count once, and so does a state tensor that shares its storage with a
     parameter; a small view of a big storage counts as the storage that it keeps alive. Only storages
-    on a device of the model's parameters count: state kept elsewhere is no memory of that device.
+    on a device of the model's parameters count.
     """
     parameters = list(model.parameters())
     devices = {parameter.device for parameter in parameters}
@@ -69,25 +65,19 @@ def components(model: nn.Module, state: Iterable[tuple[str, Tensor]]) -> Compone
 
 
 def host_rss_bytes() -> int:
-    """Resident memory of this process now."""
+    """Return the resident memory of this process."""
     return psutil.Process().memory_info().rss
 
 
 def requested_bytes(device: torch.device) -> int | None:
-    """The most that tensors asked for since the peak was reset; None on a device without such a count.
+    """Return the peak of bytes requested by tensors since the last reset; None except on CUDA.
 
-    Allocated bytes are more: CUDA's caching allocator counts the whole block that it hands out, which may
-    be up to 1 MiB longer than what was asked for.
+    Allocated bytes are more: CUDA's caching allocator counts whole blocks, which may be up to 1 MiB longer
+    than the request.
     """
     return torch.cuda.memory_stats(device)["requested_bytes.all.peak"] if device.type == "cuda" else None
 
 
 def reserved_bytes(device: torch.device) -> int | None:
-    """The most that the caching allocator held since its peak was reset; None on a device without one."""
+    """Return the peak of bytes held by the caching allocator since the last reset; None except on CUDA."""
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
-
-
-# ------------------------------------------------------------------------------------------- time
-
-
-# ---------------------------------------------------------------------------- model FLOPs utilisation

@@ -1,8 +1,8 @@
-"""One's turn on a device that another process uses, too: `lorebench ab` lets two revisions update in turns.
+"""Take turns with another process on one device: `lorebench ab` interleaves the updates of two revisions.
 
-Where `VARIABLE` names a socket, each update after the metered ones waits there for a word. So two processes
-meet the same moods of a machine, within fractions of a second, and neither is timed while the other works.
-Who answers is `harness/ab/schedule.py`; where nobody does, nothing waits.
+If `VARIABLE` names a socket, each update after the metered ones waits there for permission. So both processes
+meet the same state of the machine within fractions of a second, and neither is timed while the other works.
+`harness/ab/lockstep.py` gives permission; without it nothing waits.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import socket
 
 VARIABLE = "LOREBENCH_TURNS"
 ASK, GO = b"?", b"!"
-#: What a record says of a run that had its turn for every update, from the first that asked to the end.
+#: The flag in the record of a run that was interleaved from its first request to its end.
 FLAG = "in_turns"
 
 
 class Turn:
-    """Waits for one's turn; asking for the next one gives the last one back.
+    """Waits for permission to update; requesting the next turn ends the last one.
 
-    `flags` are for the record, and empty unless every turn was granted and the one who grants them was there
-    to the end: a run that went on without may have been timed while another worked.
+    `flags` are for the record, and empty unless every turn was granted and the arbiter stayed to the end: a
+    run that continued without may have been timed while another worked.
     """
 
     def __init__(self, place: str | None = None) -> None:
@@ -29,7 +29,7 @@ class Turn:
         self.flags: dict[str, str | bool | int] = {}
 
     def wait(self) -> None:
-        """Return when the next update may begin; at once where nobody gives turns, or not any more."""
+        """Return when the next update may begin; at once without an arbiter."""
         if not self._place:
             return
         try:
@@ -44,7 +44,7 @@ class Turn:
         self._close()
 
     def end(self) -> None:
-        """Give the last turn back and ask for no other."""
+        """End the last turn and request no other."""
         if self._socket is not None and _is_open(self._socket):
             self.flags = {FLAG: True}
         self._close()
@@ -57,7 +57,7 @@ class Turn:
 
 
 def _is_open(connection: socket.socket) -> bool:
-    """Whether the other end of a connection, which has nothing to say now, is still there."""
+    """Return whether the other end of a silent connection is still open."""
     try:
         connection.recv(1, socket.MSG_DONTWAIT)
     except BlockingIOError:

@@ -1,9 +1,9 @@
-"""The memory meters: peak bytes alive on a device within a window, by one of two named rulers.
+"""Meters of peak memory: the most bytes alive on a device within a window, by one of two meters.
 
-`cuda` asks PyTorch's caching allocator. `live` counts the storages that are alive, operation by
-operation: exact and repeatable to the byte on a CPU, but slow, so never time with it on. What a
-kernel allocates and frees inside itself is invisible to `live`, and so is a storage that only C++
-holds when a window opens (an autograd graph kept from before), until an operation touches it.
+`cuda` reads PyTorch's caching allocator. `live` counts the storages that are alive, operation by
+operation: exact and repeatable to the byte on a CPU, but slow, so never time with it on. `live` does not see
+what a kernel allocates and frees internally, nor a storage that only C++ holds when a window opens (an
+autograd graph from before), until an operation touches it.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from harness.errors import UserError
 
 @dataclass
 class Window:
-    """A stretch of time; the peak is absolute bytes alive on the device, readable during and after."""
+    """A time span; the peak is the absolute number of bytes alive on the device, readable at any time."""
 
     peak_allocated_bytes: int = 0
 
 
 class Meter(Protocol):
-    """A ruler of the memory of one device; windows of one meter may nest."""
+    """Measures the peak memory of one device; windows of one meter may nest."""
 
     device: torch.device
 
     def window(self) -> AbstractContextManager[Window]:
-        """Open a window: all that is alive now counts from the start, garbage does not."""
+        """Open a window; everything alive counts from its start, garbage does not."""
 
 
 def meter_for(device: torch.device) -> CudaMeter | LiveMeter:
-    """The meter of a device: `cuda` on a GPU, `live` on a CPU; UserError for any other."""
+    """Return the meter of a device: `cuda` on a GPU, `live` on a CPU; UserError for any other."""
     if device.type == "cuda":
         return CudaMeter(device)
     if device.type == "cpu":
@@ -50,7 +50,7 @@ def meter_for(device: torch.device) -> CudaMeter | LiveMeter:
 
 # ------------------------------------------------------------------------------------------- cuda
 class CudaMeter:
-    """`torch.cuda.max_memory_allocated`; use one meter per device, since each window resets the counter."""
+    """Reads `torch.cuda.max_memory_allocated`; one meter per device, since each window resets the counter."""
 
     def __init__(self, device: torch.device) -> None:
         self.name: Literal["cuda", "live"] = "cuda"
@@ -59,7 +59,7 @@ class CudaMeter:
 
     @contextmanager
     def window(self) -> Iterator[Window]:
-        """Reset the allocator's peak; enclosing windows keep what they have seen."""
+        """Reset the allocator's peak; enclosing windows keep their own."""
         gc.collect()
         window = _CudaWindow(self._peak)
         self._carry()
@@ -99,10 +99,10 @@ class LiveMeter:
 
     @contextmanager
     def window(self) -> Iterator[Window]:
-        """Count within; the cycle collector rests, since its moments are not the same in every run.
+        """Count within; the cycle collector is off, since it does not run at the same time in every run.
 
-        A cycle that holds tensors therefore counts as alive until the window ends, as it may in any
-        run: no method can rely on the collector to free memory in time.
+        A cycle that holds tensors therefore counts as alive until the window ends: no method can rely on the
+        collector to free memory in time.
         """
         window = Window()
         gc.collect()
@@ -118,10 +118,10 @@ class LiveMeter:
 
 
 class LiveStorages(TorchDispatchMode):
-    """Sees every operation (forward, backward, recomputation, hooks, optimizer) and keeps the sum of bytes.
+    """Sees every operation (forward, backward, recomputation, hooks, optimizer) and sums the bytes alive.
 
-    Memory grows only by an operation, so the sum after each one is enough to find the peak; a
-    storage's death is told by a weak reference at the moment it happens.
+    Memory grows only by an operation, so the sum after each one is enough to find the peak; a weak
+    reference reports the release of a storage at once.
     """
 
     supports_higher_order_operators = True
@@ -134,11 +134,11 @@ class LiveStorages(TorchDispatchMode):
         self._live: dict[int, _Storage] = {}
 
     def counts(self, tensor: Tensor) -> bool:
-        """Whether a plain tensor is one of ours; a simulation may count fake tensors alone."""
+        """Return whether to count a plain tensor; a simulation counts fake tensors alone."""
         return tensor.device == self.device
 
     def enter_all(self, tensors: Iterator[Tensor]) -> None:
-        """Count these tensors as alive from now on."""
+        """Start to count these tensors."""
         for tensor in tensors:
             self._enter(tensor)
         self._mark()
@@ -151,11 +151,11 @@ class LiveStorages(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if any(hasattr(kind, "__tensor_flatten__") for kind in types):
-            # A wrapper unwraps itself first and then runs plain operations, which come back here;
-            # run from here, those would be out of sight.
+            # A wrapper subclass unwraps itself first and then runs plain operations, which arrive here;
+            # called from here, those would not be seen.
             return NotImplemented
         result = func(*args, **(kwargs or {}))
-        # Arguments are looked at too: they may come from outside (numpy, a file) or be resized in place.
+        # Arguments count, too: they may come from outside (numpy, a file) or be resized in place.
         for tensor in tensors_within((result, args, kwargs)):
             self._enter(tensor)
         self._mark()
@@ -163,7 +163,7 @@ class LiveStorages(TorchDispatchMode):
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._live.clear()  # drops the weak references, so no later death is told
+        self._live.clear()  # drops the weak references, so no later release is reported
 
     def _enter(self, tensor: Tensor) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Speed: the step clock, tokens per second over a refresh period, and model FLOPs utilisation."""
+"""Measure speed: a clock for steps, tokens per second over a refresh period, model FLOPs utilisation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from harness.factored import FactoredLinear
 
 
 class StepClock:
-    """Times steps: by events in the stream of a GPU, by a monotonic clock on a CPU; one clock per training.
+    """Times the steps of one training: by events in the stream of a GPU, by a monotonic clock on a CPU.
 
-    On a GPU `start` and `stop` only enqueue a mark, so timing does not stall the device.
+    On a GPU `start` and `stop` only enqueue an event, so timing does not stall the device.
     """
 
     def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:
@@ -35,7 +35,7 @@ class StepClock:
         self._started = self._mark()
 
     def stop(self, refreshed: bool) -> None:
-        """End the step that was started; `refreshed` labels it."""
+        """End the current step; `refreshed` labels it."""
         if self._started is None:
             raise RuntimeError("the clock does not run; call start() first")
         self._marks.append((self._started, self._mark()))
@@ -43,7 +43,7 @@ class StepClock:
         self.refreshed.append(refreshed)
 
     def seconds(self) -> list[float]:
-        """The time of every step in order; waits for the device once."""
+        """Return the seconds of every step in order; waits for the device once."""
         if self._device.type == "cpu":
             return [stop - start for start, stop in self._marks]
         torch.cuda.synchronize(self._device)
@@ -60,11 +60,11 @@ class StepClock:
 def tokens_per_s(
     tokens_per_step: int, step_s: Sequence[float], refreshed: Sequence[bool], period: int | None
 ) -> float | None:
-    """Throughput over one whole period T: T tokens / ((T - 1) median(plain) + median(refresh)).
+    """Return throughput over one whole period T: T tokens / ((T - 1) median(plain) + median(refresh)).
 
-    So 60 timed steps give the honest figure for T = 200. Without a period the refreshes count as
-    often as they were seen. None where a needed kind of step was not timed: plain steps alone would
-    flatter a method with refreshes.
+    So 60 timed steps give a fair value for T = 200. Without a period refreshes count as often as they
+    occurred. None if a required kind of step was not timed: plain steps alone would flatter a method with
+    refreshes.
     """
     if period is not None and period < 1:
         raise ValueError(f"a period is at least one step, given {period}")
@@ -83,7 +83,7 @@ def tokens_per_s(
 
 
 #: Peak of dense bfloat16 matrix products in FLOP/s, by the name that torch gives to a whole device. NVIDIA's
-#: data sheets of H200 and H100 (with sparsity, which doubles the figure: 1,979 and 1,513 TFLOPS), A100 (312).
+#: data sheets of H200 and H100 (with sparsity, which doubles the value: 1,979 and 1,513 TFLOPS), A100 (312).
 PEAK_FLOPS = {
     "NVIDIA H200": 1979e12 / 2,
     "NVIDIA H100 80GB HBM3": 1979e12 / 2,
@@ -96,17 +96,17 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: str, dtype: str) -> float | None:
-    """Peak FLOP/s of a device by name; None where not listed (a CPU, a share of a GPU) or not bfloat16."""
+    """Return the peak FLOP/s of a device by name; None if not listed (CPU, part of a GPU) or not bfloat16."""
     return PEAK_FLOPS.get(device) if dtype == "bfloat16" else None
 
 
 def flops_per_token(model: nn.Module, length: int) -> float:
-    """FLOPs per token of training the dense architecture of a causal LM in full, on sequences of `length`.
+    """Return the FLOPs per token of full training of a dense causal LM on sequences of `length`.
 
     6 N + 12 L H Q T: N weights of linear layers, the head included and the embedding not (it is looked up), L
     layers of H heads of width Q, T = `length` (Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
-    A factored layer counts as the dense one that it stands for. Recomputation does not count, nor does it
-    matter what is trained: methods that save work reach higher figures.
+    A factored layer counts as the dense one that it replaces. Neither recomputation nor the number of trained
+    parameters counts: methods that save work reach higher values.
     """
     factored = [module for module in model.modules() if isinstance(module, FactoredLinear)]
     factors = {id(factor) for layer in factored for factor in (layer.down, layer.up)}
@@ -120,5 +120,5 @@ def flops_per_token(model: nn.Module, length: int) -> float:
 
 
 def utilisation(tokens_per_s: float | None, flops: float, peak: float | None) -> float | None:
-    """Model FLOPs utilisation: the share of the peak FLOP/s that the model's own arithmetic takes."""
+    """Return model FLOPs utilisation: the share of the peak FLOP/s spent on the model's own arithmetic."""
     return tokens_per_s * flops / peak if tokens_per_s is not None and peak is not None else None

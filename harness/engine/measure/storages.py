@@ -1,4 +1,4 @@
-"""Tensors and what holds their bytes: the parts of a tensor, those in a container, those that are alive."""
+"""Find tensors and their storages: the plain parts of a tensor, tensors in containers, all tensors alive."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ _SPARSE_PARTS: dict[torch.layout, tuple[str, ...]] = {
 
 
 def parts(tensor: Tensor) -> Iterator[Tensor]:
-    """The plain tensors behind a tensor: itself, or the parts of a wrapper subclass or a sparse layout.
+    """Yield the plain tensors behind a tensor: itself, or the parts of a wrapper subclass or a sparse layout.
 
-    Each part has a storage of its own or shared. Works on fake tensors; the part knows the device that
-    a fake storage does not.
+    Parts may share a storage. Works on fake tensors, too: a part knows its device, a fake storage does not.
     """
     if tensor.layout in _SPARSE_PARTS:
         for name in _SPARSE_PARTS[tensor.layout]:
@@ -36,7 +35,7 @@ def parts(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def tensors_alive() -> Iterator[Tensor]:
-    """Every tensor that Python can reach, hidden caches included, with the gradients of leaves."""
+    """Yield every tensor that Python can reach, hidden caches included, with the gradients of leaves."""
     for thing in gc.get_objects():
         if not issubclass(type(thing), Tensor):  # isinstance() would run the code of proxies
             continue
@@ -47,7 +46,7 @@ def tensors_alive() -> Iterator[Tensor]:
 
 
 def tensors_within(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested containers."""
+    """Yield the tensors in nested containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):

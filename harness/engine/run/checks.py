@@ -1,4 +1,4 @@
-"""Checks before a sweep: complete options, supported combinations, input that is there and readable."""
+"""Check runs before a sweep: complete options, supported combinations, readable input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.method import Caps, Method, build, stack_caps
 
 
 def device(name: str) -> torch.device:
-    """The device by name; `auto` is the GPU when there is one."""
+    """Return a device by name; `auto` is the GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -24,26 +24,25 @@ def device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"no device {name!r}; use auto, cpu, cuda or cuda:N") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {name!r} asked for, but torch {torch.__version__} sees no CUDA device here")
+        raise UserError(f"device {name!r} requested, but torch {torch.__version__} sees no CUDA device here")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"no device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0"
         )
     if chosen.type not in ("cpu", "cuda"):
-        raise UserError(f"device {name!r} is not measured by this harness; use auto, cpu, cuda or cuda:N")
+        raise UserError(f"device {name!r} cannot be measured; use auto, cpu, cuda or cuda:N")
     return chosen
 
 
 def stack(run: Run) -> list[Method]:
-    """The configured methods of a run, in order."""
+    """Return the configured methods of a run, in order."""
     return [build(choice.name, choice.options) for choice in run.method]
 
 
 def resolve(runs: Sequence[Run], text: bool = True) -> list[Run]:
-    """The runs with every method's options complete; UserError for input that cannot be read.
+    """Return the runs with every method's options complete; UserError for input that cannot be read.
 
-    What is checked once is remembered, so a sweep over one file reads it once. Without `text` nothing that is
-    trained on is read: memory does not depend on it.
+    Equal inputs are read once. Without `text` no training data is read: memory does not depend on it.
     """
     done: set[str] = set()
     return [_resolve(run, done, text) for run in runs]
@@ -78,7 +77,7 @@ def _check_evaluation(run: Run) -> None:
 
 
 def supported(run: Run, methods: Sequence[Method]) -> Caps:
-    """The caps of the stack; UnsupportedError with the reason when the run asks for more."""
+    """Return the capabilities of the stack; UnsupportedError with the reason if the run needs more."""
     caps = stack_caps(methods)
     names = " + ".join(choice.name for choice in run.method)
     if run.train.stage not in caps.stages:
@@ -96,7 +95,7 @@ def supported(run: Run, methods: Sequence[Method]) -> Caps:
 
 
 def _check_train_options(run: Run, caps: Caps, names: str) -> None:
-    """Options that a stepper must know about; one that does not would ignore them silently."""
+    """Refuse options that the stepper would silently ignore."""
     train = run.train
     if train.state_bits is not None and train.state_bits not in caps.state_bits:
         allowed = ", ".join(map(str, sorted(caps.state_bits))) or "only its own"

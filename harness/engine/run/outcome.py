@@ -1,4 +1,4 @@
-"""How a run ended: an exception as an outcome, and whether memory ran out."""
+"""Classify the exception that ended a run: out of memory, diverged, unsupported, or an error."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ import torch
 from harness.errors import DivergedError, UnsupportedError
 from harness.record import Outcome, Phase
 
+UNITS = {"bytes": 1, "B": 1} | {f"{letter}iB": 1024**power for power, letter in enumerate("KMGTPE", 1)}
+#: CUDA: "Tried to allocate 2.00 GiB"; CPU: "you tried to allocate 137438953472 bytes"; numpy: "Unable to
+#: allocate 8.00 EiB for an array".
+ASKED = re.compile(rf"(?:[Tt]ried|Unable) to allocate ([\d.]+) ?({'|'.join(UNITS)})\b")
+
+#: Messages of a RuntimeError: the allocator of the CPU, a CUDA call past torch's allocator, a CUDA library.
+RAN_OUT = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 def classify(error: BaseException, phase: Phase | None) -> Outcome:
-    """What an exception means for the table: out of memory, diverged, unsupported, or an error."""
+    """Return the outcome for an exception; prints the traceback of an error that is a defect."""
     message = (str(error).strip().splitlines() or [""])[0]
     if is_out_of_memory(error):
         return Outcome(
@@ -29,29 +37,8 @@ def classify(error: BaseException, phase: Phase | None) -> Outcome:
     return Outcome(status="error", phase=phase, message=f"{type(error).__name__}: {message}", log_tail=lines)
 
 
-UNITS = {
-    "bytes": 1,
-    "B": 1,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
-    "PiB": 2**50,
-    "EiB": 2**60,
-}
-
-
-#: CUDA: "Tried to allocate 2.00 GiB"; CPU: "you tried to allocate 137438953472 bytes"; numpy: "Unable to
-#: allocate 8.00 EiB for an array".
-ASKED = re.compile(rf"(?:[Tt]ried|Unable) to allocate ([\d.]+) ?({'|'.join(UNITS)})\b")
-
-
-#: What a RuntimeError says: the allocator of the CPU, a CUDA call past torch's allocator, a CUDA library.
-RAN_OUT = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out: torch on any device, Python or the system."""
+    """Return whether an exception reports exhausted memory: torch on any device, Python or the system."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     if isinstance(error, OSError):
@@ -60,6 +47,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def requested_bytes(message: str) -> int | None:
-    """The bytes that were asked for, where the message says so."""
+    """Return the number of bytes in a message about a failed allocation, None without one."""
     found = ASKED.search(message)
     return round(float(found[1]) * UNITS[found[2]]) if found else None

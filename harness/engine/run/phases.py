@@ -1,4 +1,4 @@
-"""The phases of one run: load, prepare, train, evaluate, export; each fills its part of the record."""
+"""The phases of one run (load, prepare, train, evaluate, export); each fills its part of the record."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class RunInProgress:
-    """The state that one phase hands to the next."""
+    """A run and the state that one phase passes to the next."""
 
     model: Any  # a transformers causal LM; the methods see an nn.Module
     tokenizer: Any
@@ -44,7 +44,7 @@ class RunInProgress:
         self.job, self.run, self.writer, self.record = job, job.run, writer, writer.record
 
     def carry_out(self) -> None:
-        """Load, prepare, train, evaluate and export, as far as the run asks for them."""
+        """Load, prepare, train, evaluate and export, as far as the run is configured to."""
         with self.writer.phase("load"):
             self.load()
         with self.writer.phase("prepare"):
@@ -61,7 +61,7 @@ class RunInProgress:
 
     # ------------------------------------------------------------------------------------ phases
     def load(self) -> None:
-        """Get the model and the tokens onto this machine and say what they are."""
+        """Load the model, the tokens and the texts to evaluate, and record what they are."""
         run = self.run
         self.device = checks.device(self.job.device)
         self.meter = meter_for(self.device)
@@ -82,7 +82,7 @@ class RunInProgress:
         self.flops_per_token = speeds.flops_per_token(self.model, run.data.seq_len)
         cache = TokenCache(self.job.cache / "tokens", self.record.warnings.append)
         self.tokens = load_tokens(run.data, self.tokenizer, self.model.config.vocab_size, run.seed, cache)
-        # Read now, though scored at the end: text or tasks that cannot be had must not cost a training first.
+        # Read now, though scored at the end: a missing text or task must not cost a training first.
         asked = run.evaluate
         checkpoint = [*SHIPPED_TASKS, *map(existing_folder, asked.task_paths)]
         wanted = (asked.tasks, checkpoint, asked.task_data, asked.shots)
@@ -104,7 +104,7 @@ class RunInProgress:
         )
 
     def prepare(self) -> Trainer | None:
-        """Let the stack of methods change the model, and make its trainer unless the run only compresses."""
+        """Prepare the model by the stack of methods; return its trainer, None if the run only compresses."""
         batches = self.tokens.batches(self.run.train.batch, self.run.seed)
         with self.meter.window() as window:
             assembly = assemble(
@@ -116,9 +116,9 @@ class RunInProgress:
         return assembly.trainer
 
     def train(self, trainer: Trainer) -> None:
-        """Run the loop and note memory, time and the course of the loss, also of a training that broke."""
+        """Run the loop; record memory, time and losses, also of a training that fails."""
         try:
-            trainer.run(lambda event: self.writer.tell(**event, **self._speed(trainer.result)))
+            trainer.run(lambda event: self.writer.notify(**event, **self._speed(trainer.result)))
         finally:
             self._note_training(trainer.result)
             self._note_device(trainer.turn)
@@ -129,7 +129,7 @@ class RunInProgress:
         asked = self.run.evaluate
         self.record.quality = Quality()
         for protocol, text in self.texts.items():
-            self.writer.tell(task=protocol)
+            self.writer.notify(task=protocol)
             with self.meter.window() as window:
                 scored = perplexity.score(self.model, text.sequences, asked.batch, self.device)
             write_sequences(self.job.folder / "windows" / f"{protocol}.jsonl", text, scored)
@@ -148,7 +148,7 @@ class RunInProgress:
             self.record.warnings += [text.note] if text.note else []
             self._warn_beyond_context(protocol, max(map(len, text.sequences)))
         if asked.tasks:
-            self.writer.tell(task=", ".join(asked.tasks))
+            self.writer.notify(task=", ".join(asked.tasks))
             self.record.quality.tasks = evaluate_tasks(
                 self.model,
                 self.tokenizer,
@@ -161,7 +161,7 @@ class RunInProgress:
             )
 
     def export(self) -> None:
-        """Save the trained weights without the scaffold of training."""
+        """Save the trained weights as a plain model."""
         for method in reversed(self.methods):
             self.model = method.export(self.model)
         checkpoint.save(self.model, self.tokenizer, self.job.folder / "weights")
@@ -184,7 +184,7 @@ class RunInProgress:
             tokens=len(trained.loss) * per_step,
             real_tokens=sum(trained.real_tokens[: len(trained.loss)]) if self.tokens.padded else None,
             loss=trained.loss,
-            lr=trained.lr[: len(trained.loss)],  # a broken run has begun an update whose loss nobody read
+            lr=trained.lr[: len(trained.loss)],  # a failed run has begun an update without a loss
             grad_norm=trained.grad_norm,
             refreshes=trained.refreshes,
             skipped_gradients=trained.skipped,
@@ -204,7 +204,7 @@ class RunInProgress:
             self._peak("train", window.peak_bytes)
 
     def _note_device(self, turn: Turn) -> None:
-        """What depends on the device: the allocator's view, how busy it was, and whose turn it was."""
+        """Record what depends on the device: requested bytes, utilisation, and whether runs interleaved."""
         assert self.record.time is not None
         assert self.record.memory is not None
         assert self.record.environment is not None
@@ -217,7 +217,7 @@ class RunInProgress:
         return self.run.train.batch * self.run.train.grad_accum * self.run.data.seq_len
 
     def _speed(self, trained: TrainResult) -> dict[str, float]:
-        """Tokens per second by the steps timed so far; empty while there are none."""
+        """Return tokens per second by the steps timed so far; empty without any."""
         speed = speeds.tokens_per_s(
             self._tokens_per_step(), trained.step_s, trained.refresh_step, self.caps.period
         )

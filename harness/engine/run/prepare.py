@@ -20,13 +20,16 @@ from harness.errors import UnsupportedError
 from harness.method import Caps, Context, Method, Stepper, stack_caps
 from harness.record import Parameters
 
-#: Return what a method, given with its key in the stack, may use.
+#: The context of a method, by its key in the stack.
 ContextFor = Callable[[str, Method], Context]
 
 
 @dataclass
 class Assembly:
-    """A prepared model, what the record says of it, and its trainer (None for a run that only compresses)."""
+    """A prepared model, its parameters and warnings for the record, and its trainer.
+
+    The trainer is None for a run that only compresses.
+    """
 
     model: Any
     parameters: Parameters
@@ -53,9 +56,10 @@ def assemble(
     batches: Iterator[np.ndarray],
     meter: Meter,
 ) -> Assembly:
-    """Let the stack prepare a loaded model, find who trains it, and make the trainer.
+    """Prepare a loaded model by the stack of methods, find its stepper and make its trainer.
 
-    `batches` yields (batch, seq_len) int64 arrays; `meter` names the device.
+    `batches` yields (batch, seq_len) int64 arrays on the host; `meter` knows the device. UnsupportedError if
+    no method of the stack trains.
     """
     model, parameters, warnings = prepare(run, methods, model, context_for)
     if run.train.stage == "compress":

@@ -1,4 +1,4 @@
-"""How a worker tells the parent and the disk what becomes of a run. No torch."""
+"""Write the record of a run phase by phase and send events to the parent process. No torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.record import Outcome, Phase, Time, write
 
 
 class RecordWriter:
-    """Keeps the record of a run on disk up to date and tells the parent what happens."""
+    """Keeps the record of a run on disk up to date and reports progress to the parent."""
 
     def __init__(self, job: Job, started: float) -> None:
         self.path, self.events, self.started = job.record, take_stdout(), started
@@ -25,14 +25,14 @@ class RecordWriter:
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        """Carry out one phase: say so, time it, write the record afterwards, whatever happens.
+        """Report and time a phase, and write the record at its end, also after an error.
 
         A phase begins where the last one ended, so that phases add up to the wall time.
         """
         assert self.record.time is not None
         begun = self.started + sum(self.record.time.phase_s.values())
         self.record.outcome.phase = name
-        self.tell(phase=name)
+        self.notify(phase=name)
         try:
             yield
         finally:
@@ -40,8 +40,8 @@ class RecordWriter:
             self.record.time.wall_s = time.perf_counter() - self.started
             write(self.record, self.path)
 
-    def tell(self, **event: Any) -> None:
-        """Send an event; a parent that is gone is no reason to stop."""
+    def notify(self, **event: Any) -> None:
+        """Send an event to the parent; ignore it if the parent is gone."""
         try:
             self.events.write(json.dumps({"phase": self.record.outcome.phase, **event}) + "\n")
             self.events.flush()
@@ -49,13 +49,13 @@ class RecordWriter:
             pass
 
     def finish(self, outcome: Outcome) -> None:
-        """Write how the run ended."""
+        """Write the outcome of the run."""
         self.record.outcome = outcome
         write(self.record, self.path)
 
 
 def take_stdout() -> Any:
-    """A private handle on standard output; from now on prints of libraries go to the log."""
+    """Return a private handle on standard output; from now on prints of libraries go to the log."""
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return events

@@ -1,8 +1,8 @@
-"""The one training loop: methods plug into it, nobody copies it.
+"""The training loop that all methods plug into.
 
 An update is: set the learning rate, forward and backward for each micro-batch, step, free the
-gradients. The first updates warm up, the next are watched by the memory meter, the rest are timed:
-a meter never runs on the clock.
+gradients. The first updates warm up, the next run under the memory meter, the rest are timed: no update is
+metered and timed at once.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from harness.errors import DivergedError
 from harness.method import StepInfo, Stepper
 from harness.record import TrainMemory
 
-WARMUP_STEPS = 2  # optimizer state appears at the end of the first update
+WARMUP_STEPS = 2  # optimizer state is created at the end of the first update
 METERED_STEPS = 3
-REPORTS = 20  # how many times a training speaks; each reading of the loss stalls a GPU
+REPORTS = 20  # progress reports of a training; each reads the loss, which stalls a GPU
 
 Progress = Callable[[dict[str, Any]], None]
 
 
 def lr_at(step: int, config: TrainConfig) -> float:
-    """The learning rate of an update, counted from 0: linear warm-up, then the schedule down to its floor."""
+    """Return the learning rate of an update (from 0): linear warm-up, then the schedule to its minimum."""
     if step < config.warmup:
         return config.lr * (step + 1) / (config.warmup + 1)
     if config.schedule == "constant":
@@ -46,7 +46,7 @@ def lr_at(step: int, config: TrainConfig) -> float:
 
 @dataclass
 class MemoryWindow:
-    """What the meter saw in the watched updates (counted from 1); None until one was watched."""
+    """Peak and components over the metered updates (counted from 1); None before the first."""
 
     peak_bytes: int = 0
     first_step: int | None = None
@@ -55,7 +55,7 @@ class MemoryWindow:
     parts: Components | None = None
 
     def add(self, step: int, peak_bytes: int, parts: Components, refreshed: bool) -> None:
-        """Count one watched update."""
+        """Add one metered update."""
         self.peak_bytes = max(self.peak_bytes, peak_bytes)
         self.first_step = self.first_step or step
         self.last_step = step
@@ -64,7 +64,7 @@ class MemoryWindow:
             self.parts = parts
 
     def summary(self) -> TrainMemory | None:
-        """What was seen, for a record."""
+        """Return the memory for a record, None without a metered update."""
         if self.parts is None or self.first_step is None or self.last_step is None:
             return None
         return TrainMemory(
@@ -79,7 +79,7 @@ class MemoryWindow:
 
 @dataclass
 class TrainResult:
-    """The course of a training; it is filled while it goes on, so a broken run leaves what it had."""
+    """The course of a training, filled as it goes on, so that a failed run keeps what it measured."""
 
     loss: list[float] = field(default_factory=list)
     lr: list[float] = field(default_factory=list)
@@ -97,8 +97,8 @@ class TrainResult:
 class Trainer:
     """Trains a prepared model; `batches` yields (batch, seq_len) int64 arrays on the host.
 
-    With `padded` they hold `rows.PAD` where there is padding, and the loss of an update is the mean over all
-    tokens that its micro-batches predict.
+    With `padded` they contain `padding.PAD`, and the loss of an update is the mean over all tokens that its
+    micro-batches predict.
     """
 
     def __init__(
@@ -120,10 +120,10 @@ class Trainer:
         self.result = TrainResult()
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
-        self._refresh_announced = False
+        self._refresh_next = False
 
     def run(self, progress: Progress) -> TrainResult:
-        """Do all updates; DivergedError when the loss is no longer finite."""
+        """Do all updates; raises DivergedError when the loss is no longer finite."""
         self.model.train()
         every = max(1, self.config.steps // REPORTS)
         for step in range(self.config.steps):
@@ -131,7 +131,7 @@ class Trainer:
             self.result.lr.append(lr)
             self.stepper.set_lr(lr)
             if step + 1 in self.config.refresh_at:
-                self._ask_for_refresh()
+                self._request_refresh()
             if step >= WARMUP_STEPS + METERED_STEPS:
                 self.turn.wait()
             if self._metered(step):
@@ -145,30 +145,30 @@ class Trainer:
         return self.result
 
     def measure_memory(self, steps: int, warm: bool = False) -> TrainResult:
-        """Warm up with one update, unless that was done, and watch the others, without clock or values.
+        """Do some updates under the meter, without clock or losses; the first warms up unless `warm`.
 
-        The last holds a refresh, where the stepper can be asked for one.
+        The last one refreshes if the stepper has refreshes.
         """
         self.model.train()
         for step in range(steps):
             self.stepper.set_lr(lr_at(step, self.config))
             if step + 1 == steps:
-                self._ask_for_refresh()
+                self._request_refresh()
             self._note(step, self._metered_update(step) if step or warm else self._update())
-            self._losses, self._norms = [], []  # nobody reads them
+            self._losses, self._norms = [], []  # not read
         return self.result
 
-    def _ask_for_refresh(self) -> None:
-        """Let the coming update hold a refresh out of turn; a stepper without refreshes has nothing to do."""
+    def _request_refresh(self) -> None:
+        """Make the coming update refresh; does nothing for a stepper without refreshes."""
         ask = getattr(self.stepper, "refresh_soon", None)
         if ask is not None:
             ask()
 
     def _metered(self, step: int) -> bool:
-        """Whether the meter watches an update: the first after warm-up, and the first refresh after those."""
+        """Return whether to meter an update: the first after warm-up, and the first refresh after those."""
         if step < WARMUP_STEPS + METERED_STEPS:
             return step >= WARMUP_STEPS
-        expected = self._refresh_announced or (self.period is not None and step % self.period == 0)
+        expected = self._refresh_next or (self.period is not None and step % self.period == 0)
         expected = expected or step + 1 in self.config.refresh_at
         return expected and not self.result.memory.refreshes
 
@@ -202,7 +202,7 @@ class Trainer:
         return info
 
     def _loss(self, ids: Tensor, predicted: int | None) -> Tensor:
-        """The part of an update's loss that a micro-batch gives; equal parts where nothing is padded."""
+        """Return the share of a micro-batch in the loss of an update; equal shares without padding."""
         if predicted is None:
             loss: Tensor = self.model(input_ids=ids, labels=ids).loss
             return loss * (1 / self.config.grad_accum)
@@ -211,7 +211,7 @@ class Trainer:
         return padded
 
     def _ahead(self) -> tuple[Iterator[np.ndarray], int]:
-        """The batches of an update and how many tokens they predict: all but padding and each row's first."""
+        """Return the batches of an update and the tokens predicted: no padding, no first token of a row."""
         drawn = [next(self.batches) for _ in range(self.config.grad_accum)]
         self.result.real_tokens.append(sum(int((batch != padding.PAD).sum()) for batch in drawn))
         return iter(drawn), max(1, sum(int((batch[:, 1:] != padding.PAD).sum()) for batch in drawn))
@@ -227,10 +227,10 @@ class Trainer:
             result.refreshes = (result.refreshes or 0) + info.refreshes
         if info.skipped is not None:
             result.skipped = (result.skipped or 0) + info.skipped
-        self._refresh_announced = info.refresh_next
+        self._refresh_next = info.refresh_next
 
     def _report(self, step: int, progress: Progress) -> None:
-        """Read what has gathered on the device in one go, and stop a training that has diverged."""
+        """Read the losses since the last report from the device; raise DivergedError if not finite."""
         new = torch.stack(self._losses).double().tolist()
         self.result.loss += new
         if self._norms:

@@ -234,7 +234,7 @@ class Writer:
         self.record = record
         self.record.time = Time()
 
-    def tell(self, **event: object) -> None:
+    def notify(self, **event: object) -> None:
         pass
 
 

@@ -62,7 +62,7 @@ def test_a_name_that_is_no_device_is_refused_with_the_names_that_are(name: str) 
 
 @pytest.mark.parametrize("name", ["meta", "mps", "xla"])
 def test_a_device_without_rulers_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"device '{name}' is not measured by this harness"):
+    with pytest.raises(UserError, match=f"device '{name}' cannot be measured"):
         checks.device(name)
 
 

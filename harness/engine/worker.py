@@ -17,6 +17,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,46 +117,40 @@ def _die_with_the_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _simulate_all() -> int:
-    """Answer the request on the first line of standard input; exit when standard input closes."""
-    request = json.loads(sys.stdin.readline())
-    _die_with_the_parent()
-    answers = take_stdout()
+def simulate(request: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> None:
+    """Answer the items of a request for forecasts, each sent as soon as it is known."""
     _go_offline_where_nothing_is_remote(
         *(validate(Run, item["run"], where="run") for item in request["items"])
     )
     from harness.engine.forecast.server import answer_all
+
+    answer_all(request, send)
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out `resolve` or `simulate` with a request, one line on standard input, or `run JOB`."""
+    if len(arguments) == 2 and arguments[0] == "run":
+        _die_with_the_parent()
+        return run_job(Path(arguments[1]))
+    if arguments not in (["resolve"], ["simulate"]):
+        raise SystemExit("usage: python -m harness.engine.worker resolve | simulate | run JOB.json")
+    request = json.loads(sys.stdin.readline())
+    answers = take_stdout()
 
     def send(event: dict[str, Any]) -> None:
         answers.write(json.dumps(event) + "\n")
         answers.flush()
 
     try:
-        answer_all(request, send)
+        if arguments == ["resolve"]:
+            send(resolve(request))
+        else:
+            _die_with_the_parent()
+            simulate(request, send)
     except UserError as error:
         send({"error": str(error)})
         return EXIT_BAD_INPUT
     return 0
-
-
-def main(arguments: list[str]) -> int:
-    """Carry out `resolve` or `simulate` with a request on standard input, or `run JOB`."""
-    if arguments == ["resolve"]:
-        request = json.load(sys.stdin)
-        answers = take_stdout()
-        try:
-            answer, code = resolve(request), 0
-        except UserError as error:
-            answer, code = {"error": str(error)}, EXIT_BAD_INPUT
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-        return code
-    if arguments == ["simulate"]:
-        return _simulate_all()
-    if len(arguments) == 2 and arguments[0] == "run":
-        _die_with_the_parent()
-        return run_job(Path(arguments[1]))
-    raise SystemExit("usage: python -m harness.engine.worker resolve | simulate | run JOB.json")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -13,6 +14,8 @@ from harness.engine.models.load import check_model
 from harness.engine.quality import protocols
 from harness.errors import UnsupportedError, UserError
 from harness.method import Caps, Method, build, stack_caps
+
+T = TypeVar("T")
 
 
 def device(name: str) -> torch.device:
@@ -44,36 +47,29 @@ def resolve(runs: Sequence[Run], text: bool = True) -> list[Run]:
 
     Equal inputs are read once. Without `text` no training data is read: memory does not depend on it.
     """
-    done: set[str] = set()
-    return [_resolve(run, done, text) for run in runs]
+    for model in _unique(run.model for run in runs):
+        check_model(model)
+    for data in _unique(run.data for run in runs) if text else ():
+        if isinstance(data, FilesData):
+            documents.documents_of_files(data)
+        if isinstance(data, TaskData):
+            training_texts(data)
+    for evaluate, data in _unique((run.evaluate, run.data) for run in runs):
+        for protocol in evaluate.perplexity:
+            protocols.check(protocol, data)
+    return [_with_options(run) for run in runs]
 
 
-def _resolve(run: Run, done: set[str], text: bool) -> Run:
-    for key, check in (
-        (repr(run.model), lambda: check_model(run.model)),
-        (repr(run.data), lambda: _check_data(run) if text else None),
-        (repr((run.evaluate, run.data)), lambda: _check_evaluation(run)),
-    ):
-        if key not in done:
-            check()
-            done.add(key)
+def _unique(values: Iterable[T]) -> Iterable[T]:
+    return {repr(value): value for value in values}.values()
+
+
+def _with_options(run: Run) -> Run:
     choices = tuple(
         MethodChoice(name=choice.name, options=method.config.model_dump(mode="json"))
         for choice, method in zip(run.method, stack(run), strict=True)
     )
     return run.model_copy(update={"method": choices, "label": run.name})
-
-
-def _check_data(run: Run) -> None:
-    if isinstance(run.data, FilesData):
-        documents.documents_of_files(run.data)
-    if isinstance(run.data, TaskData):
-        training_texts(run.data)
-
-
-def _check_evaluation(run: Run) -> None:
-    for protocol in run.evaluate.perplexity:
-        protocols.check(protocol, run.data)
 
 
 def supported(run: Run, methods: Sequence[Method]) -> Caps:

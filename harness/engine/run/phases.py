@@ -41,7 +41,8 @@ class RunInProgress:
     caps: Caps
 
     def __init__(self, job: Job, writer: RecordWriter) -> None:
-        self.job, self.run, self.writer, self.record = job, job.run, writer, writer.record
+        self.job, self.run = job, job.run
+        self.writer, self.record, self.time = writer, writer.record, writer.time
 
     def carry_out(self) -> None:
         """Load, prepare, train, evaluate and export, as far as the run is configured to."""
@@ -65,8 +66,9 @@ class RunInProgress:
         run = self.run
         self.device = checks.device(self.job.device)
         self.meter = meter_for(self.device)
-        self.record.environment = environment.describe(self.device)
-        self.record.memory = Memory(meter=self.meter.name, cap_bytes=environment.cap(self.device))
+        self.environment = self.record.environment = environment.describe(self.device)
+        cap_bytes = environment.cap(self.device)
+        self.memory = self.record.memory = Memory(meter=self.meter.name, cap_bytes=cap_bytes)
         self.methods, self.caps = load_stack(run)
         torch.manual_seed(run.seed)
         with self.meter.window() as window:
@@ -176,8 +178,6 @@ class RunInProgress:
 
     def _note_training(self, trained: TrainResult) -> None:
         window = trained.memory
-        assert self.record.time is not None
-        assert self.record.memory is not None
         per_step = self._tokens_per_step()
         self.record.training = Training(
             steps=len(trained.loss),
@@ -190,28 +190,25 @@ class RunInProgress:
             skipped_gradients=trained.skipped,
             rank_moves=[RankMove(step=step, ranks=ranks) for step, ranks in trained.rank_moves],
         )
-        self.record.time.step_s, self.record.time.refresh_step = trained.step_s, trained.refresh_step
-        self.record.time.tokens_per_step = per_step
-        self.record.time.tokens_per_s = self._speed(trained).get("tokens_per_s")
-        self.record.memory.reserved_bytes = components.reserved_bytes(self.device)
-        self.record.memory.host_rss_bytes = components.host_rss_bytes()
+        self.time.step_s, self.time.refresh_step = trained.step_s, trained.refresh_step
+        self.time.tokens_per_step = per_step
+        self.time.tokens_per_s = self._speed(trained).get("tokens_per_s")
+        self.memory.reserved_bytes = components.reserved_bytes(self.device)
+        self.memory.host_rss_bytes = components.host_rss_bytes()
         if self.record.parameters is not None:
             self.record.parameters.ranks |= trained.ranks
             for chosen in list(self.record.parameters.chosen_ranks.values())[-1:]:
                 chosen |= {name: rank for name, rank in trained.ranks.items() if name in chosen}
-        self.record.memory.train = window.summary()
-        if self.record.memory.train is not None:
+        self.memory.train = window.summary()
+        if self.memory.train is not None:
             self._peak("train", window.peak_bytes)
 
     def _note_device(self, turn: Turn) -> None:
         """Record what depends on the device: requested bytes, utilisation, and whether runs interleaved."""
-        assert self.record.time is not None
-        assert self.record.memory is not None
-        assert self.record.environment is not None
-        self.record.memory.requested_bytes = components.requested_bytes(self.device)
-        peak = speeds.peak_flops(self.record.environment.device, self.run.train.dtype)
-        self.record.time.mfu = speeds.utilisation(self.record.time.tokens_per_s, self.flops_per_token, peak)
-        self.record.environment.flags |= turn.flags
+        self.memory.requested_bytes = components.requested_bytes(self.device)
+        peak = speeds.peak_flops(self.environment.device, self.run.train.dtype)
+        self.time.mfu = speeds.utilisation(self.time.tokens_per_s, self.flops_per_token, peak)
+        self.environment.flags |= turn.flags
 
     def _tokens_per_step(self) -> int:
         return self.run.train.batch * self.run.train.grad_accum * self.run.data.seq_len
@@ -224,8 +221,7 @@ class RunInProgress:
         return {} if speed is None else {"tokens_per_s": speed}
 
     def _peak(self, phase: Phase, peak_bytes: int) -> None:
-        assert self.record.memory is not None
-        peaks = self.record.memory.phase_peak_allocated_bytes
+        peaks = self.memory.phase_peak_allocated_bytes
         peaks[phase] = max(peaks.get(phase, 0), peak_bytes)
 
     def _warn_beyond_context(self, protocol: str, longest: int) -> None:

@@ -20,7 +20,7 @@ class RecordWriter:
     def __init__(self, job: Job, started: float) -> None:
         self.path, self.events, self.started = job.record, take_stdout(), started
         self.record = job.blank()
-        self.record.time = Time()
+        self.time = self.record.time = Time()
         write(self.record, self.path)
 
     @contextmanager
@@ -29,15 +29,14 @@ class RecordWriter:
 
         A phase begins where the last one ended, so that phases add up to the wall time.
         """
-        assert self.record.time is not None
-        begun = self.started + sum(self.record.time.phase_s.values())
+        begun = self.started + sum(self.time.phase_s.values())
         self.record.outcome.phase = name
         self.notify(phase=name)
         try:
             yield
         finally:
-            self.record.time.phase_s[name] = time.perf_counter() - begun
-            self.record.time.wall_s = time.perf_counter() - self.started
+            self.time.phase_s[name] = time.perf_counter() - begun
+            self.time.wall_s = time.perf_counter() - self.started
             write(self.record, self.path)
 
     def notify(self, **event: Any) -> None:

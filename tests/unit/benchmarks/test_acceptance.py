@@ -232,7 +232,7 @@ class Writer:
 
     def __init__(self, record: Record) -> None:
         self.record = record
-        self.record.time = Time()
+        self.time = self.record.time = Time()
 
     def notify(self, **event: object) -> None:
         pass

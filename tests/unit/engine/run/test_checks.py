@@ -145,13 +145,13 @@ def test_a_file_that_many_runs_share_is_read_once(tmp_path: Path, monkeypatch: p
     path = tmp_path / "text.txt"
     path.write_text("some text")
     reads: list[Any] = []
-    monkeypatch.setattr(checks.texts, "documents_of_files", reads.append)
+    monkeypatch.setattr(checks.documents, "documents_of_files", reads.append)
     data = {"source": "files", "paths": [str(path)]}
     checks.resolve([run(data=data, seed=seed) for seed in range(5)])
     assert len(reads) == 1
 
 
-# -------------------------------------------------------------------------------------------- exhaustion
+# -------------------------------------------------------------------------------------------- outcomes
 def test_a_real_allocation_that_the_host_cannot_make_is_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)

@@ -1,7 +1,7 @@
-"""Carries out a suite: one process per run, one record per run; running again goes on where it stopped.
+"""Carry out a suite: one process and one record per run; running it again continues where it stopped.
 
-The parent never imports torch: it stays small, starts at once and survives whatever a run does. What
-a run does is in `worker.py`; how its process is followed and killed is in `process.py`.
+The parent never imports torch: it stays small, starts at once and survives whatever a run does. The run
+itself is in `worker.py`; `process/` follows its process and kills it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ WORKER = (sys.executable, "-m", "harness.engine.worker")
 
 @dataclass(frozen=True)
 class Settings:
-    """Where results go and how far a sweep may go.
+    """Where results go and the limits of a sweep.
 
-    `deadline_s` is per run, `budget_s` for the whole sweep, `grace_s` what a worker gets between
-    SIGTERM and SIGKILL. `retry` does again what is finished and not ok, `force` starts also what cannot fit
-    the device. `command` starts a worker.
+    `deadline_s` is per run, `budget_s` for the whole sweep, `grace_s` the time between SIGTERM and SIGKILL.
+    `retry` repeats failed runs, `force` starts runs even if predicted not to fit the device. `command` starts
+    a worker.
     """
 
     results: Path
@@ -54,9 +54,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs with complete method options, and the device and machine that they are for.
+    """Runs with complete method options, and their device and machine.
 
-    `device_bytes` is all the memory that the device has, None where that is not known.
+    `device_bytes` is the total memory of the device, None if unknown.
     """
 
     runs: tuple[Run, ...]
@@ -67,10 +67,10 @@ class Plan:
 
 @dataclass
 class Sweep:
-    """What a sweep came to: all finished records by run id, what was done just now, and what is left.
+    """The result of a sweep: finished records by run id, the ids of new ones, and the runs without one.
 
-    `left` did not fit into the budget; `refused` says for each run whose input was bad, or that cannot
-    fit its device, what to do.
+    `left` did not fit into the budget; `refused` tells by run id what to do about bad input or about a run
+    that cannot fit its device.
     """
 
     folder: Path
@@ -81,28 +81,28 @@ class Sweep:
 
 
 class Estimates:
-    """How long a run may take in seconds, by what equal or similar runs took that ended well."""
+    """Estimates of the seconds of a run, from equal or similar runs with status `ok`."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, list[float]] = {}
 
     def add(self, record: Record, seconds: float | None) -> None:
-        """Learn from a run; one that failed early says nothing about the next."""
+        """Add a run; failed runs are ignored, since they may have ended early."""
         if seconds is not None and record.outcome.status == "ok":
             self._seconds.setdefault(record.config_id, []).append(seconds)
 
     def known(self, run: Run) -> float | None:
-        """The longest of the same config, else None."""
+        """Return the longest time of the same config, else None."""
         return max(self._seconds.get(run.config_id, ()), default=None)
 
     def of(self, run: Run) -> float | None:
-        """The longest of the same config, else the mean of all, else None."""
+        """Return the longest time of the same config, else the mean of all runs, else None."""
         if (known := self.known(run)) is not None:
             return known
         return fmean(s for times in self._seconds.values() for s in times) if self._seconds else None
 
     def total(self, runs: Sequence[Run]) -> float | None:
-        """The sum over runs, or None while one is unknown."""
+        """Return the sum over runs, None if one is unknown."""
         known = [seconds for seconds in map(self.of, runs) if seconds is not None]
         return sum(known) if len(known) == len(runs) else None
 
@@ -110,7 +110,10 @@ class Estimates:
 def resolve(
     runs: Sequence[Run], device: str = "auto", command: Sequence[str] = WORKER, text: bool = True
 ) -> Plan:
-    """Complete all runs and choose the device, in a worker; UserError for what it refuses, text included."""
+    """Complete all runs and choose the device, in a worker; UserError for what it refuses.
+
+    Without `text` the worker does not read training data.
+    """
     request = {"runs": [run.model_dump(mode="json") for run in runs], "device": device, "text": text}
     answer = subprocess.run([*command, "resolve"], input=json.dumps(request).encode(), capture_output=True)
     try:
@@ -120,17 +123,17 @@ def resolve(
         resolved = tuple(Run.model_validate(value) for value in content["runs"])
         return Plan(resolved, content["device"], content["machine"], content.get("device_bytes"))
     except (IndexError, KeyError, TypeError, ValueError) as error:
-        said = answer.stderr.decode(errors="replace").strip().splitlines()
-        last = said[-1] if said else f"exit code {answer.returncode} and no message"
+        lines = answer.stderr.decode(errors="replace").strip().splitlines()
+        last = lines[-1] if lines else f"exit code {answer.returncode} and no message"
         raise UserError(f"the worker could not read the runs: {last}") from error
 
 
 def sweep(suite: Suite, settings: Settings, display: Display, rerun: Callable[[Run], str]) -> Sweep:
     """Carry out all runs of a suite that have no finished record; failures are records, not exceptions.
 
-    `rerun` gives the command that repeats one run. Raises UserError before anything starts when an
-    option is wrong or a file in the way is no record of ours; KeyboardInterrupt after the worker is
-    gone, with a record that says so.
+    `rerun` returns the command that repeats one run. Raises UserError before anything starts if an option is
+    wrong or a file in the result folder is not a record of this suite; KeyboardInterrupt after the worker is
+    stopped and its record written.
     """
     plan = resolve(suite.runs, settings.device, settings.command)
     folder = _result_folder(settings, plan.machine, suite.name)
@@ -138,7 +141,7 @@ def sweep(suite: Suite, settings: Settings, display: Display, rerun: Callable[[R
     unique: dict[str, Run] = {}
     for run in plan.runs:
         unique.setdefault(run.run_id, run)  # two spellings of one config are one run
-    # Repeats are outermost, so that a machine that drifts meets all rows alike: A B C A B C.
+    # Repeats are outermost, so that drift of the machine affects all rows alike: A B C A B C.
     runs = sorted(unique.values(), key=lambda run: run.repeat)
     jobs = [Job(run, suite.name, folder / run.run_id, plan.device, cache, rerun(run)) for run in runs]
     with display, device_lock(plan.device, settings.cache, display):
@@ -154,7 +157,7 @@ def _carry_out_all(
     result = Sweep(folder, _finished(jobs, found, settings.retry, display))
     todo = [job for job in jobs if job.run.run_id not in result.records]
     if device_bytes is not None and not settings.force:
-        # What ran here to a good end fits, whatever its seed.
+        # A config that has run here fits, whatever its seed.
         unsure = [job.run for job in todo if estimates.known(job.run) is None]
         result.refused = refusals(
             unsure, jobs[0].device, device_bytes, settings.cache, settings.command, display.note
@@ -188,7 +191,7 @@ def _carry_out_all(
 
 
 def labelled(runs: Sequence[Run], found: Mapping[str, Record]) -> dict[str, Record]:
-    """The records of these runs, in order, under today's labels: a label is no part of an identity."""
+    """Return the records of these runs, in order, under their current labels: an id contains no label."""
     return {
         run.run_id: found[run.run_id].model_copy(update={"label": run.name})
         for run in runs
@@ -196,7 +199,7 @@ def labelled(runs: Sequence[Run], found: Mapping[str, Record]) -> dict[str, Reco
     }
 
 
-# ------------------------------------------------------------------------------- what is there already
+# ------------------------------------------------------------------------------- existing results
 def _result_folder(settings: Settings, machine: str, suite: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", suite):
         raise UserError(f"suite name {suite!r} names a folder: use letters, digits, '.', '_' and '-'")
@@ -210,7 +213,7 @@ def _result_folder(settings: Settings, machine: str, suite: str) -> Path:
 
 
 def survey(runs: Sequence[Run], folder: Path, estimates: Estimates) -> dict[str, Record]:
-    """Read all of a suite's folder and return the records of the runs; UserError for what is not ours."""
+    """Read a suite's folder and return the records of the runs; UserError for a file of another suite."""
     found = {record.run_id: record for record in records.read_all(folder)}
     for record in found.values():
         if record.finished and record.time:
@@ -230,7 +233,7 @@ def _finished(
 
 @contextmanager
 def device_lock(device: str, cache: Path, display: Display) -> Iterator[None]:
-    """Hold the device alone, for two runs at once would measure each other; the lock dies with its holder."""
+    """Hold the device exclusively, so that runs do not disturb each other; the lock dies with its holder."""
     name = "cuda:0" if device == "cuda" else device
     lock = FileLock(cache / f"device-{name.replace(':', '-')}.lock")
     try:

@@ -1,6 +1,7 @@
-"""What a run ran on, so that only like is compared with like; nothing that names a person or a place.
+"""Describe the environment of a run, so that only like is compared with like.
 
-No host name, user name or path, and of the environment variables only those of `VARIABLES`.
+Nothing identifies a person or a place: no host name, user name or path, and of the environment variables only
+those of `VARIABLES`.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ PACKAGES = (
     "safetensors",
     "numpy",
 )
-#: How many GiB a run may take on its GPU, as if the device were smaller.
+#: The variable that limits the GiB of a run on its GPU, as if the device were smaller.
 CAP = "LOREBENCH_CUDA_GIB"
-#: What decides a result; a change elsewhere (pages, results, tests) does not make a run differ.
+#: The folders whose code decides a result; a change elsewhere (pages, results, tests) does not.
 CODE = ("harness", "methods", "benchmarks")
 Flag = str | bool | int
 ROOT = Path(harness.__file__).resolve().parent.parent
 
 
 def describe(device: torch.device | str) -> Environment:
-    """Describe machine, versions and settings for a device; what cannot be found out is absent."""
+    """Describe machine, versions and settings for a device; unknown fields are absent."""
     device = torch.device(device)
     cpu = cpu_model()
     commit, changes = git_state(ROOT)
@@ -58,28 +59,28 @@ def describe(device: torch.device | str) -> Environment:
 
 
 def cap(device: torch.device) -> int | None:
-    """Hold this process under the GiB of `CAP` on a GPU; the bytes, or None where no cap is asked for.
+    """Limit this process to the GiB of `CAP` on a GPU and return the bytes; None without the variable.
 
-    What is held down is what PyTorch's allocator reserves: the device context comes on top.
+    The limit holds for what PyTorch's allocator reserves; the device context comes on top.
     """
-    asked = os.environ.get(CAP)
-    if asked is None:
+    given = os.environ.get(CAP)
+    if given is None:
         return None
     if device.type != "cuda":
-        raise UserError(f"{CAP} is set, but holds down a GPU alone; unset it, or use --device cuda")
+        raise UserError(f"{CAP} is set, but limits a GPU alone; unset it, or use --device cuda")
     total = torch.cuda.get_device_properties(device).total_memory
     try:
-        size = round(float(asked) * 2**30)
+        size = round(float(given) * 2**30)
     except (ValueError, OverflowError):
         size = 0
     if not 0 < size <= total:
-        raise UserError(f"{CAP}={asked!r}: give GiB above 0, at most the {total / 2**30:.1f} of the device")
+        raise UserError(f"{CAP}={given!r}: give GiB above 0, at most the {total / 2**30:.1f} of the device")
     torch.cuda.set_per_process_memory_fraction(size / total, device)
     return size
 
 
 def machine_slug(device: torch.device | str) -> str:
-    """A folder name for machines whose times compare: `cpu-2t` (threads), `nvidia-h200`."""
+    """Return a folder name for machines with comparable times: `cpu-2t` (threads), `nvidia-h200`."""
     device = torch.device(device)
     if device.type == "cuda":
         return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
@@ -87,14 +88,14 @@ def machine_slug(device: torch.device | str) -> str:
 
 
 def system() -> str:
-    """Operating system, kernel version and architecture."""
-    # A kernel's release may go on with names that its builder gave it; the numbers say enough.
+    """Return operating system, kernel version and architecture."""
+    # A kernel's release may continue with names given by its builder; the numbers are enough.
     numbers = re.match(r"[\d.]*", platform.release())
     return f"{platform.system()} {numbers[0] if numbers else ''} {platform.machine()}"
 
 
 def cpu_model() -> str:
-    """The processor's name as the kernel gives it, else the architecture."""
+    """Return the name of the processor from the kernel, else the architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -104,7 +105,7 @@ def cpu_model() -> str:
 
 
 def packages() -> dict[str, str]:
-    """Versions of the packages that decide a result, as far as they are installed."""
+    """Return the versions of installed packages that decide a result."""
     found = {"lorebench": harness.__version__}
     for name in PACKAGES:
         try:
@@ -116,14 +117,14 @@ def packages() -> dict[str, str]:
 
 
 def driver() -> str:
-    """The NVIDIA driver, where the kernel tells, and the CUDA runtime that torch was built with."""
+    """Return the NVIDIA driver, if the kernel names it, and the CUDA runtime that torch was built with."""
     module = Path("/sys/module/nvidia/version")
     version = module.read_text().strip() if module.exists() else "unknown"
     return f"driver {version}, CUDA {torch.version.cuda}"
 
 
 def flags() -> dict[str, Flag]:
-    """Settings that change speed or the last bits of a result; what torch cannot say reads `mixed`."""
+    """Return settings that change speed or the last bits of a result; `mixed` if torch cannot tell."""
     settings: dict[str, Callable[[], Flag]] = {
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled,
         "float32_matmul_precision": torch.get_float32_matmul_precision,

@@ -145,7 +145,7 @@ class ForecastClient:
             for key, request in share.items()
         ]
         assert worker.process.stdin is not None
-        with suppress(BrokenPipeError):  # a worker that is gone says why by its exit
+        with suppress(BrokenPipeError):  # the exit of a dead worker tells why
             worker.process.stdin.write(json.dumps({"ranks": self.ranks, "items": items}).encode() + b"\n")
             worker.process.stdin.flush()
 

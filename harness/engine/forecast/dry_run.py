@@ -88,7 +88,7 @@ class DryRun:
         self.attribution.follow(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         hooks = [parameter.register_post_accumulate_grad_hook(self._name_gradient) for parameter in trained]
-        trainer.stepper = Watched(trainer.stepper, model, self)
+        trainer.stepper = LabellingStepper(trainer.stepper, model, self)
         _first_update(trained, trainer.stepper)
         before = len(self.meter.moments)
         seen = trainer.measure_memory(1, warm=True).memory
@@ -128,7 +128,7 @@ class DryRun:
             self.meter.label([parameter.grad], "gradients")
 
 
-class Watched:
+class LabellingStepper:
     """A stepper that marks its work outside of the backward pass and labels the tensors that outlive it."""
 
     def __init__(self, stepper: Stepper, model: nn.Module, dry_run: DryRun) -> None:

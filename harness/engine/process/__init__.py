@@ -1,1 +1,1 @@
-"""The parent's side of one run: its job file, its process, its progress."""
+"""Carry out one run from the parent process: its job file, its process, its progress."""

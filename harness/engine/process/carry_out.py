@@ -76,7 +76,7 @@ def _final(job: Job) -> Record | None:
 
 
 def _refused(job: Job, worker: Worker) -> Record | None:
-    """Return the unfinished record of a run with bad input; its message says what to do."""
+    """Return the unfinished record of a run with bad input; its message tells what to do."""
     if worker.process.returncode != EXIT_BAD_INPUT:
         return None
     with suppress(UserError):

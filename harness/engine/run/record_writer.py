@@ -15,7 +15,7 @@ from harness.record import Outcome, Phase, Time, write
 
 
 class RecordWriter:
-    """Keeps the record of a run on disk up to date and reports progress to the parent."""
+    """Updates the record of a run on disk and reports progress to the parent."""
 
     def __init__(self, job: Job, started: float) -> None:
         self.path, self.events, self.started = job.record, take_stdout(), started

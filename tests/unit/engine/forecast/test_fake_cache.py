@@ -125,7 +125,7 @@ def test_what_follows_from_values_is_never_remembered() -> None:
 
 TWICE = """
 from harness.config import Run
-from harness.engine.simulate import simulate
+from harness.engine.forecast.dry_run import simulate
 
 run = Run(
     model={"source": "shape", "name": "nano"},

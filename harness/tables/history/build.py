@@ -14,12 +14,12 @@ from harness.errors import UserError, nearest
 from harness.tables.format import bytes_text, plain
 from harness.tables.history import exact_steps, machine_noise, noisy_steps
 from harness.tables.history.commits import place
-from harness.tables.history.exact_steps import Moved
+from harness.tables.history.exact_steps import LevelChange
 from harness.tables.history.loading import Collection, Found, collect
 from harness.tables.history.quantities import values
-from harness.tables.history.segments import Stretch, breaks, fields, join, names
+from harness.tables.history.segments import Segment, breaks, fields, join, names
 from harness.tables.history.selection import Selection
-from harness.tables.history.series import KINDS, Break, Commit, History, Series, Step
+from harness.tables.history.series import KINDS, Break, ChangePoint, Commit, History, Series
 
 #: The repository that this code is in orders commits that no nearer one knows.
 HERE = Path(__file__).resolve().parent
@@ -66,27 +66,27 @@ def build(
     if not joined:
         known = sorted({quantity.name for each, _ in kept for quantity in values(each.record)})
         raise UserError(f"--only {' '.join(only)}: {nearest(selection.quantity, known)}")
-    stretches = [one for one in joined if one.runs]
-    if not stretches:
+    segments = [one for one in joined if one.runs]
+    if not segments:
         raise UserError(f"--only {' '.join(only)}: no run has a finite value of it; leave the condition away")
     rank = _ranks(labels, found, rows)
-    stretches.sort(key=lambda one: (rank[one.config_id], KINDS.index(one.quantity.kind)))
+    segments.sort(key=lambda one: (rank[one.config_id], KINDS.index(one.quantity.kind)))
     control = _joined(controls, rows)
-    series = {id(one): _series(one, collection.suite, commits, control, baseline) for one in stretches}
+    series = {id(one): _series(one, collection.suite, commits, control, baseline) for one in segments}
     used = [each for each, _ in kept]
     return History(
         suite=collection.suite,
         baseline=baseline,
         commits=commits,
         series=tuple(series.values()),
-        breaks=tuple(_breaks(stretches, series)),
+        breaks=tuple(_breaks(segments, series)),
         runs=len(used),
         set_aside=tuple(collection.set_aside),
         notes=(*_lost(joined, commits), *_notes(collection, used, commits)),
     )
 
 
-def _joined(pairs: Sequence[tuple[Found, int]], rows: dict[str, str]) -> list[Stretch]:
+def _joined(pairs: Sequence[tuple[Found, int]], rows: dict[str, str]) -> list[Segment]:
     return join([found for found, _ in pairs], [order for _, order in pairs], rows)
 
 
@@ -98,69 +98,73 @@ def _ranks(labels: Sequence[str], found: Sequence[Found], rows: dict[str, str]) 
 
 
 def _series(
-    stretch: Stretch, suite: str, commits: Sequence[Commit], controls: Sequence[Stretch], baseline: str | None
+    segment: Segment, suite: str, commits: Sequence[Commit], controls: Sequence[Segment], baseline: str | None
 ) -> Series:
-    quantity = stretch.quantity
+    quantity = segment.quantity
     tested, remarks = True, tuple[str, ...]()
     if quantity.kind == "memory":
-        moved: Sequence[Moved] = exact_steps.memory(stretch.runs, quantity)
+        moved: Sequence[LevelChange] = exact_steps.memory(segment.runs, quantity)
         if not quantity.part:
-            remarks = exact_steps.disagreements(stretch.runs, bytes_text, lambda order: commits[order].name)
+            remarks = exact_steps.disagreements(segment.runs, bytes_text, lambda order: commits[order].name)
     elif quantity.kind == "status":
-        moved = exact_steps.status(stretch.runs)
+        moved = exact_steps.status(segment.runs)
     else:
-        searched = noisy_steps.search(stretch.runs, quantity)
-        moved, tested, remarks = searched.steps, searched.tested, searched.remarks
+        searched = noisy_steps.search(segment.runs, quantity)
+        moved, tested, remarks = searched.changes, searched.tested, searched.remarks
         if quantity.kind == "perplexity":
-            moved = sorted((*moved, *exact_steps.lost(stretch.runs, stretch.lost, quantity)), key=_place)
-    points = tuple(run.point for run in stretch.runs)
+            moved = sorted((*moved, *exact_steps.lost(segment.runs, segment.lost, quantity)), key=_place)
+    points = tuple(run.point for run in segment.runs)
     text = "\0".join(
-        (suite, stretch.row, quantity.key, stretch.config_id, points[0].run_id, str(points[0].when))
+        (suite, segment.row, quantity.key, segment.config_id, points[0].run_id, str(points[0].when))
     )
     name = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:10]
-    steps = tuple(_steps(name, stretch, moved, controls, baseline))
+    changes = tuple(_changes(name, segment, moved, controls, baseline))
     return Series(
         name,
         plain(suite),
-        stretch.row,
+        segment.row,
         quantity,
-        stretch.config_id,
-        stretch.known,
+        segment.config_id,
+        segment.known,
         points,
-        steps,
+        changes,
         tested,
         remarks,
-        tuple(run.point for run in stretch.lost),
+        tuple(run.point for run in segment.lost),
     )
 
 
-def _place(moved: Moved) -> tuple[int, int]:
+def _place(moved: LevelChange) -> tuple[int, int]:
     return moved.second, moved.first
 
 
-def _steps(
-    series: str, stretch: Stretch, moved: Sequence[Moved], controls: Sequence[Stretch], baseline: str | None
-) -> Iterable[Step]:
+def _changes(
+    series: str,
+    segment: Segment,
+    moved: Sequence[LevelChange],
+    controls: Sequence[Segment],
+    baseline: str | None,
+) -> Iterable[ChangePoint]:
     for number, each in enumerate(moved):
         remark, doubtful = each.remark, False
-        if stretch.quantity.kind == "time":
-            said = machine_noise.judge(moved, number, stretch, controls, baseline)
+        if segment.quantity.kind == "time":
+            said = machine_noise.judge(moved, number, segment, controls, baseline)
             remark, doubtful = said.text, said.doubtful
         levels = each.before, each.after, each.p_value, each.cause, remark, doubtful
-        yield Step(series, stretch.row, stretch.quantity, each.first, each.second, *levels)
+        yield ChangePoint(series, segment.row, segment.quantity, each.first, each.second, *levels)
 
 
-def _breaks(stretches: Sequence[Stretch], series: dict[int, Series]) -> Iterable[Break]:
-    for before, after, beside in breaks(stretches):
+def _breaks(segments: Sequence[Segment], series: dict[int, Series]) -> Iterable[Break]:
+    for before, after, beside in breaks(segments):
         ends = series[id(before)], series[id(after)]
         ids = ends[0].id, ends[1].id
         yield Break(after.row, after.quantity, ends[1].first, *ids, fields(before, after), beside)
 
 
-def _lost(stretches: Sequence[Stretch], commits: Sequence[Commit]) -> Iterable[str]:
+def _lost(segments: Sequence[Segment], commits: Sequence[Commit]) -> Iterable[str]:
     """A line for each row and quantity with values that can be neither drawn nor tested."""
     found: dict[tuple[str, str], dict[str, None]] = {}
-    for one in stretches:
+    for one in segments:
         for run in one.lost:
             said = f"{run.value:g} at {commits[run.order].name}"
             found.setdefault((one.row, one.quantity.name), {})[said] = None

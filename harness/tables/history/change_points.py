@@ -48,26 +48,26 @@ def change_points(
 
     `places` never falls. Values of one block (a seed) are exchanged among themselves only, so that what makes
     a block high at every place is no change; without blocks all are exchanged. The best split over all
-    stretches is tested until one is not significant at 5 %, so that a series without changes has any with
+    segments is tested until one is not significant at 5 %, so that a series without changes has any with
     that probability.
     """
     found: list[Change] = []
     blocks = [0] * len(values) if blocks is None else blocks
     series = _Values(np.asarray(values, dtype=np.float64), np.asarray(places), np.asarray(blocks))
-    stretches = [(0, len(values))]
+    segments = [(0, len(values))]
     random = np.random.default_rng(seed)
     while True:
-        best = [series.best(*stretch) for stretch in stretches]
+        best = [series.best(*segment) for segment in segments]
         place = max(range(len(best)), key=lambda index: best[index][0])
         statistic, at = best[place]
         if not statistic > 0:
             break
-        p_value = series.p_value(stretches, statistic, random)
+        p_value = series.p_value(segments, statistic, random)
         if p_value > ALPHA:
             break
         found.append(Change(at, p_value))
-        start, end = stretches[place]
-        stretches[place : place + 1] = [(start, at), (at, end)]
+        start, end = segments[place]
+        segments[place : place + 1] = [(start, at), (at, end)]
     return sorted(found, key=lambda change: change.at)
 
 
@@ -95,7 +95,7 @@ class _Values:
     blocks: NDArray[np.int64]
 
     def best(self, start: int, end: int) -> tuple[float, int]:
-        """The largest divergence of a stretch and the value that it splits in front of."""
+        """The largest divergence of a segment and the value that it splits in front of."""
         cuts = self._cuts(start, end)
         if not len(cuts):
             return 0.0, start
@@ -103,19 +103,19 @@ class _Values:
         return float(statistic[0]), start + int(cuts[cut[0]])
 
     def p_value(
-        self, stretches: Sequence[tuple[int, int]], statistic: float, random: np.random.Generator
+        self, segments: Sequence[tuple[int, int]], statistic: float, random: np.random.Generator
     ) -> float:
         """How often exchanged values diverge as much: (1 + as extreme) / (1 + permutations).
 
         Ends as soon as it is certain that the answer is above the level, and is then a lower bound of it.
         """
         extreme, done = 0, 0
-        largest = max(end - start for start, end in stretches)
+        largest = max(end - start for start, end in segments)
         rows = max(1, min(PERMUTATIONS, 128, CHUNK // largest**2))
         while done < PERMUTATIONS and extreme + 1 <= ALPHA * (PERMUTATIONS + 1):
             count = min(rows, PERMUTATIONS - done)
             highest = np.zeros(count)
-            for start, end in stretches:
+            for start, end in segments:
                 cuts = self._cuts(start, end)
                 if len(cuts):
                     highest = np.maximum(
@@ -126,12 +126,12 @@ class _Values:
         return (1 + extreme) / (1 + PERMUTATIONS)
 
     def _cuts(self, start: int, end: int) -> NDArray[np.int64]:
-        """Where a stretch may be split: at commits, with enough values on both sides."""
+        """Where a segment may be split: at commits, with enough values on both sides."""
         at = np.flatnonzero(np.diff(self.places[start:end])) + 1
         return at[(at >= LEAST_SIDE) & (at <= end - start - LEAST_SIDE)]
 
     def _exchanged(self, start: int, end: int, count: int, random: np.random.Generator) -> Floats:
-        """Permutations of a stretch as (count, values), each within its blocks."""
+        """Permutations of a segment as (count, values), each within its blocks."""
         found = np.repeat(self.values[None, start:end], count, axis=0)
         for block in np.unique(self.blocks[start:end]):
             of_block = np.flatnonzero(self.blocks[start:end] == block)

@@ -19,7 +19,7 @@ CAUSE_LENGTH = 240
 
 
 @dataclass(frozen=True)
-class Moved:
+class LevelChange:
     """A change between two commits: their places, the levels, the p value of a test, and the cause."""
 
     first: int
@@ -39,13 +39,13 @@ def by_commit(runs: Iterable[Run]) -> dict[int, list[Run]]:
     return found
 
 
-def memory(runs: Sequence[Run], quantity: Quantity) -> list[Moved]:
+def memory(runs: Sequence[Run], quantity: Quantity) -> list[LevelChange]:
     """The steps of a peak or of one of its components.
 
     By a meter that counts bytes any change is a step, by an allocator one beyond its allowance. The reference
     is the first commit of a level, so that small changes cannot add up unseen.
     """
-    found: list[Moved] = []
+    found: list[LevelChange] = []
     reference: dict[int, Run] = {}
     last = -1
     for order, here in by_commit(runs).items():
@@ -53,7 +53,7 @@ def memory(runs: Sequence[Run], quantity: Quantity) -> list[Moved]:
         if moved is not None:
             before, after = moved
             cause = "" if quantity.part else _cause(before.record, after.record)
-            found.append(Moved(last, order, before.value, after.value, cause=cause))
+            found.append(LevelChange(last, order, before.value, after.value, cause=cause))
             reference = {}
         elif reference and not {run.record.seed for run in here} & set(reference):
             reference = _unseeded(reference, here, found, last, order, quantity)
@@ -76,7 +76,7 @@ def _largest(reference: dict[int, Run], here: Sequence[Run]) -> tuple[Run, Run] 
 def _unseeded(
     reference: dict[int, Run],
     here: Sequence[Run],
-    found: list[Moved],
+    found: list[LevelChange],
     last: int,
     order: int,
     quantity: Quantity,
@@ -86,7 +86,7 @@ def _unseeded(
     seedless = len({run.value for run in reference.values()}) == len({run.value for run in here}) == 1
     if seedless and _differs(before, after):
         cause = "" if quantity.part else _cause(before.record, after.record)
-        found.append(Moved(last, order, before.value, after.value, cause=cause, remark="other seeds"))
+        found.append(LevelChange(last, order, before.value, after.value, cause=cause, remark="other seeds"))
         return {}
     return reference
 
@@ -105,15 +105,15 @@ def _cause(before: Record, after: Record) -> str:
     return compare_memory.cause(*peaks, *(compare_memory.components(t) for t in trains if t is not None))
 
 
-def status(runs: Sequence[Run]) -> list[Moved]:
+def status(runs: Sequence[Run]) -> list[LevelChange]:
     """Where the share of runs that end well changed, each compared with the last of its seed and repeat."""
     return [
-        Moved(first, after[0].order, _share(before), _share(after), cause=_why(before, after))
+        LevelChange(first, after[0].order, _share(before), _share(after), cause=_why(before, after))
         for first, before, after in turned(runs, lambda run: bool(run.value))
     ]
 
 
-def lost(runs: Sequence[Run], without: Sequence[Run], quantity: Quantity) -> list[Moved]:
+def lost(runs: Sequence[Run], without: Sequence[Run], quantity: Quantity) -> list[LevelChange]:
     """Where runs lose a value that can be used, or have one again; `without` are those that have none."""
 
     def good(run: Run) -> bool:
@@ -128,7 +128,7 @@ def lost(runs: Sequence[Run], without: Sequence[Run], quantity: Quantity) -> lis
         count = sum(not good(run) for run in gone)
         cause = f"{'' if worse else 'was '}no finite value in {count} of {len(gone)} runs"
         sides = (level, none) if worse else (none, level)
-        found.append(Moved(first, after[0].order, *sides, cause=cause))
+        found.append(LevelChange(first, after[0].order, *sides, cause=cause))
     return found
 
 

@@ -58,7 +58,7 @@ def frame(history: History) -> pd.DataFrame:
 
 
 def _lines(history: History, series: Series) -> Iterator[dict[str, Any]]:
-    stepped = {step.second for step in series.steps}
+    stepped = {change.second for change in series.change_points}
     environment = {_environment(key): value or None for key, value in series.environment.items()}
     for point in sorted((*series.points, *series.lost), key=lambda point: point.order):
         commit = history.commits[point.order]

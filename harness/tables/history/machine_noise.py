@@ -14,8 +14,8 @@ from harness.tables.compare.statistics import LEAST_SPEED_CHANGE, took_turns
 from harness.tables.format import plain
 from harness.tables.history.change_points import LEAST_SIDE
 from harness.tables.history.commits import started
-from harness.tables.history.exact_steps import Moved
-from harness.tables.history.segments import Run, Stretch
+from harness.tables.history.exact_steps import LevelChange
+from harness.tables.history.segments import Run, Segment
 
 DOUBT = "may be the machine"
 
@@ -29,20 +29,24 @@ class Remark:
 
 
 def judge(
-    steps: Sequence[Moved], place: int, stretch: Stretch, controls: Sequence[Stretch], label: str | None
+    changes: Sequence[LevelChange],
+    place: int,
+    segment: Segment,
+    controls: Sequence[Segment],
+    label: str | None,
 ) -> Remark:
-    """What speaks for and against one of the steps of a stretch; `label` is the control row's."""
-    step = steps[place]
-    if _alternated(stretch.runs, step):
+    """What speaks for and against one of the steps of a segment; `label` is the control row's."""
+    change = changes[place]
+    if _alternated(segment.runs, change):
         return Remark("runs took turns", doubtful=False)
     if label is None:
         return Remark(f"{DOUBT}: runs did not take turns, and the suite has no control row", doubtful=True)
     label = plain(label, 80)
-    if any(run.record.label == label for run in stretch.runs):
+    if any(run.record.label == label for run in segment.runs):
         return Remark(f"{DOUBT}: this is the control row", doubtful=True)
-    start = steps[place - 1].second if place else stretch.runs[0].order
-    end = steps[place + 1].first if place + 1 < len(steps) else stretch.runs[-1].order
-    sides = _sides(stretch, controls, (start, step.first), (step.second, end))
+    start = changes[place - 1].second if place else segment.runs[0].order
+    end = changes[place + 1].first if place + 1 < len(changes) else segment.runs[-1].order
+    sides = _sides(segment, controls, (start, change.first), (change.second, end))
     if min(map(len, sides)) < LEAST_SIDE:
         return Remark(f"{DOUBT}: too few runs of the control row {label} there", doubtful=True)
     ratio = statistics.median(sides[1]) / statistics.median(sides[0])
@@ -52,15 +56,15 @@ def judge(
     return Remark(f"{moved} there, which is no step", doubtful=False)
 
 
-def _alternated(runs: Sequence[Run], step: Moved) -> bool:
+def _alternated(runs: Sequence[Run], change: LevelChange) -> bool:
     """Whether the runs of the two commits took turns, often enough to tell a machine that changed in between.
 
     Two runs a side in a row are two days as well as two turns: A A B B has no side three times in a row.
     """
     turns = [
-        (started(run.record), run.order == step.second)
+        (started(run.record), run.order == change.second)
         for run in runs
-        if run.order in (step.first, step.second)
+        if run.order in (change.first, change.second)
     ]
     sides = [side for _, side in turns]
     if min(sides.count(True), sides.count(False)) < LEAST_SIDE or any(when is None for when, _ in turns):
@@ -69,11 +73,11 @@ def _alternated(runs: Sequence[Run], step: Moved) -> bool:
 
 
 def _sides(
-    stretch: Stretch, controls: Sequence[Stretch], before: tuple[int, int], after: tuple[int, int]
+    segment: Segment, controls: Sequence[Segment], before: tuple[int, int], after: tuple[int, int]
 ) -> tuple[list[float], list[float]]:
-    """The control's values between the commits of the two sides, in the environment of the stretch."""
+    """The control's values between the commits of the two sides, in the environment of the segment."""
     for control in controls:
-        if control.quantity == stretch.quantity and agree(control.known, stretch.known):
+        if control.quantity == segment.quantity and agree(control.known, segment.known):
             sides = tuple(
                 [run.value for run in control.runs if start <= run.order <= end]
                 for start, end in (before, after)

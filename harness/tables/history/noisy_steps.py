@@ -10,8 +10,8 @@ from itertools import pairwise
 
 from harness.tables.aggregate import binomial_stderr
 from harness.tables.compare.statistics import ALPHA, LEAST_PERPLEXITY_CHANGE, LEAST_SPEED_CHANGE
-from harness.tables.history import change_points as history_steps
-from harness.tables.history.exact_steps import Moved
+from harness.tables.history import change_points
+from harness.tables.history.exact_steps import LevelChange
 from harness.tables.history.quantities import task
 from harness.tables.history.segments import Run
 from harness.tables.history.series import Quantity
@@ -26,7 +26,7 @@ REPEATING = 0.5
 class Searched:
     """The steps of a series, whether it could be searched, and what must be said of it."""
 
-    steps: tuple[Moved, ...]
+    changes: tuple[LevelChange, ...]
     tested: bool = True
     remarks: tuple[str, ...] = ()
 
@@ -40,17 +40,17 @@ def search(runs: Sequence[Run], quantity: Quantity) -> Searched:
     if len({run.order for run in runs}) < 2:
         return Searched((), tested=False)
     remarks: tuple[str, ...] = ()
-    if len(runs) > history_steps.MOST_VALUES:
-        runs = runs[-history_steps.MOST_VALUES :]
+    if len(runs) > change_points.MOST_VALUES:
+        runs = runs[-change_points.MOST_VALUES :]
         remarks = (f"only the newest {len(runs)} runs were searched for steps",)
     blocks = [run.record.seed if quantity.kind in ("perplexity", "accuracy") else 0 for run in runs]
     if quantity.kind == "perplexity" and _repeats(runs):
-        steps = _large([_Split(at, None) for at in _changes(runs)], runs, blocks, quantity)
-        return Searched(tuple(steps), remarks=(*remarks, "repeats to the last digit, so no test is needed"))
+        changes = _large([_Split(at, None) for at in _changes(runs)], runs, blocks, quantity)
+        return Searched(tuple(changes), remarks=(*remarks, "repeats to the last digit, so no test is needed"))
     places = [run.order for run in runs]
-    if history_steps.attainable(places, blocks) > ALPHA:
+    if change_points.attainable(places, blocks) > ALPHA:
         return Searched((), tested=False, remarks=(f"{len(runs)} runs are too few for a test",))
-    found = history_steps.change_points(_comparable(runs, blocks, quantity), places, blocks)
+    found = change_points.change_points(_comparable(runs, blocks, quantity), places, blocks)
     splits = [_Split(change.at, change.p_value) for change in found]
     return Searched(tuple(_large(splits, runs, blocks, quantity)), remarks=remarks)
 
@@ -86,7 +86,7 @@ class _Levels:
 
 def _large(
     splits: Sequence[_Split], runs: Sequence[Run], blocks: Sequence[int], quantity: Quantity
-) -> list[Moved]:
+) -> list[LevelChange]:
     """The candidates that move the level by enough; the smallest goes first, which moves its neighbours'."""
     kept = list(splits)
     while kept:
@@ -146,9 +146,9 @@ def _stderr(run: Run, quantity: Quantity) -> float:
     return binomial_stderr(found) if found else 0.0
 
 
-def _moved(split: _Split, runs: Sequence[Run], levels: _Levels) -> Moved:
+def _moved(split: _Split, runs: Sequence[Run], levels: _Levels) -> LevelChange:
     first, second = runs[split.at - 1].order, runs[split.at].order
-    return Moved(first, second, levels.before, levels.after, split.p_value)
+    return LevelChange(first, second, levels.before, levels.after, split.p_value)
 
 
 # --------------------------------------------------------------------------------- nothing is random

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness.tables.format import Column, Table, markdown
-from harness.tables.history import wording as say
-from harness.tables.history.series import Commit, History, Series, Step
+from harness.tables.history import wording
+from harness.tables.history.series import ChangePoint, Commit, History, Series
 from harness.tables.history.tables import tables, unchanged
 from harness.tables.report.render import markdown_table
 
@@ -25,13 +25,13 @@ MOST_LINES = 40
 def to_text(history: History) -> str:
     """The commits, the steps by commit, the breaks, and where each row stands now."""
     lines = [_title(history), "", "commits", *_commits(history)]
-    steps = say.told(history)
-    lines += ["", _counts(steps), *_steps(history, steps)]
-    breaks = [f"  {text}" for text in say.breaks(history)]
+    changes = wording.listed_change_points(history)
+    lines += ["", _counts(changes), *_changes(history, changes)]
+    breaks = [f"  {text}" for text in wording.breaks(history)]
     lines += ["", "breaks: series are not joined there", *_first(breaks)] if breaks else []
     for table in tables(history):
         lines += ["", table.title, *(f"  {line}" for line in _grid(table))]
-    notes = [*_same(history), *say.method(history), *_first(say.remarks(history))]
+    notes = [*_same(history), *wording.method(history), *_first(wording.remarks(history))]
     notes += [*history.notes, *_advice(history)]
     aside = [f"set aside: {note}" for note in history.set_aside]
     lines += ["", *(f"- {note}" for note in (*notes, *_first(aside)))] if notes or aside else []
@@ -40,16 +40,27 @@ def to_text(history: History) -> str:
 
 def to_markdown(history: History) -> str:
     """The same for a page or a comment."""
-    lines = [f"# {markdown(_title(history))}", "", f"**{markdown(_counts(say.told(history)))}**", ""]
-    steps = say.told(history)
-    if steps:
-        lines += [*markdown_table(_step_table(history, steps)), ""]
-    breaks = say.breaks(history)
+    lines = [
+        f"# {markdown(_title(history))}",
+        "",
+        f"**{markdown(_counts(wording.listed_change_points(history)))}**",
+        "",
+    ]
+    changes = wording.listed_change_points(history)
+    if changes:
+        lines += [*markdown_table(_change_table(history, changes)), ""]
+    breaks = wording.breaks(history)
     lines += ["## Breaks", "", *(f"- {markdown(text)}" for text in breaks), ""] if breaks else []
     for table in tables(history):
         lines += [f"## {markdown(table.title)}", "", *markdown_table(table), ""]
     lines += ["## Commits", "", *(f"- {markdown(text.strip())}" for text in _commits(history)), ""]
-    notes = [*_same(history), *say.method(history), *say.remarks(history), *history.notes, *_advice(history)]
+    notes = [
+        *_same(history),
+        *wording.method(history),
+        *wording.remarks(history),
+        *history.notes,
+        *_advice(history),
+    ]
     notes += [f"set aside: {note}" for note in history.set_aside]
     return "\n".join([*lines, *(f"- {markdown(note)}" for note in notes)]).rstrip() + "\n"
 
@@ -64,9 +75,12 @@ def to_json(history: History) -> str:
         "commits": [dataclasses.asdict(commit) for commit in history.commits],
         "quantities": {quantity.key: dataclasses.asdict(quantity) for quantity in history.quantities},
         "series": [_plain(series) for series in history.series],
-        "steps": [_plain(step) | {"ratio": step.ratio, "worse": step.worse} for step in history.steps],
+        "steps": [
+            _plain(change) | {"ratio": change.ratio, "worse": change.worse}
+            for change in history.change_points
+        ],
         "breaks": [_plain(each) for each in history.breaks],
-        "method": say.method(history),
+        "method": wording.method(history),
         "set_aside": history.set_aside,
         "notes": history.notes,
     }
@@ -82,10 +96,10 @@ def _finite(content: Any) -> Any:
     return [_finite(value) for value in content] if isinstance(content, (list, tuple)) else content
 
 
-def _plain(item: Series | Step | Any) -> dict[str, Any]:
+def _plain(item: Series | ChangePoint | Any) -> dict[str, Any]:
     found = dataclasses.asdict(item)
     found["quantity"] = item.quantity.key
-    found.pop("steps", None)
+    found.pop("change_points", None)
     return found
 
 
@@ -101,8 +115,8 @@ def _title(history: History) -> str:
     return f"history of {history.suite}: {said}{aside}"
 
 
-def _counts(steps: Sequence[Step]) -> str:
-    found = Counter(map(say.verdict, steps))
+def _counts(changes: Sequence[ChangePoint]) -> str:
+    found = Counter(map(wording.verdict, changes))
     names = {"worse": "worse", "better": "better", "worse?": "maybe worse", "better?": "maybe better"}
     counts = ", ".join(f"{found[key]} {name}" for key, name in names.items() if found[key])
     return f"steps: {counts}" if counts else "steps: none"
@@ -127,11 +141,11 @@ def _commits(history: History) -> list[str]:
     return lines
 
 
-def _steps(history: History, steps: Sequence[Step]) -> list[str]:
+def _changes(history: History, changes: Sequence[ChangePoint]) -> list[str]:
     """The steps below the commit that they are seen at, newest first."""
     lines: list[str] = []
-    for place in sorted({(step.second, step.first) for step in steps}, reverse=True):
-        here = [step for step in steps if (step.second, step.first) == place]
+    for place in sorted({(change.second, change.first) for change in changes}, reverse=True):
+        here = [change for change in changes if (change.second, change.first) == place]
         lines += [f"  {_where(history.commits, *place)}", *_first([f"    {text}" for text in _aligned(here)])]
     return lines
 
@@ -141,21 +155,23 @@ def _where(commits: Sequence[Commit], second: int, first: int) -> str:
     return f"{commits[first].name} -> {commits[second].name}{subject}"
 
 
-def _aligned(steps: Sequence[Step]) -> list[str]:
-    cells = [(say.verdict(s), s.row, s.quantity.name, say.levels(s), say.ratio(s)) for s in steps]
+def _aligned(changes: Sequence[ChangePoint]) -> list[str]:
+    cells = [
+        (wording.verdict(s), s.row, s.quantity.name, wording.levels(s), wording.ratio(s)) for s in changes
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rows = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
-    return [f"{row}  {say.why(step)}".rstrip() for row, step in zip(rows, steps, strict=True)]
+    return [f"{row}  {wording.why(change)}".rstrip() for row, change in zip(rows, changes, strict=True)]
 
 
-def _step_table(history: History, steps: Sequence[Step]) -> Table:
+def _change_table(history: History, changes: Sequence[ChangePoint]) -> Table:
     rows = [
         (
-            say.verdict(step), step.row, step.quantity.name,
-            f"{history.commits[step.first].name} -> {history.commits[step.second].name}",
-            say.levels(step), say.ratio(step), say.why(step),
+            wording.verdict(change), change.row, change.quantity.name,
+            f"{history.commits[change.first].name} -> {history.commits[change.second].name}",
+            wording.levels(change), wording.ratio(change), wording.why(change),
         )
-        for step in steps
+        for change in changes
     ]  # fmt: skip
     names = ("verdict", "row", "quantity", "between", "level", "ratio", "why")
     columns = zip(names, zip(*rows, strict=True), strict=True)

@@ -1,4 +1,4 @@
-"""Which values a line may join: stretches of one row and quantity, and where and why they break off."""
+"""Which values a line may join: segments of one row and quantity, and where and why they break off."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Run:
 
 
 @dataclass
-class Stretch:
+class Segment:
     """Runs whose values belong together, and what is known to be equal among them.
 
     `lost` are those whose value can be neither drawn nor tested.
@@ -125,9 +125,9 @@ def _settings(record: Record) -> dict[str, str]:
         return {}
 
 
-def join(found: Sequence[Found], orders: Sequence[int], rows: Mapping[str, str]) -> list[Stretch]:
-    """All stretches, in the order of their first runs; one may have nothing but values that are lost."""
-    stretches: dict[tuple[str, Quantity], list[Stretch]] = {}
+def join(found: Sequence[Found], orders: Sequence[int], rows: Mapping[str, str]) -> list[Segment]:
+    """All segments, in the order of their first runs; one may have nothing but values that are lost."""
+    segments: dict[tuple[str, Quantity], list[Segment]] = {}
     known: dict[tuple[int, Kind], tuple[dict[str, str], dict[str, str]]] = {}
     pairs = sorted(zip(orders, found, strict=True), key=lambda pair: (pair[0], _turn(pair[1].record)))
     for order, each in pairs:
@@ -137,15 +137,15 @@ def join(found: Sequence[Found], orders: Sequence[int], rows: Mapping[str, str])
                 known[key] = conditions(each.record, quantity)
             here, by_seed = known[key]
             here = here | scored_text(each.record, quantity)
-            open_ones = stretches.setdefault((rows[each.record.config_id], quantity), [])
-            stretch = next(
+            open_ones = segments.setdefault((rows[each.record.config_id], quantity), [])
+            segment = next(
                 (one for one in reversed(open_ones) if one.takes(each.record, here, by_seed)), None
             )
-            if stretch is None:
-                stretch = Stretch(rows[each.record.config_id], quantity, each.record.config_id)
-                open_ones.append(stretch)
-            stretch.add(Run(each, order, value), here, by_seed)
-    return [stretch for several in stretches.values() for stretch in several]
+            if segment is None:
+                segment = Segment(rows[each.record.config_id], quantity, each.record.config_id)
+                open_ones.append(segment)
+            segment.add(Run(each, order, value), here, by_seed)
+    return [segment for several in segments.values() for segment in several]
 
 
 def _turn(record: Record) -> tuple[float, str, int, int]:
@@ -154,8 +154,8 @@ def _turn(record: Record) -> tuple[float, str, int, int]:
     return when.timestamp() if when else 0.0, record.config_id, record.seed, record.repeat
 
 
-def fields(before: Stretch, after: Stretch) -> tuple[Difference, ...]:
-    """In what two stretches of a row and quantity differ."""
+def fields(before: Segment, after: Segment) -> tuple[Difference, ...]:
+    """In what two segments of a row and quantity differ."""
     new = after.runs[0].record
     same = [run for run in before.runs if run.record.seed == new.seed]
     old = (same or before.runs)[-1].record
@@ -171,21 +171,21 @@ def fields(before: Stretch, after: Stretch) -> tuple[Difference, ...]:
     return tuple(kept)
 
 
-def breaks(stretches: Iterable[Stretch]) -> Iterator[tuple[Stretch, Stretch, bool]]:
-    """Each stretch with the one that it continues, and whether that one goes on beside it.
+def breaks(segments: Iterable[Segment]) -> Iterator[tuple[Segment, Segment, bool]]:
+    """Each segment with the one that it continues, and whether that one goes on beside it.
 
-    Of the earlier stretches of its row and quantity that is the one that ended last.
+    Of the earlier segments of its row and quantity that is the one that ended last.
     """
-    grouped: dict[tuple[str, Quantity], list[Stretch]] = {}
-    for stretch in stretches:
-        grouped.setdefault((stretch.row, stretch.quantity), []).append(stretch)
+    grouped: dict[tuple[str, Quantity], list[Segment]] = {}
+    for segment in segments:
+        grouped.setdefault((segment.row, segment.quantity), []).append(segment)
     for several in grouped.values():
-        several.sort(key=lambda stretch: stretch.runs[0].order)
-        for place, stretch in enumerate(several):
-            start = stretch.runs[0].order
+        several.sort(key=lambda segment: segment.runs[0].order)
+        for place, segment in enumerate(several):
+            start = segment.runs[0].order
             ended = [one for one in several[:place] if one.runs[-1].order < start]
             earlier = (
                 ended or [one for one in several[:place] if one.runs[0].order < start] or several[:place]
             )
             if earlier:
-                yield max(earlier, key=lambda one: one.runs[-1].order), stretch, not ended
+                yield max(earlier, key=lambda one: one.runs[-1].order), segment, not ended

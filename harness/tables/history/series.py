@@ -92,10 +92,10 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Step:
+class ChangePoint:
     """A change of level between two commits of a series: neighbours, but for runs that those between lack.
 
-    `before` and `after` are the levels: the values of exact quantities, else medians of the stretches of runs
+    `before` and `after` are the levels: the values of exact quantities, else medians of the segments of runs
     up to and from here, those of quality seed by seed and averaged over the seeds of both. `first` is the
     last commit before and `second` the first one after, as places in `History.commits`. `p_value` is None
     where no test was needed; `cause` says which components moved, or why runs failed; `remark` what supports
@@ -146,7 +146,7 @@ class Series:
     config_id: str
     environment: Mapping[str, str]
     points: tuple[Point, ...]
-    steps: tuple[Step, ...] = ()
+    change_points: tuple[ChangePoint, ...] = ()
     tested: bool = True
     remarks: tuple[str, ...] = ()
     lost: tuple[Point, ...] = ()
@@ -218,9 +218,9 @@ class History:
     notes: tuple[str, ...] = field(default=())
 
     @property
-    def steps(self) -> list[Step]:
+    def change_points(self) -> list[ChangePoint]:
         """The steps of all series."""
-        return [step for series in self.series for step in series.steps]
+        return [change for series in self.series for change in series.change_points]
 
     @property
     def rows(self) -> list[str]:

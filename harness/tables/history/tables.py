@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from harness.tables.format import DASH, Column, Table
-from harness.tables.history import wording as say
+from harness.tables.history import wording
 from harness.tables.history.series import History, Quantity, Series
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -14,7 +14,7 @@ BARS = "▁▂▃▄▅▆▇█"
 TREND = 12
 #: A trend that spans less than this share of its value is drawn flat.
 FLAT = 0.05
-MOVED = "now, change since the series began, trend over commits (| a step, / another series)"
+MOVED = "now, change since the series began, trend over commits (| a change point, / another series)"
 Lines = dict[tuple[str, Quantity], list[Series]]
 
 
@@ -23,7 +23,7 @@ def tables(history: History) -> list[Table]:
     lines = _lines(history)
     chosen = [quantity for quantity in history.quantities if _is_headline(history, quantity)]
     stub = (Column("row", tuple(history.rows), numeric=False),)
-    heads = say.heads(chosen)
+    heads = wording.heads(chosen)
     columns = tuple(
         c for quantity in chosen for c in _columns(history.rows, quantity, lines, heads[quantity])
     )
@@ -68,7 +68,7 @@ def unchanged(history: History) -> list[str]:
     if len(history.commits) == 1:
         return []
     lines = _lines(history)
-    heads = say.heads([quantity for quantity in history.quantities if _is_headline(history, quantity)])
+    heads = wording.heads([quantity for quantity in history.quantities if _is_headline(history, quantity)])
     rows = {
         quantity: [several for (_, own), several in lines.items() if own == quantity] for quantity in heads
     }
@@ -100,8 +100,8 @@ def _cell(several: Sequence[Series], write: Callable[[Series], str]) -> str:
 
 def _newest(series: Series) -> str:
     if series.lost and series.lost[-1].order > series.last:
-        return say.number(series.quantity, series.lost[-1].value)
-    return say.number(series.quantity, series.level(series.last))
+        return wording.number(series.quantity, series.lost[-1].value)
+    return wording.number(series.quantity, series.level(series.last))
 
 
 def _change(series: Series) -> str:
@@ -142,4 +142,4 @@ def _mark(series: Series, order: int) -> str:
     """What stands in front of a commit."""
     if order == series.first:
         return "/"
-    return "|" if any(step.second == order for step in series.steps) else ""
+    return "|" if any(change.second == order for change in series.change_points) else ""

@@ -9,7 +9,7 @@ from harness.tables.compare.comparison import Difference
 from harness.tables.compare.memory import CUDA_BYTES, CUDA_SHARE, EXACT
 from harness.tables.compare.statistics import ALPHA, LEAST_PERPLEXITY_CHANGE, LEAST_SPEED_CHANGE
 from harness.tables.history.change_points import METHOD, PERMUTATIONS
-from harness.tables.history.series import History, Quantity, Step
+from harness.tables.history.series import ChangePoint, History, Quantity
 
 #: Names of rows or quantities that a line lists before it counts.
 MOST_NAMES = 3
@@ -51,45 +51,47 @@ def _beginning(names: Sequence[str]) -> str:
     return "".join(f"{word}_" for word in parts[0][:same]) if same else ""
 
 
-def levels(step: Step) -> str:
+def levels(change: ChangePoint) -> str:
     """`130.8 -> 142.8 MiB`; in bytes where MiB would hide the step."""
-    before, after = (number(step.quantity, value) for value in (step.before, step.after))
-    unit = step.quantity.shown_unit
-    if before == after and step.quantity.unit == "bytes":
-        before, after, unit = f"{step.before:,.0f}", f"{step.after:,.0f}", "bytes"
+    before, after = (number(change.quantity, value) for value in (change.before, change.after))
+    unit = change.quantity.shown_unit
+    if before == after and change.quantity.unit == "bytes":
+        before, after, unit = f"{change.before:,.0f}", f"{change.after:,.0f}", "bytes"
     return f"{before} -> {after} {unit}".rstrip()
 
 
-def ratio(step: Step) -> str:
+def ratio(change: ChangePoint) -> str:
     """After over before, or nothing where there was nothing; points of a share."""
-    if step.quantity.unit == "share":
-        return f"{100 * (step.after - step.before):+.1f} points"
-    if step.ratio is None:
+    if change.quantity.unit == "share":
+        return f"{100 * (change.after - change.before):+.1f} points"
+    if change.ratio is None:
         return ""
-    digits = 3 if abs(step.ratio - 1) >= 0.001 else 6
-    return f"\N{MULTIPLICATION SIGN}{step.ratio:.{digits}f}"
+    digits = 3 if abs(change.ratio - 1) >= 0.001 else 6
+    return f"\N{MULTIPLICATION SIGN}{change.ratio:.{digits}f}"
 
 
-def verdict(step: Step) -> str:
+def verdict(change: ChangePoint) -> str:
     """`worse` or `better`, with a question mark where it may be the machine."""
-    return ("worse" if step.worse else "better") + ("?" if step.doubtful else "")
+    return ("worse" if change.worse else "better") + ("?" if change.doubtful else "")
 
 
-def why(step: Step) -> str:
+def why(change: ChangePoint) -> str:
     """What is known of a step beside its size."""
-    tested = "" if step.p_value is None else f"p = {step.p_value:.3f}"
-    return "; ".join(filter(None, (step.cause, tested, step.remark)))
+    tested = "" if change.p_value is None else f"p = {change.p_value:.3f}"
+    return "; ".join(filter(None, (change.cause, tested, change.remark)))
 
 
-def told(history: History) -> list[Step]:
+def listed_change_points(history: History) -> list[ChangePoint]:
     """The steps that a person is told, the worst first: a component is part of its peak's line."""
     peaks = {
-        (step.row, step.first, step.second)
-        for step in history.steps
-        if step.quantity.kind == "memory" and not step.quantity.part
+        (change.row, change.first, change.second)
+        for change in history.change_points
+        if change.quantity.kind == "memory" and not change.quantity.part
     }
-    found = [s for s in history.steps if not (s.quantity.part and (s.row, s.first, s.second) in peaks)]
-    return sorted(found, key=lambda step: (step.doubtful, not step.worse))
+    found = [
+        s for s in history.change_points if not (s.quantity.part and (s.row, s.first, s.second) in peaks)
+    ]
+    return sorted(found, key=lambda change: (change.doubtful, not change.worse))
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,9 @@ def method(history: History) -> list[str]:
     if searched:
         found.append(
             f"noisy quantities: {METHOD}, {PERMUTATIONS} permutations, at most {100 * ALPHA:.0f} % "
-            f"false alarms a series ({searched} searched); no step is a change of time below "
-            f"{100 * LEAST_SPEED_CHANGE:.0f} %, one of perplexity below {100 * LEAST_PERPLEXITY_CHANGE:.1f} "
-            "%, or one of accuracy that its number of documents explains"
+            f"false alarms a series ({searched} searched); ignored are changes of time below "
+            f"{100 * LEAST_SPEED_CHANGE:.0f} %, of perplexity below {100 * LEAST_PERPLEXITY_CHANGE:.1f} %, "
+            "and of accuracy within its sampling error over documents"
         )
     few = sum(len(series.by_commit) > 1 and not series.tested for series in noisy)
     if few:
@@ -172,10 +174,10 @@ def _exact(history: History) -> Iterator[str]:
     bytes_ = "bytes" if all(counted) else "bytes that are counted"
     names = [name for name, is_there in ((bytes_, any(counted)), ("outcomes", outcomes)) if is_there]
     if names:
-        yield f"{' and '.join(names)}: any change between runs of one seed is a step"
+        yield f"{' and '.join(names)}: any change between runs of one seed is a change point"
     if not all(counted):
         yield (
-            "bytes by an allocator: a change between runs of one seed is a step beyond "
+            "bytes by an allocator: a change between runs of one seed is a change point beyond "
             f"{100 * CUDA_SHARE:.1f} % + {CUDA_BYTES >> 20} MiB"
         )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from harness.tables.history import wording as say
-from harness.tables.history.series import History, Quantity, Series, Step
+from harness.tables.history import wording
+from harness.tables.history.series import ChangePoint, History, Quantity, Series
 from harness.tables.page import chart
 from harness.tables.page.chart import Chart
 from harness.tables.page.html import chart_text
@@ -31,8 +31,8 @@ def charts(history: History) -> tuple[list[Chart], list[str]]:
     drawn = [quantity for quantity in history.quantities if _is_drawn(history, quantity)]
     found = [_chart(history, quantity, f"history-{place}") for place, quantity in enumerate(drawn)]
     left = [quantity.name for quantity in history.quantities if quantity not in drawn]
-    said = [*_first(_steps(history)), *_first(say.breaks(history)), *say.method(history)]
-    said += _first(say.remarks(history))
+    said = [*_first(_changes(history)), *_first(wording.breaks(history)), *wording.method(history)]
+    said += _first(wording.remarks(history))
     said += [f"not drawn, since nothing stepped: {', '.join(left)}"] if left else []
     aside = [f"{len(history.set_aside)} files set aside"] if history.set_aside else []
     return found, [*said, *history.notes, *aside]
@@ -41,7 +41,7 @@ def charts(history: History) -> tuple[list[Chart], list[str]]:
 def _is_drawn(history: History, quantity: Quantity) -> bool:
     """All but the components of a peak, and how runs ended, where these never stepped."""
     own = [series for series in history.series if series.quantity == quantity]
-    return not (quantity.part or quantity.kind == "status") or any(series.steps for series in own)
+    return not (quantity.part or quantity.kind == "status") or any(series.change_points for series in own)
 
 
 def _chart(history: History, quantity: Quantity, name: str) -> Chart:
@@ -69,11 +69,11 @@ def _chart(history: History, quantity: Quantity, name: str) -> Chart:
         height=chart.HEIGHT,
     )
     title = f"{quantity.name}{unit}"
-    steps = [step for series in own for step in series.steps]
+    changes = [change for series in own for change in series.change_points]
     level = "shares" if quantity.kind == "status" else "medians"
     caption = f"{quantity.better} is better; {level} of the runs of a commit"
-    caption += "; triangles are steps" if steps else ""
-    caption += ", open ones may be the machine's" if any(step.doubtful for step in steps) else ""
+    caption += "; triangles are change points" if changes else ""
+    caption += ", open ones may be the machine's" if any(change.doubtful for change in changes) else ""
     caption += "; at an upright line a series ends and another one begins" if ends else ""
     caption += "; other dashes, another environment" if len(environments) > 1 else ""
     return Chart(name, title[0].upper() + title[1:], caption, content)
@@ -86,7 +86,7 @@ def _line(history: History, series: Series, line: dict[str, Any], first: bool) -
     hover = []
     for order, (level, count) in levels.items():
         commit = history.commits[order]
-        value = f"{say.number(series.quantity, level)} {series.quantity.shown_unit}".rstrip()
+        value = f"{wording.number(series.quantity, level)} {series.quantity.shown_unit}".rstrip()
         said = [
             series.row,
             f"{commit.name}: {commit.subject}".rstrip(": "),
@@ -114,19 +114,21 @@ def _marker(place: int) -> dict[str, Any]:
 
 def _marks(history: History, own: Sequence[Series]) -> Iterator[dict[str, Any]]:
     """The steps of some series, one trace for each way of marking them."""
-    steps = [step for series in own for step in series.steps if step.quantity.usable(step.after)]
+    changes = [
+        change for series in own for change in series.change_points if change.quantity.usable(change.after)
+    ]
     for verdict, (colour, ending) in _MARKS.items():
-        here = [step for step in steps if say.verdict(step) == verdict]
+        here = [change for change in changes if wording.verdict(change) == verdict]
         if here:
             symbol = f"triangle-{'up' if here[0].after > here[0].before else 'down'}{ending}"
             yield {
                 "type": "scatter",
                 "mode": "markers",
                 "name": f"step: {verdict}",
-                "x": [step.second for step in here],
-                "y": [step.quantity.shown(step.after) for step in here],
+                "x": [change.second for change in here],
+                "y": [change.quantity.shown(change.after) for change in here],
                 "marker": {"color": colour, "symbol": symbol, "size": 15, "line": {"width": 2}},
-                "hovertext": [chart_text(_told(history, step), 200) for step in here],
+                "hovertext": [chart_text(_told(history, change), 200) for change in here],
                 "hoverinfo": "text",
             }
 
@@ -160,18 +162,20 @@ def _rule(order: int) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------- words
-def _steps(history: History) -> list[str]:
-    return [_told(history, step) for step in say.told(history)] or ["no step was found"]
+def _changes(history: History) -> list[str]:
+    return [_told(history, change) for change in wording.listed_change_points(history)] or [
+        "no change points"
+    ]
 
 
-def _told(history: History, step: Step) -> str:
+def _told(history: History, change: ChangePoint) -> str:
     """`worse: row, peak memory 1 -> 2 MiB (ratio) at abc1234: subject; why`."""
-    commit = history.commits[step.second]
-    how = f" ({say.ratio(step)})" if say.ratio(step) else ""
+    commit = history.commits[change.second]
+    how = f" ({wording.ratio(change)})" if wording.ratio(change) else ""
     subject = f": {commit.subject}" if commit.subject else ""
-    why = f"; {say.why(step)}" if say.why(step) else ""
-    size = f"{step.quantity.name} {say.levels(step)}{how}"
-    return f"{say.verdict(step)}: {step.row}, {size} at {commit.name}{subject}{why}"
+    why = f"; {wording.why(change)}" if wording.why(change) else ""
+    size = f"{change.quantity.name} {wording.levels(change)}{how}"
+    return f"{wording.verdict(change)}: {change.row}, {size} at {commit.name}{subject}{why}"
 
 
 def _first(lines: Sequence[str]) -> list[str]:

@@ -116,7 +116,7 @@ def test_committed_versions_are_points_though_the_folder_has_only_the_newest(rep
     series = one(history, "peak memory")
     assert [point.value - series.points[0].value for point in series.points] == [0, 1, 2]
     assert series.points[0].source.startswith(repository.commits[1][:7] + ":raw/")
-    assert len(series.steps) == 2
+    assert len(series.change_points) == 2
 
 
 def test_a_run_that_is_found_twice_counts_once(repository: Repository) -> None:
@@ -199,7 +199,7 @@ def test_a_series_breaks_where_the_stand_changes_and_says_how(repository: Reposi
     history = read(repository)
     found = [series for series in history.series if series.quantity.name == "peak memory"]
     assert [[point.order for point in series.points] for series in found] == [[0, 1], [2, 3]]
-    assert not history.steps
+    assert not history.change_points
     broken = next(each for each in history.breaks if each.quantity.name == "peak memory")
     assert (broken.before, broken.after, broken.order, broken.beside) == (found[0].id, found[1].id, 2, False)
     assert [str(field) for field in broken.differences] == ["torch 2.13.0 -> 3.0.0"]
@@ -257,11 +257,11 @@ def test_one_byte_more_is_a_step_with_its_component(repository: Repository) -> N
         repository.commit()
         repository.record(memory=grown(number // 2))
     history = read(repository)
-    (step,) = one(history, "peak memory").steps
+    (step,) = one(history, "peak memory").change_points
     assert (step.first, step.second, step.after - step.before, step.p_value) == (1, 2, 1.0, None)
     assert step.cause == "peak +1 bytes: optimizer +1"
     assert step.worse
-    assert [each.quantity.name for each in history.steps] == ["peak memory", "memory: optimizer"]
+    assert [each.quantity.name for each in history.change_points] == ["peak memory", "memory: optimizer"]
     text = FORMATS["text"](history)
     assert "1,782,579,328 -> 1,782,579,329 bytes" in text
     assert "memory: optimizer" not in text.split("now")[0]
@@ -274,7 +274,7 @@ def test_bytes_that_follow_the_seed_are_compared_within_seeds(repository: Reposi
             repository.record(
                 seed=seed, run_id=f"{'a' * 12}-s{seed}-r0", config_id="a" * 12, memory=grown(seed)
             )
-    assert not read(repository).steps
+    assert not read(repository).change_points
 
 
 def test_a_peak_that_moves_without_its_sum_is_told_by_component(repository: Repository) -> None:
@@ -283,7 +283,7 @@ def test_a_peak_that_moves_without_its_sum_is_told_by_component(repository: Repo
         repository.record(
             memory=memory(optimizer_bytes=(800 << 20) + more, transient_bytes=(100 << 20) - more)
         )
-    names = [step.quantity.name for step in read(repository).steps]
+    names = [step.quantity.name for step in read(repository).change_points]
     assert names == ["memory: optimizer", "memory: transient"]
 
 
@@ -292,7 +292,7 @@ def test_an_allocator_s_peak_may_move_within_its_allowance_but_not_creep(reposit
     for number in range(6):
         repository.commit()
         repository.record(memory=memory("cuda", optimizer_bytes=(800 + 5 * number) << 20))
-    (step,) = one(read(repository), "peak memory").steps
+    (step,) = one(read(repository), "peak memory").change_points
     assert (step.first, step.second) == (3, 4)
 
 
@@ -331,19 +331,19 @@ def test_repeats_disagree_by_what_their_meter_does_not_explain_and_visibly(
 @pytest.mark.parametrize(
     ("meters", "said"),
     [
-        (["live"], ["bytes and outcomes: any change between runs of one seed is a step"]),
+        (["live"], ["bytes and outcomes: any change between runs of one seed is a change point"]),
         (
             ["cuda"],
             [
-                "outcomes: any change between runs of one seed is a step",
-                "bytes by an allocator: a change between runs of one seed is a step beyond 0.5 % + 8 MiB",
+                "outcomes: any change between runs of one seed is a change point",
+                "bytes by an allocator: a change between runs of one seed is a change point beyond 0.5 % + 8 MiB",
             ],
         ),
         (
             ["live", "cuda"],
             [
-                "bytes that are counted and outcomes: any change between runs of one seed is a step",
-                "bytes by an allocator: a change between runs of one seed is a step beyond 0.5 % + 8 MiB",
+                "bytes that are counted and outcomes: any change between runs of one seed is a change point",
+                "bytes by an allocator: a change between runs of one seed is a change point beyond 0.5 % + 8 MiB",
             ],
         ),
     ],
@@ -361,7 +361,7 @@ def test_a_run_that_no_longer_ends_well_is_a_step_with_its_reason(repository: Re
     repository.record()
     repository.commit()
     repository.record(outcome={"status": "oom", "phase": "train", "message": "no room"})
-    (step,) = read(repository).steps
+    (step,) = read(repository).change_points
     assert (step.quantity.name, step.before, step.after) == ("runs ok", 1.0, 0.0)
     assert step.cause == "oom in train: no room"
     assert len(one(read(repository), "peak memory").points) == 1
@@ -375,7 +375,7 @@ def test_a_failure_is_a_step_though_commits_between_ran_other_seeds(
     for seed, outcome in ((0, good), *[(1, good)] * between, (0, bad), (1, good), (0, bad)):
         repository.commit()
         repository.record(seed=seed, config_id="a" * 12, run_id=f"{'a' * 12}-s{seed}-r0", **outcome)
-    (step,) = one(read(repository), "runs ok").steps
+    (step,) = one(read(repository), "runs ok").change_points
     assert (step.first, step.second, step.worse, step.cause) == (0, between + 1, True, "oom in train")
 
 
@@ -396,7 +396,7 @@ def test_a_step_of_throughput_is_found_where_it_is_and_a_control_row_clears_the_
     measured(repository, "full", lambda _: 1.0)
     measured(repository, "row", lambda number: 0.9 if number >= 6 else 1.0)
     history = read(repository, baseline="full")
-    (step,) = history.steps
+    (step,) = history.change_points
     assert (step.row, step.quantity.name, step.first, step.second) == ("row", "throughput", 5, 6)
     assert step.ratio == pytest.approx(0.9, abs=0.03)
     assert step.p_value is not None
@@ -409,8 +409,8 @@ def test_a_step_that_the_control_row_shows_as_well_may_be_the_machine(repository
     for label in ("full", "row"):
         measured(repository, label, lambda number: 0.85 if number >= 6 else 1.0)
     history = read(repository, baseline="full")
-    assert [(step.row, step.doubtful) for step in history.steps] == [("full", True), ("row", True)]
-    assert "may be the machine: the control row full moved by -1" in history.steps[1].remark
+    assert [(step.row, step.doubtful) for step in history.change_points] == [("full", True), ("row", True)]
+    assert "may be the machine: the control row full moved by -1" in history.change_points[1].remark
     assert "worse?" in FORMATS["text"](history)
 
 
@@ -419,7 +419,7 @@ def test_without_a_control_row_a_step_may_be_the_machine(
     repository: Repository, baseline: str | None
 ) -> None:
     measured(repository, "row", lambda number: 0.9 if number >= 6 else 1.0)
-    (step,) = read(repository, baseline=baseline).steps
+    (step,) = read(repository, baseline=baseline).change_points
     assert step.doubtful
     assert "may be the machine" in step.remark
 
@@ -432,7 +432,7 @@ def test_runs_that_took_turns_need_no_control_row(repository: Repository) -> Non
             when = f"2026-11-21T10:{2 * repeat + side:02d}:00+00:00"
             run = {"repeat": repeat, "config_id": "a" * 12, "run_id": f"{'a' * 12}-s0-r{repeat}"}
             repository.record(sha, time={"tokens_per_s": value * (1 + side)}, started_at=when, **run)
-    (step,) = read(repository).steps
+    (step,) = read(repository).change_points
     assert (step.remark, step.doubtful, step.worse) == ("runs took turns", False, False)
 
 
@@ -446,11 +446,11 @@ def test_two_runs_a_commit_on_two_days_took_no_turns(repository: Repository) -> 
                 speed = {"tokens_per_s": value * (0.85 if number >= 4 else 1.0)}
                 repository.record(label=label, time=speed, **run)
     history = read(repository, baseline="full")
-    assert [(step.row, step.first, step.doubtful) for step in history.steps] == [
+    assert [(step.row, step.first, step.doubtful) for step in history.change_points] == [
         ("full", 3, True),
         ("row", 3, True),
     ]
-    assert "the control row full moved by -1" in history.steps[1].remark
+    assert "the control row full moved by -1" in history.change_points[1].remark
     assert "steps: 2 maybe worse" in FORMATS["text"](history)
 
 
@@ -460,7 +460,7 @@ def test_a_significant_change_below_three_percent_is_no_step(repository: Reposit
         repository.record(time={"tokens_per_s": (1000.0 if number < 6 else 980.0) + number % 3})
     series = one(read(repository), "throughput")
     assert series.tested
-    assert not series.steps
+    assert not series.change_points
 
 
 def test_too_few_runs_are_said_and_not_searched(repository: Repository) -> None:
@@ -468,7 +468,7 @@ def test_too_few_runs_are_said_and_not_searched(repository: Repository) -> None:
         repository.commit()
         repository.record(time={"tokens_per_s": value})
     series = one(read(repository), "throughput")
-    assert (series.tested, series.steps) == (False, ())
+    assert (series.tested, series.change_points) == (False, ())
     text = FORMATS["text"](read(repository))
     assert "too few runs to be searched: it takes 8, with 3 on each side, of one seed" in text
 
@@ -482,14 +482,14 @@ def test_eight_runs_show_a_step_with_three_on_each_side(
         repository.record(time={"tokens_per_s": value * (0.8 if number >= 8 - after else 1.0)})
     series = one(read(repository), "throughput")
     assert series.tested
-    assert [step.second for step in series.steps] == found
+    assert [step.second for step in series.change_points] == found
 
 
 def test_a_perplexity_that_repeats_to_the_last_digit_needs_no_test(repository: Repository) -> None:
     for value in (3.0, 3.0, 3.0, 3.1, 3.1, 3.1001):
         repository.commit()
         repository.record(quality=scored(value))
-    (step,) = one(read(repository), "perplexity text").steps
+    (step,) = one(read(repository), "perplexity text").change_points
     assert (step.first, step.second, step.p_value, step.worse) == (2, 3, None, True)
 
 
@@ -512,7 +512,7 @@ def test_commits_that_ran_other_seeds_make_no_step_of_a_perplexity_that_repeats(
     for seeds in SOME:
         seeded(repository, seeds)
     seeded(repository, (0, 1, 2), level)
-    steps = one(read(repository), "perplexity text").steps
+    steps = one(read(repository), "perplexity text").change_points
     assert [step.second for step in steps] == found
     assert all(step.ratio == pytest.approx(level) for step in steps)
 
@@ -529,15 +529,15 @@ def test_commits_that_ran_other_seeds_make_no_step_of_a_perplexity_with_noise(
         seeded(repository, (0, 1, 2), level, noise)
     series = one(read(repository), "perplexity text")
     assert series.tested
-    assert [step.second for step in series.steps] == found
-    assert all(step.ratio == pytest.approx(level, abs=3e-4) for step in series.steps)
+    assert [step.second for step in series.change_points] == found
+    assert all(step.ratio == pytest.approx(level, abs=3e-4) for step in series.change_points)
 
 
 def test_a_step_between_commits_without_a_seed_in_common_has_no_size(repository: Repository) -> None:
     """Both seeds move at one commit, which only one of them shows: the other is no second step."""
     for seeds, level in (((0, 1), 1.0), ((0, 1), 1.0), ((0,), 1.01), ((1,), 1.01)):
         seeded(repository, seeds, level)
-    (step,) = one(read(repository), "perplexity text").steps
+    (step,) = one(read(repository), "perplexity text").change_points
     assert (step.second, step.ratio) == (2, pytest.approx(1.01))
 
 
@@ -556,7 +556,7 @@ def test_a_perplexity_that_becomes_infinite_is_a_worse_step_and_named(
         repository.commit()
         repository.record(quality=quality)
     history = read(repository)
-    (step,) = history.steps
+    (step,) = history.change_points
     assert (step.first, step.second, step.before, step.worse, step.ratio) == (1, 2, 8.0, True, None)
     text = FORMATS["text"](history)
     assert "steps: 1 worse" in text
@@ -574,7 +574,7 @@ def test_a_perplexity_that_is_finite_again_is_a_better_step(repository: Reposito
     for quality in (scored(8.0), unlike(math.inf), scored(8.0)):
         repository.commit()
         repository.record(quality=quality)
-    steps = read(repository).steps
+    steps = read(repository).change_points
     assert [(step.second, step.worse) for step in steps] == [(1, True), (2, False)]
 
 
@@ -583,7 +583,7 @@ def test_a_row_that_never_had_a_finite_perplexity_is_named(call: Call, repositor
         repository.commit()
         repository.record(quality=unlike(math.inf))
     history = read(repository)
-    assert not history.steps
+    assert not history.change_points
     assert any(
         "perplexity text is no number" in note and note.endswith(" and 2 more") for note in history.notes
     )
@@ -603,7 +603,7 @@ def test_seeds_that_differ_hide_no_step_of_perplexity(repository: Repository) ->
             )
             run = {"seed": seed, "config_id": "a" * 12, "run_id": f"{'a' * 12}-s{seed}-r0"}
             repository.record(quality=scored(float(value)), **run)
-    (step,) = one(read(repository), "perplexity text").steps
+    (step,) = one(read(repository), "perplexity text").change_points
     assert (step.first, step.second) == (3, 4)
     assert step.ratio == pytest.approx(1.01, abs=0.002)
 
@@ -618,7 +618,7 @@ def test_an_accuracy_moves_only_beyond_what_its_documents_explain(repository: Re
         repository.commit()
         repository.record(label="small", quality=task(20 + number % 2 + (3 if number >= 6 else 0)))
         repository.record(label="large", quality=task(20 + number % 2 + (15 if number >= 6 else 0)))
-    steps = read(repository).steps
+    steps = read(repository).change_points
     assert [(step.row, step.first, step.second) for step in steps] == [("large", 5, 6)]
 
 
@@ -632,7 +632,7 @@ def test_the_documents_of_a_task_count_though_another_has_the_same_accuracy(repo
             for name, size in (("small", 1), ("large", 500))
         }
         repository.record(quality={"tasks": tasks})
-    steps = read(repository).steps
+    steps = read(repository).change_points
     assert [(step.quantity.name, step.first, step.second) for step in steps] == [("accuracy large", 5, 6)]
 
 
@@ -718,7 +718,7 @@ def test_only_keeps_rows_seeds_settings_and_quantities_but_not_the_control(repos
     measured(repository, "row", lambda number: 0.9 if number >= 6 else 1.0)
     history = read(repository, baseline="full", only=["label=row", "quantity=throughput"])
     assert (history.rows, [each.name for each in history.quantities]) == (["row"], ["throughput"])
-    assert not history.steps[0].doubtful
+    assert not history.change_points[0].doubtful
     assert read(repository, only=["train.steps=100"]).runs == 24
     assert read(repository, only=["method=full", "seed=0"]).rows == ["full"]
 

@@ -149,4 +149,4 @@ def _joined(parts: Sequence[Side]) -> Side:
     for part in parts:
         for item in part.records:
             found.setdefault((item.record.suite, item.record.run_id), item)
-    return Side(tuple(found.values()), tuple(line for part in parts for line in part.set_aside))
+    return Side(tuple(found.values()), tuple(line for part in parts for line in part.skipped))

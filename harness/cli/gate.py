@@ -45,7 +45,7 @@ def gate(
     sides = load(base), load(candidate)
     for name, path, side in zip(("BASE", "CAND"), (base, candidate), sides, strict=True):
         if not side.records:
-            aside = f"; set aside: {side.set_aside[0]}" if side.set_aside else ""
+            aside = f"; skipped: {side.skipped[0]}" if side.skipped else ""
             raise UserError(f"{name} {path}: no records in it; give a record or a folder of records{aside}")
     publish(compare(*sides, _controls(sides, control)), form, out)
 

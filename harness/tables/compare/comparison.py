@@ -76,7 +76,7 @@ class Comparison:
     """
 
     cells: tuple[Cell, ...]
-    set_aside: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     name: str = "gate"
     notes: tuple[str, ...] = ()
     whole: bool = False
@@ -99,7 +99,7 @@ class Comparison:
     def summary(self) -> str:
         """One line with all counts."""
         counts = ", ".join(f"{number} {verdict}" for verdict, number in self.counts.items()) or "no cells"
-        aside = f"; {len(self.set_aside)} files set aside" if self.set_aside else ""
+        aside = f"; {len(self.skipped)} files skipped" if self.skipped else ""
         undecided = "not decided" if "withheld" in self.counts else "nothing could be judged"
         outcome = ("passed", "failed", undecided)[self.exit_code]
         return f"{self.name}: {outcome} ({counts}{aside})"

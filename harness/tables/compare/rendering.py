@@ -29,7 +29,7 @@ def to_text(found: Comparison) -> str:
         cells = [cell for cell in found.cells if cell.verdict == verdict and not _silent(cell)]
         said = [f"{verdict}: {cell.suite}/{cell.row} ({cell.runs}) {_said(cell)}" for cell in cells]
         lines += said if verdict == "regression" else _first(verdict, said)
-    lines += _first("set aside", [f"set aside: {note}" for note in found.set_aside])
+    lines += _first("skipped", [f"skipped: {note}" for note in found.skipped])
     return "\n".join([*lines, *found.notes, found.summary]) + "\n"
 
 
@@ -82,7 +82,7 @@ def _table(cells: Sequence[Cell]) -> list[str]:
 
 def _aside(found: Comparison) -> list[str]:
     notes = [f"* {markdown(note)}" for note in found.notes]
-    notes += [f"* set aside: {markdown(note)}" for note in found.set_aside[:MOST_ROWS]]
+    notes += [f"* skipped: {markdown(note)}" for note in found.skipped[:MOST_ROWS]]
     return ["", *notes] if notes else []
 
 
@@ -94,7 +94,7 @@ def to_json(found: Comparison) -> str:
         "exit_code": found.exit_code,
         "counts": found.counts,
         "cells": [dataclasses.asdict(cell) for cell in found.cells],
-        "set_aside": found.set_aside,
+        "set_aside": found.skipped,
         "notes": found.notes,
     }
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
@@ -107,18 +107,18 @@ def to_junit(found: Comparison) -> str:
     not fail.
     """
     root = ElementTree.Element(
-        "testsuites", _counted(f"lorebench {found.name}", found.cells, len(found.set_aside))
+        "testsuites", _counted(f"lorebench {found.name}", found.cells, len(found.skipped))
     )
     for suite in dict.fromkeys(cell.suite for cell in found.cells):
         cells = [cell for cell in found.cells if cell.suite == suite]
         element = ElementTree.SubElement(root, "testsuite", _counted(suite, cells))
         for cell in cells:
             _case(element, cell)
-    if found.set_aside:
-        files = ElementTree.SubElement(root, "testsuite", _counted("files", (), len(found.set_aside)))
-        for note in found.set_aside:
+    if found.skipped:
+        files = ElementTree.SubElement(root, "testsuite", _counted("files", (), len(found.skipped)))
+        for note in found.skipped:
             case = ElementTree.SubElement(files, "testcase", classname="files", name=note)
-            ElementTree.SubElement(case, "skipped", message="set aside")
+            ElementTree.SubElement(case, "skipped", message="skipped")
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 

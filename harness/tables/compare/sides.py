@@ -28,7 +28,7 @@ class Side:
     """The valid records of a folder or file, and a line for each other file."""
 
     records: tuple[Loaded, ...]
-    set_aside: tuple[str, ...]
+    skipped: tuple[str, ...]
 
 
 def load(path: Path) -> Side:

@@ -14,7 +14,7 @@ from functools import cached_property
 from harness.record import Record
 from harness.tables.compare.comparison import Cell, Difference, Verdict, not_comparable
 from harness.tables.compare.pairing import Pair, differences
-from harness.tables.compare.statistics import LEAST_RUNS, Shift, shift, took_turns
+from harness.tables.compare.statistics import LEAST_RUNS, Shift, interleaved, shift
 
 QUANTITY = "throughput"
 
@@ -65,7 +65,7 @@ class Row:
             return f"another machine or day: {'; '.join(map(str, self.differences[:3]))}"
         starts = sorted((record.started_at or "", False) for record in self.base)
         starts = sorted([*starts, *((record.started_at or "", True) for record in self.candidate)])
-        if not all(when for when, _ in starts) or not took_turns([side for _, side in starts]):
+        if not all(when for when, _ in starts) or not interleaved([side for _, side in starts]):
             return "another day or time: the runs of the two sides did not take turns"
         return f"{fewest} runs of a side, a verdict needs {LEAST_RUNS}" if fewest < LEAST_RUNS else None
 

@@ -132,6 +132,6 @@ def shift(base: Sequence[float], candidate: Sequence[float]) -> Shift:
     return Shift(statistics.median(candidate) / centre, threshold, separated)
 
 
-def took_turns(sides: Sequence[bool]) -> bool:
+def interleaved(sides: Sequence[bool]) -> bool:
     """Whether runs in the order of their start, True for one side, never gave a side three turns in a row."""
     return all(len(set(sides[first : first + 3])) > 1 for first in range(len(sides) - 2))

@@ -81,7 +81,7 @@ def build(
         series=tuple(series.values()),
         breaks=tuple(_breaks(segments, series)),
         runs=len(used),
-        set_aside=tuple(collection.set_aside),
+        skipped=tuple(collection.skipped),
         notes=(*_lost(joined, commits), *_notes(collection, used, commits)),
     )
 

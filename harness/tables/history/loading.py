@@ -38,7 +38,7 @@ class Collection:
 
     suite: str
     found: list[Found] = field(default_factory=list)
-    set_aside: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     others: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     unfinished: int = 0
@@ -59,7 +59,7 @@ class Collection:
 
     def refuse(self, source: str, reason: str) -> None:
         """Set a file aside."""
-        self.set_aside.append(plain(f"{source}: {reason}", NOTE_LENGTH))
+        self.skipped.append(plain(f"{source}: {reason}", NOTE_LENGTH))
 
 
 def identity(item: Record) -> str:
@@ -122,8 +122,8 @@ def _nothing(collection: Collection, folders: Sequence[Path]) -> str:
     text = f"no records of suite {collection.suite!r} under {where}"
     if collection.others:
         text += f"; there are records of other suites, {nearest(collection.suite, collection.others)}"
-    elif collection.set_aside:
-        text += f"; set aside: {collection.set_aside[0]}"
+    elif collection.skipped:
+        text += f"; skipped: {collection.skipped[0]}"
     else:
         text += f"; run: lorebench run {collection.suite} --results {folders[0]}"
     return plain(text)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.tables.aggregate import agree
-from harness.tables.compare.statistics import LEAST_SPEED_CHANGE, took_turns
+from harness.tables.compare.statistics import LEAST_SPEED_CHANGE, interleaved
 from harness.tables.format import plain
 from harness.tables.history.change_points import LEAST_SIDE
 from harness.tables.history.commits import started
@@ -69,7 +69,7 @@ def _alternated(runs: Sequence[Run], change: LevelChange) -> bool:
     sides = [side for _, side in turns]
     if min(sides.count(True), sides.count(False)) < LEAST_SIDE or any(when is None for when, _ in turns):
         return False
-    return took_turns([side for _, side in sorted(turns, key=lambda turn: turn[0] or 0)])
+    return interleaved([side for _, side in sorted(turns, key=lambda turn: turn[0] or 0)])
 
 
 def _sides(

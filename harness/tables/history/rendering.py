@@ -33,7 +33,7 @@ def to_text(history: History) -> str:
         lines += ["", table.title, *(f"  {line}" for line in _grid(table))]
     notes = [*_same(history), *wording.method(history), *_first(wording.remarks(history))]
     notes += [*history.notes, *_advice(history)]
-    aside = [f"set aside: {note}" for note in history.set_aside]
+    aside = [f"skipped: {note}" for note in history.skipped]
     lines += ["", *(f"- {note}" for note in (*notes, *_first(aside)))] if notes or aside else []
     return "\n".join(lines) + "\n"
 
@@ -61,7 +61,7 @@ def to_markdown(history: History) -> str:
         *history.notes,
         *_advice(history),
     ]
-    notes += [f"set aside: {note}" for note in history.set_aside]
+    notes += [f"skipped: {note}" for note in history.skipped]
     return "\n".join([*lines, *(f"- {markdown(note)}" for note in notes)]).rstrip() + "\n"
 
 
@@ -81,7 +81,7 @@ def to_json(history: History) -> str:
         ],
         "breaks": [_plain(each) for each in history.breaks],
         "method": wording.method(history),
-        "set_aside": history.set_aside,
+        "set_aside": history.skipped,
         "notes": history.notes,
     }
     return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -110,8 +110,8 @@ FORMATS: dict[str, Callable[[History], str]] = {"text": to_text, "md": to_markdo
 def _title(history: History) -> str:
     counts = ((len(history.commits), "commit"), (history.runs, "run"), (len(history.rows), "row"))
     said = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
-    count = len(history.set_aside)
-    aside = f", {count} file{'' if count == 1 else 's'} set aside" if count else ""
+    count = len(history.skipped)
+    aside = f", {count} file{'' if count == 1 else 's'} skipped" if count else ""
     return f"history of {history.suite}: {said}{aside}"
 
 

@@ -204,7 +204,7 @@ class Break:
 class History:
     """All of a suite: commits oldest first, series in the order of rows and quantities, breaks, and notes.
 
-    `baseline` is the label of the control row; `set_aside` has a line for each file that is no sound record;
+    `baseline` is the label of the control row; `skipped` has a line for each file that is no sound record;
     `runs` counts the records that were used.
     """
 
@@ -214,7 +214,7 @@ class History:
     series: tuple[Series, ...]
     breaks: tuple[Break, ...] = ()
     runs: int = 0
-    set_aside: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property

@@ -174,10 +174,10 @@ def _exact(history: History) -> Iterator[str]:
     bytes_ = "bytes" if all(counted) else "bytes that are counted"
     names = [name for name, is_there in ((bytes_, any(counted)), ("outcomes", outcomes)) if is_there]
     if names:
-        yield f"{' and '.join(names)}: any change between runs of one seed is a change point"
+        yield f"{' and '.join(names)}: any change between runs of one seed counts"
     if not all(counted):
         yield (
-            "bytes by an allocator: a change between runs of one seed is a change point beyond "
+            "bytes by an allocator: a change between runs of one seed counts beyond "
             f"{100 * CUDA_SHARE:.1f} % + {CUDA_BYTES >> 20} MiB"
         )
 

@@ -34,7 +34,7 @@ def charts(history: History) -> tuple[list[Chart], list[str]]:
     said = [*_first(_changes(history)), *_first(wording.breaks(history)), *wording.method(history)]
     said += _first(wording.remarks(history))
     said += [f"not drawn, since nothing stepped: {', '.join(left)}"] if left else []
-    aside = [f"{len(history.set_aside)} files set aside"] if history.set_aside else []
+    aside = [f"{len(history.skipped)} files skipped"] if history.skipped else []
     return found, [*said, *history.notes, *aside]
 
 

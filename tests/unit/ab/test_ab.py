@@ -23,7 +23,7 @@ from harness.cli import main as cli
 from harness.config import Run
 from harness.engine import runner
 from harness.record import VARIABLES
-from harness.tables.compare.statistics import took_turns
+from harness.tables.compare.statistics import interleaved
 from tests.support.gate_records import made, memory
 
 GIT = ["git", "-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
@@ -270,7 +270,7 @@ def test_sides_take_turns_and_each_begins_as_often_as_the_other(repeats: int) ->
     found = turns([run("x"), run("y")], repeats)
     for label in "xy":
         sides = [turn.side for turn in found if turn.run.name == label]
-        assert took_turns([side == 1 for side in sides])
+        assert interleaved([side == 1 for side in sides])
         assert sides.count(0) == sides.count(1) == repeats
         begins = sides[::2]
         assert abs(begins.count(0) - begins.count(1)) <= 1

@@ -97,7 +97,7 @@ def test_what_a_run_keeps_in_its_own_folder_is_no_record(gate: Gate, base: Path)
     (place / "weights").mkdir()
     for name in ("job.json", "weights/config.json"):
         (place / name).write_text("{}")
-    assert load(base).set_aside == ()
+    assert load(base).skipped == ()
     assert gate(base, base).code == 0
 
 
@@ -232,13 +232,11 @@ def test_what_is_no_sound_record_is_set_aside_and_counted(gate: Gate, base: Path
     (folder / "sum.json").write_text(json.dumps(broken))
     side = load(base)
     assert len(side.records) == 1
-    assert len(side.set_aside) == 10
-    assert "do not add up" in next(
-        note for note in side.set_aside if note.startswith("machine/demo/sum.json")
-    )
+    assert len(side.skipped) == 10
+    assert "do not add up" in next(note for note in side.skipped if note.startswith("machine/demo/sum.json"))
     said = gate(base, base)
     assert said.code == 0
-    assert "20 files set aside" in said.out
+    assert "20 files skipped" in said.out
 
 
 def test_a_name_that_leads_out_of_the_folder_of_samples_is_not_followed(tmp_path: Path) -> None:
@@ -277,7 +275,7 @@ def test_ten_thousand_mutated_records_are_compared_or_set_aside(tmp_path: Path) 
         file.write_text(mutated(text, dice), encoding="utf-8", errors="surrogatepass")
         side = load(file)
         read += len(side.records)
-        assert len(side.records) + len(side.set_aside) == 1
+        assert len(side.records) + len(side.skipped) == 1
         found = compare(base, side)
         verdicts |= set(found.counts)
         form = list(FORMATS)[number % len(FORMATS)]

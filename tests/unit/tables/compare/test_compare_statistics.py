@@ -12,10 +12,10 @@ from harness.tables.compare.statistics import (
     ALPHA,
     LEAST_PERPLEXITY_CHANGE,
     holm,
+    interleaved,
     mcnemar,
     paired_bootstrap,
     shift,
-    took_turns,
 )
 
 #: Relative standard deviation from run to run on one machine, as measured: 1.1 to 1.7 %.
@@ -72,9 +72,9 @@ def test_a_base_that_scatters_raises_the_threshold() -> None:
 
 
 def test_turns_are_taken_when_no_side_has_three_in_a_row() -> None:
-    assert took_turns([False, True] * 5)
-    assert took_turns([False, True, True, False] * 3)
-    assert not took_turns([False, True, True, True, False, True, False, False, True, False])
+    assert interleaved([False, True] * 5)
+    assert interleaved([False, True, True, False] * 3)
+    assert not interleaved([False, True, True, True, False, True, False, False, True, False])
 
 
 # ------------------------------------------------------------------------------------- perplexity

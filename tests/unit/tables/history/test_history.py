@@ -331,19 +331,19 @@ def test_repeats_disagree_by_what_their_meter_does_not_explain_and_visibly(
 @pytest.mark.parametrize(
     ("meters", "said"),
     [
-        (["live"], ["bytes and outcomes: any change between runs of one seed is a change point"]),
+        (["live"], ["bytes and outcomes: any change between runs of one seed counts"]),
         (
             ["cuda"],
             [
-                "outcomes: any change between runs of one seed is a change point",
-                "bytes by an allocator: a change between runs of one seed is a change point beyond 0.5 % + 8 MiB",
+                "outcomes: any change between runs of one seed counts",
+                "bytes by an allocator: a change between runs of one seed counts beyond 0.5 % + 8 MiB",
             ],
         ),
         (
             ["live", "cuda"],
             [
-                "bytes that are counted and outcomes: any change between runs of one seed is a change point",
-                "bytes by an allocator: a change between runs of one seed is a change point beyond 0.5 % + 8 MiB",
+                "bytes that are counted and outcomes: any change between runs of one seed counts",
+                "bytes by an allocator: a change between runs of one seed counts beyond 0.5 % + 8 MiB",
             ],
         ),
     ],
@@ -773,7 +773,7 @@ def test_what_is_no_sound_record_is_set_aside_and_counted(call: Call, repository
     repository.commit()
     said = call("demo", "--results", repository.results, "--committed")
     assert (said.code, said.err) == (0, "")
-    assert "5 files set aside" in said.out
+    assert "5 files skipped" in said.out
 
 
 def test_mutated_records_never_stop_it(repository: Repository) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from harness.ab.schedule import Request
     from harness.engine.runner import Plan
     from harness.tables.compare.comparison import Comparison
-    from harness.tables.compare.sides import Loaded, Side
+    from harness.tables.compare.pairing import Loaded, Side
 
 
 def request_for(
@@ -131,7 +131,7 @@ def compared(request: Request, runs: Sequence[Run], repeats: int, control: str |
     """The records of both sides held against each other; those of rows that are not asked for rest."""
     from harness.ab import schedule
     from harness.tables.compare import interleaved as compare_turns
-    from harness.tables.compare.sides import load
+    from harness.tables.compare.pairing import load
 
     wanted = {(run.name, run.seed) for run in runs}
     sides = []
@@ -143,7 +143,7 @@ def compared(request: Request, runs: Sequence[Run], repeats: int, control: str |
 
 def _joined(parts: Sequence[Side]) -> Side:
     """The records of several rows as one side; two spellings of one run count once."""
-    from harness.tables.compare.sides import Side
+    from harness.tables.compare.pairing import Side
 
     found: dict[tuple[str, str], Loaded] = {}
     for part in parts:

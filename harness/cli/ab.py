@@ -1,4 +1,4 @@
-"""The command `lorebench ab`: two revisions of the code run a suite in turns, and are compared."""
+"""The command `lorebench ab`: run a suite with two interleaved revisions and compare them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def ab(
     form: FormOption = "text",
     out: OutOption = None,
 ) -> None:
-    """Run two revisions in turns on this machine and say what got larger or slower; exit codes as of gate."""
+    """Run two revisions interleaved on this machine and compare them; exit codes as of gate."""
     from harness.engine import runner
 
     if not 1 <= repeats <= MOST_REPEATS:

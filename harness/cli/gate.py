@@ -1,4 +1,4 @@
-"""The command `lorebench gate`: records of two states of the code beside each other. Runs nothing."""
+"""The command `lorebench gate`: compare the records of two revisions. Runs nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.tables.compare.comparison import Comparison
-    from harness.tables.compare.sides import Side
+    from harness.tables.compare.pairing import Side
 
 Format = Literal["text", "md", "json", "github", "junit"]
 FormOption = Annotated[
@@ -38,15 +38,15 @@ def gate(
         ),
     ] = None,
 ) -> None:
-    """Hold a change against what was before; exit code 1 on a regression, 2 when no verdict is due."""
+    """Compare the records of two revisions; exit code 1 on a regression, 2 if inconclusive."""
     from harness.tables.compare.judge import compare
-    from harness.tables.compare.sides import load
+    from harness.tables.compare.pairing import load
 
     sides = load(base), load(candidate)
     for name, path, side in zip(("BASE", "CAND"), (base, candidate), sides, strict=True):
         if not side.records:
-            aside = f"; skipped: {side.skipped[0]}" if side.skipped else ""
-            raise UserError(f"{name} {path}: no records in it; give a record or a folder of records{aside}")
+            skipped = f"; skipped: {side.skipped[0]}" if side.skipped else ""
+            raise UserError(f"{name} {path}: no records in it; give a record or a folder of records{skipped}")
     publish(compare(*sides, _controls(sides, control)), form, out)
 
 

@@ -52,7 +52,7 @@ def history(
     mlflow: Server = None,
     experiment: Experiment = None,
 ) -> None:
-    """Show each quantity of a suite over commits, and where it stepped; exit code 0 whatever moved."""
+    """Show each quantity of a suite over commits and its change points; exit code 0 in any case."""
     from harness.tables.history import build as tables
     from harness.tables.history import export
     from harness.tables.history.loading import collect

@@ -142,10 +142,10 @@ def bytes_text(value: float) -> str:
 
 # ------------------------------------------------------------------------------------------- text
 def component(key: str) -> str:
-    """Return the heading of a component of the peak (`record.COMPONENTS`)."""
+    """Return the name of a component of the peak (`record.COMPONENTS`) for people."""
     if key == "transient_bytes":
         return "activations and temporaries"
-    return key.removesuffix("_bytes").removeprefix("weights_").replace("_", " ")
+    return key.removesuffix("_bytes").replace("_", " ")
 
 
 def plain(text: str, limit: int | None = None) -> str:

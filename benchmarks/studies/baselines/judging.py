@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from benchmarks.studies.baselines.measuring import Figures, Measured
 from harness.errors import UserError
+from harness.tables import format
 from harness.tables.compare import memory
 from harness.tables.compare.comparison import Cell, Comparison, Verdict
 
 SUITE = "baselines"
 EXACT = "simulated"
-TRANSIENT = "transient"
+TRANSIENT = format.component("transient_bytes")
 #: Packages whose code decides which tensors there are.
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 WRITE = "python -m benchmarks.studies.baselines --write"

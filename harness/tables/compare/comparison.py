@@ -1,4 +1,4 @@
-"""What a comparison consists of: cells with a verdict and its cause; no rule and no rendering."""
+"""The parts of a comparison: cells with a verdict and its cause; no rule and no rendering."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Literal
 
 from harness.tables.format import plain
 
-#: `regression` fails the gate. `reported` and `withheld` are judged by nobody, the one by rule, the other for
-#: want of evidence. `x` cannot be compared, `missing` has no candidate, `new` no base.
+#: `regression` fails the gate. `reported` is informational by rule, `withheld` is inconclusive for lack of
+#: evidence. `x` is not comparable, `missing` has no candidate, `new` no base.
 Verdict = Literal["regression", "improvement", "ok", "reported", "withheld", "x", "missing", "new"]
 VERDICTS: tuple[Verdict, ...] = (
     *("regression", "improvement", "withheld", "reported"),
     *("x", "missing", "new", "ok"),
 )
 NAME_LENGTH, CAUSE_LENGTH = 80, 400
-#: The quantity that says how a run ended.
+#: Verdicts as people read them; JSON and JUnit keep the tokens.
+LABELS: dict[Verdict, str] = {"x": "not comparable", "reported": "informational", "withheld": "inconclusive"}
+#: The quantity of a run's outcome.
 STATUS = "status"
-#: Verdicts that say something about the candidate.
+#: Verdicts on the candidate.
 JUDGED: tuple[Verdict, ...] = ("regression", "improvement", "ok")
 
 
@@ -49,7 +51,7 @@ class Cell:
 
     @property
     def judged(self) -> bool:
-        """Whether it says something about the candidate: that a run ended as before says nothing of it."""
+        """Whether it is evidence on the candidate; a run that ended as before is none."""
         return self.verdict in JUDGED and (self.quantity, self.verdict) != (STATUS, "ok")
 
     @classmethod
@@ -63,16 +65,16 @@ class Cell:
         cause: str,
         differences: tuple[Difference, ...] = (),
     ) -> Cell:
-        """A cell from text that may hold anything: each becomes one line of visible characters."""
+        """Return a cell whose texts are single lines of visible characters, whatever was given."""
         suite, row, runs, quantity = (plain(text, NAME_LENGTH) for text in (suite, row, runs, quantity))
         return cls(suite, row, runs, quantity, verdict, plain(cause, CAUSE_LENGTH), differences)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells, the files that were set aside because they are no records, and what else a reader must know.
+    """All cells, a line for each skipped file that is no valid record, and notes.
 
-    `name` is the command that compared; where its cells are few, `whole`, those that are ok are shown, too.
+    `name` is the command that compared; with `whole`, where cells are few, those that are ok are shown, too.
     """
 
     cells: tuple[Cell, ...]
@@ -83,13 +85,13 @@ class Comparison:
 
     @property
     def counts(self) -> dict[Verdict, int]:
-        """How many cells have each verdict; those that none has are left out."""
+        """The number of cells by verdict, without zeros."""
         found = Counter(cell.verdict for cell in self.cells)
         return {verdict: found[verdict] for verdict in VERDICTS if found[verdict]}
 
     @property
     def exit_code(self) -> int:
-        """0, 1 with a regression, 2 when a verdict was withheld or nothing could be judged."""
+        """0; 1 with a regression; 2 when a cell is inconclusive or nothing could be judged."""
         counts = self.counts
         if "regression" in counts:
             return 1
@@ -98,14 +100,14 @@ class Comparison:
     @property
     def summary(self) -> str:
         """One line with all counts."""
-        counts = ", ".join(f"{number} {verdict}" for verdict, number in self.counts.items()) or "no cells"
-        aside = f"; {len(self.skipped)} files skipped" if self.skipped else ""
-        undecided = "not decided" if "withheld" in self.counts else "nothing could be judged"
+        counts = ", ".join(f"{number} {LABELS.get(each, each)}" for each, number in self.counts.items())
+        skipped = f"; {len(self.skipped)} files skipped" if self.skipped else ""
+        undecided = "inconclusive" if "withheld" in self.counts else "nothing could be judged"
         outcome = ("passed", "failed", undecided)[self.exit_code]
-        return f"{self.name}: {outcome} ({counts}{aside})"
+        return f"{self.name}: {outcome} ({counts or 'no cells'}{skipped})"
 
 
 def not_comparable(differences: Sequence[Difference], limit: int = 4) -> str:
-    """The cause of an `x`: the first fields that differ."""
+    """Return the cause of an `x`: the first fields that differ."""
     more = f" and {len(differences) - limit} more" if len(differences) > limit else ""
     return f"not comparable: {'; '.join(map(str, differences[:limit]))}{more}"

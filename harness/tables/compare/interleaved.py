@@ -1,4 +1,4 @@
-"""Compare two revisions that ran in turns: packages belong to a revision, repeats that agree are one cell."""
+"""Compare two interleaved revisions: packages belong to a revision, repeats that agree are one cell."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import replace
 from harness.record import Record
 from harness.tables.compare import judge as compared
 from harness.tables.compare.comparison import NAME_LENGTH, Cell, Comparison
-from harness.tables.compare.sides import Loaded, Side
+from harness.tables.compare.pairing import Loaded, Side
 from harness.tables.compare.speed import QUANTITY
 from harness.tables.format import plain
 
-#: What stands in a record between the driver of a GPU and the version of CUDA that torch was built with.
+#: Separates, in a record, the driver of a GPU from the version of CUDA that torch was built with.
 CUDA = ", CUDA "
 
 
 def select(side: Side, wanted: Set[tuple[str, int]], repeats: int) -> Side:
-    """The records of rows and seeds that are asked for, the first so many repeats of each."""
+    """Return the records of the wanted rows and seeds, at most `repeats` of each."""
     kept = [
         item
         for item in side.records
@@ -27,7 +27,7 @@ def select(side: Side, wanted: Set[tuple[str, int]], repeats: int) -> Side:
 
 
 def compare(base: Side, candidate: Side, controls: Mapping[str, str]) -> Comparison:
-    """All verdicts. Versions of packages that differ are said and keep nothing from being compared."""
+    """Return all verdicts. Packages whose versions differ are noted, and cells stay comparable."""
     found = compared.compare(_without_packages(base), _without_packages(candidate), controls)
     before, after = _packages(base), _packages(candidate)
     moved = [
@@ -41,7 +41,7 @@ def compare(base: Side, candidate: Side, controls: Mapping[str, str]) -> Compari
 
 
 def _packages(side: Side) -> dict[str, str]:
-    """Versions by name, with that of CUDA, which comes with torch and stands beside the driver's."""
+    """Return versions by name, with that of CUDA, which comes with torch."""
     found: dict[str, str] = {}
     for item in side.records:
         known = item.record.environment
@@ -52,7 +52,7 @@ def _packages(side: Side) -> dict[str, str]:
 
 
 def _without_packages(side: Side) -> Side:
-    """What a record does not know keeps nothing from being compared."""
+    """Remove versions of packages, since unknown fields never prevent a comparison."""
     return replace(side, records=tuple(map(_bare, side.records)))
 
 
@@ -66,7 +66,7 @@ def _bare(item: Loaded) -> Loaded:
 
 
 def _untimed(base: Side, candidate: Side, found: Comparison) -> list[Cell]:
-    """A cell for each row whose runs ended well and have no throughput, so that silence is no verdict."""
+    """Return a cell for each row whose successful runs have no throughput, so that silence is no verdict."""
     timed = {(cell.suite, cell.row) for cell in found.cells if cell.quantity == QUANTITY}
     ended = [
         {_row(item.record) for item in side.records if _trained(item.record)} for side in (base, candidate)
@@ -88,7 +88,7 @@ def _trained(record: Record) -> bool:
 
 
 def _joined(cells: Iterable[Cell]) -> list[Cell]:
-    """Cells that say the same of several runs of a row, as one."""
+    """Merge cells of a row that are equal but for their runs."""
     found: dict[Cell, list[str]] = {}
     for cell in cells:
         found.setdefault(replace(cell, runs=""), []).append(cell.runs)

@@ -1,7 +1,7 @@
-"""Compare the records of two states of the code, cell by cell, with a verdict for each.
+"""Compare the records of two revisions, cell by cell, with a verdict for each.
 
-What belongs together is `compare/pairing.py`; the rules are those of `compare/memory.py`, `compare/speed.py`
-and `compare/quality.py`. Nothing here reads the command line or writes.
+`pairing.py` decides which runs are compared; the rules are those of `memory.py`, `speed.py` and `quality.py`.
+Nothing here reads the command line or writes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from harness.tables.compare import memory as compare_memory
 from harness.tables.compare import quality as compare_quality
 from harness.tables.compare import speed as compare_speed
 from harness.tables.compare.comparison import STATUS, Cell, Comparison, Difference, Verdict, not_comparable
-from harness.tables.compare.pairing import Pair, differences, pair
+from harness.tables.compare.pairing import Loaded, Pair, Side, differences, pair
 from harness.tables.compare.quality import Answers
-from harness.tables.compare.sides import Loaded, Side
 from harness.tables.compare.statistics import holm
 from harness.tables.format import plain
 
@@ -30,7 +29,7 @@ class Open:
 
 
 def compare(base: Side, candidate: Side, controls: Mapping[str, str] | None = None) -> Comparison:
-    """All verdicts; `controls` names the label of the control row of each suite."""
+    """Return all verdicts; `controls` maps each suite to the label of its control row."""
     pairs = pair(base.records, candidate.records)
     found = [item for each in pairs for item in _run(each)]
     speed = compare_speed.judge(compare_speed.rows(pairs), controls or {})
@@ -40,7 +39,7 @@ def compare(base: Side, candidate: Side, controls: Mapping[str, str] | None = No
 
 
 def _closed(found: list[Cell | Open]) -> list[Cell]:
-    """Decide what waited: p values are adjusted over all tasks and runs of the comparison."""
+    """Decide open cells: p values are adjusted over all tasks and runs of the comparison."""
     waiting = iter(holm([item.answers.p_value for item in found if isinstance(item, Open)]))
     cells = []
     for item in found:
@@ -56,7 +55,7 @@ def _place(cell: Cell) -> tuple[str, str, str]:
 
 
 def _run(each: Pair) -> Iterator[Cell | Open]:
-    """The cells of one run, but throughput, which a row has."""
+    """Yield the cells of one run, all but throughput, which is judged by row."""
     some = each.some
     place = some.suite, some.label, f"seed {some.seed}" + (f", repeat {some.repeat}" if some.repeat else "")
 
@@ -105,7 +104,7 @@ def _status(base: Record, candidate: Record) -> tuple[Verdict, str]:
 def _quantities(
     base: Loaded, candidate: Loaded
 ) -> Iterator[tuple[str, str, compare_quality.Judged | Answers]]:
-    """Each quantity with the kind of measurement that it is, and what its rule says of it."""
+    """Yield each quantity with its kind of measurement and the result of its rule."""
     before, after = base.record, candidate.record
     if before.memory and before.memory.train:
         yield "peak memory", "memory", _memory(before, after)

@@ -1,24 +1,23 @@
-"""The rule for peak memory: exact where it is counted, with an allowance where an allocator has its say."""
+"""Judge peak memory: exact where a meter counts, with an allowance where an allocator decides."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.record import TrainMemory
+from harness.record import COMPONENTS, TrainMemory
 from harness.tables.compare.comparison import Verdict
-from harness.tables.format import UNITS
+from harness.tables.format import UNITS, component
 
-#: What a peak by CUDA's allocator may move by without a cause in our code: a share, and bytes.
+#: Noise of a peak by CUDA's allocator: a share, and bytes.
 CUDA_SHARE, CUDA_BYTES = 0.005, 8 << 20
-#: Meters that count the bytes of tensors, and so repeat to the byte.
+#: Meters that count the bytes of tensors, and so are repeatable to the byte.
 EXACT = ("live", "simulated")
 
 
 def judge(meter: str, base: int, candidate: int) -> Verdict:
-    """The verdict on a peak in bytes: where counting is exact, any increase fails.
+    """Return the verdict on a peak in bytes: with an exact meter any increase is a regression.
 
-    Elsewhere one beyond an allowance of 0.5 % and 8 MiB does. A smaller peak is an improvement by the
-    same measure.
+    With others one beyond 0.5 % + 8 MiB is. A smaller peak is an improvement by the same measure.
     """
     slack = 0.0 if meter in EXACT else min(base, candidate) * CUDA_SHARE + CUDA_BYTES
     if candidate > base + slack:
@@ -27,31 +26,27 @@ def judge(meter: str, base: int, candidate: int) -> Verdict:
 
 
 def components(train: TrainMemory) -> dict[str, int]:
-    """Bytes by component, under names for a sentence; they add up to the peak."""
-    return {
-        name.removesuffix("_bytes").replace("_", " "): getattr(train, name)
-        for name in TrainMemory.model_fields
-        if name.endswith("_bytes") and not name.startswith("peak")
-    }
+    """Return bytes by component, under names for a sentence; they add up to the peak."""
+    return {component(name): getattr(train, name) for name in COMPONENTS}
 
 
 def cause(base: int, candidate: int, before: Mapping[str, int], after: Mapping[str, int]) -> str:
-    """How a peak moved and by which parts, the largest first: `peak +412.0 MiB: optimizer +410.0, …`.
+    """Write how a peak moved and by which parts, the largest first: `peak +412.0 MiB: optimizer +410.0, …`.
 
-    All in the unit of the largest change.
+    All numbers are in the unit of the largest change.
     """
     moved = {name: after.get(name, 0) - before.get(name, 0) for name in dict.fromkeys((*before, *after))}
     parts = sorted(((n, size) for n, size in moved.items() if size), key=lambda part: -abs(part[1]))
     largest = max((abs(size) for size in (candidate - base, *moved.values())), default=0)
     unit, size = next((pair for pair in UNITS if largest >= pair[1]), ("bytes", 1))
     peak = f"peak {_signed(candidate - base, size)} {unit}" if candidate != base else "peak unchanged"
-    said = ", ".join(f"{name} {_signed(part, size)}" for name, part in parts)
-    beside = f" ({unit})" if candidate == base and said else ""
-    return f"{peak}: {said}{beside}" if said else peak
+    changes = ", ".join(f"{name} {_signed(part, size)}" for name, part in parts)
+    beside = f" ({unit})" if candidate == base and changes else ""
+    return f"{peak}: {changes}{beside}" if changes else peak
 
 
 def _signed(change: int, size: int) -> str:
-    """In units of `size` bytes; what would read as zero is given in bytes."""
+    """Write a change in units of `size` bytes, in bytes where it would read as zero."""
     if size == 1 or abs(change) < 0.05 * size:
         return f"{change:+,}" + (" bytes" if size > 1 else "")
     text = f"{change / size:+,.1f}"

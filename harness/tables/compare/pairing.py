@@ -1,22 +1,26 @@
-"""Which runs of two sides belong together, and in what they differ that decides a number."""
+"""Load two sides of a comparison, pair their runs, and find the differences that make them incomparable.
+
+A file that is no valid record (`harness.tables.records`) is skipped, never compared.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from harness.record import Record
 from harness.tables import aggregate
 from harness.tables.compare.comparison import Difference
-from harness.tables.compare.sides import Loaded, machine
 from harness.tables.format import plain
+from harness.tables.records import NOTE_LENGTH, find, read_each
 
 SHOWN = 60
-#: Packages that can move a number, beside those that a row's environment names.
+#: Packages that can change a value, beside those of a row's environment.
 PACKAGES = ("peft", "tokenizers", "bitsandbytes")
-#: The protocol that a quantity is measured by, and the packages that have nothing to do with it.
+#: The field of a measurement protocol, and the packages irrelevant to a quantity.
 PROTOCOL = re.compile(r"^(\w+) protocol$")
 FOREIGN = {
     "memory": ("lm-eval", "tokenizers"),
@@ -26,6 +30,62 @@ FOREIGN = {
 }
 
 
+# ------------------------------------------------------------------------------------------- sides
+@dataclass(frozen=True)
+class Loaded:
+    """A record and its file."""
+
+    record: Record
+    path: Path
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run, with its samples."""
+        return self.path.with_suffix("")
+
+
+@dataclass(frozen=True)
+class Side:
+    """The valid records of a folder or file, and a line for each skipped file."""
+
+    records: tuple[Loaded, ...]
+    skipped: tuple[str, ...]
+
+
+def load(path: Path) -> Side:
+    """Load the records of a file or of a folder and those below; UserError where neither exists."""
+    root = path if path.is_dir() else path.parent
+    found: list[Loaded] = []
+    skipped: list[str] = []
+    known: dict[tuple[str, ...], Path] = {}
+    for file, read, reason in read_each(find(path)):
+        if read is None:
+            skipped.append(_note(file, root, reason))
+            continue
+        twin = known.setdefault(_identity(read), file)
+        if twin is file:
+            found.append(Loaded(read, file))
+        else:
+            skipped.append(_note(file, root, f"the same run as {twin.relative_to(root)}"))
+    return Side(tuple(found), tuple(skipped))
+
+
+def machine(read: Record) -> tuple[str, ...]:
+    """Return the machine of a run and its meter; with other threads it is another machine."""
+    here, meter = read.environment, read.memory.meter if read.memory else ""
+    return (here.device, str(here.cpu_threads), meter) if here else ("", "", meter)
+
+
+def _note(file: Path, root: Path, reason: str) -> str:
+    return plain(f"{file.relative_to(root)}: {reason}", NOTE_LENGTH)
+
+
+def _identity(read: Record) -> tuple[str, ...]:
+    """Return what is unique within one side: a run on a machine by a meter."""
+    return read.suite, read.run_id, *machine(read)
+
+
+# ------------------------------------------------------------------------------------------- pairs
 @dataclass(frozen=True)
 class Pair:
     """A run on both sides, or on one alone."""
@@ -42,16 +102,16 @@ class Pair:
 
 
 def pair(base: Iterable[Loaded], candidate: Iterable[Loaded]) -> list[Pair]:
-    """Pairs in the order of the base, what only the candidate has behind them.
+    """Return pairs in the order of the base, then the runs of the candidate alone.
 
-    Equal work on an equal device comes first; then equal work, then runs with one label, seed and repeat,
-    so that the cell of a run whose setting or device moved says so instead of being missing and new.
+    Match equal work on an equal device first; then equal work, then runs with one label, seed and repeat, so
+    that a run whose setting or device changed is one cell that says so, not one missing and one new.
     """
     left, right = list(base), list(candidate)
     found: dict[int, tuple[int, Loaded]] = {}
     for key in (_same_place, _same_work, _same_name):
         open_base = [place for place in range(len(left)) if place not in found]
-        for place, other in _matched(left, open_base, right, key):
+        for place, other in list(_matched(left, open_base, right, key)):
             found[place] = (place, other)
             right.remove(other)
     pairs = [Pair(item, found[place][1] if place in found else None) for place, item in enumerate(left)]
@@ -60,17 +120,14 @@ def pair(base: Iterable[Loaded], candidate: Iterable[Loaded]) -> list[Pair]:
 
 def _matched(
     left: Sequence[Loaded], places: Sequence[int], right: Sequence[Loaded], key: Callable[[Record], Hashable]
-) -> list[tuple[int, Loaded]]:
-    """Places of the left side with the one of the right that has the same key; each is given away once."""
+) -> Iterator[tuple[int, Loaded]]:
+    """Yield places of the left side with a run of the right side of the same key, each used once."""
     waiting: dict[Hashable, list[Loaded]] = {}
     for item in right:
         waiting.setdefault(key(item.record), []).append(item)
-    found = []
     for place in places:
-        others = waiting.get(key(left[place].record))
-        if others:
-            found.append((place, others.pop(0)))
-    return found
+        if others := waiting.get(key(left[place].record)):
+            yield place, others.pop(0)
 
 
 def _same_place(record: Record) -> Hashable:
@@ -86,9 +143,9 @@ def _same_name(record: Record) -> Hashable:
 
 
 def differences(base: Record, candidate: Record, quantity: str) -> tuple[Difference, ...]:
-    """The fields that must be equal before a quantity can be compared, and are not.
+    """Return the fields that differ and must be equal for a quantity to be comparable.
 
-    `quantity` is memory, perplexity, accuracy or time. What one side does not know contradicts nothing.
+    `quantity` is memory, perplexity, accuracy or time. A field unknown to one side contradicts nothing.
     """
     if base.config_id != candidate.config_id:
         ids = Difference("config_id", base.config_id, candidate.config_id)
@@ -111,7 +168,7 @@ def _differ(
 
 
 def decides(record: Record, quantity: str) -> dict[str, str]:
-    """All that decides a quantity beside the config, as text."""
+    """Return every condition of a quantity beside the config, as text."""
     known = {"seed": str(record.seed), **aggregate.environment_of(record)}
     if record.environment:
         here = record.environment
@@ -125,13 +182,13 @@ def decides(record: Record, quantity: str) -> dict[str, str]:
 
 
 def _is_of(key: str, quantity: str) -> bool:
-    """Whether a field is of this quantity: the protocols of the others are not."""
+    """Return whether a field matters to this quantity: the protocols of others do not."""
     protocol = PROTOCOL.match(key)
     return protocol is None or protocol[1] == quantity
 
 
 def _settings(config: Any, prefix: str = "") -> dict[str, str]:
-    """Dotted keys of a nested config with their values as text; lists count as a whole or by their dicts."""
+    """Flatten a nested config to dotted keys and text; a list is one value, or one part per dict."""
     if isinstance(config, dict):
         items = [(str(key), value) for key, value in config.items() if key not in ("seed", "repeat", "label")]
     elif isinstance(config, list) and any(isinstance(value, dict) for value in config):

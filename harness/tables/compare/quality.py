@@ -1,7 +1,7 @@
-"""The rules for perplexity and accuracy: the same windows and the same documents, one by one.
+"""Judge perplexity and accuracy on the same windows and the same documents, one by one.
 
-What a run kept beside its record decides (`windows/<protocol>.jsonl`, `samples/<task>.jsonl`). It is read
-where the figures of the records leave a question open, and believed only where it adds up to them.
+The files beside a record decide (`windows/<protocol>.jsonl`, `samples/<task>.jsonl`). They are read where the
+totals of the records leave the verdict open, and used only where they add up to these totals.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.record import Accuracy, Perplexity
 from harness.tables.compare.comparison import Verdict
-from harness.tables.compare.sides import Loaded
+from harness.tables.compare.pairing import Loaded
 from harness.tables.compare.statistics import (
     ALPHA,
     LEAST_PERPLEXITY_CHANGE,
@@ -32,11 +32,11 @@ Judged = tuple[Verdict, str]
 
 
 class AbsentError(Exception):
-    """What a rule needs is not there or cannot be believed; says why."""
+    """The file that a rule needs is missing or invalid; the message says why."""
 
 
 def perplexity(name: str, base: tuple[Loaded, Perplexity], candidate: tuple[Loaded, Perplexity]) -> Judged:
-    """The verdict on one protocol: worse when certain on these windows and by more than 0.2 %."""
+    """Return the verdict on one protocol: worse if certain on these windows and by more than 0.2 %."""
     before, after = base[1], candidate[1]
     same = (before.text, before.tokens, before.windows, before.context, before.batches)
     if same != (after.text, after.tokens, after.windows, after.context, after.batches):
@@ -59,10 +59,10 @@ def perplexity(name: str, base: tuple[Loaded, Perplexity], candidate: tuple[Load
         return "x", f"not comparable: other windows ({moved})"
     tokens = [window.tokens for window in first]
     found = paired_bootstrap([w.nats for w in first], [w.nats for w in second], tokens)
-    said = f"{moved}, 95 % interval {100 * found.low:+.2f} … {100 * found.high:+.2f} %"
+    moved += f", 95 % interval {100 * found.low:+.2f} … {100 * found.high:+.2f} %"
     if not found.certain:
-        return "ok", f"{said}, which holds 0"
-    return ("regression" if change > 0 else "improvement"), said
+        return "ok", f"{moved}, which holds 0"
+    return ("regression" if change > 0 else "improvement"), moved
 
 
 def _growth(nats: float) -> float:
@@ -92,7 +92,7 @@ def _windows(loaded: Loaded, name: str, scored: Perplexity) -> list[Window]:
         if not (isinstance(same, str) and type(tokens) is int and isinstance(nats, int | float)):
             raise AbsentError(f"the file of {plain(name, 40)} holds something else")
         if not (0 <= tokens <= scored.tokens and 0 <= nats < LARGEST_NLL):
-            raise AbsentError(f"the file of {plain(name, 40)} holds what cannot be")
+            raise AbsentError(f"the file of {plain(name, 40)} holds impossible numbers")
         found.append(Window(same, tokens, float(nats)))
     total = math.fsum(window.nats for window in found)
     if len(found) != scored.windows or sum(window.tokens for window in found) != scored.tokens:
@@ -105,9 +105,9 @@ def _windows(loaded: Loaded, name: str, scored: Perplexity) -> list[Window]:
 # ---------------------------------------------------------------------------------------- accuracy
 @dataclass(frozen=True)
 class Answers:
-    """Two runs' answers to one task: how many became wrong and right, of how many, and the p value.
+    """Two runs' answers to one task: how many became wrong (`lost`) and right (`won`), of `documents`.
 
-    `right` are those that the candidate answered right.
+    `right` counts the right answers of the candidate.
     """
 
     lost: int
@@ -117,11 +117,11 @@ class Answers:
 
     @property
     def p_value(self) -> float:
-        """By McNemar's exact test."""
+        """The p value of McNemar's exact test."""
         return mcnemar(self.lost, self.won)
 
     def judge(self, adjusted: float) -> Judged:
-        """The verdict, given the p value adjusted for all tests."""
+        """Return the verdict, given the p value adjusted for all tests."""
         if self.lost == self.won:
             return "ok", f"{self.right} of {self.documents} right, as before"
         change = 100 * (self.won - self.lost) / self.documents
@@ -133,10 +133,10 @@ class Answers:
 
 
 def answers(name: str, base: tuple[Loaded, Accuracy], candidate: tuple[Loaded, Accuracy]) -> Judged | Answers:
-    """How the answers to one task moved, or why that cannot be tested.
+    """Return how the answers to one task moved, or why that cannot be tested.
 
-    As many right answers on both sides are as many lost as won, whichever those are: p = 1 without a look.
-    The task still counts among those that were tested, or p values would be adjusted for too few.
+    Equal numbers of right answers mean as many lost as won: p = 1 without reading samples. The task still
+    counts as tested, else p values would be adjusted for too few.
     """
     before, after = base[1], candidate[1]
     if (before.version, before.documents) != (after.version, after.documents):
@@ -159,7 +159,7 @@ def answers(name: str, base: tuple[Loaded, Accuracy], candidate: tuple[Loaded, A
 
 
 def _answered(loaded: Loaded, name: str, task: Accuracy) -> dict[str, bool]:
-    """Whether each question was answered right, by the hashes of the question."""
+    """Return whether each question was answered right, by the hashes of the question."""
     found: dict[str, bool] = {}
     for line in _lines(loaded.folder / SAMPLES, name):
         question, right = (
@@ -176,13 +176,13 @@ def _answered(loaded: Loaded, name: str, task: Accuracy) -> dict[str, bool]:
 
 # --------------------------------------------------------------------------------------- the files
 def _lines(folder: Path, name: str) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file that a run kept; AbsentError where there is none to be believed."""
+    """Yield the objects of a JSONL file of a run; AbsentError where it is missing or invalid."""
     path = folder / f"{name}.jsonl"
     if path.name != f"{name}.jsonl" or name.startswith(".") or "\0" in name:
-        raise AbsentError(f"{plain(name, 40)!r} is no name of a file")
+        raise AbsentError(f"{plain(name, 40)!r} is not a file name")
     try:
         if not path.is_file():
-            raise AbsentError("none were kept beside the record")
+            raise AbsentError("no such file beside the record")
         if path.stat().st_size > LARGEST_FILE:
             raise AbsentError(f"the file is larger than {LARGEST_FILE >> 20} MiB")
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -192,7 +192,7 @@ def _lines(folder: Path, name: str) -> Iterator[dict[str, Any]]:
         try:
             line = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise AbsentError("a line is cut or is no JSON") from error
+            raise AbsentError("a line is cut or is not JSON") from error
         if not isinstance(line, dict):
-            raise AbsentError("a line is no object")
+            raise AbsentError("a line is not an object")
         yield line

@@ -1,4 +1,7 @@
-"""A comparison as text for a terminal, Markdown, JSON and JUnit XML; cells hold one visible line each."""
+"""Render a comparison as text for a terminal, Markdown, JSON and JUnit XML.
+
+Text and Markdown name verdicts by `LABELS`; JSON and JUnit keep the tokens, which programs read.
+"""
 
 from __future__ import annotations
 
@@ -7,59 +10,65 @@ import json
 from collections.abc import Callable, Sequence
 from xml.etree import ElementTree
 
-from harness.tables.compare.comparison import VERDICTS, Cell, Comparison, Verdict
+from harness.tables.compare.comparison import LABELS, VERDICTS, Cell, Comparison, Verdict
 from harness.tables.format import markdown
 
-#: A page of GitHub's has at most 1 MiB; a table of so many cells stays below.
+#: Cells of a table: a page on GitHub has at most 1 MiB.
 MOST_ROWS = 1000
 SCHEMA_VERSION = 1
-#: Lines of one verdict on a terminal.
+#: Lines per verdict on a terminal.
 MOST_LINES = 12
-#: Verdicts whose cells a person must see, the others are counted.
-SHOWN: tuple[Verdict, ...] = tuple(verdict for verdict in VERDICTS if verdict != "ok")
+#: Verdicts whose cells are listed; the others are counted.
+LISTED: tuple[Verdict, ...] = tuple(verdict for verdict in VERDICTS if verdict != "ok")
 
 
 def to_text(found: Comparison) -> str:
-    """A line for each cell that is not ok, the worst first, and the counts; all cells where they are few.
+    """Return a line per cell that is not ok, the worst first, and the counts; all cells where they are few.
 
-    Of a verdict other than `regression` the first lines are shown; the other formats have all.
+    Of verdicts other than `regression` only the first lines are shown; the other formats have all.
     """
     lines: list[str] = []
-    for verdict in VERDICTS if found.whole else SHOWN:
+    for verdict in VERDICTS if found.whole else LISTED:
         cells = [cell for cell in found.cells if cell.verdict == verdict and not _silent(cell)]
-        said = [f"{verdict}: {cell.suite}/{cell.row} ({cell.runs}) {_said(cell)}" for cell in cells]
-        lines += said if verdict == "regression" else _first(verdict, said)
+        label = LABELS.get(verdict, verdict)
+        shown = [f"{label}: {cell.suite}/{cell.row} ({cell.runs}) {_sentence(cell)}" for cell in cells]
+        lines += shown if verdict == "regression" else _first(label, shown)
     lines += _first("skipped", [f"skipped: {note}" for note in found.skipped])
     return "\n".join([*lines, *found.notes, found.summary]) + "\n"
 
 
 def _silent(cell: Cell) -> bool:
-    """Whether a cell says only that a run ended as before."""
+    """Return whether a cell is no more than a run that ended as before."""
     return cell.verdict == "ok" and cell.quantity == "status"
 
 
-def _first(verdict: str, lines: list[str]) -> list[str]:
+def _first(label: str, lines: list[str]) -> list[str]:
     left = len(lines) - MOST_LINES
-    return [*lines[:MOST_LINES], f"{verdict}: {left} more"] if left > 0 else lines
+    return [*lines[:MOST_LINES], f"{label}: {left} more"] if left > 0 else lines
 
 
-def _said(cell: Cell) -> str:
-    """The cause with its quantity, which a peak says itself."""
-    return cell.cause if cell.cause.startswith("peak ") else f"{cell.quantity}: {cell.cause}"
+def _sentence(cell: Cell) -> str:
+    """Return quantity and cause; the cause of a peak names it already."""
+    return cell.cause if cell.cause.startswith("peak ") else f"{cell.quantity}: {_cause(cell)}"
+
+
+def _cause(cell: Cell) -> str:
+    """Return the cause without what the label of its verdict says."""
+    return cell.cause.removeprefix(f"{LABELS.get(cell.verdict)}: ")
 
 
 def _sorted(found: Comparison) -> list[Cell]:
-    return [cell for verdict in SHOWN for cell in found.cells if cell.verdict == verdict]
+    return [cell for verdict in LISTED for cell in found.cells if cell.verdict == verdict]
 
 
 def to_markdown(found: Comparison) -> str:
-    """The counts and a table of every cell."""
+    """Return the counts and a table of every cell."""
     every = [*_sorted(found), *(cell for cell in found.cells if cell.verdict == "ok")]
-    return "\n".join([f"**{markdown(found.summary)}**", "", *_table(every), *_aside(found)]) + "\n"
+    return "\n".join([f"**{markdown(found.summary)}**", "", *_table(every), *_notes(found)]) + "\n"
 
 
 def to_github(found: Comparison) -> str:
-    """Markdown for a step's summary: regressions in sight, everything else folded."""
+    """Return Markdown for a GitHub step summary: regressions in sight, everything else folded."""
     worst = [cell for cell in found.cells if cell.verdict == "regression"]
     rest = [cell for cell in _sorted(found) if cell.verdict != "regression"]
     fine = sum(cell.verdict == "ok" for cell in found.cells)
@@ -68,26 +77,28 @@ def to_github(found: Comparison) -> str:
     if rest:
         title = f"{len(rest)} cells with another verdict, {fine} ok"
         lines += ["<details>", f"<summary>{title}</summary>", "", *_table(rest), "", "</details>"]
-    return "\n".join([*lines, *_aside(found)]) + "\n"
+    return "\n".join([*lines, *_notes(found)]) + "\n"
 
 
 def _table(cells: Sequence[Cell]) -> list[str]:
     columns = ("verdict", "suite", "row", "runs", "quantity", "cause")
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for cell in cells[:MOST_ROWS]:
-        lines.append(f"| {' | '.join(markdown(getattr(cell, name)) for name in columns)} |")
+        label = LABELS.get(cell.verdict, cell.verdict)
+        texts = (label, cell.suite, cell.row, cell.runs, cell.quantity, _cause(cell))
+        lines.append(f"| {' | '.join(map(markdown, texts))} |")
     left = len(cells) - MOST_ROWS
     return [*lines, "", f"{left} more cells are not shown."] if left > 0 else lines
 
 
-def _aside(found: Comparison) -> list[str]:
+def _notes(found: Comparison) -> list[str]:
     notes = [f"* {markdown(note)}" for note in found.notes]
     notes += [f"* skipped: {markdown(note)}" for note in found.skipped[:MOST_ROWS]]
     return ["", *notes] if notes else []
 
 
 def to_json(found: Comparison) -> str:
-    """Everything, for programs."""
+    """Return everything as JSON for programs."""
     content = {
         "schema_version": SCHEMA_VERSION,
         "summary": found.summary,
@@ -101,10 +112,10 @@ def to_json(found: Comparison) -> str:
 
 
 def to_junit(found: Comparison) -> str:
-    """JUnit XML, as CI systems read it: a test case for each cell and each file that was set aside.
+    """Return JUnit XML for CI systems: a test case for each cell and each skipped file.
 
-    A regression is a failure. What nobody judged is skipped with its cause, so that it is seen and does
-    not fail.
+    A regression is a failure. A cell without a verdict on the candidate is skipped with its cause, so that it
+    is seen and does not fail.
     """
     root = ElementTree.Element(
         "testsuites", _counted(f"lorebench {found.name}", found.cells, len(found.skipped))

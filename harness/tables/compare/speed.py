@@ -1,7 +1,7 @@
-"""The rule for throughput: a verdict only where both sides took turns on one machine beside a stable control.
+"""Judge throughput: only interleaved runs on one machine beside a stable control row get a verdict.
 
-Between days one machine was seen to move by -27 … +5 %, all methods alike. So runs that did not take turns
-are reported and never fail.
+Between days one machine moved by -27 … +5 %, all methods alike. So runs that were not interleaved are
+informational and never fail.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Row:
 
     @property
     def measured(self) -> Shift:
-        """How it moved by itself: its pairs from 1 where they were there at once, else its throughputs."""
+        """The shift of the row alone: of its simultaneous pairs from 1, else of its throughputs."""
         if not self.ratios:
             return shift(_speeds(self.base), _speeds(self.candidate))
         centre = statistics.median(self.ratios)
@@ -38,39 +38,41 @@ class Row:
 
     @cached_property
     def ratios(self) -> list[float]:
-        """Candidate over base of each pair that was there at once, whose updates took turns; else none.
+        """Candidate over base of each simultaneous pair, whose updates were interleaved; else none.
 
-        A pair has one seed and one repeat. What the machine did to one it did to the other, so ratios vary
-        far less than throughputs do.
+        A pair has one seed and one repeat. The machine does the same to both, so ratios vary far less than
+        throughputs do.
         """
         others = {(record.seed, record.repeat): record for record in self.candidate}
         pairs = [(record, others.get((record.seed, record.repeat))) for record in self.base]
         found = [
-            _speeds([other])[0] / _speeds([one])[0] for one, other in pairs if other and _at_once(one, other)
+            _speeds([other])[0] / _speeds([one])[0]
+            for one, other in pairs
+            if other and _simultaneous(one, other)
         ]
         return found if len(found) == len(self.base) == len(self.candidate) else []
 
     @cached_property
     def differences(self) -> tuple[Difference, ...]:
-        """In what the environments of any of its runs differ from the first one of the base, seeds aside."""
+        """The fields of any run's environment that differ from the base's first run, without seeds."""
         first, *others = (*self.base, *self.candidate)
         found = (field for other in others for field in differences(first, other, "time"))
         return tuple(dict.fromkeys(field for field in found if field.field not in ("seed", "data", "model")))
 
     @property
     def doubt(self) -> str | None:
-        """Why no verdict is due even where the figures differ."""
+        """The reason why differing throughputs are inconclusive, None where they are not."""
         fewest = min(len(self.base), len(self.candidate))
         if self.differences:
             return f"another machine or day: {'; '.join(map(str, self.differences[:3]))}"
         starts = sorted((record.started_at or "", False) for record in self.base)
         starts = sorted([*starts, *((record.started_at or "", True) for record in self.candidate)])
         if not all(when for when, _ in starts) or not interleaved([side for _, side in starts]):
-            return "another day or time: the runs of the two sides did not take turns"
+            return "another day or time: the runs of the two sides were not interleaved"
         return f"{fewest} runs of a side, a verdict needs {LEAST_RUNS}" if fewest < LEAST_RUNS else None
 
 
-def _at_once(*records: Record) -> bool:
+def _simultaneous(*records: Record) -> bool:
     known = [record.environment.flags if record.environment else {} for record in records]
     return all(flags.get("in_turns") is True for flags in known)
 
@@ -80,7 +82,7 @@ def _speeds(records: Sequence[Record]) -> list[float]:
 
 
 def rows(pairs: Sequence[Pair]) -> list[Row]:
-    """The rows that have a throughput on both sides."""
+    """Return the rows that have a throughput on both sides."""
     sides: dict[tuple[str, str], tuple[list[Record], list[Record]]] = {}
     for pair in pairs:
         for place, item in enumerate((pair.base, pair.candidate)):
@@ -95,7 +97,7 @@ def rows(pairs: Sequence[Pair]) -> list[Row]:
 
 
 def judge(found: Sequence[Row], controls: Mapping[str, str]) -> list[Cell]:
-    """A cell for each row; `controls` names the label of the control row of a suite."""
+    """Return a cell for each row; `controls` maps each suite to the label of its control row."""
     return [_judge(row, found, controls.get(row.suite)) for row in found]
 
 
@@ -104,25 +106,25 @@ def _judge(row: Row, found: Sequence[Row], control: str | None) -> Cell:
     if protocols:
         return _cell(row, "x", not_comparable(protocols), tuple(protocols))
     controls = [other for other in found if (other.suite, other.label) == (row.suite, control)]
-    moved, said = _moved(row, controls)
+    moved, text = _moved(row, controls)
     if row.doubt is not None:
-        return _cell(row, "reported", f"{said}; {row.doubt}", row.differences)
+        return _cell(row, "reported", f"{text}; {row.doubt}", row.differences)
     if row.label == control:
-        return _cell(row, "reported", f"{said}; the control row")
+        return _cell(row, "reported", f"{text}; the control row")
     unstable = _unstable(controls)
     # Beside a control that moved, a row that moved alike looks still.
     if not moved.certain and not (unstable and _in_pairs(row, controls)):
         why = "the runs of both sides overlap" if moved.large else f"within {100 * moved.threshold:.1f} %"
-        return _cell(row, "ok", f"{said}, {why}")
+        return _cell(row, "ok", f"{text}, {why}")
     if unstable:
-        return _cell(row, "withheld", f"{said}; {unstable}")
-    return _cell(row, "regression" if moved.slower else "improvement", f"{said}, completely separated")
+        return _cell(row, "withheld", f"{text}; {unstable}")
+    return _cell(row, "regression" if moved.slower else "improvement", f"{text}, completely separated")
 
 
 def _moved(row: Row, controls: Sequence[Row]) -> tuple[Shift, str]:
-    """How a row moved, and in words: pairs beside the control's pairs where all were there at once.
+    """Return how a row moved, and a sentence on it: against the control's pairs where all were simultaneous.
 
-    Then the control's ratios are what noise alone does, and the row's must lie beyond all of them.
+    Then the control's ratios are noise alone, and the row's must lie beyond all of them.
     """
     if _in_pairs(row, controls):
         ratios = controls[0].ratios
@@ -134,12 +136,12 @@ def _moved(row: Row, controls: Sequence[Row]) -> tuple[Shift, str]:
 
 
 def _in_pairs(row: Row, controls: Sequence[Row]) -> bool:
-    """Whether a row is judged beside the control: both sides of both were there at once."""
+    """Return whether a row is judged against the control: both ran in simultaneous pairs."""
     return len(controls) == 1 and row is not controls[0] and bool(controls[0].ratios and row.ratios)
 
 
 def _unstable(control: Sequence[Row]) -> str | None:
-    """Why the control row says nothing, or that it moved itself; None where it is stable."""
+    """Return why the control row is no evidence, or that it moved itself; None where it is stable."""
     if not control:
         return "no control row on both sides: name one by --control"
     if len(control) > 1:

@@ -1,6 +1,6 @@
-"""The statistics of the regression gate: pure functions of numbers, each with its source.
+"""Statistics of the regression gate: pure functions of numbers, each with its source.
 
-They are tested against sampled truth: how often each raises a false alarm, and how small a change it sees.
+Tested against sampled truth: how often each raises a false alarm, and how small a change it detects.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Interval:
 def paired_bootstrap(
     base_nats: Sequence[float], candidate_nats: Sequence[float], tokens: Sequence[int], seed: int = 0
 ) -> Interval:
-    """How perplexity changed between two models on the same windows, with its percentile interval.
+    """Return the change of perplexity between two models on the same windows, with its percentile interval.
 
     A window is drawn with both of its negative log-likelihoods (nats, sums over `tokens` predictions), so
-    what makes a text hard for both cancels. It speaks about other text of the kind, not about other seeds.
+    what makes a text hard for both cancels. It generalizes to other text of the kind, not to other seeds.
     Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, sections 8.2 and 13.3; for models
     compared on one test set, Koehn 2004, Statistical Significance Tests for Machine Translation Evaluation.
     """
@@ -66,9 +66,9 @@ def paired_bootstrap(
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """The exact two-sided p value that as many answers became wrong (`lost`) as became right (`won`).
+    """Return the exact two-sided p value that as many answers became wrong (`lost`) as right (`won`).
 
-    Answers that stayed as they were say nothing. Source: McNemar 1947, Note on the sampling error of the
+    Answers that stayed the same are no evidence. Source: McNemar 1947, Note on the sampling error of the
     difference between correlated proportions; the exact form is the binomial test of the pairs that differ.
     """
     if lost + won == 0:
@@ -79,7 +79,7 @@ def mcnemar(lost: int, won: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted for their number, in the order given: reject where one is at most the error rate.
+    """Return p values adjusted for their number, in the order given: reject where at most the error rate.
 
     Source: Holm 1979, A simple sequentially rejective multiple test procedure.
     """
@@ -92,9 +92,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Shift:
-    """How throughput moved: candidate over base by medians, and what it must exceed to count.
+    """The shift of throughput: candidate over base by medians, and the threshold for a change.
 
-    `separated` says that every value of one side lies beyond every value of the other.
+    `separated`: every value of one side lies beyond every value of the other.
     """
 
     ratio: float
@@ -118,7 +118,7 @@ class Shift:
 
 
 def shift(base: Sequence[float], candidate: Sequence[float]) -> Shift:
-    """Compare throughputs of runs that took turns on one machine.
+    """Compare throughputs of interleaved runs on one machine.
 
     The threshold is the larger of 3 % and three robust standard deviations of the base's runs about their
     median, relative to it (median absolute deviation: Hampel 1974, The influence curve and its role in
@@ -133,5 +133,5 @@ def shift(base: Sequence[float], candidate: Sequence[float]) -> Shift:
 
 
 def interleaved(sides: Sequence[bool]) -> bool:
-    """Whether runs in the order of their start, True for one side, never gave a side three turns in a row."""
+    """Return whether no side has three runs in a row, given runs by start, True for one side."""
     return all(len(set(sides[first : first + 3])) > 1 for first in range(len(sides) - 2))

@@ -1,1 +1,1 @@
-"""Quantities of a suite over commits: records in, series with steps and breaks out."""
+"""Quantities of a suite over commits: records in, series with change points and breaks out."""

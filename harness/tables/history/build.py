@@ -1,7 +1,7 @@
-"""A suite's quantities over commits: records in, series with their steps and breaks out.
+"""Build the history of a suite: records in, series with their change points and breaks out.
 
-What belongs together is `history/joining.py`; where it stepped, `history/exact.py` and `history/noisy.py`.
-Nothing here reads the command line or writes.
+`segments.py` decides which runs are comparable, `exact_steps.py` and `noisy_steps.py` find change points,
+`machine_noise.py` attributes those of speed. Nothing here reads the command line or writes.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from harness.tables.format import bytes_text, plain
 from harness.tables.history import exact_steps, machine_noise, noisy_steps
 from harness.tables.history.commits import place
 from harness.tables.history.exact_steps import LevelChange
-from harness.tables.history.loading import Collection, Found, collect
+from harness.tables.history.loading import Collection, Found, Selection, collect
 from harness.tables.history.quantities import values
 from harness.tables.history.segments import Segment, breaks, fields, join, names
-from harness.tables.history.selection import Selection
 from harness.tables.history.series import KINDS, Break, ChangePoint, Commit, History, Series
 
-#: The repository that this code is in orders commits that no nearer one knows.
+#: The repository of this code orders commits that no nearer one knows.
 HERE = Path(__file__).resolve().parent
-#: Commits that a line names at which a value is lost.
+#: Commits with a lost value that a line names.
 MOST_LOST = 4
 
 
@@ -35,7 +34,7 @@ def load(
     only: Sequence[str] = (),
     labels: Sequence[str] = (),
 ) -> History:
-    """The history of a suite from the records below folders, with `committed` also from their git history.
+    """Return the history of a suite from records below folders; `committed` adds their git history.
 
     `baseline` is the label of the control row, `only` has conditions KEY=VALUE, `labels` the order of rows.
     UserError where a folder is missing, is in no repository, or holds no record of the suite.
@@ -50,7 +49,7 @@ def build(
     only: Sequence[str] = (),
     labels: Sequence[str] = (),
 ) -> History:
-    """The history of records that were collected."""
+    """Return the history of collected records."""
     selection = Selection.of(only)
     found = collection.found
     near = [folder if folder.is_dir() else folder.parent for folder in folders]
@@ -68,7 +67,7 @@ def build(
         raise UserError(f"--only {' '.join(only)}: {nearest(selection.quantity, known)}")
     segments = [one for one in joined if one.runs]
     if not segments:
-        raise UserError(f"--only {' '.join(only)}: no run has a finite value of it; leave the condition away")
+        raise UserError(f"--only {' '.join(only)}: no run has a finite value of it; drop the condition")
     rank = _ranks(labels, found, rows)
     segments.sort(key=lambda one: (rank[one.config_id], KINDS.index(one.quantity.kind)))
     control = _joined(controls, rows)
@@ -91,7 +90,7 @@ def _joined(pairs: Sequence[tuple[Found, int]], rows: dict[str, str]) -> list[Se
 
 
 def _ranks(labels: Sequence[str], found: Sequence[Found], rows: dict[str, str]) -> dict[str, tuple[int, str]]:
-    """Rows in the order of the suite, what it does not have behind them by name."""
+    """Rank rows in the order of the suite; others follow by name."""
     places = {label: number for number, label in reversed(list(enumerate(labels)))}
     known = {each.record.config_id: each.record.label for each in found}
     return {config: (places.get(label, len(labels)), rows[config]) for config, label in known.items()}
@@ -148,8 +147,8 @@ def _changes(
     for number, each in enumerate(moved):
         remark, doubtful = each.remark, False
         if segment.quantity.kind == "time":
-            said = machine_noise.judge(moved, number, segment, controls, baseline)
-            remark, doubtful = said.text, said.doubtful
+            judged = machine_noise.judge(moved, number, segment, controls, baseline)
+            remark, doubtful = judged.text, judged.doubtful
         levels = each.before, each.after, each.p_value, each.cause, remark, doubtful
         yield ChangePoint(series, segment.row, segment.quantity, each.first, each.second, *levels)
 
@@ -162,23 +161,23 @@ def _breaks(segments: Sequence[Segment], series: dict[int, Series]) -> Iterable[
 
 
 def _lost(segments: Sequence[Segment], commits: Sequence[Commit]) -> Iterable[str]:
-    """A line for each row and quantity with values that can be neither drawn nor tested."""
+    """Yield a line for each row and quantity with values that can be neither drawn nor tested."""
     found: dict[tuple[str, str], dict[str, None]] = {}
     for one in segments:
         for run in one.lost:
-            said = f"{run.value:g} at {commits[run.order].name}"
-            found.setdefault((one.row, one.quantity.name), {})[said] = None
+            text = f"{run.value:g} at {commits[run.order].name}"
+            found.setdefault((one.row, one.quantity.name), {})[text] = None
     for (row, name), places in found.items():
         more = f" and {len(places) - MOST_LOST} more" if len(places) > MOST_LOST else ""
-        yield f"{row}: {name} is no number to draw or test: {', '.join(list(places)[:MOST_LOST])}{more}"
+        yield f"{row}: {name} is not finite: {', '.join(list(places)[:MOST_LOST])}{more}"
 
 
 def _notes(collection: Collection, used: Sequence[Found], commits: Sequence[Commit]) -> Iterable[str]:
     yield from collection.notes
     if collection.unfinished:
-        yield f"{collection.unfinished} records of runs that have not ended are not shown"
+        yield f"{collection.unfinished} records of unfinished runs are not shown"
     unknown = [commit for commit in commits if commit.sha and not commit.known]
     if unknown:
-        yield f"{len(unknown)} of {len(commits)} commits are in no repository here: ordered by when they ran"
+        yield f"{len(unknown)} of {len(commits)} commits are in no repository here: ordered by start"
     if any(commit.sha is None for commit in commits):
-        yield "records that name no commit stand by the day of their run"
+        yield "records without a commit are grouped by the day of their run"

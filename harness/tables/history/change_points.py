@@ -1,4 +1,4 @@
-"""Change points of noisy values: E-divisive with means, and its permutation test; pure functions of numbers.
+"""Detect change points of noisy values by E-divisive with means and its permutation test.
 
 Source: Matteson & James 2014, A nonparametric approach for multiple change point analysis of multivariate
 data, Journal of the American Statistical Association 109 (505): the energy divergence with exponent 1, the
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from harness.tables.compare.statistics import ALPHA
 
 METHOD = "E-divisive with means (Matteson & James 2014)"
-#: Values on each side of a change: two bad runs in a row are none.
+#: Least number of values on each side of a change: two bad runs in a row are none.
 LEAST_SIDE = 3
 PERMUTATIONS = 999
-#: A series of more values is searched in its newest ones: the distances grow with the square.
+#: Only the newest values of a longer series are searched: distances grow with the square.
 MOST_VALUES = 200
 #: Distances that are held at a time.
 CHUNK = 2_000_000
@@ -44,7 +44,7 @@ class Change:
 def change_points(
     values: Sequence[float], places: Sequence[int], blocks: Sequence[int] | None = None, seed: int = 0
 ) -> list[Change]:
-    """All significant changes, each at the first value of a place (a commit), in order.
+    """Return all significant changes, each at the first value of a place (a commit), in order.
 
     `places` never falls. Values of one block (a seed) are exchanged among themselves only, so that what makes
     a block high at every place is no change; without blocks all are exchanged. The best split over all
@@ -72,7 +72,7 @@ def change_points(
 
 
 def attainable(places: Sequence[int], blocks: Sequence[int]) -> float:
-    """The smallest p value that any values of this design could reach.
+    """Return the smallest p value that any values of this design could reach.
 
     Values that separate completely do so in one arrangement of each block and in its mirror image.
     """
@@ -95,7 +95,7 @@ class _Values:
     blocks: NDArray[np.int64]
 
     def best(self, start: int, end: int) -> tuple[float, int]:
-        """The largest divergence of a segment and the value that it splits in front of."""
+        """Return the largest divergence of a segment and the index of the value that it splits before."""
         cuts = self._cuts(start, end)
         if not len(cuts):
             return 0.0, start
@@ -105,7 +105,7 @@ class _Values:
     def p_value(
         self, segments: Sequence[tuple[int, int]], statistic: float, random: np.random.Generator
     ) -> float:
-        """How often exchanged values diverge as much: (1 + as extreme) / (1 + permutations).
+        """Return how often exchanged values diverge as much: (1 + as extreme) / (1 + permutations).
 
         Ends as soon as it is certain that the answer is above the level, and is then a lower bound of it.
         """
@@ -126,12 +126,12 @@ class _Values:
         return (1 + extreme) / (1 + PERMUTATIONS)
 
     def _cuts(self, start: int, end: int) -> NDArray[np.int64]:
-        """Where a segment may be split: at commits, with enough values on both sides."""
+        """Return where a segment may be split: at commits, with enough values on both sides."""
         at = np.flatnonzero(np.diff(self.places[start:end])) + 1
         return at[(at >= LEAST_SIDE) & (at <= end - start - LEAST_SIDE)]
 
     def _exchanged(self, start: int, end: int, count: int, random: np.random.Generator) -> Floats:
-        """Permutations of a segment as (count, values), each within its blocks."""
+        """Return permutations of a segment within its blocks, shape (count, values)."""
         found = np.repeat(self.values[None, start:end], count, axis=0)
         for block in np.unique(self.blocks[start:end]):
             of_block = np.flatnonzero(self.blocks[start:end] == block)
@@ -140,7 +140,7 @@ class _Values:
 
 
 def _divergence(values: Floats, cuts: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
-    """The largest scaled divergence of each row of (rows, values), and the index of the cut that has it.
+    """Return the largest scaled divergence of each row of (rows, values), and the index of its cut.
 
     Q = m n / (m + n) * (2 mean |x - y| - mean |x - x'| - mean |y - y'|), for x up to the cut and y from there
     up to a later cut or the end, so that a level that comes back is seen as well (tau and kappa of the

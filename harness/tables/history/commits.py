@@ -1,4 +1,4 @@
-"""The axis of a history: which commit each record belongs to, and in what order commits stand."""
+"""The axis of a history: the commit of each record, and the order of commits."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class _Place:
 
     @property
     def earliest(self) -> datetime:
-        """The first start of a run; what has none comes first."""
+        """The first start of a run; commits without one come first."""
         return min(self.starts, default=datetime.min.replace(tzinfo=UTC))
 
 
 def started(record: Record) -> datetime | None:
-    """When a run started, in UTC; None where its record does not say so in ISO 8601."""
+    """Return when a run started, in UTC; None where its record has no valid ISO 8601 time."""
     try:
         when = datetime.fromisoformat(record.started_at or "")
         return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
@@ -43,10 +43,10 @@ def started(record: Record) -> datetime | None:
 
 
 def place(found: Sequence[Found], repositories: Iterable[Path]) -> tuple[tuple[Commit, ...], list[int]]:
-    """All commits, oldest first, and the place of each record's commit.
+    """Return all commits, oldest first, and the place of each record's commit.
 
-    The first repository that knows any of the commits orders those that it knows; the others stand where the
-    earliest start of their runs puts them.
+    The first repository that knows any of the commits orders those that it knows; the others are placed by
+    the earliest start of their runs.
     """
     keys = [_key(each.record) for each in found]
     places: dict[Key, _Place] = {}
@@ -81,7 +81,7 @@ def _known(shas: set[str], repositories: Iterable[Path]) -> dict[str, tuple[int,
 
 
 def _ordered(places: list[_Place], known: dict[str, tuple[int, str]]) -> list[_Place]:
-    """Known commits as the repository has them, each unknown one in front of the first that started later."""
+    """Order known commits as the repository does, each unknown one before the first that started later."""
     inside = [each for each in places if each.key[0] in known]
     inside.sort(key=lambda each: (known[each.key[0]][0], bool(each.key[1]), each.earliest, each.key))
     outside = [each for each in places if each.key[0] not in known]
@@ -95,7 +95,7 @@ def _ordered(places: list[_Place], known: dict[str, tuple[int, str]]) -> list[_P
 
 
 def _names(ordered: Sequence[_Place]) -> list[str]:
-    """`abc1234`, `abc1234+` with changed files (then their hash, where several), or `no commit <day>`."""
+    """Name commits: `abc1234`, `abc1234+` with changed files (and a hash if several), `no commit <day>`."""
     names = []
     for each in ordered:
         sha, other = each.key

@@ -1,4 +1,4 @@
-"""Every point of a history as one long table, for other programs: CSV or Parquet."""
+"""Export every point of a history as one long table for other programs: CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STAND = "stand_"
 
 
 def check(path: Path) -> None:
-    """Refuse a file that cannot be written, before any work is done."""
+    """UserError for a file that cannot be written, before any work is done."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {path}: points are written as {' or '.join(SUFFIXES)}; name such a file")
     if path.is_dir() or not path.absolute().parent.is_dir():
@@ -45,7 +45,7 @@ def check(path: Path) -> None:
 
 
 def frame(history: History) -> pd.DataFrame:
-    """One row per point, finite or not; `step_before` is true at the first commit of a new level.
+    """Return one row per point, finite or not; `step_before` is true at the first commit of a new level.
 
     Bytes are bytes and shares are shares of one; absent text is missing, never empty.
     """
@@ -88,7 +88,7 @@ def _environment(key: str) -> str:
 
 
 def write(history: History, path: Path) -> None:
-    """Write the table in the form that the file's name asks for."""
+    """Write the table in the format of the file's suffix; UserError where that fails."""
     table = frame(history)
     try:
         if path.suffix.lower() == ".csv":

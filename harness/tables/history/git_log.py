@@ -1,6 +1,6 @@
-"""What the history of a repository says: the order of its commits, and earlier versions of files.
+"""Read the log of a repository: the order of its commits, and earlier versions of files.
 
-Only git is asked, and only to read. Nothing that a record says is ever part of a command.
+Git only reads here. No text of a record is ever part of a command.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Version:
 
 
 def top(folder: Path) -> Path | None:
-    """The top of the repository that a folder is in, or None."""
+    """Return the top of the repository of a folder, or None."""
     answer = _ask(folder, "rev-parse", "--show-toplevel")
     return Path(os.fsdecode(answer).rstrip("\n")) if answer else None
 
 
 def order(repository: Path) -> dict[str, tuple[int, str]]:
-    """Each commit with its place, oldest first (`--topo-order`), and the first line of its message."""
+    """Return the place of each commit, oldest first (`--topo-order`), and the first line of its message."""
     answer = _ask(repository, "log", "--all", "HEAD", "--topo-order", "--reverse", "-z", "--format=%H %s")
     found: dict[str, tuple[int, str]] = {}
     for entry in (answer or b"").split(b"\0"):
@@ -50,15 +50,13 @@ def order(repository: Path) -> dict[str, tuple[int, str]]:
 
 
 def versions(folder: Path) -> list[Version]:
-    """Every version of the JSON files below a folder that a commit added or changed, newest commit first.
+    """Return every version of the JSON files below a folder that a commit added or changed, newest first.
 
-    Also those of branches that a merge did not keep, which git leaves out of a path's history by itself.
-    What a run leaves in its own folder is left out. UserError where the folder is in no repository.
+    Includes branches that a merge dropped, which git omits from a path's history by default. Files in the
+    folder of a run are left out. UserError where the folder is in no repository.
     """
     if top(folder) is None:
-        raise UserError(
-            f"--committed: {folder} is in no git repository, or git is missing; leave --committed away"
-        )
+        raise UserError(f"--committed: {folder} is in no git repository, or git is missing; drop --committed")
     answer = _ask(
         folder, "-c", "log.showRoot=true", "log", "-z", "--raw", "--no-abbrev", "--no-renames", "--relative",
         "--full-history", "--no-ext-diff", "--diff-filter=AMT", "--format=%x01%H", "HEAD", "--", ".",
@@ -80,13 +78,13 @@ def versions(folder: Path) -> list[Version]:
 
 
 def _owned(path: str, known: set[str]) -> bool:
-    """Whether a file lies in the folder that a run keeps beside its record, or is hidden."""
+    """Return whether a file is hidden or inside the folder of a run, beside its record."""
     inside = PurePosixPath(path)
     return inside.name.startswith(".") or any(f"{place}.json" in known for place in inside.parents)
 
 
 def contents(folder: Path, blobs: list[str], largest: int) -> Iterator[bytes | None]:
-    """The contents by their ids, in order and by one process; None for what is larger than `largest`."""
+    """Yield contents by their ids, in order, from one process; None above `largest` bytes."""
     command = [*ASK, "-C", str(folder), "cat-file", "--batch", "--buffer"]
     with tempfile.TemporaryFile() as given:  # a pipe would fill while the answers wait to be read
         given.write("".join(f"{blob}\n" for blob in blobs).encode())
@@ -98,9 +96,9 @@ def contents(folder: Path, blobs: list[str], largest: int) -> Iterator[bytes | N
 
 
 def _content(stream: IO[bytes], largest: int) -> bytes | None:
-    """One answer of `cat-file --batch`: `<id> <type> <size>`, the content, an end of line."""
+    """Read one answer of `cat-file --batch`: `<id> <type> <size>`, the content, an end of line."""
     head = stream.readline().split()
-    if len(head) != 3:  # `<id> missing`, as in a clone that has not all
+    if len(head) != 3:  # `<id> missing`, as in a shallow clone
         return None
     size, parts = int(head[2]), []
     for first in range(0, size + 1, PIECE):

@@ -1,27 +1,32 @@
-"""The records of a suite over time: from folders, and from earlier versions of these in git.
+"""Load the records of a suite over time, from folders and their earlier versions in git, and select some.
 
-Both only ever add. A record that is found twice counts once; a file that holds no valid record is
-set aside, with a line.
+A record that is found twice counts once; a file that is no valid record is skipped, with a line.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from harness import record
+from harness import suite as suites
 from harness.errors import UserError, nearest
 from harness.record import Record
 from harness.tables import records
 from harness.tables.format import plain
 from harness.tables.history import git_log
+from harness.tables.history.series import Quantity
 from harness.tables.records import LARGEST_RECORD, NOTE_LENGTH
 
 #: People keep a folder of results per commit, or per machine and day: deeper than a side of a comparison.
 DEEPEST = 12
 LARGEST_SEED = 1 << 62
+#: Fields of a record that a selection compares as they are; other keys are settings of the config.
+OWN = ("label", "seed", "repeat", "config_id", "run_id", "tier")
+QUANTITY = "quantity"
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Found:
 
 @dataclass
 class Collection:
-    """The records of a suite in the order in which they were found, and what stood beside them."""
+    """The records of a suite in the order in which they were found, with skipped files and notes."""
 
     suite: str
     found: list[Found] = field(default_factory=list)
@@ -45,27 +50,28 @@ class Collection:
     _known: set[str] = field(default_factory=set)
 
     def add(self, item: Record, source: str) -> None:
-        """Take a record, unless it is of another suite, has not ended, or is there already."""
+        """Add a record, unless it is of another suite, unfinished, or known already."""
         if item.suite != self.suite:
             self.others.add(plain(item.suite, NOTE_LENGTH))
         elif max(item.seed, item.repeat) >= LARGEST_SEED:
-            self.refuse(source, "seed or repeat is larger than any table holds")
+            self.skip(source, "seed or repeat is larger than any table holds")
         elif (key := identity(item)) not in self._known:
             if item.outcome.status == "interrupted":
                 self.unfinished += 1
-                return  # not known: a later version of this run may have ended
+                return  # a later version of this run may have ended
             self._known.add(key)
             self.found.append(Found(item, source))
 
-    def refuse(self, source: str, reason: str) -> None:
-        """Set a file aside."""
+    def skip(self, source: str, reason: str) -> None:
+        """Note a file that is not used."""
         self.skipped.append(plain(f"{source}: {reason}", NOTE_LENGTH))
 
 
 def identity(item: Record) -> str:
-    """What makes two records the same run: its id, start, device and code; without a start all that they say.
+    """Return a hash that two records of one run share: over its id, start, device and code.
 
-    Starts are in whole seconds, and both runs of a pair that takes turns may have the same.
+    Without a start, over the whole record. Starts are in whole seconds, and both runs of an interleaved pair
+    may have the same.
     """
     here = item.environment
     environment = (here.device, here.git_sha, here.git_dirty_sha256) if here else ()
@@ -75,12 +81,12 @@ def identity(item: Record) -> str:
 
 
 def collect(folders: Sequence[Path], suite: str, committed: bool = False) -> Collection:
-    """The records of a suite anywhere below the folders, and in their history; UserError where none is."""
+    """Return the records of a suite below the folders, and in their git history; UserError without any."""
     collection = Collection(suite)
     for folder in folders:
         for file, item, reason in records.read_each(records.find(folder, DEEPEST)):
             if item is None:
-                collection.refuse(str(file), reason)
+                collection.skip(str(file), reason)
             else:
                 collection.add(item, str(file))
     if committed:
@@ -92,13 +98,14 @@ def collect(folders: Sequence[Path], suite: str, committed: bool = False) -> Col
 
 
 def _add_versions(collection: Collection, folder: Path) -> None:
-    """Earlier versions of the records below a folder; each content is read once."""
+    """Add earlier versions of the records below a folder; each content is read once."""
     first: dict[str, git_log.Version] = {}
     for version in git_log.versions(folder):
         first.setdefault(version.blob, version)
     if not first:
         collection.notes.append(plain(f"no record below {folder} was ever committed"))
-    for version, content in _read(folder, list(first.values())):
+    contents = git_log.contents(folder, list(first), LARGEST_RECORD)
+    for version, content in zip(first.values(), contents, strict=True):
         source = f"{version.commit[:7]}:{version.path}"
         try:
             if content is None:
@@ -106,18 +113,13 @@ def _add_versions(collection: Collection, folder: Path) -> None:
             text = content.decode("utf-8")
             collection.add(record.parse(text, source, limits=True), source)
         except UnicodeDecodeError:
-            collection.refuse(source, "no text in UTF-8")
+            collection.skip(source, "no text in UTF-8")
         except UserError as error:
-            collection.refuse(source, str(error).removeprefix(f"{source}: "))
-
-
-def _read(folder: Path, versions: list[git_log.Version]) -> Iterator[tuple[git_log.Version, bytes | None]]:
-    blobs = [version.blob for version in versions]
-    yield from zip(versions, git_log.contents(folder, blobs, LARGEST_RECORD), strict=True)
+            collection.skip(source, str(error).removeprefix(f"{source}: "))
 
 
 def _nothing(collection: Collection, folders: Sequence[Path]) -> str:
-    """Why there is nothing to show, and what to do."""
+    """Explain why there is nothing to show, and what to do."""
     where = ", ".join(map(str, folders))
     text = f"no records of suite {collection.suite!r} under {where}"
     if collection.others:
@@ -127,3 +129,58 @@ def _nothing(collection: Collection, folders: Sequence[Path]) -> str:
     else:
         text += f"; run: lorebench run {collection.suite} --results {folders[0]}"
     return plain(text)
+
+
+# --------------------------------------------------------------------------------------- selection
+@dataclass(frozen=True)
+class Selection:
+    """The records and quantities that `--only KEY=VALUE` selects.
+
+    Of several conditions on one key any suffices; all keys must be met.
+    """
+
+    wanted: dict[str, list[Any]]
+
+    @classmethod
+    def of(cls, conditions: Sequence[str]) -> Selection:
+        """Parse conditions; UserError where one is not KEY=VALUE."""
+        wanted: dict[str, list[Any]] = {}
+        for text in conditions:
+            key, value = suites.parse_override(text, option="--only")
+            if key in ("label", QUANTITY) and not isinstance(value, str):  # a name that happens to be YAML
+                value = text.partition("=")[2].strip()
+            wanted.setdefault(key, []).append(value)
+        return cls(wanted)
+
+    @property
+    def quantity(self) -> str:
+        """The selected quantities as text."""
+        return " ".join(map(str, self.wanted.get(QUANTITY, ())))
+
+    def takes(self, record: Record) -> bool:
+        """Return whether a record meets all conditions but those on the quantity."""
+        return all(_holds(record, key, values) for key, values in self.wanted.items() if key != QUANTITY)
+
+    def shows(self, quantity: Quantity) -> bool:
+        """Return whether a quantity is selected: by its name, key or kind, or without any condition."""
+        names = {quantity.name, quantity.key, quantity.kind}
+        return QUANTITY not in self.wanted or not names.isdisjoint(map(str, self.wanted[QUANTITY]))
+
+
+def _holds(record: Record, key: str, values: Sequence[Any]) -> bool:
+    if key in OWN:
+        return getattr(record, key) in values
+    if key == "method":
+        return record.label in values or not _methods(record).isdisjoint(map(str, values))
+    value: Any = record.config
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return False
+        value = value[part]
+    return value in values
+
+
+def _methods(record: Record) -> set[str]:
+    stack = record.config.get("method")
+    parts = stack if isinstance(stack, list) else []
+    return {str(part.get("name")) for part in parts if isinstance(part, dict)}

@@ -1,4 +1,4 @@
-"""Whether a step of speed is the code's or the machine's: runs that took turns, or a control row, tell.
+"""Attribute a change of speed to the code or the machine, by interleaved runs or by a control row.
 
 Between days one machine was seen to move by -27 … +5 %, all methods alike.
 """
@@ -17,12 +17,12 @@ from harness.tables.history.commits import started
 from harness.tables.history.exact_steps import LevelChange
 from harness.tables.history.segments import Run, Segment
 
-DOUBT = "may be the machine"
+DOUBT = "may be machine noise"
 
 
 @dataclass(frozen=True)
 class Remark:
-    """What is said of a step, and whether it may be the machine's."""
+    """A remark on a change point, and whether it may be machine noise."""
 
     text: str
     doubtful: bool
@@ -35,12 +35,12 @@ def judge(
     controls: Sequence[Segment],
     label: str | None,
 ) -> Remark:
-    """What speaks for and against one of the steps of a segment; `label` is the control row's."""
+    """Judge one of the change points of a segment; `label` is the label of the control row."""
     change = changes[place]
     if _alternated(segment.runs, change):
-        return Remark("runs took turns", doubtful=False)
+        return Remark("runs were interleaved", doubtful=False)
     if label is None:
-        return Remark(f"{DOUBT}: runs did not take turns, and the suite has no control row", doubtful=True)
+        return Remark(f"{DOUBT}: runs were not interleaved, and the suite has no control row", doubtful=True)
     label = plain(label, 80)
     if any(run.record.label == label for run in segment.runs):
         return Remark(f"{DOUBT}: this is the control row", doubtful=True)
@@ -53,13 +53,13 @@ def judge(
     moved = f"the control row {label} moved by {100 * (ratio - 1):+.1f} %"
     if abs(ratio - 1) > LEAST_SPEED_CHANGE:
         return Remark(f"{DOUBT}: {moved} there, too", doubtful=True)
-    return Remark(f"{moved} there, which is no step", doubtful=False)
+    return Remark(f"{moved} there, within noise", doubtful=False)
 
 
 def _alternated(runs: Sequence[Run], change: LevelChange) -> bool:
-    """Whether the runs of the two commits took turns, often enough to tell a machine that changed in between.
+    """Return whether the runs of the two commits were interleaved, at least three runs of each.
 
-    Two runs a side in a row are two days as well as two turns: A A B B has no side three times in a row.
+    Fewer could be two days: A A B B has no side three times in a row.
     """
     turns = [
         (started(run.record), run.order == change.second)
@@ -75,7 +75,7 @@ def _alternated(runs: Sequence[Run], change: LevelChange) -> bool:
 def _sides(
     segment: Segment, controls: Sequence[Segment], before: tuple[int, int], after: tuple[int, int]
 ) -> tuple[list[float], list[float]]:
-    """The control's values between the commits of the two sides, in the environment of the segment."""
+    """Return the control's values between the commits of the two sides, in the segment's environment."""
     for control in controls:
         if control.quantity == segment.quantity and agree(control.known, segment.known):
             sides = tuple(

@@ -1,7 +1,7 @@
-"""Runs of a suite as runs of MLflow, each once: found again by a tag, so that a second upload adds nothing.
+"""Upload the runs of a suite to MLflow, each once: a tag identifies it, so a second upload adds nothing.
 
-One MLflow run is one record, since that is what its users call a run: seeds and repeats are grouped there by
-parameters, and a mean that was made here could not be taken apart. `mlflow-skinny` suffices as the client.
+One record is one MLflow run: seeds and repeats are grouped there by parameters, and a mean made here
+could not be taken apart. `mlflow-skinny` suffices as the client.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from harness.errors import UserError, one_line
 from harness.record import Record
 from harness.tables.format import plain
 from harness.tables.history.commits import started
-from harness.tables.history.loading import Collection, Found, identity
+from harness.tables.history.loading import Collection, Found, Selection, identity
 from harness.tables.history.quantities import STATUS, values
-from harness.tables.history.selection import Selection
 
-#: What MLflow takes in one request: parameters, and figures beside these; and at most as a value or a name.
+#: Limits of MLflow: parameters and metrics in one request, characters of a value and of a name.
 PARAMS, METRICS = 100, 900
 LONGEST_VALUE, LONGEST_KEY = 500, 200
-#: A server that is there answers; nobody waits minutes for one that is not.
+#: Short timeouts, since a missing server would block for minutes.
 CLIENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -37,7 +36,7 @@ KEY = "lorebench.key"
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure; `step` counts updates from 1 where it is one of many, else it is 0."""
+    """A metric; `step` counts updates from 1 in a series, else it is 0."""
 
     key: str
     value: float
@@ -46,7 +45,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Run:
-    """What MLflow is told of a record; times in milliseconds since 1970."""
+    """A record as MLflow stores it; times in milliseconds since 1970."""
 
     key: str
     name: str
@@ -59,20 +58,20 @@ class Run:
 
 
 class Server(Protocol):
-    """What the upload needs of an MLflow server."""
+    """The operations of an MLflow server that the upload needs."""
 
     def experiment(self, name: str) -> str:
-        """The id of an experiment, made where it is missing."""
+        """Return the id of an experiment, created if missing."""
 
     def uploaded(self, experiment: str) -> set[str]:
-        """The keys of the runs that are there as a whole; what an upload left unfinished is taken away."""
+        """Return the keys of complete runs, and delete those of an unfinished upload."""
 
     def send(self, experiment: str, run: Run) -> None:
         """Write one run."""
 
 
 def upload(collection: Collection, uri: str, experiment: str, only: Sequence[str] = ()) -> str:
-    """Send the records that a server does not have yet; what was done, in one line.
+    """Send the records that a server does not have yet; return a line on the result.
 
     UserError where the package is missing, where nothing answers, or where the server refuses.
     """
@@ -84,14 +83,14 @@ def upload(collection: Collection, uri: str, experiment: str, only: Sequence[str
             sent, there = send(server, chosen, experiment)
         except failures as error:
             raise UserError(
-                f"--mlflow {uri}: the upload did not work: {_reason(error)}; see that an MLflow server "
-                "answers there; the same command goes on where it ended"
+                f"--mlflow {uri}: upload failed: {_reason(error)}; check that an MLflow server answers "
+                "there; the same command resumes the upload"
             ) from error
     return f"mlflow: {sent} runs uploaded to experiment {experiment!r}, {there} were there already"
 
 
 def send(server: Server, found: Sequence[Found], experiment: str) -> tuple[int, int]:
-    """How many records were sent, and how many were there."""
+    """Send records; return how many were sent, and how many were there."""
     place = server.experiment(experiment)
     known = server.uploaded(place)
     runs = [run for run in map(mapped, found) if run.key not in known]
@@ -101,14 +100,14 @@ def send(server: Server, found: Sequence[Found], experiment: str) -> tuple[int, 
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without the address that a failed request is wrapped in several times."""
+    """Return the cause of an error without the addresses that wrap a failed request."""
     text = one_line(error, 2000)
     return text.rpartition("(Caused by ")[2].rstrip(")")[:200] if "(Caused by " in text else text[:200]
 
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    """Short timeouts where a person has not set others."""
+    """Set short timeouts unless the environment sets others."""
     new = {key: value for key, value in CLIENT.items() if key not in os.environ}
     os.environ.update(new)
     try:
@@ -120,7 +119,7 @@ def _settings() -> Iterator[None]:
 
 # ----------------------------------------------------------------------------------------- mapping
 def mapped(found: Found) -> Run:
-    """A record as a run: its config as parameters, its figures as metrics with units in their names."""
+    """Convert a record: its config to parameters, its values to metrics with units in their names."""
     item = found.record
     when = started(item)
     start = max(0, int(when.timestamp() * 1000)) if when else 0
@@ -138,7 +137,7 @@ def mapped(found: Found) -> Run:
 
 
 def _params(item: Record) -> Iterator[tuple[str, str]]:
-    """The config in dotted keys; what is not set is left out."""
+    """Yield the config in dotted keys, without unset ones."""
     config = {key: value for key, value in item.config.items() if key not in ("seed", "repeat", "label")}
     content = {"label": item.label, "seed": item.seed, "repeat": item.repeat, "config_id": item.config_id}
     for key, value in _flat({**config, **content}):
@@ -184,15 +183,15 @@ def _tags(found: Found) -> dict[str, Any]:
 
 
 def _name(key: str) -> str:
-    """A name that MLflow takes: letters, digits, `_`, `-` and `.`."""
+    """Return a valid name for MLflow: letters, digits, `_`, `-` and `.`."""
     return re.sub(r"[^A-Za-z0-9_.\-]", "_", plain(key))[:LONGEST_KEY].strip(".") or "_"
 
 
 # ------------------------------------------------------------------------------------------ server
 def connect(uri: str) -> tuple[Server, tuple[type[Exception], ...]]:
-    """A client of a server, and the exceptions that it fails with."""
+    """Return a client of a server, and the exceptions that it raises."""
     try:
-        # By name, since it is no dependency: only who uploads needs it.
+        # By name, since it is an optional dependency.
         mlflow, exceptions = import_module("mlflow"), import_module("mlflow.exceptions")
         entities = import_module("mlflow.entities")
     except ImportError as error:
@@ -209,18 +208,16 @@ def connect(uri: str) -> tuple[Server, tuple[type[Exception], ...]]:
 
 
 class _Mlflow:
-    """A server by MLflow's own client."""
+    """A server through MLflow's client; see `Server` for its methods."""
 
     def __init__(self, client: Any, entities: Any) -> None:
         self.client, self.entities = client, entities
 
     def experiment(self, name: str) -> str:
-        """The id of an experiment, made where it is missing."""
         known = self.client.get_experiment_by_name(name)
         return str(known.experiment_id if known else self.client.create_experiment(name))
 
     def uploaded(self, experiment: str) -> set[str]:
-        """The keys of the runs that are there as a whole; others of ours are taken away."""
         found: set[str] = set()
         token, ours = None, f"tags.`{KEY}` LIKE '%'"
         while True:
@@ -235,7 +232,7 @@ class _Mlflow:
                 return found
 
     def send(self, experiment: str, run: Run) -> None:
-        """Write one run; it is complete when it is said to have ended, and not before."""
+        # complete when it is terminated, and not before
         made = self.client.create_run(
             experiment, start_time=run.start_ms, tags=dict(run.tags), run_name=run.name
         )

@@ -1,10 +1,10 @@
-"""Steps of quantities that vary from run to run: change points that are significant and large enough."""
+"""Find change points of quantities that vary from run to run: significant and large enough."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,17 +14,17 @@ from harness.tables.history import change_points
 from harness.tables.history.exact_steps import LevelChange
 from harness.tables.history.quantities import task
 from harness.tables.history.segments import Run
-from harness.tables.history.series import Quantity
+from harness.tables.history.series import Quantity, grouped
 
 #: Standard errors of a difference that an accuracy must move by: the two-sided 95 % of a normal one.
 ERRORS = 1.96
-#: Share of the neighbouring runs of one seed that are equal to the last digit where nothing is random.
+#: Share of neighbouring runs of one seed that are equal to the last digit where nothing is random.
 REPEATING = 0.5
 
 
 @dataclass(frozen=True)
 class Searched:
-    """The steps of a series, whether it could be searched, and what must be said of it."""
+    """The change points of a series, whether it could be searched, and remarks on the search."""
 
     changes: tuple[LevelChange, ...]
     tested: bool = True
@@ -32,38 +32,41 @@ class Searched:
 
 
 def search(runs: Sequence[Run], quantity: Quantity) -> Searched:
-    """All steps of a noisy series, oldest first.
+    """Return all change points of a noisy series, oldest first.
 
-    Quality follows the seed, so its runs are compared within seeds; cost does not. A perplexity that repeats
-    to the last digit is not noisy after all, and needs no test.
+    Quality depends on the seed, so its runs are compared within seeds; cost does not. A perplexity that
+    repeats to the last digit is not noisy, and needs no test.
     """
     if len({run.order for run in runs}) < 2:
         return Searched((), tested=False)
     remarks: tuple[str, ...] = ()
     if len(runs) > change_points.MOST_VALUES:
         runs = runs[-change_points.MOST_VALUES :]
-        remarks = (f"only the newest {len(runs)} runs were searched for steps",)
-    blocks = [run.record.seed if quantity.kind in ("perplexity", "accuracy") else 0 for run in runs]
+        remarks = (f"only the newest {len(runs)} runs were searched for change points",)
     if quantity.kind == "perplexity" and _repeats(runs):
-        changes = _large([_Split(at, None) for at in _changes(runs)], runs, blocks, quantity)
+        changes = _large([_Split(at, None) for at in _changes(runs)], runs, quantity)
         return Searched(tuple(changes), remarks=(*remarks, "repeats to the last digit, so no test is needed"))
     places = [run.order for run in runs]
+    blocks = [_block(run, quantity) for run in runs]
     if change_points.attainable(places, blocks) > ALPHA:
         return Searched((), tested=False, remarks=(f"{len(runs)} runs are too few for a test",))
-    found = change_points.change_points(_comparable(runs, blocks, quantity), places, blocks)
+    found = change_points.change_points(_comparable(runs, quantity), places, blocks)
     splits = [_Split(change.at, change.p_value) for change in found]
-    return Searched(tuple(_large(splits, runs, blocks, quantity)), remarks=remarks)
+    return Searched(tuple(_large(splits, runs, quantity)), remarks=remarks)
 
 
-def _comparable(runs: Sequence[Run], blocks: Sequence[int], quantity: Quantity) -> list[float]:
-    """Values without what their seed makes of them: logarithms where ratios count, less its median."""
+def _block(run: Run, quantity: Quantity) -> int:
+    """Return the block that runs are compared within: the seed where values depend on it, else 0."""
+    return run.record.seed if quantity.kind in ("perplexity", "accuracy") else 0
+
+
+def _comparable(runs: Sequence[Run], quantity: Quantity) -> list[float]:
+    """Return values less the median of their block, as logarithms where ratios count."""
     logs = quantity.kind != "accuracy"
-    values = [math.log(run.value) if logs else run.value for run in runs]
-    grouped: dict[int, list[float]] = {}
-    for value, block in zip(values, blocks, strict=True):
-        grouped.setdefault(block, []).append(value)
-    centres = {block: statistics.median(several) for block, several in grouped.items()}
-    return [value - centres[block] for value, block in zip(values, blocks, strict=True)]
+    values = [(_block(run, quantity), math.log(run.value) if logs else run.value) for run in runs]
+    blocks = grouped(values, lambda pair: pair[0])
+    centres = {block: statistics.median(value for _, value in several) for block, several in blocks.items()}
+    return [value - centres[block] for block, value in values]
 
 
 # ------------------------------------------------------------------------------------- effect size
@@ -84,33 +87,29 @@ class _Levels:
     ends: tuple[Run, Run]
 
 
-def _large(
-    splits: Sequence[_Split], runs: Sequence[Run], blocks: Sequence[int], quantity: Quantity
-) -> list[LevelChange]:
-    """The candidates that move the level by enough; the smallest goes first, which moves its neighbours'."""
-    kept = list(splits)
-    while kept:
-        levels = [_levels(place, kept, runs, blocks) for place in range(len(kept))]
+def _large(splits: Sequence[_Split], runs: Sequence[Run], quantity: Quantity) -> list[LevelChange]:
+    """Return the candidates that move the level enough; the smallest is dropped first, and levels redone."""
+    left = list(splits)
+    while left:
+        levels = [_levels(place, left, runs, quantity) for place in range(len(left))]
         sizes = [_size(each, quantity) for each in levels]
-        smallest = min(range(len(kept)), key=sizes.__getitem__)
+        smallest = min(range(len(left)), key=sizes.__getitem__)
         if sizes[smallest] > 1:
-            pairs = zip(kept, levels, strict=True)
+            pairs = zip(left, levels, strict=True)
             return [_moved(split, runs, each) for split, each in pairs if each is not None]
-        del kept[smallest]
+        del left[smallest]
     return []
 
 
-def _levels(
-    place: int, splits: Sequence[_Split], runs: Sequence[Run], blocks: Sequence[int]
-) -> _Levels | None:
-    """Each seed's medians since the candidate before and up to the next one, averaged over the seeds of both.
+def _levels(place: int, splits: Sequence[_Split], runs: Sequence[Run], quantity: Quantity) -> _Levels | None:
+    """Average, over the seeds of both sides, the medians since the candidate before and up to the next one.
 
-    So that seeds that commits ran in other numbers are no change. None where the sides share no seed.
+    So commits that ran another number of seeds are no change. None where the sides share no seed.
     """
     start = splits[place - 1].at if place else 0
     end = splits[place + 1].at if place + 1 < len(splits) else len(runs)
     at = splits[place].at
-    sides = [_grouped(runs[a:b], blocks[a:b]) for a, b in ((start, at), (at, end))]
+    sides = [grouped(part, lambda run: _block(run, quantity)) for part in (runs[start:at], runs[at:end])]
     both = [block for block in sides[0] if block in sides[1]]
     if not both:
         return None
@@ -121,15 +120,8 @@ def _levels(
     return _Levels(levels[0], levels[1], (sides[0][both[0]][0], sides[1][both[0]][0]))
 
 
-def _grouped(runs: Sequence[Run], blocks: Sequence[int]) -> dict[int, list[Run]]:
-    found: dict[int, list[Run]] = {}
-    for run, block in zip(runs, blocks, strict=True):
-        found.setdefault(block, []).append(run)
-    return found
-
-
 def _size(levels: _Levels | None, quantity: Quantity) -> float:
-    """A change in units of the least one that counts."""
+    """Return a change in units of the least one that counts."""
     if levels is None:
         return 0.0
     first, second = levels.before, levels.after
@@ -141,7 +133,7 @@ def _size(levels: _Levels | None, quantity: Quantity) -> float:
 
 
 def _stderr(run: Run, quantity: Quantity) -> float:
-    """The standard error of an accuracy over its documents."""
+    """Return the standard error of an accuracy over its documents."""
     found = task(run.record, quantity)
     return binomial_stderr(found) if found else 0.0
 
@@ -153,28 +145,24 @@ def _moved(split: _Split, runs: Sequence[Run], levels: _Levels) -> LevelChange:
 
 # --------------------------------------------------------------------------------- nothing is random
 def _repeats(runs: Sequence[Run]) -> bool:
-    """Whether most runs give the very value of the run of their seed at the commit before.
+    """Return whether most runs equal the run of their seed at the commit before.
 
     Continuous noise makes equal values with probability zero.
     """
-    pairs = [pair for several in _by_seed(runs).values() for pair in pairwise(several)]
-    pairs = [(one, other) for one, other in pairs if one.order != other.order]
+    pairs = _neighbours(runs)
     equal = sum(one.value == other.value for one, other in pairs)
     return bool(equal) and equal >= REPEATING * len(pairs)
 
 
 def _changes(runs: Sequence[Run]) -> list[int]:
-    """The first run of each commit at which a seed has another value than before."""
-    changed = {
-        other.order
-        for several in _by_seed(runs).values()
-        for one, other in pairwise(several)
-        if one.value != other.value and one.order != other.order
-    }
+    """Return the first run of each commit at which a seed has another value than before."""
+    changed = {other.order for one, other in _neighbours(runs) if one.value != other.value}
     return [
         at for at in range(1, len(runs)) if runs[at].order != runs[at - 1].order and runs[at].order in changed
     ]
 
 
-def _by_seed(runs: Sequence[Run]) -> Mapping[int, list[Run]]:
-    return _grouped(runs, [run.record.seed for run in runs])
+def _neighbours(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Return successive runs of one seed that are of two commits."""
+    seeds = grouped(runs, lambda run: run.record.seed).values()
+    return [pair for several in seeds for pair in pairwise(several) if pair[0].order != pair[1].order]

@@ -1,17 +1,17 @@
-"""What a record contributes to a history: its quantities with their values, and what decides each of them."""
+"""Read the quantities of a record, their values, and the conditions that make values comparable."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.record import Accuracy, Record
-from harness.tables.compare.memory import components
+from harness.record import COMPONENTS, Accuracy, Record
+from harness.tables import format
 from harness.tables.compare.pairing import decides
 from harness.tables.format import plain
 from harness.tables.history.series import Kind, Quantity
 
 NAME_LENGTH = 80
-#: Depend on the seed, so they are compared between runs of one seed alone.
+#: Conditions that depend on the seed: compared only between runs of one seed.
 BY_SEED = ("seed", "data", "data tokens", "model")
 
 STATUS = Quantity("ok_share", "runs ok", "share", "status", "higher", exact=True)
@@ -21,7 +21,7 @@ WALL = Quantity("wall_s", "wall time", "s", "time", "lower")
 
 
 def values(record: Record) -> dict[Quantity, float]:
-    """All that a run was measured by; of a run that failed only that it did. Values may be infinite."""
+    """Return all values of a run, of a failed run only its status. Values may be infinite."""
     found = {STATUS: float(record.outcome.status == "ok")}
     if record.outcome.status == "ok":
         found |= dict(_measured(record))
@@ -32,8 +32,8 @@ def _measured(record: Record) -> Iterator[tuple[Quantity, float]]:
     train = record.memory.train if record.memory else None
     if train is not None:
         yield PEAK, float(train.peak_allocated_bytes)
-        for name, size in components(train).items():
-            yield component(name), float(size)
+        for field in COMPONENTS:
+            yield component(field), float(getattr(train, field))
     if record.time and record.time.tokens_per_s is not None:
         yield THROUGHPUT, record.time.tokens_per_s
     if record.time and record.time.wall_s is not None and record.time.wall_s > 0:
@@ -54,36 +54,36 @@ def _measured(record: Record) -> Iterator[tuple[Quantity, float]]:
 
 
 def _accuracy(name: str, scores: Accuracy) -> str:
-    """The key of a task's accuracy."""
+    """Return the key of a task's accuracy."""
     return f"accuracy_{plain(name, NAME_LENGTH)}_v{plain(scores.version, NAME_LENGTH)}"
 
 
 def task(record: Record, quantity: Quantity) -> Accuracy | None:
-    """The task that an accuracy is of."""
+    """Return the task of an accuracy, None where the record has none."""
     tasks = record.quality.tasks if record.quality else {}
     return next((each for name, each in tasks.items() if quantity.key == _accuracy(name, each)), None)
 
 
-def component(name: str) -> Quantity:
-    """The quantity of a part of the peak, by its name for people."""
-    key = f"{name.replace(' ', '_')}_bytes"
-    return Quantity(key, f"memory: {name}", "bytes", "memory", "lower", exact=True, part=True)
+def component(field: str) -> Quantity:
+    """Return the quantity of a component of the peak, by its field in a record."""
+    name = f"memory: {format.component(field)}"
+    return Quantity(field, name, "bytes", "memory", "lower", exact=True, part=True)
 
 
 def measurement(kind: Kind) -> str:
-    """The measurement whose conditions decide a kind of quantity; memory for how a run ended."""
+    """Return the measurement whose conditions apply to a kind of quantity; memory for the status."""
     return "memory" if kind == "status" else kind
 
 
 def conditions(record: Record, quantity: Quantity) -> tuple[dict[str, str], dict[str, str]]:
-    """What must be equal for two values to share a series: of any two runs, and of two runs of one seed."""
+    """Return what must be equal within a series: among all runs, and among runs of one seed."""
     known = decides(record, measurement(quantity.kind))
     by_seed = {key: known.pop(key) for key in BY_SEED if key in known}
     return known, by_seed
 
 
 def scored_text(record: Record, quantity: Quantity) -> dict[str, str]:
-    """What a perplexity or an accuracy was taken over, as the record says."""
+    """Return the text or documents that a perplexity or an accuracy was measured on."""
     if record.quality is None:
         return {}
     for name, scored in record.quality.perplexity.items():

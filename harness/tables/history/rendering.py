@@ -1,4 +1,7 @@
-"""A history as text for a terminal, Markdown and JSON; cells hold one visible line each."""
+"""Render a history as text for a terminal, as Markdown and as JSON.
+
+Phrases come from `wording.py`, the table of rows from `tables.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ from typing import Any
 
 from harness.tables.format import Column, Table, markdown
 from harness.tables.history import wording
-from harness.tables.history.series import ChangePoint, Commit, History, Series
+from harness.tables.history.series import ChangePoint, History, Series
 from harness.tables.history.tables import tables, unchanged
 from harness.tables.report.render import markdown_table
 
 SCHEMA_VERSION = 1
+#: Keys of the JSON that are not the names of the fields.
+NAMES = {"environment": "stand"}
 #: Commits that a list shows, the newest.
 LISTED = 15
 #: Lines of one kind on a terminal.
@@ -23,23 +28,24 @@ MOST_LINES = 40
 
 
 def to_text(history: History) -> str:
-    """The commits, the steps by commit, the breaks, and where each row stands now."""
+    """Return commits, change points by commit, breaks, and the newest values of each row."""
     lines = [_title(history), "", "commits", *_commits(history)]
     changes = wording.listed_change_points(history)
     lines += ["", _counts(changes), *_changes(history, changes)]
     breaks = [f"  {text}" for text in wording.breaks(history)]
-    lines += ["", "breaks: series are not joined there", *_first(breaks)] if breaks else []
+    lines += ["", "breaks: a series ends, another one begins", *_first(breaks)] if breaks else []
     for table in tables(history):
-        lines += ["", table.title, *(f"  {line}" for line in _grid(table))]
-    notes = [*_same(history), *wording.method(history), *_first(wording.remarks(history))]
-    notes += [*history.notes, *_advice(history)]
+        sides = [str.rjust if column.numeric else str.ljust for column in table.all_columns]
+        heads = tuple(column.name for column in table.all_columns)
+        lines += ["", table.title, *(f"  {line}" for line in _aligned([heads, *table.rows], sides))]
+    notes = _notes(history, _first(wording.remarks(history)))
     aside = [f"skipped: {note}" for note in history.skipped]
     lines += ["", *(f"- {note}" for note in (*notes, *_first(aside)))] if notes or aside else []
     return "\n".join(lines) + "\n"
 
 
 def to_markdown(history: History) -> str:
-    """The same for a page or a comment."""
+    """Return the same as Markdown, for a page or a comment."""
     lines = [
         f"# {markdown(_title(history))}",
         "",
@@ -54,19 +60,12 @@ def to_markdown(history: History) -> str:
     for table in tables(history):
         lines += [f"## {markdown(table.title)}", "", *markdown_table(table), ""]
     lines += ["## Commits", "", *(f"- {markdown(text.strip())}" for text in _commits(history)), ""]
-    notes = [
-        *_same(history),
-        *wording.method(history),
-        *wording.remarks(history),
-        *history.notes,
-        *_advice(history),
-    ]
-    notes += [f"skipped: {note}" for note in history.skipped]
+    notes = [*_notes(history, wording.remarks(history)), *(f"skipped: {note}" for note in history.skipped)]
     return "\n".join([*lines, *(f"- {markdown(note)}" for note in notes)]).rstrip() + "\n"
 
 
 def to_json(history: History) -> str:
-    """Everything, for programs; quantities by their keys."""
+    """Return everything as JSON for programs; quantities by their keys."""
     content = {
         "schema_version": SCHEMA_VERSION,
         "suite": history.suite,
@@ -88,7 +87,7 @@ def to_json(history: History) -> str:
 
 
 def _finite(content: Any) -> Any:
-    """The same for JSON, which knows no infinite number: `Infinity` and `NaN` as text, as in records."""
+    """Write `Infinity` and `NaN` as text, as records do, since JSON has no such numbers."""
     if isinstance(content, float) and not math.isfinite(content):
         return "NaN" if math.isnan(content) else "Infinity" if content > 0 else "-Infinity"
     if isinstance(content, dict):
@@ -97,7 +96,7 @@ def _finite(content: Any) -> Any:
 
 
 def _plain(item: Series | ChangePoint | Any) -> dict[str, Any]:
-    found = dataclasses.asdict(item)
+    found = {NAMES.get(key, key): value for key, value in dataclasses.asdict(item).items()}
     found["quantity"] = item.quantity.key
     found.pop("change_points", None)
     return found
@@ -108,18 +107,17 @@ FORMATS: dict[str, Callable[[History], str]] = {"text": to_text, "md": to_markdo
 
 # ------------------------------------------------------------------------------------------- parts
 def _title(history: History) -> str:
-    counts = ((len(history.commits), "commit"), (history.runs, "run"), (len(history.rows), "row"))
-    said = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
-    count = len(history.skipped)
-    aside = f", {count} file{'' if count == 1 else 's'} skipped" if count else ""
-    return f"history of {history.suite}: {said}{aside}"
+    counts = [(len(history.commits), "commit"), (history.runs, "run"), (len(history.rows), "row")]
+    counts += [(len(history.skipped), "skipped file")] if history.skipped else []
+    text = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
+    return f"history of {history.suite}: {text}"
 
 
 def _counts(changes: Sequence[ChangePoint]) -> str:
     found = Counter(map(wording.verdict, changes))
     names = {"worse": "worse", "better": "better", "worse?": "maybe worse", "better?": "maybe better"}
     counts = ", ".join(f"{found[key]} {name}" for key, name in names.items() if found[key])
-    return f"steps: {counts}" if counts else "steps: none"
+    return f"change points: {counts}" if counts else "no change points"
 
 
 def _commits(history: History) -> list[str]:
@@ -142,26 +140,28 @@ def _commits(history: History) -> list[str]:
 
 
 def _changes(history: History, changes: Sequence[ChangePoint]) -> list[str]:
-    """The steps below the commit that they are seen at, newest first."""
+    """Write the change points below the commit where they appear, newest first."""
     lines: list[str] = []
     for place in sorted({(change.second, change.first) for change in changes}, reverse=True):
         here = [change for change in changes if (change.second, change.first) == place]
-        lines += [f"  {_where(history.commits, *place)}", *_first([f"    {text}" for text in _aligned(here)])]
+        before, after = (history.commits[order] for order in (place[1], place[0]))
+        subject = f": {after.subject}" if after.subject else ""
+        cells = [
+            (wording.verdict(c), c.row, c.quantity.name, wording.levels(c), wording.ratio(c), wording.why(c))
+            for c in here
+        ]
+        lines += [f"  {before.name} -> {after.name}{subject}"]
+        lines += _first([f"    {text}" for text in _aligned(cells, [str.ljust] * 6)])
     return lines
 
 
-def _where(commits: Sequence[Commit], second: int, first: int) -> str:
-    subject = f": {commits[second].subject}" if commits[second].subject else ""
-    return f"{commits[first].name} -> {commits[second].name}{subject}"
-
-
-def _aligned(changes: Sequence[ChangePoint]) -> list[str]:
-    cells = [
-        (wording.verdict(s), s.row, s.quantity.name, wording.levels(s), wording.ratio(s)) for s in changes
+def _aligned(rows: Sequence[Sequence[str]], sides: Sequence[Callable[[str, int], str]]) -> list[str]:
+    """Pad cells to the width of their column; `sides` are `str.ljust` or `str.rjust`."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip()
+        for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rows = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
-    return [f"{row}  {wording.why(change)}".rstrip() for row, change in zip(rows, changes, strict=True)]
 
 
 def _change_table(history: History, changes: Sequence[ChangePoint]) -> Table:
@@ -175,31 +175,20 @@ def _change_table(history: History, changes: Sequence[ChangePoint]) -> Table:
     ]  # fmt: skip
     names = ("verdict", "row", "quantity", "between", "level", "ratio", "why")
     columns = zip(names, zip(*rows, strict=True), strict=True)
-    return Table("steps", (), tuple(Column(name, cells, numeric=False) for name, cells in columns))
+    return Table("change points", (), tuple(Column(name, cells, numeric=False) for name, cells in columns))
 
 
-def _same(history: History) -> list[str]:
-    names = unchanged(history)
-    return [f"the same at every commit, in every row: {', '.join(names)}"] if names else []
-
-
-def _advice(history: History) -> list[str]:
-    if len(history.commits) > 1:
-        return []
-    command = f'lorebench run {history.suite} --results "history/$(git rev-parse --short HEAD)"'
-    return [f"one commit, so nothing can have moved yet; at the next one: {command}"]
+def _notes(history: History, remarks: Sequence[str]) -> list[str]:
+    """Return all notes but those on skipped files."""
+    same = unchanged(history)
+    notes = [f"the same at every commit, in every row: {', '.join(same)}"] if same else []
+    notes += [*wording.method(history), *remarks, *history.notes]
+    if len(history.commits) == 1:
+        command = f'lorebench run {history.suite} --results "history/$(git rev-parse --short HEAD)"'
+        notes.append(f"one commit, so nothing can have changed yet; at the next one: {command}")
+    return notes
 
 
 def _first(lines: list[str]) -> list[str]:
     left = len(lines) - MOST_LINES
     return [*lines[:MOST_LINES], f"  … {left} more: see --format json or --out"] if left > 0 else lines
-
-
-def _grid(table: Table) -> list[str]:
-    grid = [tuple(column.name for column in table.all_columns), *table.rows]
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    sides = [str.rjust if column.numeric else str.ljust for column in table.all_columns]
-    return [
-        "  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip()
-        for row in grid
-    ]

@@ -1,7 +1,8 @@
-"""Which values a line may join: segments of one row and quantity, and where and why they break off."""
+"""Join runs whose values are comparable into segments of one row and quantity; find where they break."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from harness.tables.format import plain
 from harness.tables.history.commits import started
 from harness.tables.history.loading import Found
 from harness.tables.history.quantities import BY_SEED, conditions, measurement, scored_text, values
-from harness.tables.history.series import Kind, Point, Quantity
+from harness.tables.history.series import Kind, Point, Quantity, grouped
 
 NAME_LENGTH = 80
 
@@ -33,7 +34,7 @@ class Run:
 
     @property
     def point(self) -> Point:
-        """What a series keeps of it."""
+        """The point of a series that stands for it."""
         item = self.record
         when = plain(item.started_at, 40) if item.started_at else None
         return Point(
@@ -43,9 +44,9 @@ class Run:
 
 @dataclass
 class Segment:
-    """Runs whose values belong together, and what is known to be equal among them.
+    """Runs whose values are comparable, and the conditions known to be equal among them.
 
-    `lost` are those whose value can be neither drawn nor tested.
+    `lost` are the runs whose value can be neither drawn nor tested.
     """
 
     row: str
@@ -57,22 +58,23 @@ class Segment:
     lost: list[Run] = field(default_factory=list)
 
     def takes(self, record: Record, known: Mapping[str, str], by_seed: Mapping[str, str]) -> bool:
-        """Whether a run belongs here: what is not known contradicts nothing."""
+        """Return whether a run belongs here; a condition that is unknown contradicts nothing."""
         same = self.config_id == record.config_id and agree(known, self.known)
         return same and agree(by_seed, self.by_seed.get(record.seed, {}))
 
     def add(self, run: Run, known: Mapping[str, str], by_seed: Mapping[str, str]) -> None:
-        """Take a run."""
+        """Add a run and its conditions."""
         self.known |= known
         self.by_seed.setdefault(run.record.seed, {}).update(by_seed)
         (self.runs if self.quantity.usable(run.value) else self.lost).append(run)
 
 
 def names(found: Sequence[Found], orders: Sequence[int]) -> dict[str, str]:
-    """A name for each config: its label, with the settings that tell it from others of the label at a commit.
+    """Name each config: its label, with the settings that differ among configs of the label at a commit.
 
-    So the rates of a grid are rows of their own, while a row whose config moved from one commit to the next
-    keeps its name, and its series breaks.
+    So the rates of a grid are rows of their own, while a row whose config changed from one commit to the next
+    keeps its name, and its series breaks. Configs that differ in a method's options alone are told apart by
+    the beginning of their ids.
     """
     records = {each.record.config_id: each.record for each in found}
     together: dict[tuple[str, int], set[str]] = {}
@@ -80,36 +82,18 @@ def names(found: Sequence[Found], orders: Sequence[int]) -> dict[str, str]:
         together.setdefault((each.record.label, order), set()).add(each.record.config_id)
     varied: dict[str, set[str]] = {}
     for (label, _), configs in together.items():
-        if len(configs) > 1:
-            varied.setdefault(label, set()).update(_varying([records[config] for config in configs]))
-            varied[label].add("")
-    taken: dict[tuple[str, str], str] = {}
+        varied.setdefault(label, set()).update(_varying([records[config] for config in configs]))
+    taken: dict[str, str] = {}
     for config, record in records.items():
-        label = plain(record.label, NAME_LENGTH)
-        keys = sorted(varied.get(record.label, set()) - {""})
         settings = _settings(record)
-        behind = [f"{key}={settings[key]}" for key in keys if key in settings]
-        taken[label, config] = ", ".join((label, *behind))
-    clashing = {taken[plain(records[c].label, NAME_LENGTH), c] for c in _clashing(together, records, taken)}
+        behind = [f"{key}={settings[key]}" for key in sorted(varied.get(record.label, ())) if key in settings]
+        taken[config] = ", ".join((plain(record.label, NAME_LENGTH), *behind))
+    repeated = [Counter(taken[config] for config in configs) for configs in together.values()]
+    clashing = {name for counts in repeated for name, count in counts.items() if count > 1}
     return {
         config: f"{name} [{config[:6]}]" if name in clashing else plain(name, 2 * NAME_LENGTH)
-        for (_, config), name in taken.items()
+        for config, name in taken.items()
     }
-
-
-def _clashing(
-    together: Mapping[tuple[str, int], set[str]],
-    records: Mapping[str, Record],
-    taken: Mapping[tuple[str, str], str],
-) -> Iterator[str]:
-    """Configs that have one name at one commit, as those that differ in a method's options alone."""
-    for configs in together.values():
-        seen: set[str] = set()
-        for config in sorted(configs):
-            name = taken[plain(records[config].label, NAME_LENGTH), config]
-            if name in seen:
-                yield config
-            seen.add(name)
 
 
 def _varying(records: Sequence[Record]) -> set[str]:
@@ -126,7 +110,7 @@ def _settings(record: Record) -> dict[str, str]:
 
 
 def join(found: Sequence[Found], orders: Sequence[int], rows: Mapping[str, str]) -> list[Segment]:
-    """All segments, in the order of their first runs; one may have nothing but values that are lost."""
+    """Return all segments in the order of their first runs; one may consist of lost values alone."""
     segments: dict[tuple[str, Quantity], list[Segment]] = {}
     known: dict[tuple[int, Kind], tuple[dict[str, str], dict[str, str]]] = {}
     pairs = sorted(zip(orders, found, strict=True), key=lambda pair: (pair[0], _turn(pair[1].record)))
@@ -149,13 +133,13 @@ def join(found: Sequence[Found], orders: Sequence[int], rows: Mapping[str, str])
 
 
 def _turn(record: Record) -> tuple[float, str, int, int]:
-    """Runs of a commit in the order of their start."""
+    """Order runs of a commit by their start."""
     when = started(record)
     return when.timestamp() if when else 0.0, record.config_id, record.seed, record.repeat
 
 
 def fields(before: Segment, after: Segment) -> tuple[Difference, ...]:
-    """In what two segments of a row and quantity differ."""
+    """Return the fields in which two segments of a row and quantity differ."""
     new = after.runs[0].record
     same = [run for run in before.runs if run.record.seed == new.seed]
     old = (same or before.runs)[-1].record
@@ -172,14 +156,11 @@ def fields(before: Segment, after: Segment) -> tuple[Difference, ...]:
 
 
 def breaks(segments: Iterable[Segment]) -> Iterator[tuple[Segment, Segment, bool]]:
-    """Each segment with the one that it continues, and whether that one goes on beside it.
+    """Yield (the segment before, a segment, whether the one before goes on beside it).
 
-    Of the earlier segments of its row and quantity that is the one that ended last.
+    Of the earlier segments of its row and quantity, the one before is the one that ended last.
     """
-    grouped: dict[tuple[str, Quantity], list[Segment]] = {}
-    for segment in segments:
-        grouped.setdefault((segment.row, segment.quantity), []).append(segment)
-    for several in grouped.values():
+    for several in grouped(segments, lambda segment: (segment.row, segment.quantity)).values():
         several.sort(key=lambda segment: segment.runs[0].order)
         for place, segment in enumerate(several):
             start = segment.runs[0].order

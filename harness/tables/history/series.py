@@ -1,17 +1,17 @@
-"""What a history consists of: commits, series of points, steps and breaks; no rule and no rendering.
+"""The parts of a history: commits, series of points, change points and breaks; no rule and no rendering.
 
-A series is joined only while config, environment and measurement protocols stay the same. Where one of these
-changes it ends, another one begins, and a break says in which fields they differ.
+A series lasts while config, environment and measurement protocols stay the same. Where one of these changes,
+the series ends, another one begins, and a break names the fields that differ.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 from harness.tables.compare.comparison import Difference
 
@@ -22,6 +22,17 @@ KINDS: tuple[Kind, ...] = ("memory", "time", "perplexity", "accuracy", "status")
 MIB = 1 << 20
 #: Beyond any speed or perplexity, and small enough for ratios.
 LARGEST = 1e100
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Return the items by key; keys and the items of each keep their order."""
+    found: dict[Key, list[Item]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ class ChangePoint:
     up to and from here, those of quality seed by seed and averaged over the seeds of both. `first` is the
     last commit before and `second` the first one after, as places in `History.commits`. `p_value` is None
     where no test was needed; `cause` says which components moved, or why runs failed; `remark` what supports
-    or weakens the step, and `doubtful` that it may be the machine's.
+    or weakens it, and `doubtful` that it may be machine noise.
     """
 
     series: str
@@ -122,7 +133,7 @@ class ChangePoint:
 
     @property
     def worse(self) -> bool:
-        """Whether the quantity moved to its bad side; there is none worse than a value that is no number."""
+        """Whether the quantity became worse; nothing is worse than a value that is not finite."""
         if not (self.quantity.usable(self.before) and self.quantity.usable(self.after)):
             return self.quantity.usable(self.before)
         return (self.after > self.before) == (self.quantity.better == "lower")
@@ -133,9 +144,8 @@ class Series:
     """Points of one quantity of one row that may be joined by a line, in the order of their commits.
 
     `row` is the label in the suite, with the settings behind it where several configs share the label.
-    `environment` is what all its runs agree on (device, torch, protocols, …). `tested` says whether the
-    series was searched for steps; `remarks` hold what must be said beside it, such as runs of one commit
-    that disagree.
+    `environment` is what all its runs agree on (device, torch, protocols, …). `tested` says whether it was
+    searched for change points; `remarks` are notes on it, such as runs of one commit that disagree.
     `lost` are values that can be neither drawn nor tested, such as a perplexity that became infinite.
     """
 
@@ -154,10 +164,7 @@ class Series:
     @cached_property
     def by_commit(self) -> dict[int, tuple[Point, ...]]:
         """The points of each commit, by its place."""
-        found: dict[int, list[Point]] = {}
-        for point in self.points:
-            found.setdefault(point.order, []).append(point)
-        return {order: tuple(points) for order, points in found.items()}
+        return {order: tuple(points) for order, points in grouped(self.points, lambda p: p.order).items()}
 
     def seeds(self, orders: Iterable[int]) -> frozenset[int] | None:
         """The seeds that all of these commits have; None where values do not follow the seed, as times."""

@@ -1,4 +1,4 @@
-"""The tables of a history: where each row stands, how far it moved, and its trend over commits."""
+"""The table of a history: the newest value of each row and quantity, its change, its trend over commits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from harness.tables.format import DASH, Column, Table
 from harness.tables.history import wording
-from harness.tables.history.series import History, Quantity, Series
+from harness.tables.history.series import History, Quantity, Series, grouped
 
 BARS = "▁▂▃▄▅▆▇█"
 #: Commits that a trend shows, the newest.
@@ -19,7 +19,7 @@ Lines = dict[tuple[str, Quantity], list[Series]]
 
 
 def tables(history: History) -> list[Table]:
-    """Where each row stands: the newest value of each quantity, its change since the start, its trend."""
+    """Return the newest value of each row and quantity, the change since the series began, the trend."""
     lines = _lines(history)
     chosen = [quantity for quantity in history.quantities if _is_headline(history, quantity)]
     stub = (Column("row", tuple(history.rows), numeric=False),)
@@ -34,15 +34,13 @@ def tables(history: History) -> list[Table]:
 
 
 def _lines(history: History) -> Lines:
-    """The series of each row and quantity, oldest first."""
-    lines: Lines = {}
-    for series in sorted(history.series, key=lambda series: (series.first, series.last)):
-        lines.setdefault((series.row, series.quantity), []).append(series)
-    return lines
+    """Return the series of each row and quantity, oldest first."""
+    ordered = sorted(history.series, key=lambda series: (series.first, series.last))
+    return grouped(ordered, lambda series: (series.row, series.quantity))
 
 
 def _is_headline(history: History, quantity: Quantity) -> bool:
-    """Components and outcomes are shown where they are all there is, outcomes also where any run failed."""
+    """Show components and outcomes where there is nothing else, outcomes also where any run failed."""
     if quantity.kind == "status":
         points = [p for s in history.series if s.quantity == quantity for p in s.points]
         return any(point.value < 1 for point in points) or len(history.quantities) == 1
@@ -64,7 +62,7 @@ def _columns(rows: Sequence[str], quantity: Quantity, lines: Lines, name: str) -
 
 
 def unchanged(history: History) -> list[str]:
-    """The quantities that have the same value at every commit, in every row, where there are several."""
+    """Return the quantities that have one value at every commit of every row, where commits are several."""
     if len(history.commits) == 1:
         return []
     lines = _lines(history)
@@ -76,14 +74,14 @@ def unchanged(history: History) -> list[str]:
 
 
 def _constant(rows: Sequence[Sequence[Series]]) -> bool:
-    """Whether no row ever moved or lost a value, not even from one series to the next."""
+    """Return whether no row ever moved or lost a value, not even from one series to the next."""
     if any(series.lost for several in rows for series in several):
         return False
     return all(_still(several) for several in rows)
 
 
 def _still(several: Sequence[Series]) -> bool:
-    """Whether all commits of a row have one value: each seed its own, where values follow it."""
+    """Return whether all commits of a row have one value, per seed where values depend on it."""
     levels: dict[int | None, set[float]] = {}
     for series in several:
         for order, points in series.by_commit.items():
@@ -94,7 +92,7 @@ def _still(several: Sequence[Series]) -> bool:
 
 
 def _cell(several: Sequence[Series], write: Callable[[Series], str]) -> str:
-    """What the series with the newest point says."""
+    """Write a cell from the series with the newest point."""
     return write(max(several, key=lambda series: series.last)) if several else DASH
 
 
@@ -105,7 +103,7 @@ def _newest(series: Series) -> str:
 
 
 def _change(series: Series) -> str:
-    """From the first to the last commit, by the seeds that both have."""
+    """Write the change from the first to the last commit, over the seeds of both."""
     if series.first == series.last or (series.lost and series.lost[-1].order > series.last):
         return DASH
     ends = series.first, series.last
@@ -121,7 +119,7 @@ def _change(series: Series) -> str:
 
 
 def _trend(several: Sequence[Series]) -> str:
-    """A bar for each of the newest commits, `|` in front of a step and `/` in front of another series."""
+    """Draw a bar per commit, the newest; `|` precedes a change point and `/` another series."""
     bars = [bar for series in several for bar in _bars(series)][-TREND:]
     if not bars:
         return DASH
@@ -133,13 +131,13 @@ def _trend(several: Sequence[Series]) -> str:
 
 
 def _bars(series: Series) -> list[tuple[float, str]]:
-    """The level of each commit, by the seeds that all have where there are any, and what stands before it."""
+    """Return the level of each commit, over the seeds that all have where there are any, and its mark."""
     seeds = series.seeds(series.by_commit) or None
     return [(series.level(order, seeds), _mark(series, order)) for order in series.by_commit]
 
 
 def _mark(series: Series, order: int) -> str:
-    """What stands in front of a commit."""
+    """Return the mark in front of a commit."""
     if order == series.first:
         return "/"
     return "|" if any(change.second == order for change in series.change_points) else ""

@@ -1,4 +1,4 @@
-"""How parts of a history are said in words: values, steps, breaks, the method; no layout."""
+"""Phrases that text, Markdown and page of a history share: values, change points, breaks, method."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_NAMES = 3
 
 
 def number(quantity: Quantity, value: float) -> str:
-    """A value in the unit for people, without it."""
+    """Write a value in the displayed unit, without the unit."""
     shown = quantity.shown(value)
     if not quantity.usable(value):
         return f"{shown:.3g}"
@@ -28,7 +28,7 @@ def number(quantity: Quantity, value: float) -> str:
 
 
 def heads(quantities: Sequence[Quantity]) -> dict[Quantity, str]:
-    """Short headings of columns: tasks without the beginning that all their names share."""
+    """Return short headings of columns: tasks without the prefix that all their names share."""
     tasks = [
         quantity.name.removeprefix("accuracy ") for quantity in quantities if quantity.kind == "accuracy"
     ]
@@ -43,7 +43,7 @@ def heads(quantities: Sequence[Quantity]) -> dict[Quantity, str]:
 
 
 def _beginning(names: Sequence[str]) -> str:
-    """The words, up to a `_`, that several names begin with; nothing where one name is no more than these."""
+    """Return the words, up to a `_`, that several names begin with; "" where one name has no others."""
     parts = [name.split("_") for name in names]
     same = 0
     while len(names) > 1 and all(len(p) > same + 1 and p[same] == parts[0][same] for p in parts):
@@ -52,7 +52,7 @@ def _beginning(names: Sequence[str]) -> str:
 
 
 def levels(change: ChangePoint) -> str:
-    """`130.8 -> 142.8 MiB`; in bytes where MiB would hide the step."""
+    """`130.8 -> 142.8 MiB`; in bytes where MiB would hide the change."""
     before, after = (number(change.quantity, value) for value in (change.before, change.after))
     unit = change.quantity.shown_unit
     if before == after and change.quantity.unit == "bytes":
@@ -61,7 +61,7 @@ def levels(change: ChangePoint) -> str:
 
 
 def ratio(change: ChangePoint) -> str:
-    """After over before, or nothing where there was nothing; points of a share."""
+    """Write after over before, "" without a before; for a share the difference in points."""
     if change.quantity.unit == "share":
         return f"{100 * (change.after - change.before):+.1f} points"
     if change.ratio is None:
@@ -71,18 +71,18 @@ def ratio(change: ChangePoint) -> str:
 
 
 def verdict(change: ChangePoint) -> str:
-    """`worse` or `better`, with a question mark where it may be the machine."""
+    """`worse` or `better`, with a question mark where it may be machine noise."""
     return ("worse" if change.worse else "better") + ("?" if change.doubtful else "")
 
 
 def why(change: ChangePoint) -> str:
-    """What is known of a step beside its size."""
+    """Write the cause of a change point, its p value and its remark."""
     tested = "" if change.p_value is None else f"p = {change.p_value:.3f}"
     return "; ".join(filter(None, (change.cause, tested, change.remark)))
 
 
 def listed_change_points(history: History) -> list[ChangePoint]:
-    """The steps that a person is told, the worst first: a component is part of its peak's line."""
+    """Return the change points to show, the worst first; a component belongs to the line of its peak."""
     peaks = {
         (change.row, change.first, change.second)
         for change in history.change_points
@@ -95,8 +95,8 @@ def listed_change_points(history: History) -> list[ChangePoint]:
 
 
 @dataclass(frozen=True)
-class Said:
-    """Breaks that have one place and one reason, with the rows and quantities that they are of."""
+class _Broken:
+    """Breaks that share place and reason, with their rows and quantities."""
 
     order: int
     beside: bool
@@ -106,13 +106,13 @@ class Said:
 
     @property
     def reason(self) -> str:
-        """The fields that differ, the first of many."""
+        """The fields that differ, at most four by name."""
         shown = "; ".join(map(str, self.differences[:4])) or "nothing that records name"
         return f"{shown} and {len(self.differences) - 4} more" if len(self.differences) > 4 else shown
 
 
-def _broken(history: History) -> list[Said]:
-    """The breaks of a history, joined where place and reason are the same."""
+def _broken(history: History) -> list[_Broken]:
+    """Return the breaks of a history, merged where place and reason are the same."""
     grouped: dict[tuple[int, bool, tuple[Difference, ...]], tuple[list[str], list[str]]] = {}
     for each in history.breaks:
         reasons = tuple(field for field in each.differences if field.field != "config_id") or each.differences
@@ -120,13 +120,13 @@ def _broken(history: History) -> list[Said]:
         rows.append(each.row)
         quantities.append(each.quantity.name)
     return [
-        Said(*key, tuple(dict.fromkeys(rows)), tuple(dict.fromkeys(quantities)))
+        _Broken(*key, tuple(dict.fromkeys(rows)), tuple(dict.fromkeys(quantities)))
         for key, (rows, quantities) in sorted(grouped.items(), key=lambda item: item[0][0])
     ]
 
 
 def breaks(history: History) -> list[str]:
-    """Why lines end and where, a line for each place and reason."""
+    """Write where and why series end, a line for each place and reason."""
     quantities = [quantity.name for quantity in history.quantities]
     found = []
     for each in _broken(history):
@@ -138,7 +138,7 @@ def breaks(history: History) -> list[str]:
 
 
 def listed(names: Sequence[str], everything: Iterable[str], word: str) -> str:
-    """A few names, `all <word>`, or how many."""
+    """Write a few names, `all <word>`, or how many."""
     count = len(set(everything))
     if len(names) == count > 1:
         return f"all {count} {word}"
@@ -146,7 +146,7 @@ def listed(names: Sequence[str], everything: Iterable[str], word: str) -> str:
 
 
 def method(history: History) -> list[str]:
-    """How steps were found, and what could not be searched."""
+    """Describe how change points were found, and which series could not be searched."""
     noisy = [series for series in history.series if not series.quantity.exact]
     searched = sum(series.tested for series in noisy)
     found = []
@@ -167,7 +167,7 @@ def method(history: History) -> list[str]:
 
 
 def _exact(history: History) -> Iterator[str]:
-    """Which changes of bytes and outcomes are steps: what an allocator says is not exact."""
+    """Describe which changes of bytes and outcomes count: those of an allocator are not exact."""
     exact = [series for series in history.series if series.quantity.exact]
     outcomes = any(series.quantity.kind == "status" for series in exact)
     counted = [s.environment.get("meter") in EXACT for s in exact if s.quantity.kind == "memory"]
@@ -183,7 +183,7 @@ def _exact(history: History) -> Iterator[str]:
 
 
 def remarks(history: History) -> list[str]:
-    """What is to be said of single series, but that they are short."""
+    """Return the remarks on single series, but that they are short."""
     return [
         f"{series.row}: {series.quantity.name}: {remark}"
         for series in history.series

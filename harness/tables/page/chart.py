@@ -1,6 +1,6 @@
-"""What all charts of a page share: the drawing library, colours, axes and the names of rows on them.
+"""Shared parts of the charts of a page: drawing library, colours, axes, names of rows on them.
 
-Colours that stand for text and lines come from the page, which knows whether it is light or dark.
+Colours of text and lines come from the page, which knows whether it is light or dark.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from harness.errors import UserError
 from harness.tables.page.html import chart_text
 
-#: Told apart on white and on black; with symbols, so that no reader depends on colour.
+#: Distinguishable on white and on black; with symbols, so that no reader depends on colour.
 COLOURS = (
     "#3b7fc4",
     "#d06f1c",
@@ -48,7 +48,7 @@ _AROUND = 110
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its number within the page, what a reader of it must know, and what is drawn."""
+    """A chart: its id within the page, title, caption, and its traces and layout."""
 
     name: str
     title: str
@@ -57,7 +57,7 @@ class Chart:
 
 
 def library(part: str = "plotly.graph_objects") -> Any:
-    """A module of the drawing library; UserError where it is not installed."""
+    """Import a module of the drawing library; UserError where it is not installed."""
     try:
         return importlib.import_module(part)
     except ImportError as error:
@@ -65,10 +65,10 @@ def library(part: str = "plotly.graph_objects") -> Any:
 
 
 def library_script() -> str:
-    """The drawing library for a browser, its one large function in parentheses.
+    """Return the drawing library for a browser, its one large function in parentheses.
 
-    By these an engine knows that a function is called at once, and does not read its five million characters
-    twice. A library that is wrapped in another way stays as it is.
+    Parentheses tell an engine that a function is called at once, so it parses five million characters once.
+    A library that is wrapped in another way stays as it is.
     """
     text: str = library("plotly.offline").get_plotlyjs()
     begin, end = 'this, () => {\n"use strict"', "}));"
@@ -80,13 +80,13 @@ def library_script() -> str:
 
 
 def marker(place: int) -> dict[str, Any]:
-    """How a row is drawn in every chart: colours repeat after ten rows, with another symbol."""
+    """Return the marker of a row in every chart: colours repeat after ten rows, with another symbol."""
     turn = place // len(COLOURS)
     return {"color": COLOURS[place % len(COLOURS)], "symbol": SYMBOLS[(place + turn) % len(SYMBOLS)]}
 
 
 def line(place: int) -> dict[str, Any]:
-    """The same for a line."""
+    """Return the line of a row in every chart: colours repeat with another dash."""
     return {
         "color": COLOURS[place % len(COLOURS)],
         "dash": DASHES[place // len(COLOURS) % len(DASHES)],
@@ -94,8 +94,14 @@ def line(place: int) -> dict[str, Any]:
     }
 
 
+def scatter(mode: str, x: Sequence[Any], y: Sequence[Any], hover: Sequence[str] | None, **more: Any) -> Any:
+    """Return a trace of lines or markers; `hover` has the label of each point, None leaves it to `more`."""
+    labels = {} if hover is None else {"hovertext": hover, "hoverinfo": "text"}
+    return {"type": "scatter", "mode": mode, "x": x, "y": y, **labels, **more}
+
+
 def content(traces: Sequence[Any], **layout: Any) -> dict[str, Any]:
-    """Traces and layout, checked by the library, as JSON without its default colours."""
+    """Return traces and layout, validated by the library, as JSON without its default colours."""
     objects = library()
     drawn = objects.Figure(data=list(traces), layout=objects.Layout(template="none", **layout))
     found: dict[str, Any] = json.loads(drawn.to_json())
@@ -104,7 +110,7 @@ def content(traces: Sequence[Any], **layout: Any) -> dict[str, Any]:
 
 
 def rows_axis(labels: Sequence[str]) -> dict[str, Any]:
-    """A vertical axis with a line for each row, the first on top; equal labels stay apart."""
+    """Return a vertical axis with a line per row, the first on top; equal labels stay apart."""
     return {
         "tickvals": list(range(len(labels))),
         "ticktext": [chart_text(label) for label in labels],
@@ -116,22 +122,28 @@ def rows_axis(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def rows_height(count: int) -> int:
-    """Pixels for so many rows, without a legend."""
+    """Return the pixels for so many rows, without a legend."""
     return _AROUND + _ROW_HEIGHT * count
 
 
 def axis(title: str) -> dict[str, Any]:
-    """An axis with a title that names its unit."""
+    """Return an axis with a title that names its unit."""
     return {"title": {"text": chart_text(title)}, "automargin": True}
 
 
+def colour_bar(title: str) -> dict[str, Any]:
+    """Return the bar that explains the colours of a map, at the upper right."""
+    place = {"lenmode": "pixels", "len": 180, "yanchor": "top", "y": 1}
+    return {"title": {"text": title}, "thickness": 12, **place}
+
+
 def legend_below() -> dict[str, Any]:
-    """A legend at the lower edge, where it takes no width; the page makes room for it."""
+    """Return a legend at the lower edge, where it takes no width; the page makes room for it."""
     return {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "xanchor": "left", "x": 0}
 
 
 def ended(place: int, text: str) -> dict[str, Any]:
-    """A few words in the place of a row that has nothing to draw; the table says all of it."""
+    """Return a short text in the place of a row without a point; the table has the whole reason."""
     return {
         "xref": "paper",
         "x": 0.01,

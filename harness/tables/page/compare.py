@@ -1,4 +1,4 @@
-"""Charts that set rows beside each other: figures with their spread, Pareto fronts, bytes by component."""
+"""Charts that compare rows: results with error bars, Pareto fronts, bytes by component."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.record import COMPONENTS
+from harness.tables import format
 from harness.tables.page import chart
 from harness.tables.page.chart import Chart
 from harness.tables.page.html import chart_text
@@ -27,7 +28,7 @@ from harness.tables.report.view import View
 
 
 def figures(view: View) -> list[Chart]:
-    """One chart for each quantity: the mean of every row with its spread, failed rows in their place."""
+    """Return one chart per quantity: the mean of every row with its spread, failed rows in their place."""
     found: list[Chart] = []
     for group in groups(view):
         for quantity in (*quality(view), memory(view, group), speed(view)):
@@ -38,29 +39,21 @@ def figures(view: View) -> list[Chart]:
 
 def _figure(view: View, group: Group, quantity: Quantity, name: str) -> Chart:
     labels = names(view)
-    traces, said = [], []
+    traces, absent = [], []
     for line, place in enumerate(group.places):
         known = point(view, place, quantity)
         if known is None:
-            said.append(chart.ended(line, _missing(view, place)))
+            absent.append(chart.ended(line, _missing(view, place)))
             continue
-        trace: dict[str, Any] = {
-            "type": "scatter",
-            "mode": "markers",
-            "x": [known.mean],
-            "y": [line],
-            "marker": {**chart.marker(place), "size": 10},
-            "hovertext": [_hover(labels[place], written(view, place, quantity))],
-            "hoverinfo": "text",
-        }
-        if known.spread is not None:
-            trace["error_x"] = {"type": "data", "array": [known.spread], "thickness": 2, "width": 6}
-        traces.append(trace)
+        hover = [_hover(labels[place], written(view, place, quantity))]
+        marker = {**chart.marker(place), "size": 10}
+        bar = _bar(known.spread, thickness=2, width=6)
+        traces.append(chart.scatter("markers", [known.mean], [line], hover, marker=marker, error_x=bar))
     drawn = chart.content(
         traces,
         xaxis=chart.axis(quantity.name),
         yaxis=chart.rows_axis(axis_names(view, group)),
-        annotations=said,
+        annotations=absent,
         showlegend=False,
         height=chart.rows_height(len(group.places)),
     )
@@ -70,10 +63,10 @@ def _figure(view: View, group: Group, quantity: Quantity, name: str) -> Chart:
 
 # ----------------------------------------------------------------------------------------- fronts
 def front(points: Sequence[tuple[float, float]], better: Better) -> list[int]:
-    """The points that no other point beats: as cheap and as good, and better in one of the two.
+    """Return the indices of points that no other dominates: as cheap and as good, and better in one.
 
-    A point is (cost, benefit), where less cost is better and `better` speaks of the benefit. The answer is in
-    order of cost.
+    A point is (cost, benefit), where less cost is better and `better` is the direction of the benefit. The
+    indices are in order of cost.
     """
     signed = [(cost, benefit if better == "lower" else -benefit) for cost, benefit in points]
     kept = [
@@ -87,7 +80,7 @@ def front(points: Sequence[tuple[float, float]], better: Better) -> list[int]:
 
 
 def fronts(view: View) -> list[Chart]:
-    """Each quality, and throughput, against peak memory, with the front of the rows that no other beats."""
+    """Return charts of each quality, and throughput, against peak memory, with their Pareto fronts."""
     found: list[Chart] = []
     for group in groups(view):
         cost = memory(view, group)
@@ -106,33 +99,24 @@ def _front(
     measured = [(point(view, place, cost), point(view, place, benefit)) for place in places]
     points = [(across.mean, up.mean) for across, up in measured if across and up]
     best = front(points, benefit.better)
-    traces: list[dict[str, Any]] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "Pareto front",
-            "x": [points[place][0] for place in best],
-            "y": [points[place][1] for place in best],
-            "line": {"color": "#8a919b", "dash": "dot", "shape": "hv", "width": 2},
-            "hoverinfo": "skip",
-        }
-    ]
+    line = {"color": "#8a919b", "dash": "dot", "shape": "hv", "width": 2}
+    across, up = [points[place][0] for place in best], [points[place][1] for place in best]
+    traces = [chart.scatter("lines", across, up, None, name="Pareto front", line=line, hoverinfo="skip")]
     for at, place in enumerate(places):
-        said = [written(view, place, cost), written(view, place, benefit)]
-        across, up = measured[at]
+        texts = [written(view, place, cost), written(view, place, benefit)]
+        texts += ["on the front"] if at in best else []
+        bars = [_bar(each.spread if each else None) for each in measured[at]]
         traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": chart_text(brief[place]),
-                "x": [points[at][0]],
-                "y": [points[at][1]],
-                "marker": {**chart.marker(place), "size": 12},
-                "error_x": _bar(across.spread if across else None),
-                "error_y": _bar(up.spread if up else None),
-                "hovertext": [_hover(labels[place], *said, *(["on the front"] if at in best else []))],
-                "hoverinfo": "text",
-            }
+            chart.scatter(
+                "markers",
+                [points[at][0]],
+                [points[at][1]],
+                [_hover(labels[place], *texts)],
+                name=chart_text(brief[place]),
+                marker={**chart.marker(place), "size": 12},
+                error_x=bars[0],
+                error_y=bars[1],
+            )
         )
     drawn = chart.content(
         traces,
@@ -146,20 +130,21 @@ def _front(
 
 
 def _beside(view: View, group: Group, drawn: Sequence[int], benefit: Quantity) -> str:
-    """What to look for, and which rows are not there."""
+    """Write the caption: which corner is best, and which rows are missing."""
     labels = names(view)
     corner = "lower left" if benefit.better == "lower" else "upper left"
     absent = [f"{labels[place]} ({_missing(view, place)})" for place in group.places if place not in drawn]
     return f"best is {corner}" + (f"; not in the chart: {'; '.join(absent)}" if absent else "")
 
 
-def _bar(spread: float | None) -> dict[str, Any] | None:
-    return None if spread is None else {"type": "data", "array": [spread], "thickness": 1.5, "width": 4}
+def _bar(spread: float | None, thickness: float = 1.5, width: int = 4) -> dict[str, Any] | None:
+    style = {"thickness": thickness, "width": width}
+    return None if spread is None else {"type": "data", "array": [spread], **style}
 
 
 # ------------------------------------------------------------------------------------- components
 def components(view: View) -> list[Chart]:
-    """The peak of each row as a bar of its components."""
+    """Return charts of the peak of each row as a bar of its components."""
     found: list[Chart] = []
     for group in groups(view):
         if any(point(view, place, memory(view, group)) for place in group.places):
@@ -173,7 +158,7 @@ def _components(view: View, group: Group, name: str) -> Chart:
     there = [place for place in group.places if point(view, place, cost)]
     traces = []
     for colour, key in zip(chart.COLOURS, COMPONENTS, strict=False):
-        part = key.removesuffix("_bytes").replace("_", " ")
+        part = format.component(key)
         sizes = [view.rows[place].mean(key) or 0.0 for place in there]
         if not any(sizes):
             continue
@@ -208,13 +193,13 @@ def _components(view: View, group: Group, name: str) -> Chart:
 
 # ------------------------------------------------------------------------------------------- parts
 def _missing(view: View, place: int) -> str:
-    """Why a row has nothing to draw."""
-    said = status(view.rows[place].records)
-    return "not measured" if said.startswith("ok") and ";" not in said else said
+    """Return why a row has no point."""
+    ended = status(view.rows[place].records)
+    return "not measured" if ended.startswith("ok") and ";" not in ended else ended
 
 
-def _hover(name: str, *said: str) -> str:
-    return "<br>".join((f"<b>{chart_text(name)}</b>", *map(chart_text, said)))
+def _hover(name: str, *lines: str) -> str:
+    return "<br>".join((f"<b>{chart_text(name)}</b>", *map(chart_text, lines)))
 
 
 def _titled(title: str, group: Group) -> str:

@@ -1,7 +1,7 @@
-"""The page of a suite: one HTML file with tables and charts that opens anywhere, without a network.
+"""Build the page of a suite: one HTML file with tables and charts that needs no network.
 
-Its figures are those of the report. The drawing library is inside the file once; a policy within it lets only
-the scripts of this module run and nothing be loaded.
+Its numbers are those of the report. The drawing library is embedded once; the page's Content-Security-Policy
+allows only the scripts of this module and loads nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TEMPLATES = Path(__file__).with_name("templates")
 
 
 def check(path: Path) -> None:
-    """UserError where the page could not be written: no drawing library, no folder, a folder in its place."""
+    """UserError where the page cannot be written: no drawing library, no folder, a folder in its place."""
     library()
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise UserError(f"--html {path}: no file can be written there; choose another")
@@ -45,10 +45,10 @@ def build(
     published: Sources | None = None,
     history: History | None = None,
 ) -> str:
-    """The page of one suite, from what its report is made of; UserError where plotly is not installed.
+    """Return the page of one suite as HTML; UserError where plotly is not installed.
 
-    `published` says where published figures and ours are looked up, `history` what the suite measured at
-    earlier commits; without them the page has no such section.
+    Takes the arguments of `report.build`. `published` are the sources of published numbers and ours,
+    `history` is the history over commits; without them the page has no such section.
     """
     report = reports.build(records, baseline=baseline, question=question, notes=notes, order=order)
     view = View(tuple(rows_of(records, list(dict.fromkeys(order)))), baseline)
@@ -57,7 +57,7 @@ def build(
 
 
 def write(text: str, path: Path) -> None:
-    """Write a page; UserError where that is not possible."""
+    """Write a page; UserError where that fails."""
     try:
         path.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
@@ -65,11 +65,11 @@ def write(text: str, path: Path) -> None:
 
 
 def render(report: Report, view: View, published: str = "", history: History | None = None) -> str:
-    """The page as text; the same records always make the same text. `published` is HTML already."""
+    """Render the page; the same records always make the same text. `published` is HTML already."""
     rank_maps, equal_ranks = ranks.maps(view)
     spectra, same_weights = page_spectra.spectra(view)
     sections = [
-        ("figures", "Figures with their spread", compare.figures(view), []),
+        ("figures", "Results with error bars", compare.figures(view), []),
         ("fronts", "Quality and throughput against memory", compare.fronts(view), []),
         ("memory", "Where the memory goes", compare.components(view), []),
         ("training", "Training", training.losses(view), []),
@@ -112,10 +112,10 @@ def _template(name: str) -> str:
     return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def _section(name: str, title: str, charts: Sequence[Chart], said: Sequence[str]) -> str:
+def _section(name: str, title: str, charts: Sequence[Chart], notes: Sequence[str]) -> str:
     figures = "".join(_chart(chart) for chart in charts)
     grid = tag("div", figures, class_="charts") if figures else ""
-    return _block(name, title, grid + _list(said))
+    return _block(name, title, grid + _list(notes))
 
 
 def _block(name: str, title: str, content: str) -> str:
@@ -130,5 +130,5 @@ def _chart(chart: Chart) -> str:
     return tag("figure", tag("h3", escape(chart.title)) + place + tag("figcaption", escape(chart.caption)))
 
 
-def _list(said: Sequence[str]) -> str:
-    return tag("ul", "".join(tag("li", escape(text)) for text in said)) if said else ""
+def _list(items: Sequence[str]) -> str:
+    return tag("ul", "".join(tag("li", escape(text)) for text in items)) if items else ""

@@ -1,4 +1,4 @@
-"""Published figures on the page of a suite: its own cells, or those of its methods, with their verdicts."""
+"""Published numbers on the page of a suite: its own cells, or those of its methods, with their verdicts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from harness.errors import UserError
 from harness.record import Record
 from harness.tables.format import DASH, Column, Table, plain
 from harness.tables.format import ratio as ratio_text
+from harness.tables.history.series import grouped
 from harness.tables.page.html import escape, tag
-from harness.tables.page.tables import box, words
+from harness.tables.page.tables import sortable, words
 from harness.tables.papers import judge, published, report
 from harness.tables.papers.judge import Judged
 from harness.tables.papers.lookup import Sources
@@ -21,61 +22,61 @@ from harness.tables.papers.schema import Predicted, Recorded, Selector
 from harness.tables.papers.table import notes, ours, shown
 from harness.tables.papers.verdicts import VERDICTS
 
-TITLE = "Published figures"
-#: Up to so many cells a table stands open.
+TITLE = "Published numbers"
+#: Up to so many cells a table is open.
 FEW = 40
-#: The suite whose labels forecasts are called by.
+#: The suite whose labels name forecasts.
 _FORECASTS = "shapes"
 _HEADS = (
     "table",
     "row",
-    "figure",
+    "quantity",
     "published",
     "ours",
     "ratio",
     "verdict",
-    "ours is, why, conditions that differ",
+    "origin of ours, notes, differing conditions",
 )
-_COUNTED = "counted is one figure for each transcribed row; further values of a row are in its paper"
+_COUNTED = "counted is one number per transcribed row; further values of a row are in its paper"
 _NUMBERS = ("published", "ours", "ratio")
 _GOOD = ("reproduced", "same order", "arithmetic checked")
 _BAD = ("differs", "does not run as published")
 
 
 def section(records: Sequence[Record], sources: Sources) -> str:
-    """All of the section below its heading; a sentence where the published figures cannot be read."""
+    """Return the section below its heading; a sentence where the published numbers cannot be read."""
     suite = records[0].suite
     sources.take(suite, records)
     try:
         names = published.available(sources.papers)
         judged = {name: judge.judge(name, published.load(sources.papers, name), sources) for name in names}
-        cells, said = chosen(records, judged)
+        cells, introduction = chosen(records, judged)
         tables = "".join(
             _paper(name, own, sources, len(cells) <= FEW) for name, own in _by_paper(cells).items()
         )
     except (UserError, OSError) as error:
-        return tag("p", escape(f"Published figures could not be set beside ours: {error}"))
+        return tag("p", escape(f"Published numbers could not be compared with ours: {error}"))
     if not any(judged.values()):
-        return tag("p", "No published figures are at hand.")
-    return tag("p", escape(said)) + (_filter(cells) if cells else "") + tables + _summary(judged)
+        return tag("p", "No published numbers are available.")
+    return tag("p", escape(introduction)) + (_filter(cells) if cells else "") + tables + _summary(judged)
 
 
 # ------------------------------------------------------------------------------------ which cells
 def chosen(records: Sequence[Record], judged: dict[str, list[Judged]]) -> tuple[list[Judged], str]:
-    """The cells whose figure of ours is one of this suite, else those of its methods; and which these are."""
+    """Return the cells that this suite answers, else those of its methods, and a sentence on which."""
     suite, labels = records[0].suite, {record.label for record in records}
     everything = [item for items in judged.values() for item in items]
     own = [item for item in everything if _is_met(item, lambda one: _speaks_of(one, suite, labels))]
     if own:
-        return own, "The published figures that runs of this suite are set beside."
+        return own, "The published numbers that runs of this suite are compared with."
     methods = list(dict.fromkeys(name for record in records for name in _methods(record)))
     found = [item for item in everything if any(is_of(item, method) for method in methods)]
     named = ", ".join(methods)
     if not found:
-        return [], f"No published figure is transcribed that this suite or its methods ({named}) speak to."
+        return [], f"No transcribed published number belongs to this suite or its methods ({named})."
     return found, (
-        "No published figure is one of this suite, whose model and text are its own. These are the published "
-        f"figures of its methods ({named}), beside ours from wherever there are any."
+        "No published number belongs to this suite, since no paper has its model and text. These are the "
+        f"published numbers of its methods ({named}), beside ours from any suite."
     )
 
 
@@ -90,29 +91,26 @@ def _speaks_of(selector: Selector, suite: str, labels: set[str]) -> bool:
 
 
 def _methods(record: Record) -> list[str]:
-    """The names of a run's methods, as its suite calls them."""
+    """Return the names of a run's methods in its suite."""
     stack = record.config.get("method", ())
     choices = stack if isinstance(stack, (list, tuple)) else ()
     return [str(choice["name"]) for choice in choices if isinstance(choice, dict) and "name" in choice]
 
 
 def is_of(item: Judged, method: str) -> bool:
-    """Whether a cell's row names a method in its own spelling, or names none in a paper that is called by it.
+    """Return whether a cell's row names a method in any spelling, or names none in a paper of that name.
 
     Spellings differ in case, hyphens, and digits before or behind the name.
     """
-    said = item.cell.row.get("method")
-    if said is None:
+    name = item.cell.row.get("method")
+    if name is None:
         return item.cell.paper == method
-    parts = re.findall(r"[a-z]+|[0-9]+", str(said).lower())
+    parts = re.findall(r"[a-z]+|[0-9]+", str(name).lower())
     return method in parts or method in map("".join, pairwise(parts))
 
 
 def _by_paper(cells: Sequence[Judged]) -> dict[str, list[Judged]]:
-    found: dict[str, list[Judged]] = {}
-    for item in cells:
-        found.setdefault(item.cell.paper, []).append(item)
-    return found
+    return grouped(cells, lambda item: item.cell.paper)
 
 
 # ------------------------------------------------------------------------------------------ tables
@@ -121,12 +119,12 @@ def _filter(cells: Sequence[Judged]) -> str:
     choices = "".join(tag("option", escape(verdict), value=verdict) for verdict in there)
     text = (
         '<input type="search" id="published-text" autocomplete="off" spellcheck="false" '
-        'placeholder="words, all of which a row has">'
+        'placeholder="filter, e.g. &quot;llama 350M&quot;">'
     )
     every = tag("option", "any", value="")
     return tag(
         "form",
-        tag("label", f"Filter published figures {text}")
+        tag("label", f"Filter published numbers {text}")
         + tag("label", "Verdict " + tag("select", every + choices, id="published-verdict"))
         + tag("output", id="published-count", for_="published-text published-verdict", aria_live="polite"),
         class_="filter",
@@ -135,17 +133,14 @@ def _filter(cells: Sequence[Judged]) -> str:
 
 
 def _paper(name: str, items: Sequence[Judged], sources: Sources, is_open: bool) -> str:
-    """The cells of one paper, behind a line that counts them."""
+    """Render the cells of one paper, below a line that counts them."""
     described = f"published-{name}"
-    heads = "".join(
-        tag("th", tag("button", escape(head), type="button"), scope="col", class_=_kind(head))
-        for head in _HEADS
-    )
-    caption = tag("caption", escape(f"{name}: published figures and ours"), id=described, class_="hidden")
-    body = tag("tbody", "".join(_row(item, sources) for item in items))
-    drawn = tag("table", caption + tag("thead", tag("tr", heads)) + body, class_="sortable published")
+    heads = [(head, _kind(head)) for head in _HEADS]
+    caption = tag("caption", escape(f"{name}: published numbers and ours"), id=described, class_="hidden")
+    body = "".join(_row(item, sources) for item in items)
+    drawn = sortable(described, caption, heads, body, class_="sortable published")
     summary = tag("summary", escape(f"{name}, {_counted(items)}"))
-    return tag("details", summary + box(drawn, described), class_="cells", open="" if is_open else None)
+    return tag("details", summary + drawn, class_="cells", open="" if is_open else None)
 
 
 def _row(item: Judged, sources: Sources) -> str:
@@ -154,9 +149,9 @@ def _row(item: Judged, sources: Sources) -> str:
     row = ", ".join(value if key == "method" else f"{key} {value}" for key, value in named)
     unit = f" {cell.unit}".rstrip() if item.number is not None else ""
     by = [f"{item.ours.by}"] if item.ours else []
-    said = {
+    texts = {
         "row": row,
-        "figure": cell.values.metric,
+        "quantity": cell.values.metric,
         "published": shown(cell.published) + unit,
         "ours": ours(item),
         "ratio": DASH if item.ratio is None else ratio_text(item.ratio),
@@ -165,7 +160,7 @@ def _row(item: Judged, sources: Sources) -> str:
     sorts = {"published": item.number, "ours": value, "ratio": item.ratio}
     cells = tag("th", escape(cell.table.id), scope="row") + "".join(
         tag("td", escape(text), class_=_kind(head), data_value=_sort(sorts.get(head)))
-        for head, text in said.items()
+        for head, text in texts.items()
     )
     ending = "all" if item.verdict in _GOOD else "none" if item.verdict in _BAD else "open"
     cells += tag("td", tag("span", escape(item.verdict), class_=f"ending {ending}"), class_="words")
@@ -182,12 +177,12 @@ def _sort(value: float | None) -> str | None:
 
 
 def _summary(judged: dict[str, list[Judged]]) -> str:
-    """How many of each verdict every paper has, and what most often stands in the way."""
+    """Render the counts of verdicts of every paper, and its most frequent obstacle."""
     rows = {name: [item for item in items if item.cell.primary] for name, items in judged.items()}
     rows["all"] = [item for items in rows.values() for item in items]
     columns = (
         Column("verdicts", tuple(map(_counted, rows.values())), numeric=False),
-        Column("what most often stands in the way", tuple(map(_reason, rows.values())), numeric=False),
+        Column("most frequent obstacle", tuple(map(_reason, rows.values())), numeric=False),
     )
     table = Table("All papers: verdicts", (Column("paper", tuple(rows), numeric=False),), columns)
     read = tag("ul", "".join(tag("li", escape(text)) for text in (_COUNTED, *report.READING)))
@@ -196,14 +191,14 @@ def _summary(judged: dict[str, list[Judged]]) -> str:
 
 def _counted(items: Sequence[Judged]) -> str:
     counts = Counter(item.verdict for item in items)
-    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    return f"{len(items)} figures: {said}"
+    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    return f"{len(items)} numbers: {verdicts}"
 
 
 def _reason(items: Sequence[Judged]) -> str:
-    """The reason that most of the cells give that have no figure of ours, with their number."""
-    said = Counter(item.cell.answer.why for item in items if item.ours is None)
-    if not said:
+    """Return the most frequent reason for having no number of ours, with its count."""
+    reasons = Counter(item.cell.answer.why for item in items if item.ours is None)
+    if not reasons:
         return DASH
-    ((reason, count),) = said.most_common(1)
+    ((reason, count),) = reasons.most_common(1)
     return plain(f"{count} times: {reason}")

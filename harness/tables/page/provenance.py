@@ -1,4 +1,4 @@
-"""How each figure of a page was made: by which ruler, in which version, over what, as its records say."""
+"""Describe how each number of a page was made: measurement protocol, version and inputs, from its records."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from harness.tables.report.view import View
 
 TITLE = "How each number was made"
 _METERS = {
-    "live": "bytes of the tensor storages alive at once, counted at every operation: exact and repeatable",
-    "cuda": "what the caching allocator of CUDA had handed out at most (max_memory_allocated)",
+    "live": "bytes of live tensor storages, counted at every operation on CPU: exact and repeatable",
+    "cuda": "peak of CUDA's caching allocator (max_memory_allocated)",
 }
 _SEVERAL = 3  # values named one by one; more are counted
 
 
 def made(view: View) -> Table:
-    """One line for each figure: what it is, the version of its ruler, and what the records say of it."""
+    """Return one line per quantity: its definition, protocol version, and the facts in the records."""
     records = [record for row in view.rows for record in row.records]
     lines = [*_perplexities(records), *_accuracies(view, records), *_costs(records)]
-    heads = ("figure", "what it is", "ruler", "in these records")
+    heads = ("quantity", "definition", "protocol", "in these records")
     columns = [
         Column(head, tuple(line[place] for line in lines), numeric=False) for place, head in enumerate(heads)
     ]
@@ -40,14 +40,14 @@ def _perplexities(records: Sequence[Record]) -> list[Line]:
     for name, scores in found.items():
         what = "exp of the summed negative log-likelihood (nats) over the number of tokens"
         if any(score.batches for score in scores):
-            what = "exp of a mean of batch means, as the protocol that it repeats has it"
+            what = "exp of a mean of batch means, as in the repeated protocol"
         facts: list[tuple[str, Callable[[Perplexity], object]]] = [
             ("text", lambda score: score.text),
             ("tokens", lambda score: score.tokens),
             ("windows", lambda score: score.windows),
             ("context", lambda score: score.context),
             ("tokens dropped", lambda score: score.dropped_tokens),
-            ("of the generator itself", lambda score: score.floor and f"{score.floor:.4f}"),
+            ("floor", lambda score: score.floor and f"{score.floor:.4f}"),
         ]
         said = _joined((label, [read(score) for score in scores]) for label, read in facts)
         lines.append((f"perplexity, {plain(name)}", what, _version(records, "perplexity"), said))
@@ -66,11 +66,11 @@ def _accuracies(view: View, records: Sequence[Record]) -> list[Line]:
             (
                 ("documents", [score.documents for score in scores]),
                 ("version of the task", [score.version for score in scores]),
-                ("by guessing", [score.chance for score in scores]),
-                ("answers that could not be read", [score.unparsable for score in scores]),
+                ("chance", [score.chance for score in scores]),
+                ("unreadable answers", [score.unparsable for score in scores]),
             )
         )
-        what = "right answers over all documents; an answer that cannot be read is wrong"
+        what = "right answers over all documents; an unreadable answer is wrong"
         lines.append((f"accuracy, {name}", what, _version(records, "accuracy"), said))
     return lines
 
@@ -89,7 +89,7 @@ def _costs(records: Sequence[Record]) -> list[Line]:
     if clocks:
         what = (
             "tokens of one period over its time, from the medians of plain steps and steps with a refresh; "
-            "timed without any meter of memory"
+            "timed without a memory meter"
         )
         timed = [len(clock.step_s) or None for clock in clocks]
         said = _joined((("timed steps", timed), ("tokens per step", [c.tokens_per_step for c in clocks])))
@@ -103,12 +103,12 @@ def _version(records: Sequence[Record], name: str) -> str:
 
 
 def _joined(facts: Iterable[tuple[str, Sequence[object]]]) -> str:
-    """`tokens 1,000; windows 8`: what all agree on, or the values that there are, without unknown ones."""
+    """Write `tokens 1,000; windows 8`: the distinct known values, counted where they are many."""
     said = []
     for label, values in facts:
         distinct = list(dict.fromkeys(_value(value) for value in values if value is not None))
         if len(distinct) > _SEVERAL:
-            said.append(f"{label}: {len(distinct)} different ones")
+            said.append(f"{label}: {len(distinct)} different values")
         elif distinct:
             said.append(f"{label} {' or '.join(distinct)}")
     return "; ".join(said) or DASH

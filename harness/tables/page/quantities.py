@@ -1,4 +1,4 @@
-"""The rows of a page: what they are called in charts, which may share one, and what they are measured by."""
+"""Rows of a page in charts: their names, groups that may share a chart, and their quantities."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DIFFERENCE = 90
 
 @dataclass(frozen=True)
 class Group:
-    """Rows, by their places, whose figures may share a chart; `title` says what sets them apart."""
+    """Rows, by their places, that may share a chart; `title` is how they differ from other groups."""
 
     places: tuple[int, ...]
     title: str = ""
@@ -29,7 +29,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A figure of the report: its key, its name with the unit, and how it is scaled, written and judged."""
+    """A quantity of the report: its key, its name with the unit, and how it is scaled, written and judged."""
 
     key: str
     name: str
@@ -47,19 +47,19 @@ class Point:
 
 
 def names(view: View) -> list[str]:
-    """The label of every row, with what tells it apart where several have one."""
+    """Return the label of every row, with its distinguishing traits where several share one."""
     counts = Counter(view.names)
-    told = [(key.split(".")[-1], view.trait(key)) for key in view.varying]
+    traits = [(key.split(".")[-1], view.trait(key)) for key in view.varying]
     return [
         name
         if counts[name] == 1
-        else ", ".join((name, *(f"{key} {values[place]}" for key, values in told if values[place] != DASH)))
+        else ", ".join((name, *(f"{key} {values[place]}" for key, values in traits if values[place] != DASH)))
         for place, name in enumerate(view.names)
     ]
 
 
 def labels(view: View, group: Group) -> list[str]:
-    """Short names of a group's rows for a chart, whose title says already what sets the group apart."""
+    """Return short names of a group's rows for a chart, whose title distinguishes the group already."""
     own = [view.names[place] for place in group.places]
     if len(set(own)) < len(own):
         own = [names(view)[place] for place in group.places]
@@ -67,12 +67,12 @@ def labels(view: View, group: Group) -> list[str]:
 
 
 def short(name: str) -> str:
-    """A name for the axis of a chart."""
+    """Shorten a name for the axis of a chart."""
     return plain(name, _LABEL)
 
 
 def groups(view: View) -> list[Group]:
-    """Rows by what must be equal before two may be compared: environment, model and data."""
+    """Group rows by what must be equal for a comparison: environment, model and data."""
     found: list[tuple[dict[str, str], dict[str, str], list[int]]] = []
     for place, row in enumerate(view.rows):
         work = row.section("model", "data")
@@ -89,16 +89,16 @@ def groups(view: View) -> list[Group]:
 
 
 def _difference(view: View, places: Sequence[int]) -> str:
-    """What of that differs between groups, by the values that one of them has."""
+    """Write how a group differs from the others, by its own values."""
     rows = [view.rows[place] for place in places]
     apart = {key for row in view.rows for key in (*row.environment, *row.section("model", "data"))}
     known = {key: value for row in rows for key, value in traits(row).items() if key in apart}
-    said = (f"{key.split('.')[-1]} {known[key]}" for key in view.varying if key in known)
-    return plain(", ".join(said), _DIFFERENCE)
+    values = (f"{key.split('.')[-1]} {known[key]}" for key in view.varying if key in known)
+    return plain(", ".join(values), _DIFFERENCE)
 
 
 def quality(view: View) -> list[Quantity]:
-    """Every perplexity, and accuracy as one figure: the mean, or that of the only task."""
+    """Return every perplexity, and accuracy as one quantity: the mean, or that of the only task."""
     keys = list(dict.fromkeys(key for row in view.rows for key in row.stats))
     found = [
         Quantity(key, f"perplexity, {key.removeprefix('perplexity_')}", "lower", _digits(view, key))
@@ -115,20 +115,20 @@ def quality(view: View) -> list[Quantity]:
 
 
 def memory(view: View, group: Group) -> Quantity:
-    """Peak memory of training, in a unit that suits the largest of the group."""
+    """Return peak memory of training, in a unit that suits the largest of the group."""
     key = "peak_allocated_bytes"
     unit, show = byte_unit(max((view.rows[place].mean(key) or 0 for place in group.places), default=0))
     return Quantity(key, f"peak memory, {unit}", "lower", show, 1 / dict(UNITS)[unit])
 
 
 def speed(view: View) -> Quantity:
-    """Throughput of training."""
+    """Return throughput of training."""
     key = "tokens_per_s"
     return Quantity(key, "throughput, tokens/s", "higher", _digits(view, key))
 
 
 def point(view: View, place: int, quantity: Quantity) -> Point | None:
-    """What a row measured, None where there is nothing finite to draw."""
+    """Return the mean and spread of a row, None where the mean is missing or not finite."""
     stat = view.rows[place].stats.get(quantity.key)
     if stat is None or not math.isfinite(stat.mean):
         return None
@@ -136,7 +136,7 @@ def point(view: View, place: int, quantity: Quantity) -> Point | None:
 
 
 def written(view: View, place: int, quantity: Quantity) -> str:
-    """The same as text, for what appears beside a point."""
+    """Write the same as text, for the label of a point."""
     stat = view.rows[place].stats[quantity.key]
     spread = f" ± {quantity.show(stat.sd)}" if stat.sd else ""
     return f"{quantity.name}: {quantity.show(stat.mean)}{spread} (n={stat.n})"

@@ -1,4 +1,4 @@
-"""Charts of ranks: which a method kept in each layer and kind of matrix, and how they moved in training."""
+"""Charts of ranks: by layer and kind of matrix, and over training."""
 
 from __future__ import annotations
 
@@ -18,23 +18,13 @@ from harness.tables.report.view import View
 
 _NUMBERED = re.compile(r"(?:^|\.)([0-9]{1,6})\.")  # no model has a million layers
 _FEW_LAYERS = 12  # up to so many layers the numbers are legible inside the map
-_SCALE = {
-    "title": {"text": "rank"},
-    "thickness": 12,
-    "lenmode": "pixels",
-    "len": 180,
-    "yanchor": "top",
-    "y": 1,
-}
-
-
 Known = TypeVar("Known")
 
 
 def placed(ranks: Mapping[str, Known]) -> tuple[list[str], list[int], dict[tuple[str, int], Known]]:
-    """Kinds of matrices, layers, and by both the rank, or whatever is known of a matrix.
+    """Return kinds of matrices, layers, and by (kind, layer) the value of each matrix.
 
-    Matrices of no numbered layer are left out.
+    Matrices outside numbered layers are left out.
     """
     found: dict[tuple[str, int], Known] = {}
     for name, rank in ranks.items():
@@ -50,7 +40,7 @@ def placed(ranks: Mapping[str, Known]) -> tuple[list[str], list[int], dict[tuple
 
 
 def maps(view: View) -> tuple[list[Chart], list[str]]:
-    """A map of ranks for each row in which they differ, and what there is to say of the others."""
+    """Return a map of ranks for each row in which they differ, and a line on each other row."""
     first = [(place, record) for place, row in enumerate(view.rows) if (record := _ranked(row))]
     labels = names(view)
     differing, said = [], []
@@ -73,12 +63,12 @@ def maps(view: View) -> tuple[list[Chart], list[str]]:
 
 
 def _ranked(row: Row) -> Record | None:
-    """The first run of a row that has ranks; runs of one row are shown by one of them."""
+    """Return the first run of a row that has ranks; it represents the row."""
     return next((record for record in row.records if record.parameters and record.parameters.ranks), None)
 
 
 def _map(title: str, ranks: Mapping[str, int], shared: tuple[int, list[str]], name: str) -> Chart:
-    """One map; `shared` is what all maps have in common: the largest rank and the order of kinds."""
+    """Return one map; `shared` holds the largest rank and the order of kinds of all maps."""
     most, order = shared
     kinds, layers, found = placed(ranks)
     kinds.sort(key=lambda kind: order.index(kind) if kind in order else len(order))
@@ -100,7 +90,7 @@ def _map(title: str, ranks: Mapping[str, int], shared: tuple[int, list[str]], na
         "xgap": 1,
         "ygap": 1,
         "colorscale": "Viridis",
-        "colorbar": _SCALE,
+        "colorbar": chart.colour_bar("rank"),
         "hovertext": hover,
         "hoverinfo": "text",
     }
@@ -114,7 +104,7 @@ def _map(title: str, ranks: Mapping[str, int], shared: tuple[int, list[str]], na
     )
     outside = {key: rank for key, rank in ranks.items() if not _NUMBERED.search(key)}
     said = "; ".join(f"{key}: {rank}" for key, rank in outside.items())
-    caption = "rank by layer and kind of matrix; a gap has none" + (
+    caption = "rank by layer and kind of matrix; gaps have none" + (
         f"; outside the layers {said}" if said else ""
     )
     return Chart(name, title, caption, drawn)
@@ -122,7 +112,7 @@ def _map(title: str, ranks: Mapping[str, int], shared: tuple[int, list[str]], na
 
 # ---------------------------------------------------------------------------------------- movement
 def moves(view: View) -> list[Chart]:
-    """For each row whose ranks changed during training, the mean rank by kind of matrix over the updates."""
+    """Return, for each row whose ranks changed in training, a chart of the mean rank by kind over updates."""
     labels, found = names(view), []
     for place, row in enumerate(view.rows):
         record = next((record for record in row.records if _moved(record)), None)
@@ -132,7 +122,7 @@ def moves(view: View) -> list[Chart]:
 
 
 def _moved(record: Record) -> bool:
-    """Whether the rank of any matrix ever became another."""
+    """Return whether the rank of any matrix ever changed."""
     seen: dict[str, int] = {}
     for move in record.training.rank_moves if record.training else ():
         if any(seen.get(name, rank) != rank for name, rank in move.ranks.items()):
@@ -142,7 +132,7 @@ def _moved(record: Record) -> bool:
 
 
 def course(record: Record) -> tuple[list[int], dict[str, list[float | None]]]:
-    """Updates at which ranks changed, and the last one; after each the mean rank of every kind."""
+    """Return the updates at which ranks changed, with the last, and after each the mean rank by kind."""
     moved = record.training.rank_moves if record.training else []
     kinds = placed({name: rank for move in moved for name, rank in move.ranks.items()})[0]
     known: dict[str, int] = {}
@@ -162,14 +152,9 @@ def course(record: Record) -> tuple[list[int], dict[str, list[float | None]]]:
 def _moves(title: str, record: Record, name: str) -> Chart:
     steps, lines = course(record)
     traces = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": chart_text(kind),
-            "x": steps,
-            "y": values,
-            "line": chart.line(place) | {"shape": "hv"},
-        }
+        chart.scatter(
+            "lines", steps, values, None, name=chart_text(kind), line=chart.line(place) | {"shape": "hv"}
+        )
         for place, (kind, values) in enumerate(lines.items())
     ]
     drawn = chart.content(

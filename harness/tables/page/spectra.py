@@ -1,4 +1,4 @@
-"""Charts of singular values: spectra of the weights that methods were given, by kind of matrix and layer."""
+"""Charts of singular values: spectra of the initial weights, by kind of matrix and layer."""
 
 from __future__ import annotations
 
@@ -15,25 +15,16 @@ from harness.tables.page.quantities import names
 from harness.tables.page.ranks import placed
 from harness.tables.report.view import View
 
-#: Colours from the first layer to the last; each of them can be seen on white and on black.
+#: Colours from the first layer to the last, visible on white and on black.
 DEPTH = ("#3b7fc4", "#cf5fa8", "#d06f1c")
 _HEIGHT = 320
-_BAR = {
-    "title": {"text": "layer"},
-    "thickness": 12,
-    "lenmode": "pixels",
-    "len": 180,
-    "yanchor": "top",
-    "y": 1,
-    "tickformat": "d",
-}
 
 Spectra = Mapping[str, list[float]]
 
 
 @dataclass
 class Weights:
-    """The spectra of one set of weights, and the rows whose runs were given these."""
+    """The spectra of one set of weights, and the rows whose runs started from it."""
 
     first: Record
     spectra: dict[str, list[float]]
@@ -41,7 +32,7 @@ class Weights:
 
 
 def spectra(view: View) -> tuple[list[Chart], list[str]]:
-    """A chart for each kind of matrix of each set of weights, and which rows these belong to."""
+    """Return a chart per kind of matrix of each set of weights, and a line with its rows."""
     found = _weights(view)
     charts: list[Chart] = []
     for weights in found:
@@ -59,7 +50,7 @@ def spectra(view: View) -> tuple[list[Chart], list[str]]:
 
 
 def _weights(view: View) -> list[Weights]:
-    """Every set of weights once: equal weights have equal spectra, whichever row they belong to."""
+    """Return every set of weights once, with all its rows; equal weights have equal spectra."""
     labels, found = names(view), list[Weights]()
     for label, row in zip(labels, view.rows, strict=True):
         record = next((r for r in row.records if r.parameters and r.parameters.spectra), None)
@@ -69,13 +60,13 @@ def _weights(view: View) -> list[Weights]:
         same = next((weights for weights in found if _same(weights, record, own)), None)
         if same is None:
             found.append(same := Weights(record, {}))
-        same.spectra = own | same.spectra  # rows may have looked at different kinds of matrices
+        same.spectra = own | same.spectra  # rows may have spectra of different kinds of matrices
         same.rows.append(label)
     return found
 
 
 def _same(weights: Weights, record: Record, own: Spectra) -> bool:
-    """By the hash of the checkpoint; where there is none, by the values themselves."""
+    """Compare by the hash of the checkpoint, without one by the values themselves."""
     if (one := _hash(weights.first)) and (other := _hash(record)):
         return one == other
     return weights.spectra == own
@@ -86,19 +77,19 @@ def _hash(record: Record) -> str | None:
 
 
 def _model(record: Record) -> str:
-    return record.data.model if record.data else "model not said"
+    return record.data.model if record.data else "unknown model"
 
 
 def _said(weights: Weights) -> str:
     outside = len(weights.spectra) - len(placed(weights.spectra)[2])
-    more = f"; {outside} matrices of no numbered layer are not drawn" if outside else ""
+    more = f"; {outside} matrices outside numbered layers are not drawn" if outside else ""
     return f"{_model(weights.first)}, before training: {', '.join(weights.rows)}{more}"
 
 
 def _drawn(
     kind: str, lines: Sequence[tuple[int, list[float]]], depth: tuple[int, int], least: float
 ) -> dict[str, Any]:
-    """A line per layer; `depth` are the first and last layer, `least` is where the axis ends."""
+    """Draw a line per layer; `depth` are the first and last layer, `least` is the end of the axis."""
     first, last = depth
     colours = chart.library("plotly.colors")
     shares = [(layer - first) / max(1, last - first) for layer, _ in lines]
@@ -129,21 +120,15 @@ def _drawn(
 
 
 def _scale(first: int, last: int) -> dict[str, Any]:
-    """Nothing but the bar that says which colour is which layer."""
+    """Return an empty trace that shows the colour bar of layers."""
     colours = [[place / (len(DEPTH) - 1), colour] for place, colour in enumerate(DEPTH)]
     marker = {"colorscale": colours, "showscale": True, "cmin": first, "cmax": last, "color": [first]}
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [None],
-        "y": [None],
-        "marker": marker | {"colorbar": _BAR},
-        "hoverinfo": "skip",
-    }
+    marker["colorbar"] = chart.colour_bar("layer") | {"tickformat": "d"}
+    return chart.scatter("markers", [None], [None], None, marker=marker, hoverinfo="skip")
 
 
 def _decades(least: float) -> dict[str, Any]:
-    """A logarithmic axis from below the least value to above 1, with a line for each power of 10."""
+    """Return a logarithmic axis from below the least value to above 1, with a line per power of 10."""
     decades = min(math.log10(least), -0.2)
     axis = {"type": "log", "range": [1.05 * decades, -0.05 * decades], "exponentformat": "power"}
     return axis | ({"dtick": 1} if decades < -1 else {})

@@ -1,4 +1,4 @@
-"""The tables of a report as HTML: the same cells as in Markdown, and with each the figure it is sorted by."""
+"""Render the tables of a report as HTML: the cells of the Markdown, each with the value it is sorted by."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?")
 
 
 def tables(report: Report, view: View) -> str:
-    """Every table of the report, with a button in each heading that sorts by its column."""
+    """Return every table of the report, with a button in each heading that sorts by its column."""
     whole = joined(report.tables)
     return "".join(_sortable(report, view, table, place) for place, table in enumerate(whole))
 
 
 def joined(pieces: Sequence[Table]) -> list[Table]:
-    """Tables as wide as they are: a page needs no pieces of a line's width, and no table of endings alone."""
+    """Rejoin tables that were split to the width of a terminal, and merge the table of endings."""
     found: list[Table] = []
     for piece in pieces:
         if found and piece.title == f"{found[-1].title} (continued)":
@@ -45,17 +45,13 @@ def joined(pieces: Sequence[Table]) -> list[Table]:
 
 
 def _filled(columns: Sequence[Column], count: int) -> list[Column]:
-    """Columns with empty cells below, in the lines that belong to no row."""
+    """Pad columns with empty cells below the rows."""
     return [replace(c, cells=(*c.cells, *[""] * (count - len(c.cells)))) for c in columns]
 
 
 def _sortable(report: Report, view: View, table: Table, number: int) -> str:
     columns = table.all_columns
     described = f"table-{number}"
-    heads = "".join(
-        tag("th", tag("button", escape(column.name), type="button"), scope="col", class_=_kind(column))
-        for column in columns
-    )
     known = len(view.rows)
     body = "".join(
         tag("tr", _cells(report, view, columns, place), data_row=str(place), data_ok=_ok(view.rows[place]))
@@ -68,19 +64,33 @@ def _sortable(report: Report, view: View, table: Table, number: int) -> str:
         )
         for cells in table.rows[known:]
     )
-    drawn = tag(
-        "table",
-        tag("caption", escape(table.title), id=described)
-        + tag("thead", tag("tr", heads))
-        + tag("tbody", body)
-        + (tag("tfoot", below) if below else ""),
-        class_="sortable",
+    heads = [(column.name, _kind(column)) for column in columns]
+    return sortable(described, tag("caption", escape(table.title), id=described), heads, body, below)
+
+
+def sortable(
+    described: str,
+    caption: str,
+    heads: Sequence[tuple[str, str]],
+    body: str,
+    foot: str = "",
+    class_: str = "sortable",
+) -> str:
+    """Return a table that scrolls, with a button in each heading that sorts by its column.
+
+    `heads` are names of columns with their kind, `number` or `words`; `described` is
+    the id of the caption; caption, body and foot are HTML already.
+    """
+    buttons = "".join(
+        tag("th", tag("button", escape(name), type="button"), scope="col", class_=kind)
+        for name, kind in heads
     )
-    return box(drawn, described)
+    content = caption + tag("thead", tag("tr", buttons)) + tag("tbody", body)
+    return box(tag("table", content + (tag("tfoot", foot) if foot else ""), class_=class_), described)
 
 
 def box(drawn: str, described: str) -> str:
-    """A table in a box of its own that scrolls, by keyboard as well, where the table is wider."""
+    """Wrap a table in a box that scrolls, by keyboard as well, where the table is wider."""
     return tag("div", drawn, class_="box", tabindex="0", role="region", aria_labelledby=described)
 
 
@@ -99,15 +109,15 @@ def _cells(report: Report, view: View, columns: Sequence[Column], place: int) ->
 
 
 def _value(report: Report, column: Column, place: int) -> float | None:
-    """The figure behind a cell: that of the CSV, or where it has none what the cell says."""
+    """Return the value of a cell to sort by: that of the CSV, else the number in its text."""
     if not column.numeric:
         return None
     line = report.lines[place]
     if column.key in line:
         value = line[column.key]
         return float(value) if isinstance(value, (int, float)) else None
-    said = _NUMBER.search(column.cells[place])
-    return float(said[0].replace(",", "")) if said else None
+    number = _NUMBER.search(column.cells[place])
+    return float(number[0].replace(",", "")) if number else None
 
 
 def _kind(column: Column) -> str:
@@ -115,15 +125,15 @@ def _kind(column: Column) -> str:
 
 
 def _ok(row: Row) -> str:
-    """Whether `all`, `some` or `none` of the runs of a row ended well."""
+    """Return whether `all`, `some` or `none` of the runs of a row succeeded."""
     good = sum(record.outcome.status == "ok" for record in row.records)
     return "all" if good == len(row.records) else "some" if good else "none"
 
 
 def _reasons(row: Row) -> str:
-    """Status, phase and reason of every run that failed, each once."""
-    said = dict.fromkeys(_reason(record) for record in row.records if record.outcome.status != "ok")
-    return "".join(tag("small", escape(text), class_="reason") for text in said)
+    """Write status, phase and reason of every failed run, each once."""
+    reasons = dict.fromkeys(_reason(record) for record in row.records if record.outcome.status != "ok")
+    return "".join(tag("small", escape(text), class_="reason") for text in reasons)
 
 
 def _reason(record: Record) -> str:
@@ -131,14 +141,14 @@ def _reason(record: Record) -> str:
     if outcome.status == "ok":
         return "ok"
     where = f" in {outcome.phase}" if outcome.phase else ""
-    asked = f", asked for {bytes_text(outcome.requested_bytes)}" if outcome.requested_bytes else ""
+    size = f", requested {bytes_text(outcome.requested_bytes)}" if outcome.requested_bytes else ""
     message = f": {plain(outcome.message, _MESSAGE)}" if outcome.message else ""
-    return f"{outcome.status}{where}{asked}{message}"
+    return f"{outcome.status}{where}{size}{message}"
 
 
 # ---------------------------------------------------------------------------------- other tables
 def words(table: Table, name: str) -> str:
-    """A table of text that is not sorted."""
+    """Render a table of text that is not sorted."""
     heads = "".join(tag("th", escape(column.name), scope="col") for column in table.all_columns)
     body = "".join(
         tag(
@@ -154,7 +164,7 @@ def words(table: Table, name: str) -> str:
 
 
 def runs(view: View) -> str:
-    """Each row with the command that makes each of its runs again, and what a failed run left."""
+    """Return each row with the command that repeats each run, and the log of a failed run."""
     labels = names(view)
     return "".join(
         tag(

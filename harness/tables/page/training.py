@@ -1,4 +1,4 @@
-"""Charts of how training went: the loss of every run over its updates."""
+"""Charts of training: the loss of every run over its updates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POINTS = 24_000
 
 
 def losses(view: View) -> list[Chart]:
-    """The training loss of every run that has one, those that failed on the way included."""
+    """Return a chart of the training loss of every run that has one, failed runs included."""
     runs = [
         (place, record)
         for place, row in enumerate(view.rows)
@@ -35,19 +35,19 @@ def losses(view: View) -> list[Chart]:
         stride = -(-len(loss) // room)
         coarsest = max(coarsest, stride)
         steps, means = thinned(loss, stride)
+        name = chart_text(run_name(labels[place], record)).replace("%", "&#37;")
         traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": chart_text(short(labels[place])),
-                "legendgroup": str(place),
-                "showlegend": place not in seen,
-                "x": steps,
-                "y": means,
-                "line": chart.line(place),
-                "hovertemplate": f"{chart_text(run_name(labels[place], record)).replace('%', '&#37;')}"
-                "<br>update %{x}: %{y:.4f}<extra></extra>",
-            }
+            chart.scatter(
+                "lines",
+                steps,
+                means,
+                None,
+                name=chart_text(short(labels[place])),
+                legendgroup=str(place),
+                showlegend=place not in seen,
+                line=chart.line(place),
+                hovertemplate=name + "<br>update %{x}: %{y:.4f}<extra></extra>",
+            )
         )
         seen.add(place)
     drawn = chart.content(
@@ -66,7 +66,7 @@ def losses(view: View) -> list[Chart]:
 
 
 def thinned(values: Sequence[float], stride: int) -> tuple[list[int], list[float | None]]:
-    """Means of `stride` values each with the number, from 1, of the last; None where one is not finite."""
+    """Return the number, from 1, of the last of each `stride` values, and their mean, None if not finite."""
     ends = [min(start + stride, len(values)) for start in range(0, len(values), stride)]
     parts = [values[end - 1 - (end - 1) % stride : end] for end in ends]
     means = [float(f"{mean(part):.5g}") for part in parts]
@@ -74,6 +74,6 @@ def thinned(values: Sequence[float], stride: int) -> tuple[list[int], list[float
 
 
 def run_name(label: str, record: Record) -> str:
-    """A run in words: its row, seed and repeat."""
+    """Name a run by its row, seed and repeat."""
     repeat = f", repeat {record.repeat}" if record.repeat else ""
     return f"{label}, seed {record.seed}{repeat}"

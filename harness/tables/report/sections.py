@@ -122,7 +122,7 @@ def _memory(view: View) -> _Draft | None:
         return None
     unit, show = format.byte_unit(max(peaks))
     columns = [_measured(view, "peak_allocated_bytes", "peak", show), _ratio(view, "peak_allocated_bytes")]
-    columns += [_mean(view, key, format.component(key), show) for key in COMPONENTS]
+    columns += [_mean(view, key, format.component(key).removeprefix("weights "), show) for key in COMPONENTS]
     meters = sorted({row.environment["meter"] for row in view.rows if "meter" in row.environment})
     counted = ", ".join(format.METERS[meter] for meter in meters)
     return _Draft(f"Peak memory of training by component, {unit} ({counted})", columns)

@@ -97,14 +97,16 @@ def test_a_mebibyte_of_optimizer_state_is_named_with_row_and_component() -> None
 def test_growth_that_a_smaller_transient_hides_is_growth() -> None:
     hidden = row(figures(optimizer_bytes=802 * MIB, transient_bytes=98 * MIB))
     assert verdicts({"a": row()}, {"a": hidden}) == [
-        ("a", "regression", "peak unchanged: optimizer +2, transient -2 (MiB)")
+        ("a", "regression", "peak unchanged: optimizer +2, activations and temporaries -2 (MiB)")
     ]
     assert verdicts({"a": hidden}, {"a": row()}) == []
 
 
 def test_a_lower_peak_is_an_improvement() -> None:
     less = row(figures(transient_bytes=99 * MIB))
-    assert verdicts({"a": row()}, {"a": less}) == [("a", "improvement", "peak -1 MiB: transient -1")]
+    assert verdicts({"a": row()}, {"a": less}) == [
+        ("a", "improvement", "peak -1 MiB: activations and temporaries -1")
+    ]
 
 
 def test_one_byte_more_while_preparing_fails() -> None:

@@ -19,8 +19,8 @@ from harness.cli import main as cli
 from harness.errors import UserError
 from harness.tables.compare.comparison import Cell, Comparison
 from harness.tables.compare.judge import compare
+from harness.tables.compare.pairing import load
 from harness.tables.compare.rendering import FORMATS, MOST_LINES
-from harness.tables.compare.sides import load
 from tests.support.gate_records import made, memory, put, quality
 from tests.support.mutations import mutated
 
@@ -76,7 +76,7 @@ def test_a_regression_ends_with_1_and_says_row_component_and_size(
 ) -> None:
     said = gate(base, worse)
     assert said.code == 1
-    cause = "peak +412 MiB: optimizer +410, transient +2"
+    cause = "peak +412 MiB: optimizer +410, activations and temporaries +2"
     assert f"regression: demo/galore (seed 0) {cause}\n" in said.out
     assert gate(worse, base).code == 0
 
@@ -206,8 +206,8 @@ def test_regressions_are_never_cut_and_other_lines_are() -> None:
     many = [Cell.of("s", f"row {n}", "seed 0", "q", v, "why") for n in range(50) for v in ("regression", "x")]
     text = FORMATS["text"](Comparison(tuple(many)))  # type: ignore[arg-type]
     assert text.count("regression: ") == 50
-    assert text.count("x: s/") == MOST_LINES
-    assert f"x: {50 - MOST_LINES} more" in text
+    assert text.count("not comparable: s/") == MOST_LINES
+    assert f"not comparable: {50 - MOST_LINES} more" in text
 
 
 # ----------------------------------------------------------------------------------- hostile files
@@ -251,7 +251,7 @@ def test_a_name_that_leads_out_of_the_folder_of_samples_is_not_followed(tmp_path
         sides.append(load(tmp_path / name))
     cell = next(cell for cell in compare(*sides).cells if cell.quantity.startswith("perplexity"))
     assert cell.verdict == "x"
-    assert "no name of a file" in cell.cause
+    assert "not a file name" in cell.cause
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "null", '{"sha256": 1}', "\udcff", "9" * 5000, "[" * 9999])

@@ -8,7 +8,7 @@
     const [one, other] = [first.cells[column], second.cells[column]];
     if (!numeric) return sign * one.textContent.localeCompare(other.textContent, "en", { numeric: true });
     const [a, b] = [number(one.dataset.value), number(other.dataset.value)];
-    // What was not measured, or is no number, comes last in either direction.
+    // Missing values and NaN come last in either direction.
     return a === null || b === null ? (a === null) - (b === null) : sign * (a < b ? -1 : a > b ? 1 : 0);
   };
   for (const table of document.querySelectorAll("table.sortable")) {
@@ -32,19 +32,19 @@
   const ending = document.getElementById("filter-ending");
   const count = document.getElementById("filter-count");
   const tables = [...document.querySelectorAll("table.sortable")];
-  const said = new Map(); // all that the tables say of a row
+  const texts = new Map(); // the text of a row over all tables
   for (const row of document.querySelectorAll("tr[data-row]")) {
-    said.set(row.dataset.row, `${said.get(row.dataset.row) ?? ""} ${row.textContent.toLowerCase()}`);
+    texts.set(row.dataset.row, `${texts.get(row.dataset.row) ?? ""} ${row.textContent.toLowerCase()}`);
   }
   const filter = () => {
     const words = text.value.toLowerCase().split(/\s+/).filter(Boolean);
     const shown = new Set();
     for (const row of document.querySelectorAll("tr[data-row]")) {
       const fits = !ending.value || (ending.value === "all") === (row.dataset.ok === "all");
-      row.hidden = !(fits && words.every((word) => said.get(row.dataset.row).includes(word)));
+      row.hidden = !(fits && words.every((word) => texts.get(row.dataset.row).includes(word)));
       if (!row.hidden) shown.add(row.dataset.row);
     }
-    count.textContent = tables.length ? `${shown.size} of ${said.size} rows` : "";
+    count.textContent = tables.length ? `${shown.size} of ${texts.size} rows` : "";
   };
   text.addEventListener("input", filter);
   ending.addEventListener("change", filter);
@@ -75,15 +75,15 @@
         details.open = asked ? here > 0 : open;
         left += here;
       }
-      shownOf.textContent = `${left} of ${all} figures`;
+      shownOf.textContent = `${left} of ${all} numbers`;
     };
     wanted.addEventListener("input", choose);
     verdict.addEventListener("change", choose);
     wanted.form.addEventListener("submit", (event) => event.preventDefault());
-    shownOf.textContent = `${all} of ${all} figures`;
+    shownOf.textContent = `${all} of ${all} numbers`;
   }
 
-  // A link to a row opens what it leads to.
+  // A link to a row opens its details.
   const open = () => {
     const target = location.hash && document.getElementById(location.hash.slice(1));
     if (target && target.tagName === "DETAILS") { target.open = true; target.scrollIntoView(); }

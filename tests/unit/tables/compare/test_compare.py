@@ -14,7 +14,7 @@ from harness.record import PROTOCOLS, Record
 from harness.tables.compare import memory as compare_memory
 from harness.tables.compare.comparison import Cell, Comparison
 from harness.tables.compare.judge import compare
-from harness.tables.compare.sides import Loaded, Side, load
+from harness.tables.compare.pairing import Loaded, Side, load
 from harness.tables.compare.statistics import shift
 from tests.support.gate_records import PACKAGES, environment, lines, made, memory, put, quality
 
@@ -52,7 +52,7 @@ def test_one_byte_more_by_the_live_meter_fails() -> None:
 
 def test_the_cause_names_the_components_the_largest_first() -> None:
     more = memory(optimizer_bytes=1210 * MIB, transient_bytes=102 * MIB)
-    assert peak(memory(), more).cause == "peak +412 MiB: optimizer +410, transient +2"
+    assert peak(memory(), more).cause == "peak +412 MiB: optimizer +410, activations and temporaries +2"
     less = memory(optimizer_bytes=1210 * MIB, gradients_bytes=0)
     assert peak(memory(), less).cause == "peak +10 MiB: optimizer +410, gradients -400"
 
@@ -378,7 +378,7 @@ def test_another_day_is_reported_and_never_fails(factor: float) -> None:
     after = [*runs("control", 1000, late=20), *runs("row", 1000 * factor, late=20)]
     cell = speeds(base, after, demo="control")["row"]
     assert cell.verdict == "reported"
-    assert "did not take turns" in cell.cause
+    assert "were not interleaved" in cell.cause
 
 
 def test_four_runs_a_side_are_too_few_for_a_verdict() -> None:

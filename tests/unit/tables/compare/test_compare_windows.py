@@ -11,7 +11,7 @@ import torch
 from harness.engine.quality import perplexity, scored_text
 from harness.engine.quality.scored_text import ScoredText
 from harness.tables.compare.judge import compare
-from harness.tables.compare.sides import load
+from harness.tables.compare.pairing import load
 from tests.support.gate_records import made, put
 from tests.support.tiny import tiny_llama
 

@@ -284,7 +284,7 @@ def test_a_peak_that_moves_without_its_sum_is_told_by_component(repository: Repo
             memory=memory(optimizer_bytes=(800 << 20) + more, transient_bytes=(100 << 20) - more)
         )
     names = [step.quantity.name for step in read(repository).change_points]
-    assert names == ["memory: optimizer", "memory: transient"]
+    assert names == ["memory: optimizer", "memory: activations and temporaries"]
 
 
 def test_an_allocator_s_peak_may_move_within_its_allowance_but_not_creep(repository: Repository) -> None:
@@ -410,7 +410,7 @@ def test_a_step_that_the_control_row_shows_as_well_may_be_the_machine(repository
         measured(repository, label, lambda number: 0.85 if number >= 6 else 1.0)
     history = read(repository, baseline="full")
     assert [(step.row, step.doubtful) for step in history.change_points] == [("full", True), ("row", True)]
-    assert "may be the machine: the control row full moved by -1" in history.change_points[1].remark
+    assert "may be machine noise: the control row full moved by -1" in history.change_points[1].remark
     assert "worse?" in FORMATS["text"](history)
 
 
@@ -421,7 +421,7 @@ def test_without_a_control_row_a_step_may_be_the_machine(
     measured(repository, "row", lambda number: 0.9 if number >= 6 else 1.0)
     (step,) = read(repository, baseline=baseline).change_points
     assert step.doubtful
-    assert "may be the machine" in step.remark
+    assert "may be machine noise" in step.remark
 
 
 def test_runs_that_took_turns_need_no_control_row(repository: Repository) -> None:
@@ -433,7 +433,7 @@ def test_runs_that_took_turns_need_no_control_row(repository: Repository) -> Non
             run = {"repeat": repeat, "config_id": "a" * 12, "run_id": f"{'a' * 12}-s0-r{repeat}"}
             repository.record(sha, time={"tokens_per_s": value * (1 + side)}, started_at=when, **run)
     (step,) = read(repository).change_points
-    assert (step.remark, step.doubtful, step.worse) == ("runs took turns", False, False)
+    assert (step.remark, step.doubtful, step.worse) == ("runs were interleaved", False, False)
 
 
 def test_two_runs_a_commit_on_two_days_took_no_turns(repository: Repository) -> None:
@@ -451,7 +451,7 @@ def test_two_runs_a_commit_on_two_days_took_no_turns(repository: Repository) -> 
         ("row", 3, True),
     ]
     assert "the control row full moved by -1" in history.change_points[1].remark
-    assert "steps: 2 maybe worse" in FORMATS["text"](history)
+    assert "change points: 2 maybe worse" in FORMATS["text"](history)
 
 
 def test_a_significant_change_below_three_percent_is_no_step(repository: Repository) -> None:
@@ -559,11 +559,9 @@ def test_a_perplexity_that_becomes_infinite_is_a_worse_step_and_named(
     (step,) = history.change_points
     assert (step.first, step.second, step.before, step.worse, step.ratio) == (1, 2, 8.0, True, None)
     text = FORMATS["text"](history)
-    assert "steps: 1 worse" in text
+    assert "change points: 1 worse" in text
     assert f"8.000 -> {shown}" in text
-    assert (
-        f"row: perplexity text is no number to draw or test: {shown} at {repository.commits[2][:7]}" in text
-    )
+    assert f"row: perplexity text is not finite: {shown} at {repository.commits[2][:7]}" in text
     assert "the same at every commit, in every row: ppl" not in text
     assert any(shown in line.split() for line in text.splitlines() if line.startswith("  row  "))
     written = json.loads(FORMATS["json"](history), parse_constant=pytest.fail)
@@ -585,7 +583,7 @@ def test_a_row_that_never_had_a_finite_perplexity_is_named(call: Call, repositor
     history = read(repository)
     assert not history.change_points
     assert any(
-        "perplexity text is no number" in note and note.endswith(" and 2 more") for note in history.notes
+        "perplexity text is not finite" in note and note.endswith(" and 2 more") for note in history.notes
     )
     said = call("demo", "--results", repository.results, "--only", "quantity=perplexity")
     assert (said.code, said.err.count("\n")) == (2, 1)
@@ -773,7 +771,7 @@ def test_what_is_no_sound_record_is_set_aside_and_counted(call: Call, repository
     repository.commit()
     said = call("demo", "--results", repository.results, "--committed")
     assert (said.code, said.err) == (0, "")
-    assert "5 files skipped" in said.out
+    assert "5 skipped files" in said.out
 
 
 def test_mutated_records_never_stop_it(repository: Repository) -> None:

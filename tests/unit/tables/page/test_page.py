@@ -166,9 +166,9 @@ def test_a_failed_run_stands_in_its_place_with_status_phase_and_reason() -> None
     elements = Elements(made())
     row = elements.of("tr", **{"data-ok": "none"})[0]
     assert "broken" in row["text"]
-    assert "oom in train, asked for 12.0 GiB: CUDA out of memory" in row["text"]
+    assert "oom in train, requested 12.0 GiB: CUDA out of memory" in row["text"]
     assert [e["text"] for e in elements.of("small")] == [
-        "oom in train, asked for 12.0 GiB: CUDA out of memory"
+        "oom in train, requested 12.0 GiB: CUDA out of memory"
     ]
     for chart in compare.figures(view(records())):
         assert any("oom in train" in said["text"] for said in chart.content["layout"]["annotations"])

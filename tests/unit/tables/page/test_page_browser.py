@@ -261,12 +261,12 @@ def test_published_figures_are_filtered_by_words_and_verdict_and_stay_apart_from
 
     all_of_them = browser.run("document.querySelectorAll('tr[data-verdict]').length")
     assert all_of_them > 60
-    assert left("") == [0, f"{all_of_them} of {all_of_them} figures", 0]
+    assert left("") == [0, f"{all_of_them} of {all_of_them} numbers", 0]
     some, said, opened_now = left("c4", "needs data")
     assert 0 < some < all_of_them
-    assert said == f"{some} of {all_of_them} figures"
+    assert said == f"{some} of {all_of_them} numbers"
     assert opened_now >= 1
     assert left("nowhere to be found")[0] == 0
-    assert left("") == [0, f"{all_of_them} of {all_of_them} figures", 0]
+    assert left("") == [0, f"{all_of_them} of {all_of_them} numbers", 0]
     assert browser.run("document.getElementById('filter-count').textContent") == "4 of 4 rows"
     assert browser.errors == []

@@ -69,7 +69,7 @@ def test_a_step_is_marked_at_the_first_commit_of_the_new_level_and_said_below(re
         repository.record(memory=grown(more))
     _, (line,), (mark,), said = drawn(repository)
     assert (mark["x"], mark["y"]) == ([2], [line["y"][2]])
-    assert mark["name"] == "step: worse"
+    assert mark["name"] == "change point: worse"
     assert mark["marker"]["symbol"] == "triangle-up"
     assert any(text.startswith("worse: row, peak memory") and "grow by 3" in text for text in said)
 
@@ -79,7 +79,7 @@ def test_smaller_bytes_are_a_better_step_downwards(repository) -> None:
         repository.commit()
         repository.record(memory=grown(more))
     _, _, (mark,), _ = drawn(repository)
-    assert (mark["name"], mark["marker"]["symbol"]) == ("step: better", "triangle-down")
+    assert (mark["name"], mark["marker"]["symbol"]) == ("change point: better", "triangle-down")
 
 
 def test_series_are_not_joined_where_the_stand_changes_and_a_line_says_where(repository) -> None:
@@ -113,9 +113,9 @@ def test_what_is_not_finite_is_not_drawn(repository) -> None:
         repository.record(quality=quality)
     _, (line,), (mark,), said = drawn(repository, "Perplexity text")
     assert (line["x"], line["y"]) == ([0, 2], [8.0, 8.0])
-    assert (mark["name"], mark["x"], mark["y"]) == ("step: better", [2], [8.0])
+    assert (mark["name"], mark["x"], mark["y"]) == ("change point: better", [2], [8.0])
     assert any(told.startswith("worse: row, perplexity text 8.000 -> inf") for told in said)
-    assert any("perplexity text is no number" in told for told in said)
+    assert any("perplexity text is not finite" in told for told in said)
     text = document.build(records(), baseline="full", history=load([repository.results], "demo"))
     traces = [trace for chart in charts(text).values() for trace in chart["data"]]
     assert all(math.isfinite(value) for trace in traces for value in trace.get("y", ()))

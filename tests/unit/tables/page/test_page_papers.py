@@ -65,7 +65,7 @@ def shown(text):
 
 def test_a_figure_that_runs_of_the_suite_measure_stands_beside_them_with_its_verdict(tmp_path) -> None:
     text = page_papers.section(records(), sources(tmp_path))
-    assert "that runs of this suite are set beside" in text
+    assert "that runs of this suite are compared with" in text
     ((verdict, row),) = shown(text)
     assert verdict == "reproduced"
     for said in ("Full-Rank", "8.1 ppl", "8.0", "mean of 3 runs of suite demo", "a cpu"):
@@ -76,7 +76,7 @@ def test_a_figure_that_runs_of_the_suite_measure_stands_beside_them_with_its_ver
 def test_methods_that_are_no_list_of_choices_end_no_page(tmp_path, stack) -> None:
     other = fabricate("other", suite="another")
     other.config["method"] = stack
-    assert "No published figure" in page_papers.section([other], sources(tmp_path))
+    assert "No transcribed published number" in page_papers.section([other], sources(tmp_path))
 
 
 def test_a_suite_without_a_figure_of_its_own_shows_those_of_its_methods(tmp_path) -> None:
@@ -112,7 +112,7 @@ def test_the_summary_counts_as_the_committed_index_does() -> None:
     found = lookup.sources(ROOT)
     text = page_papers.section(records(), found)
     index = (ROOT / "results" / "tables" / "papers" / "index.md").read_text(encoding="utf-8")
-    (table,) = [e for e in Elements(text).of("table") if "stands in the way" in e["text"]]
+    (table,) = [e for e in Elements(text).of("table") if "most frequent obstacle" in e["text"]]
     for name in published.available(found.papers):
         judged = judge.judge(name, published.load(found.papers, name), found)
         counts = Counter(item.verdict for item in judged if item.cell.primary)
@@ -136,10 +136,10 @@ def test_without_records_or_results_the_page_says_so_and_is_written(tmp_path) ->
     content = paper(answers=[{"ours": {"calculation": "some.thing", "with": {}}}])
     nothing = sources(tmp_path, content, results=Path("not", "there"))
     text = document.build(records(), baseline="full", published=nothing)
-    (said,) = [e["text"] for e in Elements(text).of("p") if "could not be set beside ours" in e["text"]]
+    (said,) = [e["text"] for e in Elements(text).of("p") if "could not be compared with ours" in e["text"]]
     assert "run python -m benchmarks.papers.calculations" in said
     empty = Sources(tmp_path / "nowhere", tmp_path, ())
-    assert "No published figures are at hand." in page_papers.section(records(), empty)
+    assert "No published numbers are available." in page_papers.section(records(), empty)
 
 
 def test_text_of_papers_and_records_adds_no_element(tmp_path) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from harness.files import ROOT
 from harness.registry import check_name
 
 Positive = Annotated[int, Field(gt=0)]
@@ -208,7 +208,7 @@ class TrainConfig(OptimConfig):
 @functools.cache
 def _published_names() -> dict[str, str]:
     """Names under which readers of a paper know a protocol, and its name here."""
-    file = Path(__file__).resolve().parent.parent / "benchmarks" / "papers" / "protocols.json"
+    file = ROOT / "benchmarks" / "papers" / "protocols.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: Exit code of every program here for input that a person must change; the message is on standard error.
+EXIT_BAD_INPUT = 2
+
 
 class UserError(Exception):
     """Something that was asked for cannot be done: one line says what was given, what is allowed, what to do.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with `EXIT_BAD_INPUT`.
     """
 
 

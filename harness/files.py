@@ -1,44 +1,66 @@
-"""Files: the folder of caches, writing a file in one go, hashes of contents."""
+"""Files: the root of the project, the folder of caches, atomic writing, hashes of contents. No torch."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
+#: The folder that holds `harness`, `methods` and `benchmarks`.
+ROOT = Path(__file__).resolve().parents[1]
+#: The version of a package that is not installed.
+ABSENT = "absent"
+
 
 def cache_folder() -> Path:
-    """Where costly results that depend on weights alone are kept: LOREBENCH_CACHE, else the user's cache."""
+    """Return the folder of caches: LOREBENCH_CACHE, else `lorebench` in the user's cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorebench"
     return Path(os.environ.get("LOREBENCH_CACHE", default))
 
 
 @functools.cache
 def installed(package: str) -> str:
-    """The version of a package, "absent" where there is none."""
+    """Return the version of an installed package, ABSENT without one."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "absent"
+        return ABSENT
 
 
-def sha256_of_files(files: list[Path]) -> str:
-    """One hash over the contents of several files in the given order."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; after the block it replaces `path`, bytes on disk first.
+
+    A reader sees the old file or the new one, never half of one. After an error `path` is as before.
+    OSError where the folder cannot be made or written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def files_sha256(paths: Iterable[Path]) -> str:
-    """A hash of the content of files in order, whatever they are called."""
+def replace(path: Path, content: str | bytes) -> None:
+    """Write a file atomically, text as UTF-8 with its line ends as given; raises OSError as `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def sha256(*paths: Path) -> str:
+    """Return the SHA-256 of the contents of files end to end; it does not show where one file ends."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+            while block := file.read(1 << 22):
+                digest.update(block)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The working tree of a repository: what differs from its commit, and a copy of that elsewhere. No torch."""
+"""Git: one way to call it, what a working tree changed since its commit, and a copy of that. No torch."""
 
 from __future__ import annotations
 
@@ -10,66 +10,111 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from harness import files
 from harness.errors import UserError
 
-#: What counts as a change, as arguments of git: not what Python compiles.
-COUNTED = ("--", ".", ":(exclude,glob)**/__pycache__/**")
+#: Take no optional lock, start no file watcher, check no signature: reading starts no other program.
+COMMAND = ("git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-c", "log.showSignature=false")
+TIMEOUT_S = 300
+#: Changes in compiled Python do not count.
+COMPILED = ":(exclude,glob)**/__pycache__/**"
 
 
-def changed(source: Path) -> dict[str, bool]:
-    """Files that differ from the commit or are new, by name, and whether they are still there."""
-    listed = git(source, "diff", "--name-only", "--no-renames", "-z", "HEAD", *COUNTED)
-    listed += git(source, "ls-files", "--others", "--exclude-standard", "-z", *COUNTED)
-    return {name: _is_there(source, name) for name in sorted(set(listed.split("\0"))) if name}
+def git(
+    place: Path, *arguments: str, allowed: Sequence[int] = (0,), env: Mapping[str, str] | None = None
+) -> str:
+    """Return the output of git without newlines at its ends; "" for an exit code in `allowed` other than 0.
+
+    UserError where git is missing, too slow, or fails otherwise.
+    """
+    try:
+        answer = subprocess.run(
+            [*COMMAND, "-C", str(place), *arguments],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=TIMEOUT_S,
+            env=env,
+        )
+    except OSError as error:
+        raise UserError(f"git cannot be run: {error.strerror}; install it") from error
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"git {arguments[0]} in {place}: no answer within {TIMEOUT_S} s") from error
+    output, errors = (part.decode("utf-8", "surrogateescape") for part in (answer.stdout, answer.stderr))
+    if answer.returncode not in allowed:
+        last = (errors.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
+        raise UserError(f"git {arguments[0]} in {place}: {last}")
+    return output.strip("\n") if answer.returncode == 0 else ""
 
 
-def _is_there(root: Path, name: str) -> bool:
-    """Whether a name is a file or a link; what is found through a link to a folder is somewhere else."""
+def ask(place: Path, *arguments: str) -> str | None:
+    """Return the output of git, or None where `git` would raise."""
+    with suppress(UserError):
+        return git(place, *arguments)
+    return None
+
+
+def state(root: Path, folders: Sequence[str]) -> tuple[str | None, str | None]:
+    """Return the commit of `root` and the digest of changed files in its folders, None without changes.
+
+    (None, None) when `root` is not the top of a repository: a package installed below some other repository
+    says nothing about that one. Ignored files do not count.
+    """
+    top = ask(root, "rev-parse", "--show-toplevel")
+    commit = ask(root, "rev-parse", "HEAD")
+    if top is None or commit is None or Path(top).resolve() != root.resolve():
+        return None, None
+    with suppress(UserError):
+        names = changed(root, folders)
+        return commit, digest(root, names) if names else None
+    return commit, None
+
+
+def changed(root: Path, folders: Sequence[str] = (".",)) -> dict[str, bool]:
+    """Return the files that differ from the commit or are new, by name, and whether each still exists."""
+    paths = ("-z", "--", *folders, COMPILED)
+    listed = git(root, "diff", "--name-only", "--no-renames", "HEAD", *paths)
+    listed += git(root, "ls-files", "--others", "--exclude-standard", *paths)
+    return {name: _exists(root, name) for name in sorted(set(listed.split("\0"))) if name}
+
+
+def _exists(root: Path, name: str) -> bool:
+    """Return whether a name is a file or link; what a linked folder leads to is outside the tree."""
     path = root / name
-    through = any((root / folder).is_symlink() for folder in Path(name).parents)
-    return not through and (path.is_symlink() or path.is_file())
+    linked = any((root / folder).is_symlink() for folder in Path(name).parents)
+    return not linked and (path.is_symlink() or path.is_file())
 
 
-def digest(source: Path, names: Mapping[str, bool]) -> str:
-    """A SHA-256 over names and contents of files, by whether they are still there."""
+def digest(root: Path, names: Mapping[str, bool]) -> str:
+    """Return the SHA-256 over names, kinds and contents of files, by whether each still exists."""
     found = hashlib.sha256()
-    for name, there in names.items():
-        content = _content(source / name) if there else "gone"
+    for name, exists in names.items():
+        content = _content(root / name) if exists else "gone"
         found.update(f"{name}\0{content}\0".encode(errors="surrogateescape"))
     return found.hexdigest()
 
 
 def _content(file: Path) -> str:
-    """What git would say of a file: where a link leads, or whether it may be run, and its bytes."""
+    """Return what git tracks of a file: the target of a link, else the executable bit and the bytes."""
     if file.is_symlink():
         return f"link {file.readlink()}"
     kind = "program" if file.stat().st_mode & stat.S_IXUSR else "file"
-    return f"{kind} {hashlib.sha256(file.read_bytes()).hexdigest()}"
+    return f"{kind} {files.sha256(file)}"
 
 
-def git(place: Path, *arguments: str, fine: Sequence[int] = (0,)) -> str:
-    """What git answers, without the line's end; "" where it fails with a code that is fine."""
-    command = ["git", "-C", str(place), *arguments]
-    try:
-        answer = subprocess.run(
-            command, capture_output=True, stdin=subprocess.DEVNULL, encoding="utf-8", errors="surrogateescape"
-        )
-    except OSError as error:
-        raise UserError(f"git cannot be run: {error.strerror}; install it") from error
-    if answer.returncode not in fine:
-        last = (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
-        raise UserError(f"git {arguments[0]} in {place}: {last}")
-    return answer.stdout.strip("\n") if answer.returncode == 0 else ""
+def copy_changes(root: Path, tree: Path, names: Mapping[str, bool]) -> None:
+    """Make these `changed` files of the working tree `root` the same in another checkout, `tree`."""
+    for name in sorted(names, key=names.__getitem__):  # deletions first: an old file may block a new folder
+        _copy(root, tree, name, names[name])
 
 
-def put(source: Path, tree: Path, name: str, there: bool) -> None:
-    """Make a file of a checkout what it is in the working tree; folders that become empty go, as in git."""
+def _copy(root: Path, tree: Path, name: str, exists: bool) -> None:
+    """Copy a file or delete it; like git, delete folders that become empty."""
     target = tree / name
     if target.is_symlink() or target.is_file():
         target.unlink()
-    if there:
+    if exists:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source / name, target, follow_symlinks=False)
+        shutil.copy2(root / name, target, follow_symlinks=False)
         return
     with suppress(OSError):
         for folder in target.relative_to(tree).parents:

@@ -10,7 +10,6 @@ table: a run that measured an impossible value still writes its record, and a sw
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from harness import files
 from harness.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -362,15 +362,8 @@ class Record(Part):
 
 
 def write(record: Record, path: Path) -> None:
-    """Write a record so that a reader sees the old one or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = record.model_dump_json(indent=1, exclude_none=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a record atomically: a reader sees the old one or the new one, never half of one."""
+    files.replace(path, record.model_dump_json(indent=1, exclude_none=True) + "\n")
 
 
 def read(path: Path, limits: bool = False) -> Record:

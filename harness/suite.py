@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter
 
 from harness.config import Run, Strict
 from harness.errors import UserError, nearest
+from harness.files import ROOT
 from harness.validation import validate
 
 Override = tuple[str, Any]
@@ -117,7 +118,7 @@ def _check_rate(run: Run, file: Path) -> None:
 
 def suites_folder() -> Path:
     """Where the suites that ship with the project are."""
-    return Path(__file__).resolve().parent.parent / "benchmarks" / "suites"
+    return ROOT / "benchmarks" / "suites"
 
 
 def shipped_suites() -> dict[str, Path]:

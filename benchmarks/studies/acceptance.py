@@ -29,14 +29,13 @@ from harness import record as records
 from harness import suite as suites
 from harness.config import Run
 from harness.engine import runner
-from harness.errors import UserError
+from harness.errors import EXIT_BAD_INPUT, UserError
+from harness.files import ROOT, replace, sha256
 from harness.record import Record
 
-ROOT = Path(__file__).resolve().parents[2]
 CAP = "LOREBENCH_CUDA_GIB"  # what harness/engine/run/environment.py reads in the worker
 CODE = ("harness", "methods")
 GRACE_S = 20.0
-REFUSED = 2  # how lorebench exits when a run cannot be done here
 LEAST_S = 20.0  # a process needs as long to start
 
 
@@ -155,7 +154,7 @@ def carry_out(work: Work, chosen: Chosen, clock: Clock) -> int:
         options += [f"--budget={clock.left_s:.0f}s", *(["--retry"] if chosen.retry else [])]
         cap = {} if stage.cap_gib is None else {CAP: f"{stage.cap_gib:g}"}
         command = [sys.executable, "-m", "harness.cli", "run", stage.suite, *options]
-        if call(command, clock.left_s, **cap) == REFUSED:
+        if call(command, clock.left_s, **cap) == EXIT_BAD_INPUT:
             print(
                 f"acceptance: lorebench refused some of {stage.suite}, see above; going on", file=sys.stderr
             )
@@ -172,10 +171,8 @@ def sources(files: Iterable[Path]) -> str:
     """A SHA-256 over what the outcome of tests depends on: these files, those beside them, our code."""
     beside = {other for file in files for other in file.parent.glob("*.py")}
     code = {other for name in CODE for other in (ROOT / name).rglob("*.py")}
-    digest = hashlib.sha256()
-    for file in sorted(beside | code):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()
+    content = [f"{file.name} {sha256(file)}" for file in sorted(beside | code)]
+    return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
 
 def try_out(folder: Path, chosen: Chosen, clock: Clock) -> dict[str, Any]:
@@ -196,8 +193,7 @@ def try_out(folder: Path, chosen: Chosen, clock: Clock) -> dict[str, Any]:
             code_of_pytest = call([sys.executable, "-m", "pytest", *options], clock.left_s)
             if code_of_pytest is not None and report.exists():
                 done["files"][file.name] = outcomes(report)
-                folder.mkdir(parents=True, exist_ok=True)
-                write(kept, done)
+                replace(kept, json.dumps(done, indent=1) + "\n")
     return dict(done["files"])
 
 
@@ -221,13 +217,6 @@ def outcomes(report: Path) -> dict[str, Any]:
 
 
 ENDS = {"failure": "failed", "error": "failed", "skipped": "skipped"}
-
-
-def write(path: Path, content: Any) -> None:
-    """Replace a file as a whole."""
-    half = path.with_suffix(".half")
-    half.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    half.replace(path)
 
 
 # ------------------------------------------------------------------------------------- the whole of it

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import files
 from harness.config import Run
 from harness.forecast import FORECAST_VERSION
 from harness.record import Record
@@ -48,11 +49,8 @@ class Forecasts:
             if not go_on():
                 return len(missing) - done
             self.peaks[record.run_id] = self._simulated(record)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             content = {"version": FORECAST_VERSION, "peaks": self.peaks}
-            half = self.path.with_suffix(".half")
-            half.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            half.replace(self.path)
+            files.replace(self.path, json.dumps(content, indent=1) + "\n")
         return 0
 
     def of(self, record: Record) -> int | None:

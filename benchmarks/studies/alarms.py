@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.tables.generated import ROOT
+from harness.files import ROOT
+from harness.git import git
 
 PAGE = ROOT / "results" / "tables" / "alarms.md"
 FIGURES = ROOT / "results" / "alarms.json"
@@ -187,11 +188,7 @@ def _revision(clone: Path, name: str, text: str) -> str:
 
 
 def _git(place: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(place), *arguments]
-    answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **IDENTITY})
-    if answer.returncode:
-        raise UserError(f"git {arguments[0]} in {place} failed: {' '.join(answer.stderr.split())}")
-    return answer.stdout.strip()
+    return git(place, *arguments, env={**os.environ, **IDENTITY})
 
 
 # --------------------------------------------------------------------------------------- outcomes

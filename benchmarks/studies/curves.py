@@ -18,8 +18,9 @@ from benchmarks.studies.memory import charts
 from harness import record
 from harness import suite as suites
 from harness.errors import UserError
+from harness.files import ROOT
 
-RESULTS = Path(__file__).resolve().parents[2] / "results"
+RESULTS = ROOT / "results"
 #: Points a line at most.
 POINTS = 40
 

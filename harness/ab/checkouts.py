@@ -22,9 +22,8 @@ from pathlib import Path
 from filelock import FileLock
 
 import harness
-from harness import git as worktree
 from harness.errors import UserError
-from harness.git import git
+from harness.git import changed, copy_changes, digest, git
 
 #: The working tree as it is, uncommitted changes included.
 WORKING_TREE = "."
@@ -71,7 +70,7 @@ class Revision:
 def repository(start: Path | None = None) -> Path:
     """The repository of this project around a folder, else the one this program was loaded from."""
     for place in (start or Path.cwd(), Path(harness.__file__).resolve().parent):
-        top = git(place, "rev-parse", "--show-toplevel", fine=(0, 128))
+        top = git(place, "rev-parse", "--show-toplevel", allowed=(0, 128))
         if top and _has_entry(Path(top)):
             return Path(top)
     raise UserError(
@@ -86,34 +85,33 @@ def _has_entry(tree: Path) -> bool:
 def checkout(source: Path, asked: str, folder: Path) -> Revision:
     """A revision of a repository as a folder below `folder`, made once; `.` is the working tree."""
     commit = "HEAD" if asked == WORKING_TREE else asked
-    sha = git(source, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}", fine=(0, 1, 128))
+    sha = git(source, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}", allowed=(0, 1, 128))
     if not sha:
         raise UserError(
             f"{asked}: no revision of {source}; give a commit, branch or tag, or {WORKING_TREE} for the "
             "working tree"
         )
-    changed = worktree.changed(source) if asked == WORKING_TREE else {}
-    changes = worktree.digest(source, changed) if changed else None
+    names = changed(source) if asked == WORKING_TREE else {}
+    changes = digest(source, names) if names else None
     name = sha + (f"+{changes[:SHORT]}" if changes else "")
     made = Revision(asked, sha, (folder / name).absolute(), changes=changes)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         if not _is_whole(made):
-            _make(source, made, changed)
+            _make(source, made, names)
         _keep(made.tree)
     if not _has_entry(made.tree):
         raise UserError(f"{asked}: this revision has no {ENTRIES[0].as_posix()}, so nothing in it can be run")
     return made
 
 
-def _make(source: Path, made: Revision, changed: Mapping[str, bool]) -> None:
+def _make(source: Path, made: Revision, names: Mapping[str, bool]) -> None:
     """Clone beside the place and move there, so that what has the name is complete."""
     shutil.rmtree(made.tree, ignore_errors=True)
     with _scratch(made.tree.parent) as scratch:
         git(source, "clone", "--quiet", "--shared", "--no-checkout", str(source), str(scratch / "tree"))
         git(scratch / "tree", "checkout", "--quiet", "--detach", made.sha)
-        for name in sorted(changed, key=changed.__getitem__):  # what is gone first: it may be in the way
-            worktree.put(source, scratch / "tree", name, changed[name])
+        copy_changes(source, scratch / "tree", names)
         (scratch / "tree" / STATE).write_text(_state(scratch / "tree"), encoding="utf-8")
         (scratch / "tree").replace(made.tree)
 
@@ -128,7 +126,7 @@ def _is_whole(made: Revision) -> bool:
 
 def _state(tree: Path) -> str:
     """The commit of a checkout and a digest of what differs from it."""
-    return f"{git(tree, 'rev-parse', 'HEAD')} {worktree.digest(tree, worktree.changed(tree))}\n"
+    return f"{git(tree, 'rev-parse', 'HEAD')} {digest(tree, changed(tree))}\n"
 
 
 def _keep(tree: Path) -> None:

@@ -15,7 +15,7 @@ import typer
 from harness import suite as suites
 from harness.config import Run
 from harness.errors import UserError
-from harness.files import cache_folder
+from harness.files import cache_folder, sha256
 from harness.record import VARIABLES
 from harness.suite import Suite
 
@@ -45,7 +45,7 @@ def request_for(
         together = False
     file = _file(suite)
     stand = [plan.machine, together, *(f"{name}={os.environ.get(name)}" for name in VARIABLES)]
-    asked = [suite, hashlib.sha256(file.read_bytes()).hexdigest(), *given, *stand]
+    asked = [suite, sha256(file), *given, *stand]
     selectors = {run.run_id: chosen.selector(run) for run in chosen.runs}
     folder = _folder(results, sides, asked)
     return schedule.Request(file, chosen.name, tuple(given), selectors, folder, together)

@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from harness.cli import ab, export, gate, history, methods, paper, plan, report, run
-from harness.errors import UserError
+from harness.errors import EXIT_BAD_INPUT, UserError
 
 LONGEST_PATH = 200
 
@@ -45,7 +45,7 @@ def _refuse(text: str) -> NoReturn:
     from harness.tables.format import plain
 
     print(f"lorebench: {plain(text)}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(EXIT_BAD_INPUT)
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -181,9 +180,3 @@ RanksOption = Annotated[
 
 
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Run these seeds instead of the suite's.")]
-
-
-def cache_folder() -> Path:
-    """Where costly results that depend on weights alone are kept: LOREBENCH_CACHE, else the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorebench"
-    return Path(os.environ.get("LOREBENCH_CACHE", default))

@@ -42,7 +42,7 @@ def paper(
 
 def _built(name: str, table: str | None, results: Path) -> Report:
     """The report that was asked for; UserError for a table of what has none."""
-    from harness.tables.generated import ROOT
+    from harness.files import ROOT
     from harness.tables.papers import errata, judge, lookup, published
     from harness.tables.papers import report as paper_report
 

@@ -92,7 +92,7 @@ def _page(
     results: Path,
     history: History | None,
 ) -> None:
-    from harness.tables.generated import ROOT
+    from harness.files import ROOT
     from harness.tables.page import document
     from harness.tables.papers.lookup import sources
 

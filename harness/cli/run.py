@@ -9,6 +9,7 @@ import typer
 
 from harness.cli import options, show
 from harness.errors import UserError
+from harness.files import cache_folder
 
 
 def run(
@@ -36,7 +37,7 @@ def run(
         chosen,
         runner.Settings(
             results=results,
-            cache=options.cache_folder(),
+            cache=cache_folder(),
             device=device,
             deadline_s=options.seconds(deadline),
             budget_s=None if budget is None else options.seconds(budget),

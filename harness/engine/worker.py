@@ -25,14 +25,13 @@ from harness.config import DatasetsData, HubModel, Run, TaskData
 from harness.engine.process import parent_watch
 from harness.engine.process.job import Job
 from harness.engine.run.record_writer import RecordWriter, take_stdout
-from harness.errors import UserError
+from harness.errors import EXIT_BAD_INPUT, UserError
 from harness.record import Outcome
 from harness.validation import validate
 
 if TYPE_CHECKING:
     import torch
 
-EXIT_BAD_INPUT = 2
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from harness import suite as suites
 from harness.errors import UserError
+from harness.files import ROOT
 from harness.record import Record
 from harness.tables.papers import errata, judge, published
 from harness.tables.papers import report as paper_report
@@ -24,7 +25,6 @@ from harness.tables.report import build as report
 from harness.tables.report import render
 from harness.tables.report.sections import GLANCE
 
-ROOT = Path(__file__).resolve().parents[2]
 #: `<!-- table: SUITE -->` ... `<!-- /table -->` in a page is replaced by that suite's table at a glance.
 MARKED = re.compile(r"(<!-- table: (?P<suite>[\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 PAGES = ("README.md", "docs/results.md")

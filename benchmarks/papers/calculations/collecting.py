@@ -12,10 +12,11 @@ from typing import Any
 from benchmarks.papers.calculations.calling import evaluate
 from benchmarks.studies import jobs as processes
 from harness.errors import UserError
+from harness.files import ROOT
 from harness.suite import read_yaml
 from harness.tables.papers import published
 
-PAPERS = Path(__file__).resolve().parents[1]
+PAPERS = ROOT / "benchmarks" / "papers"
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from benchmarks.studies import jobs
 from harness import suite
 from harness.config import Run
 from harness.errors import UserError
+from harness.files import ROOT
 
-FILE = Path(__file__).resolve().parents[3] / "results" / "baselines" / "memory.json"
+FILE = ROOT / "results" / "baselines" / "memory.json"
 #: Rows of the suite `shapes` at 7B that together touch every kind of stepper and of layer.
 LARGE = (
     "llama-2-7b: full",

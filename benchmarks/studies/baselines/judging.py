@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from benchmarks.studies.baselines.measuring import Figures, Measured
+from harness import files
 from harness.errors import UserError
 from harness.tables import format
 from harness.tables.compare import memory
@@ -35,14 +37,7 @@ class Baselines(BaseModel):
 
 def versions() -> dict[str, str]:
     """The packages of today; the part of a version that names a build (`+cpu`) decides no byte."""
-    return {name: _version(name) for name in PACKAGES}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name).partition("+")[0]
-    except PackageNotFoundError:
-        return "absent"
+    return {name: files.installed(name).partition("+")[0] for name in PACKAGES}
 
 
 def read(path: Path) -> Baselines:
@@ -71,9 +66,9 @@ def check(path: Path) -> None:
         if path.is_dir():
             raise IsADirectoryError(0, "there is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = _beside(path)
-        beside.touch()
-        beside.unlink()
+        with suppress(FileNotFoundError):
+            path.stat()  # raises for a name that is too long
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise _unwritten(path, error) from error
 
@@ -86,15 +81,9 @@ def write(path: Path, rows: Mapping[str, Measured]) -> None:
     content = Baselines(versions=versions(), rows=dict(rows))
     text = content.model_dump_json(indent=1, exclude_none=True) + "\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _beside(path).write_text(text, encoding="utf-8", newline="\n")
-        _beside(path).replace(path)
+        files.replace(path, text)
     except OSError as error:
         raise _unwritten(path, error) from error
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.new")
 
 
 def _unwritten(path: Path, error: OSError) -> UserError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
-import importlib.metadata
 import platform
 import sys
 import time
@@ -30,6 +29,7 @@ from benchmarks.studies.peers.table import (
     page,
     ratio_text,
 )
+from harness import files
 from harness.engine.run.environment import cpu_model, machine_slug
 
 #: Modules of this package with a function `cases(quick)`, in the order of the table.
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(line(result), flush=True)
         kept = {old.label: old for old in measured.results if old.label in labels} | {name: result}
         measured.results = sorted(kept.values(), key=lambda kept: labels.index(kept.label))
-        write(file, measured.model_dump_json(indent=1) + "\n")
+        files.replace(file, measured.model_dump_json(indent=1) + "\n")
         write_page(out)
     return int(failed)
 
@@ -109,7 +109,7 @@ def line(result: Result) -> str:
 
 def begin(file: Path) -> Measured:
     """What is there already, as long as it was measured on the same processor with the same packages."""
-    packages = {name: version for name in PACKAGES if (version := _version(name))}
+    packages = {name: version for name in PACKAGES if (version := files.installed(name)) != files.ABSENT}
     here = Environment(
         cpu=cpu_model(),
         threads=torch.get_num_threads(),
@@ -129,23 +129,8 @@ def write_page(out: Path) -> bool:
     target, text = out / "tables" / "peers.md", page(out / "peers")
     if target.exists() and target.read_text(encoding="utf-8") == text:
         return False
-    write(target, text)
+    files.replace(target, text)
     return True
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file in one go, so that an interrupted run leaves the last one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
-    beside.write_text(text, encoding="utf-8", newline="\n")
-    beside.replace(path)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -9,8 +9,9 @@ from typing import Any
 
 from harness.config import TaskData
 from harness.errors import UserError, nearest
+from harness.files import ROOT
 
-BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 EMBEDDED_TASKS = BENCHMARKS / "embedded" / "tasks"
 #: The papers' downstream tasks, read from their original files.
 PAPER_TASKS = BENCHMARKS / "tasks"

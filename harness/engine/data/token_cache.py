@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from harness.errors import one_line
-from harness.files import files_sha256, installed
+from harness.files import installed, replacing, sha256
 
 FORMAT = "lorebench tokens 1"
 #: Libraries that turn text into tokens or draw the order of documents.
@@ -155,8 +154,8 @@ def tokenizer_sha256(tokenizer: Any) -> str | None:
 def code_version(code: Iterable[Callable[..., Any]]) -> str:
     """Return a hash of the source files of these functions and of the versions of the libraries."""
     files = sorted({Path(inspect.getfile(function)) for function in code})
-    versions = " ".join(f"{name} {installed(name)}" for name in PACKAGES)
-    return hashlib.sha256(f"{files_sha256(files)} {versions}".encode()).hexdigest()
+    content = [*map(sha256, files), *(f"{name} {installed(name)}" for name in PACKAGES)]
+    return hashlib.sha256(" ".join(content).encode()).hexdigest()
 
 
 def _read(path: Path, key: str) -> Blocks:
@@ -182,11 +181,8 @@ def _write(path: Path, key: str, blocks: Blocks) -> None:
         "parts": blocks.parts.astype(np.uint32),
     }
     metadata = {"format": FORMAT, "key": key, "sha256": _content_sha256(*arrays.values())}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tokens-") as scratch:
-        data = Path(scratch, "data")
-        save_file(arrays, data, metadata=metadata)
-        data.replace(path)
+    with replacing(path) as temporary:
+        save_file(arrays, temporary, metadata=metadata)
 
 
 def _content_sha256(*arrays: np.ndarray) -> str:

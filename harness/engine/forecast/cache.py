@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness import files
 from harness.config import Run
 from harness.engine.models.shapes import model_folder
-from harness.files import installed
 from harness.forecast import FORECAST_VERSION, Capacity, MemoryReport, Setting
 from harness.registry import check_name
 
@@ -95,11 +94,8 @@ class ForecastCache:
     def write(self, key: str, answer: ForecastAnswer) -> None:
         """Store an answer atomically; report a folder that cannot be written to instead of raising."""
         path = self.folder / f"{key}.json"
-        half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            half.write_text(answer.model_dump_json(exclude_none=True) + "\n", encoding="utf-8")
-            half.replace(path)
+            files.replace(path, answer.model_dump_json(exclude_none=True) + "\n")
         except OSError as error:
             self.notify(f"{path}: the forecast is not stored: {error.strerror}")
 
@@ -121,7 +117,7 @@ class Keys:
             "search": [request.setting, request.limit],
             "version": FORECAST_VERSION,
             "sources": self.sources(run),
-            "packages": {name: installed(name) for name in PACKAGES},
+            "packages": {name: files.installed(name) for name in PACKAGES},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -148,7 +144,6 @@ class Keys:
         digest = hashlib.sha256()
         for path in sorted(paths):
             if path not in self._files:
-                there = path.is_file()
-                self._files[path] = hashlib.sha256(path.read_bytes()).hexdigest() if there else "absent"
+                self._files[path] = files.sha256(path) if path.is_file() else files.ABSENT
             digest.update(f"{path.relative_to(folder)}\0{self._files[path]}\0".encode())
         return digest.hexdigest()

@@ -59,7 +59,7 @@ def load_model(
     folder = model_folder(config)
     assert folder is not None
     model = checkpoint.load(folder, dtype).to(device)
-    sha256 = files.sha256_of_files(checkpoint.weight_files(folder))
+    sha256 = files.sha256(*checkpoint.weight_files(folder))
     return LoadedModel(model, checkpoint.own_tokenizer(folder), _name(config, folder), sha256)
 
 
@@ -178,7 +178,7 @@ def _load_hub(config: HubModel, dtype: torch.dtype, device: torch.device) -> Loa
     if not isinstance(cached, str):
         return LoadedModel(model.to(device), tokenizer, f"{config.id}@{config.revision}", None)
     snapshot = Path(cached).parent
-    sha256 = files.sha256_of_files(checkpoint.weight_files(snapshot))
+    sha256 = files.sha256(*checkpoint.weight_files(snapshot))
     return LoadedModel(model.to(device), tokenizer, f"{config.id}@{snapshot.name}", sha256)
 
 

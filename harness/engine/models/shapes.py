@@ -13,8 +13,9 @@ from typing import Any
 
 from harness.config import EmbeddedModel, HubModel, LocalModel, ModelConfig, ShapeModel
 from harness.errors import UserError, nearest
+from harness.files import ROOT
 
-EMBEDDED_BASE = Path(__file__).resolve().parents[3] / "benchmarks" / "embedded" / "base"
+EMBEDDED_BASE = ROOT / "benchmarks" / "embedded" / "base"
 
 
 def model_folder(model: ModelConfig) -> Path | None:

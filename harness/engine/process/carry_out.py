@@ -14,10 +14,9 @@ from typing import cast
 from harness import record as records
 from harness.engine.process.child import Event, OnEvent, Worker
 from harness.engine.process.job import Job
-from harness.errors import UserError
+from harness.errors import EXIT_BAD_INPUT, UserError
 from harness.record import PHASES, Outcome, Phase, Record, Status
 
-EXIT_BAD_INPUT = 2
 LOG_TAIL_LINES = 20
 LOG_TAIL_BYTES = 16_384
 

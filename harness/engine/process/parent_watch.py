@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 
 #: Seconds that a command has to end after SIGINT; a sweep gives its worker 5 s.
 GRACE_S = 15.0
-EXIT_BAD_INPUT = 2
 
 
 def watch(end: Callable[[], None]) -> bool:
@@ -41,7 +40,7 @@ def main(command: Sequence[str]) -> int:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     except OSError as error:
         print(f"{command[0]}: cannot be started: {error.strerror}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return 2  # harness.errors.EXIT_BAD_INPUT, which a script run by its path cannot import
     watch(lambda: _end(child))
     code = child.wait()
     return code if code >= 0 else 128 - code

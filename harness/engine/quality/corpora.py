@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.engine.data import documents
 from harness.errors import UserError, one_line
-from harness.files import files_sha256
+from harness.files import sha256
 
 #: The hub's copy of WikiText-2 raw, used when no file is given.
 WIKITEXT_HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1", "b08601e04326c79dfdd32d625aee71d232d685c3")
@@ -99,9 +99,9 @@ def c4_name(paths: Sequence[str] | None) -> str:
 
 def c4_sha256(paths: Sequence[str] | None) -> str:
     """Return a hash of the text; a hub text is not read, as its revision is a hash of its content."""
-    if paths:
-        return files_sha256(documents.existing_file(path) for path in paths)
-    return hashlib.sha256(f"{C4_HUB} {C4_FILE} {C4_FILES}".encode()).hexdigest()
+    local = [sha256(documents.existing_file(path)) for path in paths or ()]
+    text = " ".join(local) if local else f"{C4_HUB} {C4_FILE} {C4_FILES}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def c4_documents(paths: Sequence[str] | None) -> Iterator[str]:

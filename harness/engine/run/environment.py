@@ -6,19 +6,18 @@ those of `VARIABLES`.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 import harness
+from harness import git
 from harness.errors import UserError
+from harness.files import ABSENT, ROOT, installed
 from harness.record import VARIABLES, Environment
 
 PACKAGES = (
@@ -36,14 +35,13 @@ CAP = "LOREBENCH_CUDA_GIB"
 #: The folders whose code decides a result; a change elsewhere (pages, results, tests) does not.
 CODE = ("harness", "methods", "benchmarks")
 Flag = str | bool | int
-ROOT = Path(harness.__file__).resolve().parent.parent
 
 
 def describe(device: torch.device | str) -> Environment:
     """Describe machine, versions and settings for a device; unknown fields are absent."""
     device = torch.device(device)
     cpu = cpu_model()
-    commit, changes = git_state(ROOT)
+    commit, changes = git.state(ROOT, CODE)
     return Environment(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         cpu=cpu,
@@ -107,11 +105,7 @@ def cpu_model() -> str:
 def packages() -> dict[str, str]:
     """Return the versions of installed packages that decide a result."""
     found = {"lorebench": harness.__version__}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    found |= {name: version for name in PACKAGES if (version := installed(name)) != ABSENT}
     found["torch"] = str(torch.__version__)  # with its build (+cpu, +cu126), which the metadata may lack
     return found
 
@@ -141,37 +135,3 @@ def _setting(read: Callable[[], Flag]) -> Flag:
         return read()
     except RuntimeError:  # torch refuses to answer when a program sets tf32 by its old and its new names
         return "mixed"
-
-
-def git_state(root: Path) -> tuple[str | None, str | None]:
-    """The commit of the code in `root`, and a SHA-256 over its changed files (None: nothing changed).
-
-    The hash is over name and content of every file of `CODE` that differs from the commit, is new or
-    is gone; ignored files do not count. (None, None) when `root` is not the top of a repository: a
-    package installed below some other repository says nothing about that one.
-    """
-    top = _git(root, "rev-parse", "--show-toplevel")
-    commit = _git(root, "rev-parse", "HEAD")
-    if top is None or commit is None or Path(os.fsdecode(top).strip()).resolve() != root.resolve():
-        return None, None
-    changed = _git(root, "diff", "--name-only", "--no-renames", "-z", "HEAD", "--", *CODE)
-    new = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *CODE)
-    if changed is None or new is None:
-        return commit.decode().strip(), None
-    names = sorted({name for name in (changed + new).split(b"\0") if name})
-    digest = hashlib.sha256()
-    for name in names:
-        file = root / os.fsdecode(name)
-        content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "gone"
-        digest.update(name + b"\0" + content.encode() + b"\0")
-    return commit.decode().strip(), digest.hexdigest() if names else None
-
-
-def _git(root: Path, *arguments: str) -> bytes | None:
-    """What git answers, or None where it cannot."""
-    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
-    try:
-        answer = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout if answer.returncode == 0 else None

@@ -5,7 +5,6 @@ Git only reads here. No text of a record is ever part of a command.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from harness import git
 from harness.errors import UserError
 
-TIMEOUT_S = 300
-#: No optional lock, no hook of a file watcher, no signature checked: a read that starts no other program.
-ASK = ("git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-c", "log.showSignature=false")
 #: Git hands over a blob that is read or passed over in pieces of so many bytes.
 PIECE = 1 << 20
-COMMIT = b"\x01"
+COMMIT = "\x01"
 
 
 @dataclass(frozen=True)
@@ -34,16 +31,16 @@ class Version:
 
 def top(folder: Path) -> Path | None:
     """Return the top of the repository of a folder, or None."""
-    answer = _ask(folder, "rev-parse", "--show-toplevel")
-    return Path(os.fsdecode(answer).rstrip("\n")) if answer else None
+    answer = git.ask(folder, "rev-parse", "--show-toplevel")
+    return Path(answer) if answer else None
 
 
 def order(repository: Path) -> dict[str, tuple[int, str]]:
     """Return the place of each commit, oldest first (`--topo-order`), and the first line of its message."""
-    answer = _ask(repository, "log", "--all", "HEAD", "--topo-order", "--reverse", "-z", "--format=%H %s")
+    answer = git.ask(repository, "log", "--all", "HEAD", "--topo-order", "--reverse", "-z", "--format=%H %s")
     found: dict[str, tuple[int, str]] = {}
-    for entry in (answer or b"").split(b"\0"):
-        sha, _, subject = entry.decode("utf-8", "replace").strip().partition(" ")
+    for entry in (answer or "").split("\0"):
+        sha, _, subject = entry.strip().partition(" ")
         if sha:
             found[sha] = len(found), subject
     return found
@@ -57,20 +54,20 @@ def versions(folder: Path) -> list[Version]:
     """
     if top(folder) is None:
         raise UserError(f"--committed: {folder} is in no git repository, or git is missing; drop --committed")
-    answer = _ask(
+    answer = git.ask(
         folder, "-c", "log.showRoot=true", "log", "-z", "--raw", "--no-abbrev", "--no-renames", "--relative",
         "--full-history", "--no-ext-diff", "--diff-filter=AMT", "--format=%x01%H", "HEAD", "--", ".",
     )  # fmt: skip
     if answer is None:
         raise UserError(f"--committed: git cannot read the history of {folder}; has it any commit?")
     found, commit = [], ""
-    tokens = iter(answer.split(b"\0"))
+    tokens = iter(answer.split("\0"))
     for token in tokens:
         if token.startswith(COMMIT):
-            commit = token[1:].decode().strip()
-        elif token.lstrip(b"\n").startswith(b":"):
-            _, mode, _, blob, _ = token.decode().strip().split(" ")
-            path = os.fsdecode(next(tokens, b""))
+            commit = token[1:].strip()
+        elif token.lstrip("\n").startswith(":"):
+            _, mode, _, blob, _ = token.strip().split(" ")
+            path = next(tokens, "")
             if path.endswith(".json") and mode.startswith("100"):
                 found.append(Version(path, commit, blob))
     known = {version.path for version in found}
@@ -85,14 +82,14 @@ def _owned(path: str, known: set[str]) -> bool:
 
 def contents(folder: Path, blobs: list[str], largest: int) -> Iterator[bytes | None]:
     """Yield contents by their ids, in order, from one process; None above `largest` bytes."""
-    command = [*ASK, "-C", str(folder), "cat-file", "--batch", "--buffer"]
+    command = [*git.COMMAND, "-C", str(folder), "cat-file", "--batch", "--buffer"]
     with tempfile.TemporaryFile() as given:  # a pipe would fill while the answers wait to be read
         given.write("".join(f"{blob}\n" for blob in blobs).encode())
         given.seek(0)
-        with subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as git:
-            assert git.stdout is not None
+        with subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as cat:
+            assert cat.stdout is not None
             for _ in blobs:
-                yield _content(git.stdout, largest)
+                yield _content(cat.stdout, largest)
 
 
 def _content(stream: IO[bytes], largest: int) -> bytes | None:
@@ -106,13 +103,3 @@ def _content(stream: IO[bytes], largest: int) -> bytes | None:
         if size <= largest:
             parts.append(piece)
     return b"".join(parts)[:size] if size <= largest else None
-
-
-def _ask(folder: Path, *arguments: str) -> bytes | None:
-    """What git answers, or None where it cannot."""
-    command = [*ASK, "-C", str(folder), *arguments]
-    try:
-        answer = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout if answer.returncode == 0 else None

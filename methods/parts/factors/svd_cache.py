@@ -9,7 +9,6 @@ warning. Files are replaced in one step, so several processes may write at once.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from harness import files
 from harness.errors import UserError
 from harness.method import Context
 
@@ -95,8 +95,4 @@ def _read(entry: Path, key: str) -> SingularValues:
 
 def _write(entry: Path, key: str, result: SingularValues) -> None:
     data = save(dict(result))
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".svd-") as scratch:
-        draft = Path(scratch, "entry")
-        draft.write_bytes(_checksum(key, data) + data)
-        draft.replace(entry)
+    files.replace(entry, _checksum(key, data) + data)

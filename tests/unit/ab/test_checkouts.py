@@ -218,7 +218,7 @@ def test_what_is_no_revision_is_one_line(repository: Path, folder: Path, name: s
 
 
 def test_a_revision_without_a_command_line_is_refused(repository: Path, folder: Path) -> None:
-    git(repository, "rm", "-q", "harness/cli/main.py")
+    git(repository, "rm", "-q", "harness/cli.py")
     git(repository, "commit", "-q", "-m", "third")
     with pytest.raises(UserError, match="nothing in it can be run"):
         checkouts.checkout(repository, "main", folder)

@@ -122,7 +122,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         if "git" not in command:
             calls.append(command)
             return subprocess.CompletedProcess(command, 2, "", "a warning\nlorebench: it cannot start\n")
-        return subprocess.CompletedProcess(command, 0, "a commit", "")
+        return subprocess.CompletedProcess(command, 0, b"a commit", b"")
 
     (tmp_path / "clone" / "methods").mkdir(parents=True)
     (tmp_path / "clone" / alarms.TOUCHED).write_text("")

@@ -190,7 +190,7 @@ judging_versions = judging.versions()
 
 
 def test_the_part_of_a_version_that_names_a_build_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "version", lambda name: "2.13.0+cu130")
+    monkeypatch.setattr(judging.files, "installed", lambda name: "2.13.0+cu130")
     assert set(judging.versions().values()) == {"2.13.0"}
 
 
@@ -242,7 +242,7 @@ def test_a_disk_that_is_full_is_one_line_and_2(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     assert command.main(["--write", "--file", str(tmp_path / "memory.json")]) == 2
     assert capsys.readouterr().err.endswith("cannot be written: No space left on device; choose another\n")
 

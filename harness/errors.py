@@ -10,14 +10,14 @@ EXIT_BAD_INPUT = 2
 
 
 class UserError(Exception):
-    """Something that was asked for cannot be done: one line says what was given, what is allowed, what to do.
+    """A request that cannot be carried out: one line on what was given, what is allowed and what to do.
 
     The command line prints it without a traceback and exits with `EXIT_BAD_INPUT`.
     """
 
 
 class UnsupportedError(Exception):
-    """A valid request that a method honestly cannot carry out; it becomes a row with status `unsupported`."""
+    """A valid request that a method cannot carry out; it becomes a row with status `unsupported`."""
 
 
 class DivergedError(Exception):
@@ -25,12 +25,12 @@ class DivergedError(Exception):
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """What an exception of a library says, on one line; its kind where it says nothing."""
+    """Return the message of an exception on one line, else its type."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Say which known words come nearest to an unknown one, and list all of them when they are few."""
+    """Return a hint with the known words nearest to an unknown one, or all of them when they are few."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     if close:

@@ -1,4 +1,4 @@
-"""A linear layer stored as two factors: how a model of low rank is held, saved and merged.
+"""A linear layer stored as two factors, and models with such layers: build, restructure, merge.
 
 This is a data structure, not a method: several methods make such layers, checkpoints carry them.
 """
@@ -41,7 +41,7 @@ class FactoredLinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """The dense layer with weight up @ down (out, in), multiplied in at least float32."""
+        """Return the dense layer with weight up @ down (out, in), multiplied in at least float32."""
         dtype = self.up.weight.dtype
         exact = torch.promote_types(dtype, torch.float32)
         dense = _empty_linear(self.in_features, self.out_features, self.up.bias is not None, self.up.weight)
@@ -52,13 +52,16 @@ class FactoredLinear(nn.Module):
 
 
 def _empty_linear(inputs: int, outputs: int, bias: bool, like: Tensor) -> nn.Linear:
-    """A linear layer with uninitialised weights: `skip_init` spends neither time nor random numbers."""
+    """Return a linear layer with uninitialised weights; `skip_init` draws no random numbers."""
     return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=like.device, dtype=like.dtype)
 
 
 @torch.no_grad()
 def factor(dense: nn.Linear, up: Tensor, down: Tensor) -> FactoredLinear:
-    """Two layers in the dtype and on the device of `dense` from `up` (out, rank) and `down` (rank, in)."""
+    """Return `up` (out, rank) and `down` (rank, in) as a layer in the dtype and on the device of `dense`.
+
+    ValueError where the shapes do not fit `dense`.
+    """
     outputs, inputs = dense.weight.shape
     rank = down.shape[0]
     if up.shape != (outputs, rank) or down.shape != (rank, inputs):
@@ -74,12 +77,12 @@ def factor(dense: nn.Linear, up: Tensor, down: Tensor) -> FactoredLinear:
 
 
 def ranks(model: nn.Module) -> dict[str, int]:
-    """The rank of every factored layer by its name: all that is needed to rebuild the structure."""
+    """Return the rank of every factored layer by its name: enough to rebuild the structure."""
     return {name: layer.rank for name, layer in model.named_modules() if isinstance(layer, FactoredLinear)}
 
 
 def restructure(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
-    """Replace dense layers by empty factored ones of the given ranks, ready to load weights into."""
+    """Replace dense layers by empty factored ones of the given ranks; UserError for what is no such layer."""
     for name, rank in ranks.items():
         try:
             dense = model.get_submodule(name)

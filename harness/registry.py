@@ -1,4 +1,4 @@
-"""Methods, and the text that ships: found by a string, imported only when asked for."""
+"""Methods, and the model and text that ship: found by a string, imported only when they are used."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ EMBEDDED_WORLD = "benchmarks.embedded.world"
 
 
 def available() -> dict[str, str]:
-    """All methods that can be named: those that ship and those of installed packages."""
+    """Return all methods by name: those that ship and those of installed packages."""
     return {**_of_installed_packages(tuple(sys.path)), **REGISTRY}
 
 
 @functools.cache
 def _of_installed_packages(path: tuple[str, ...]) -> dict[str, str]:
-    """Names by the packages found on `path`, which is that of Python: reading them all takes a while."""
+    """Return the methods of packages on `path`, which is `sys.path`: cached, since reading them is slow."""
     return {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
 
 

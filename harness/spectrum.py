@@ -1,4 +1,4 @@
-"""Singular values to assume where only the shape of a model is at hand; they are no measurement.
+"""Singular values: assumed where only the shape of a model is known, and thinned for records.
 
 `like_llama`: the i-th of n values of a matrix is bulk (1 - u) + (1 - bulk) / i with u = (i - 1) / (n - 1), a
 head that falls as a power law down to a bulk that falls linearly to 0. How high the bulk begins depends on
@@ -11,11 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 #: Height of the bulk by kind: query and key lose most of their ranks, value, up and down fewest.
 BULK = {
@@ -34,14 +29,14 @@ EDGE, SLOPE = 0.3, 0.02
 
 
 def like_llama(size: int, name: str, names: Collection[str]) -> list[float]:
-    """`size` values, descending from 1, for the layer of that dotted name among all those in `names`."""
+    """Return `size` values, descending from 1, for a layer by its dotted name among all `names`."""
     height = _bulk(name, 1 + max(map(_block, names)))
     steps = max(1, size - 1)
     return [height * (1 - index / steps) + (1 - height) / (index + 1) for index in range(size)]
 
 
 def power_law(size: int, name: str = "", names: Collection[str] = ()) -> list[float]:
-    """1 / i for every matrix alike."""
+    """Return 1 / i for every matrix alike."""
     return [1 / (index + 1) for index in range(size)]
 
 
@@ -52,19 +47,19 @@ def _bulk(name: str, blocks: int) -> float:
 
 
 def _block(name: str) -> int:
-    """The number of the block that a layer is in; 0 for one outside of blocks."""
+    """Return the number of a layer's block, 0 outside of blocks."""
     found = re.search(r"\.(\d+)\.", name)
     return int(found.group(1)) if found else 0
 
 
-#: A record keeps so many values of each spectrum, which is what a chart can show.
+#: How many values of each spectrum a record has: as many as a chart can show.
 SPECTRUM_POINTS = 33
 
 
 def thinned_spectrum(values: Iterable[float]) -> list[float]:
-    """Singular values over the largest, descending, at `SPECTRUM_POINTS` evenly spaced places, ends included.
+    """Return singular values over the largest, descending, at `SPECTRUM_POINTS` evenly spaced places.
 
-    All of them where there are fewer; to four significant digits.
+    Both ends are included; all values where there are fewer; to four significant digits.
     """
     ordered = sorted(values, reverse=True)
     last, count = len(ordered) - 1, min(len(ordered), SPECTRUM_POINTS)

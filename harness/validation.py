@@ -1,4 +1,4 @@
-"""Values checked against a schema, with one line for a person when they do not fit."""
+"""Check values against a schema, and explain in one line why they do not fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validate(cls: type[Model], value: Any, where: str) -> Model:
-    """Check a value against a schema; UserError says in one line what is wrong, where and what is allowed."""
+    """Return a validated model; UserError says in one line what is wrong, where, and what is allowed."""
     try:
         return cls.model_validate(value)
     except ValidationError as error:
@@ -36,7 +36,7 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
 
 
 def _fields_at(cls: type[BaseModel], path: list[Any]) -> list[str]:
-    """The field names of the model found by walking `path` from `cls` (union tags are looked up)."""
+    """Return the field names of the model found by walking `path` from `cls` (union tags are looked up)."""
     models: list[type[BaseModel]] = [cls]
     for part in path:
         inner = [

@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"acceptance: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("acceptance: stopped; the same command goes on where this one ended", file=sys.stderr)
+        print("acceptance: stopped; the same command continues", file=sys.stderr)
         return 130
 
 

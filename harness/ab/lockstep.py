@@ -1,4 +1,4 @@
-"""Gives turns on a device to processes that ask update by update; the other end is `engine/turn.py`."""
+"""Let processes update alternately on one device; the client is `harness/engine/measure/lockstep.py`."""
 
 from __future__ import annotations
 
@@ -14,116 +14,117 @@ from pathlib import Path
 
 from harness.engine.measure.lockstep import GO
 
-#: How long a process keeps its turn, in whole updates: long beside what a change of processes costs, and
-#: short beside the moods of a machine, which last for tenths of a second.
+#: How long a process goes on, in whole updates: long beside what a change of processes costs, and short
+#: beside fluctuations of a machine's speed, which last for tenths of a second.
 SLICE_S = 0.05
-PATIENCE_S = 0.1
-#: What folders of sockets are called, with a few letters more.
+#: How often it is checked whether a process has ended.
+POLL_S = 0.1
+#: Prefix of the folders of sockets.
 PREFIX = "turns-"
 
 
 def socket_folder() -> str | None:
-    """Where a folder of sockets can be made: a path has at most about a hundred bytes; None: nowhere."""
+    """Return a folder whose path is short enough for sockets (about 100 bytes), None without one."""
     for folder in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), "/tmp"):
         if not folder or not hasattr(socket, "AF_UNIX"):
             continue
         with suppress(OSError), tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as made:
-            with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as tried:
-                tried.bind(str(Path(made, "0.sock")))
+            with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+                probe.bind(str(Path(made, "0.sock")))
             return folder
     return None
 
 
 @dataclass
-class _Side:
-    """A process: whether it waits for a word, whether it ever did, and whether it is over."""
+class _Client:
+    """A process: whether it waits for its next update, whether it ever did, and whether it has ended."""
 
     server: socket.socket
     connection: socket.socket | None = None
-    asks: bool = False
+    waits: bool = False
     began: bool = False
-    over: bool = False
+    ended: bool = False
 
 
-class Arbiter:
-    """One turn at a time; nobody begins before all that are not over have asked."""
+class Lockstep:
+    """Grant updates to one process at a time; none begins before all that have not ended are ready."""
 
     def __init__(self, folder: Path, count: int, now: Callable[[], float] = time.monotonic) -> None:
         self._now, self._holder, self._since = now, -1, 0.0
         self._selector = selectors.DefaultSelector()
-        self.places = [str(folder / f"{number}.sock") for number in range(count)]
-        self._sides = [self._listening(place) for place in self.places]
+        self.sockets = [str(folder / f"{number}.sock") for number in range(count)]
+        self._clients = [self._listen(path) for path in self.sockets]
 
-    def _listening(self, place: str) -> _Side:
+    def _listen(self, path: str) -> _Client:
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        server.bind(place)
+        server.bind(path)
         server.listen(1)
-        side = _Side(server)
-        self._selector.register(server, selectors.EVENT_READ, side)
-        return side
+        client = _Client(server)
+        self._selector.register(server, selectors.EVENT_READ, client)
+        return client
 
     def close(self) -> None:
-        """Let everybody go who waits."""
-        for side in self._sides:
-            side.server.close()
-            if side.connection is not None:
-                side.connection.close()
+        """Close all connections; whoever waits goes on alone."""
+        for client in self._clients:
+            client.server.close()
+            if client.connection is not None:
+                client.connection.close()
         self._selector.close()
 
-    def follow(self, ended: Sequence[Callable[[], bool]]) -> None:
-        """Give turns until every process has ended, which these functions say."""
-        while not all(over() for over in ended):
-            for key, _ in self._selector.select(PATIENCE_S):
-                self._hear(key.fileobj, key.data)
-            for side, over in zip(self._sides, ended, strict=True):
-                if over():
-                    self._let_go(side)
-            self._decide()
+    def run(self, ended: Sequence[Callable[[], bool]]) -> None:
+        """Grant updates until all processes have ended; `ended` has a function for each."""
+        while not all(has_ended() for has_ended in ended):
+            for key, _ in self._selector.select(POLL_S):
+                self._receive(key.fileobj, key.data)
+            for client, has_ended in zip(self._clients, ended, strict=True):
+                if has_ended():
+                    self._drop(client)
+            self._grant()
 
-    def _hear(self, source: object, side: _Side) -> None:
-        if source is side.server:
-            side.connection, _ = side.server.accept()
-            self._selector.register(side.connection, selectors.EVENT_READ, side)
+    def _receive(self, source: object, client: _Client) -> None:
+        if source is client.server:
+            client.connection, _ = client.server.accept()
+            self._selector.register(client.connection, selectors.EVENT_READ, client)
             return
-        assert side.connection is not None
-        said = b""
+        assert client.connection is not None
+        received = b""
         with suppress(OSError):
-            said = side.connection.recv(64)
-        if said:
-            side.asks = side.began = True
+            received = client.connection.recv(64)
+        if received:
+            client.waits = client.began = True
         else:
-            self._let_go(side)
+            self._drop(client)
 
-    def _let_go(self, side: _Side) -> None:
-        """A process that has closed its end, or is no more, asks for nothing."""
-        side.over, side.asks = True, False
-        if side.connection is not None:
-            self._selector.unregister(side.connection)
-            side.connection.close()
-            side.connection = None
+    def _drop(self, client: _Client) -> None:
+        """Forget a process that has closed its end or has ended."""
+        client.ended, client.waits = True, False
+        if client.connection is not None:
+            self._selector.unregister(client.connection)
+            client.connection.close()
+            client.connection = None
 
-    def _decide(self) -> None:
-        """Give the turn when nobody is at work: to its holder within its slice, else to the next."""
-        holder = self._sides[self._holder] if self._holder >= 0 else None
-        working = holder is not None and not holder.asks and not holder.over
-        if working or any(not side.began and not side.over for side in self._sides):
+    def _grant(self) -> None:
+        """Grant an update when none is under way: to the last process within its slice, else to the next."""
+        holder = self._clients[self._holder] if self._holder >= 0 else None
+        working = holder is not None and not holder.waits and not holder.ended
+        if working or any(not client.began and not client.ended for client in self._clients):
             return
-        asking = [number for number, side in enumerate(self._sides) if side.asks]
-        if not asking:
+        waiting = [number for number, client in enumerate(self._clients) if client.waits]
+        if not waiting:
             return
-        fresh = self._now() - self._since < SLICE_S
-        following = sorted(asking, key=lambda number: (number - self._holder - 1) % len(self._sides))
-        chosen = self._holder if self._holder in asking and fresh else following[0]
+        within_slice = self._now() - self._since < SLICE_S
+        following = sorted(waiting, key=lambda number: (number - self._holder - 1) % len(self._clients))
+        chosen = self._holder if self._holder in waiting and within_slice else following[0]
         if chosen != self._holder:
             self._holder, self._since = chosen, self._now()
-        elif not fresh:
+        elif not within_slice:
             self._since = self._now()
-        self._send(self._sides[chosen])
+        self._send(self._clients[chosen])
 
-    def _send(self, side: _Side) -> None:
-        side.asks = False
-        assert side.connection is not None
+    def _send(self, client: _Client) -> None:
+        client.waits = False
+        assert client.connection is not None
         try:
-            side.connection.sendall(GO)
+            client.connection.sendall(GO)
         except OSError:
-            self._let_go(side)
+            self._drop(client)

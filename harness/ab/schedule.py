@@ -1,6 +1,6 @@
-"""Runs of two revisions in turns on one device: A B, B A, A B, … by the command line of each revision.
+"""Runs of two revisions, interleaved on one device: A B, B A, A B, … by the command line of each revision.
 
-What a run is belongs to its revision: here is only who runs when, and whether the right code ran.
+A run belongs to its revision: this module decides which runs when, and checks that the right code ran.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from harness import record as records
 from harness.ab import lockstep, subprocesses
 from harness.ab.checkouts import SHORT, Revision
-from harness.ab.lockstep import Arbiter
-from harness.ab.subprocesses import Call
+from harness.ab.lockstep import Lockstep
+from harness.ab.subprocesses import Subprocess
 from harness.config import Run
 from harness.engine.measure.lockstep import FLAG, VARIABLE
 from harness.engine.process.progress import Display
@@ -30,15 +30,16 @@ SIDES = ("a", "b")
 #: Exit codes of `lorebench run` after which there are records: all is well, or a run ended in an error.
 RECORDED = (0, 1)
 NAME_LENGTH = 40
+#: Where the client of lockstep is, below harness/engine: now, and before the engine had folders.
+LOCKSTEP_CLIENTS = ("measure/lockstep.py", "turn.py")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What both sides are asked alike: a suite's file, options of `lorebench run`, and where records go.
+    """What both sides run: a suite's file, options of `lorebench run`, and the folder of the records.
 
-    `selectors` has the conditions that single out a run, by its run id without repeats. With `together` both
-    runs of a pair are there at once, and each of their updates waits for its turn: what a machine does to one
-    it does to the other.
+    `selectors` has the conditions that single out a run, by its run id without repeats. With `lockstep` both
+    runs of a pair exist at once and update alternately: what a machine does to one it does to the other.
     """
 
     suite: Path
@@ -46,152 +47,156 @@ class Request:
     options: tuple[str, ...]
     selectors: dict[str, list[str]]
     folder: Path
-    together: bool = False
+    lockstep: bool = False
 
     def selector(self, run: Run) -> list[str]:
-        """The conditions that single out a run and its repeats."""
+        """Return the conditions that single out a run and its repeats."""
         return self.selectors[run.model_copy(update={"repeat": 0}).run_id]
 
     def place(self, side: int, run: Run) -> Path:
-        """Where the records of a row are, below a folder for each machine and suite.
+        """Return the folder of a row's records; below it is a folder for each machine and suite.
 
-        Each row has a place of its own: a record does not say which of several rows with one label it is,
+        Each row has a folder of its own: a record does not show which of several rows with one label it is,
         since defaults may move between revisions.
         """
-        asked = json.dumps([each for each in self.selector(run) if not each.startswith("seed=")])
+        conditions = json.dumps([each for each in self.selector(run) if not each.startswith("seed=")])
         name = re.sub(r"[^A-Za-z0-9.-]+", "-", run.name).strip("-.")[:NAME_LENGTH]
-        return self.folder / SIDES[side] / f"{name}-{hashlib.sha256(asked.encode()).hexdigest()[:6]}"
+        return self.folder / SIDES[side] / f"{name}-{hashlib.sha256(conditions.encode()).hexdigest()[:6]}"
 
 
 @dataclass(frozen=True)
-class Turn:
+class SideRun:
     """One run of one side."""
 
     side: int
     run: Run
 
 
-def turns(runs: Sequence[Run], repeats: int) -> list[Turn]:
-    """Repeats outermost; the side that begins changes with every repeat, so that drift meets both alike."""
+def interleave(runs: Sequence[Run], repeats: int) -> list[SideRun]:
+    """Return the runs of both sides in order, repeats outermost.
+
+    The side that begins changes with every repeat, so that drift meets both alike.
+    """
     return [
-        Turn(side, run.model_copy(update={"repeat": repeat}))
+        SideRun(side, run.model_copy(update={"repeat": repeat}))
         for repeat in range(repeats)
         for run in runs
         for side in ((0, 1) if repeat % 2 == 0 else (1, 0))
     ]
 
 
-def take(todo: Sequence[Turn], sides: Sequence[Revision], request: Request, display: Display) -> None:
-    """Carry out all turns; what has a finished record already is left alone."""
-    with display, subprocesses.terminated_like_interrupted():
+def carry_out(todo: Sequence[SideRun], sides: Sequence[Revision], request: Request, display: Display) -> None:
+    """Carry out all runs but those with a finished record; UserError for what a revision refuses."""
+    with display, subprocesses.sigterm_as_interrupt():
         display.begin(len(todo), 0)
         for pair in zip(todo[::2], todo[1::2], strict=True):
             missing = _missing(pair, request)
-            for turn in pair:
-                if turn not in missing:
-                    display.end(_shown(turn), _proven(turn, sides[turn.side], request), 0.0)
-            for group in [missing] if request.together and missing else [[turn] for turn in missing]:
+            for each in pair:
+                if each not in missing:
+                    display.end(_shown(each), _verified(each, sides[each.side], request), 0.0)
+            for group in [missing] if request.lockstep and missing else [[each] for each in missing]:
                 display.start(_shown(group[0], *group[1:]), None)
                 began = time.monotonic()
-                _carry_out(group, sides, request)
-                for turn in group:
-                    record = _proven(turn, sides[turn.side], request)
-                    display.end(_shown(turn), record, time.monotonic() - began)
+                _run(group, sides, request)
+                for each in group:
+                    record = _verified(each, sides[each.side], request)
+                    display.end(_shown(each), record, time.monotonic() - began)
 
 
 def can_be_together(sides: Sequence[Revision], device: str) -> bool:
-    """Whether updates can wait for their turns: on a CPU, where both revisions know how."""
-    clients = "measure/lockstep.py", "turn.py"  # today's place, and the place before engine had folders
+    """Return whether both sides can update in lockstep: on a CPU, where both revisions have the client."""
     return device == "cpu" and all(
-        any((side.tree / "harness" / "engine" / client).is_file() for client in clients) for side in sides
+        any((side.tree / "harness" / "engine" / client).is_file() for client in LOCKSTEP_CLIENTS)
+        for side in sides
     )
 
 
-def _shown(turn: Turn, *others: Turn) -> Run:
-    names = " and ".join(SIDES[each.side] for each in (turn, *others))
-    return turn.run.model_copy(update={"label": f"{names}: {turn.run.name}"})
+def _shown(first: SideRun, *others: SideRun) -> Run:
+    names = " and ".join(SIDES[each.side] for each in (first, *others))
+    return first.run.model_copy(update={"label": f"{names}: {first.run.name}"})
 
 
-def _missing(pair: Sequence[Turn], request: Request) -> list[Turn]:
-    """What of a pair is left to do; both where its updates should have taken turns and one's did not."""
-    found = [next(_records(turn, request), None) for turn in pair]
-    missing = [turn for turn, at in zip(pair, found, strict=True) if at is None or not at[1].finished]
-    if not request.together or (not missing and all(at and _took_turns(at[1]) for at in found)):
+def _missing(pair: Sequence[SideRun], request: Request) -> list[SideRun]:
+    """Return the unfinished runs of a pair; both where they should have been in lockstep and one was not."""
+    found = [next(_records(each, request), None) for each in pair]
+    missing = [each for each, at in zip(pair, found, strict=True) if at is None or not at[1].finished]
+    if not request.lockstep or (not missing and all(at and _was_timed_alone(at[1]) for at in found)):
         return missing
-    for at in filter(None, found):  # or the revision would leave them alone
+    for at in filter(None, found):  # or the revision would skip them
         at[0].unlink()
     return list(pair)
 
 
-def _took_turns(record: Record) -> bool:
-    """Whether nobody else worked while a run was timed, as far as it was."""
+def _was_timed_alone(record: Record) -> bool:
+    """Return whether no other process worked while a run was timed, as far as it was timed."""
     if record.outcome.status != "ok" or record.time is None or record.time.tokens_per_s is None:
         return True
     return record.environment is not None and record.environment.flags.get(FLAG) is True
 
 
-def _carry_out(group: Sequence[Turn], sides: Sequence[Revision], request: Request) -> None:
-    """Run one turn, or several at once; UserError for what a revision refuses."""
+def _run(group: Sequence[SideRun], sides: Sequence[Revision], request: Request) -> None:
+    """Carry out one run, or several in lockstep; UserError for what a revision refuses."""
     with tempfile.TemporaryDirectory(prefix="turns-") as scratch, ExitStack() as stack:
-        referee = None
+        server = None
         if len(group) > 1:
             sockets = tempfile.TemporaryDirectory(prefix=lockstep.PREFIX, dir=lockstep.socket_folder())
-            referee = stack.enter_context(closing(Arbiter(Path(stack.enter_context(sockets)), len(group))))
-        places = referee.places if referee else [None]
-        under_way: list[Call] = []
+            server = stack.enter_context(closing(Lockstep(Path(stack.enter_context(sockets)), len(group))))
+        started: list[Subprocess] = []
         try:
-            for number, (turn, place) in enumerate(zip(group, places, strict=True)):
+            for number, (each, place) in enumerate(
+                zip(group, server.sockets if server else [None], strict=True)
+            ):
                 log = Path(scratch, f"{number}.log")
-                under_way.append(_start(turn, sides[turn.side], request, place, log))
-            if referee:
-                referee.follow([call.over for call in under_way])
-            codes = [call.wait() for call in under_way]
-        except BaseException:  # a stop is passed on, so that the record of the run says so
-            for call in under_way:
-                call.stop()
-            if referee:
-                referee.close()
-            for call in under_way:
-                call.wait()
+                started.append(_start(each, sides[each.side], request, place, log))
+            if server:
+                server.run([process.ended for process in started])
+            codes = [process.wait() for process in started]
+        except BaseException:  # passed on, so that the records note the interruption
+            for process in started:
+                process.stop()
+            if server:
+                server.close()
+            for process in started:
+                process.wait()
             raise
-        for turn, call, code in zip(group, under_way, codes, strict=True):
-            if code not in RECORDED or next(_records(turn, request), None) is None:
-                revision = sides[turn.side]
-                raise UserError(f"{revision.asked} ({revision.name}): {call.last_words()}")
+        for each, process, code in zip(group, started, codes, strict=True):
+            if code not in RECORDED or next(_records(each, request), None) is None:
+                revision = sides[each.side]
+                raise UserError(f"{revision.spec} ({revision.name}): {process.last_line()}")
 
 
-def _start(turn: Turn, revision: Revision, request: Request, place: str | None, log: Path) -> Call:
-    """Start the run of a turn by the command line of its revision; `log` gets its standard error."""
-    options = [*request.options, f"--set=repeat={turn.run.repeat}", f"--seed={turn.run.seed}"]
-    options += [f"--only={condition}" for condition in request.selector(turn.run)]
+def _start(each: SideRun, revision: Revision, request: Request, place: str | None, log: Path) -> Subprocess:
+    """Start a run by the command line of its revision; `place` is its socket of lockstep."""
+    options = [*request.options, f"--set=repeat={each.run.repeat}", f"--seed={each.run.seed}"]
+    options += [f"--only={condition}" for condition in request.selector(each.run)]
     command = [revision.python, "-m", "harness.cli", "run", str(request.suite)]
-    command += [f"--results={request.place(turn.side, turn.run)}", *options]
-    cache = request.folder / f"cache-{SIDES[turn.side]}"
+    command += [f"--results={request.place(each.side, each.run)}", *options]
+    cache = request.folder / f"cache-{SIDES[each.side]}"
     cache.mkdir(parents=True, exist_ok=True)
-    return Call(command, revision.environment(cache) | ({VARIABLE: place} if place else {}), log)
+    return Subprocess(command, revision.environment(cache) | ({VARIABLE: place} if place else {}), log)
 
 
-def _proven(turn: Turn, revision: Revision, request: Request) -> Record:
-    """The record of a turn, if the code of its revision made it, and in turns where it should."""
-    _, found = next(_records(turn, request))
+def _verified(each: SideRun, revision: Revision, request: Request) -> Record:
+    """Return the record of a run; UserError where other code made it, or it should have been in lockstep."""
+    _, found = next(_records(each, request))
     ran = found.environment.git_sha if found.environment else None
     if ran is not None and ran != revision.sha:
         raise UserError(
-            f"{revision.asked}: its run was made by the code of {ran[:SHORT]}, not of {revision.name}; "
-            f"remove {request.folder} and what else is called `harness` on PYTHONPATH, and run again"
+            f"{revision.spec}: its run was made by the code of {ran[:SHORT]}, not of {revision.name}; "
+            f"remove {request.folder} and any other `harness` on PYTHONPATH, and run again"
         )
-    if request.together and not _took_turns(found):
+    if request.lockstep and not _was_timed_alone(found):
         raise UserError(
-            f"{revision.asked} ({revision.name}): {turn.run.name} did not wait for its turns, so both sides "
-            "were timed at once; run again, or with --apart"
+            f"{revision.spec} ({revision.name}): {each.run.name} did not wait between its updates, so both "
+            "sides were timed at once; run again, or with --apart"
         )
     return found
 
 
-def _records(turn: Turn, request: Request) -> Iterator[tuple[Path, Record]]:
-    """The record of a turn with its file, wherever the side has put it; UserError where it cannot be read."""
-    folder = request.place(turn.side, turn.run)
-    for path in sorted(folder.glob(f"*/{request.name}/*-s{turn.run.seed}-r{turn.run.repeat}.json")):
+def _records(each: SideRun, request: Request) -> Iterator[tuple[Path, Record]]:
+    """Yield the record of a run with its file, in any machine's folder; UserError where it is unreadable."""
+    folder = request.place(each.side, each.run)
+    for path in sorted(folder.glob(f"*/{request.name}/*-s{each.run.seed}-r{each.run.repeat}.json")):
         record = records.read(path)
-        if record.label == turn.run.name:
+        if record.label == each.run.name:
             yield path, record

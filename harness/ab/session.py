@@ -1,4 +1,4 @@
-"""One call of `ab`: check out both sides, say what they are asked, compare their records."""
+"""One call of `lorebench ab`: check out both sides, describe their runs, compare their records."""
 
 from __future__ import annotations
 
@@ -30,47 +30,42 @@ if TYPE_CHECKING:
 def request_for(
     suite: str,
     chosen: Suite,
-    given: Sequence[str],
+    options: Sequence[str],
     results: Path,
     sides: Sequence[Revision],
     plan: Plan,
     apart: bool,
 ) -> Request:
-    """Return what both sides are asked, and the folder that the same command goes on in."""
+    """Return what both sides run, and the folder in which the same command continues."""
     from harness.ab import lockstep, schedule
 
     together = not apart and schedule.can_be_together(sides, plan.device)
     if together and lockstep.socket_folder() is None:
-        typer.echo("one run follows the other: this machine has no folder for sockets, as /tmp is", err=True)
+        typer.echo("one run follows the other: no folder can hold sockets, as /tmp usually can", err=True)
         together = False
-    file = _file(suite)
-    stand = [plan.machine, together, *(f"{name}={os.environ.get(name)}" for name in VARIABLES)]
-    asked = [suite, sha256(file), *given, *stand]
+    # This program's file of the suite, for both sides: revisions that run different suites do not compare.
+    file = suites.find(Path(suite)).absolute()
+    environment = [plan.machine, together, *(f"{name}={os.environ.get(name)}" for name in VARIABLES)]
+    folder = _folder(results, sides, [suite, sha256(file), *options, *environment])
     selectors = {run.run_id: chosen.selector(run) for run in chosen.runs}
-    folder = _folder(results, sides, asked)
-    return schedule.Request(file, chosen.name, tuple(given), selectors, folder, together)
+    return schedule.Request(file, chosen.name, tuple(options), selectors, folder, together)
 
 
-def take(request: Request, chosen: Suite, repeats: int, sides: Sequence[Revision], device: str) -> None:
-    """Carry out all turns, with the device held against other sweeps."""
+def carry_out(request: Request, chosen: Suite, repeats: int, sides: Sequence[Revision], device: str) -> None:
+    """Carry out the runs of both sides while no other sweep uses the device."""
     from harness.ab import schedule
     from harness.engine import runner
     from harness.engine.process import progress
 
     display = progress.choose()
     with runner.device_lock(device, cache_folder(), display):
-        schedule.take(schedule.turns(chosen.runs, repeats), sides, request, display)
-
-
-def _file(suite: str) -> Path:
-    """The suite's file: this program's, for both sides, since a question that moved cannot be compared."""
-    return suites.find(Path(suite)).absolute()
+        schedule.carry_out(schedule.interleave(chosen.runs, repeats), sides, request, display)
 
 
 def sides_of(
-    repository: Path | None, asked: tuple[str, str], pythons: tuple[str | None, str | None]
+    repository: Path | None, specs: tuple[str, str], pythons: tuple[str | None, str | None]
 ) -> list[Revision]:
-    """Both revisions, checked out; environments of their own where they ask for different dependencies."""
+    """Check out both revisions; those with different dependencies get environments of their own."""
     from dataclasses import replace
 
     from harness.ab import checkouts
@@ -78,16 +73,15 @@ def sides_of(
     source = checkouts.repository(repository)
     for python in filter(None, pythons):
         _check_interpreter(python)
-    cache = _made(cache_folder() / "revisions")
-    found = [checkouts.checkout(source, name, cache) for name in asked]
+    cache = _writable(cache_folder() / "revisions")
+    found = [checkouts.checkout(source, spec, cache) for spec in specs]
     wanted = [checkouts.dependencies(revision.tree) for revision in found]
-    own = wanted[0] != wanted[1]
     sides = []
     for revision, needed, given in zip(found, wanted, pythons, strict=True):
         if given is not None:
             revision = replace(revision, python=str(Path(given).absolute()))
-        elif own:
-            typer.echo(f"{revision.asked}: an environment with its own dependencies", err=True)
+        elif wanted[0] != wanted[1]:
+            typer.echo(f"{revision.spec}: an environment with its own dependencies", err=True)
             python = checkouts.environment(needed, cache_folder() / "environments")
             revision = replace(revision, python=python)
         sides.append(revision)
@@ -95,7 +89,7 @@ def sides_of(
 
 
 def _check_interpreter(python: str) -> None:
-    """Refuse what cannot be started, before the other side has run."""
+    """Raise UserError for an interpreter that cannot be started, before anything runs."""
     if not Path(python).is_file():
         raise UserError(f"{python}: no such interpreter; give the path of a python")
     try:
@@ -106,18 +100,18 @@ def _check_interpreter(python: str) -> None:
         ) from error
 
 
-def _folder(results: Path, sides: Sequence[Revision], asked: Sequence[object]) -> Path:
-    """A folder for these revisions, interpreters and what is asked, so that the same command goes on in it.
+def _folder(results: Path, sides: Sequence[Revision], identity: Sequence[object]) -> Path:
+    """Make the folder of these revisions, interpreters and settings: the same command continues in it.
 
-    An answer is for one question: another text of the suite or another machine has a folder of its own.
+    Another text of the suite or another machine has a folder of its own.
     """
-    text = json.dumps([*asked, *(side.python for side in sides)])
+    text = json.dumps([*identity, *(side.python for side in sides)])
     digest = hashlib.sha256(text.encode()).hexdigest()[:6]
-    return _made(results.absolute() / f"{sides[0].name}-{sides[1].name}-{digest}")
+    return _writable(results.absolute() / f"{sides[0].name}-{sides[1].name}-{digest}")
 
 
-def _made(folder: Path) -> Path:
-    """The folder, which is there now and can be written to."""
+def _writable(folder: Path) -> Path:
+    """Make a folder and return it; UserError where it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -127,22 +121,22 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def compared(request: Request, runs: Sequence[Run], repeats: int, control: str | None) -> Comparison:
-    """The records of both sides held against each other; those of rows that are not asked for rest."""
+def compare(request: Request, runs: Sequence[Run], repeats: int, control: str | None) -> Comparison:
+    """Compare the records of both sides, those of other rows left out."""
     from harness.ab import schedule
-    from harness.tables.compare import interleaved as compare_turns
+    from harness.tables.compare import interleaved
     from harness.tables.compare.pairing import load
 
     wanted = {(run.name, run.seed) for run in runs}
     sides = []
     for number in range(len(schedule.SIDES)):
         places = dict.fromkeys(request.place(number, run) for run in runs)
-        sides.append(compare_turns.select(_joined([load(place) for place in places]), wanted, repeats))
-    return compare_turns.compare(sides[0], sides[1], {} if control is None else {request.name: control})
+        sides.append(interleaved.select(_joined([load(place) for place in places]), wanted, repeats))
+    return interleaved.compare(sides[0], sides[1], {} if control is None else {request.name: control})
 
 
 def _joined(parts: Sequence[Side]) -> Side:
-    """The records of several rows as one side; two spellings of one run count once."""
+    """Return the records of several rows as one side; two spellings of one run count once."""
     from harness.tables.compare.pairing import Side
 
     found: dict[tuple[str, str], Loaded] = {}

@@ -1,4 +1,4 @@
-"""Calls of a revision's command line that end with this process, however it ends."""
+"""Subprocesses that run a revision's command line and end with this process, however it ends."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pathlib import Path
 from harness.engine.process import parent_watch
 
 
-class Call:
-    """A command under way; `log` gets its standard error. It ends by Ctrl-C when this process is gone."""
+class Subprocess:
+    """A running command whose standard error goes to `log`; it gets SIGINT when this process is gone."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
         self._log = log
-        tied = [sys.executable, "-I", parent_watch.__file__, *command]
+        watched = [sys.executable, "-I", parent_watch.__file__, *command]
         with log.open("wb") as file:
-            # A session of its own: what is typed at the terminal comes once, by `stop`.
+            # A session of its own: Ctrl-C at the terminal reaches it once, through `stop`.
             self._process = subprocess.Popen(
-                tied,
+                watched,
                 env=env,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -30,31 +30,31 @@ class Call:
                 start_new_session=True,
             )
 
-    def over(self) -> bool:
-        """Whether it has ended."""
+    def ended(self) -> bool:
+        """Return whether the command has ended."""
         return self._process.poll() is not None
 
     def stop(self) -> None:
-        """Stop it as Ctrl-C would, so that the record of its run says so."""
+        """Interrupt the command as Ctrl-C would, so that its record notes it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
 
     def wait(self) -> int:
-        """Its exit code, when it has ended."""
+        """Wait for the end and return the exit code."""
         code = self._process.wait()
         self.stop()
         return code
 
-    def last_words(self) -> str:
-        """The last line that it said, without the name of the program."""
-        said = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last = said[-1] if said else f"exit code {self._process.returncode}"
+    def last_line(self) -> str:
+        """Return the last line of standard error without the program's name, else the exit code."""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = lines[-1] if lines else f"exit code {self._process.returncode}"
         return last.removeprefix("lorebench: ")
 
 
 @contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM, by which a job is cancelled, do what Ctrl-C does."""
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM, by which a job is cancelled; only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

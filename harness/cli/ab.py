@@ -1,4 +1,4 @@
-"""The command `lorebench ab`: run a suite with two interleaved revisions and compare them."""
+"""The command `lorebench ab`: run a suite on two revisions of the code, interleaved, and compare them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from harness.cli import options
 from harness.cli.gate import FormOption, OutOption, publish
 from harness.errors import UserError
 
-#: Runs of a side that a verdict about throughput needs, and what is asked for unless a person says otherwise.
+#: Runs of a side that a verdict about throughput needs, and the default.
 REPEATS = 5
 MOST_REPEATS = 1000
-#: Settings without which a run costs less and is as large and as fast.
-COST_ALONE = ("evaluate.perplexity=[]", "evaluate.tasks=[]", "save_weights=false")
-
+#: Settings that leave out what changes neither memory nor speed.
+COST_ONLY = ("evaluate.perplexity=[]", "evaluate.tasks=[]", "save_weights=false")
 
 Repeats = Annotated[int, typer.Option(help="Runs of each row and side; a verdict needs 5.")]
 Control = Annotated[
@@ -32,14 +31,14 @@ Quality = Annotated[
     bool, typer.Option("--quality", help="Also score perplexity and accuracy, and compare them.")
 ]
 Repository = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="A clone of lorebench. [default: the one around here]")
+    Path | None, typer.Option(metavar="DIR", help="A clone of lorebench. [default: that of this folder]")
 ]
 Apart = Annotated[
     bool,
     typer.Option(
         "--apart",
-        help="One run after the other, as on a GPU and with --quality. On a CPU both revisions are there at "
-        "once, and their updates take turns.",
+        help="Run one after the other, as on a GPU and with --quality. On a CPU both revisions run at once, "
+        "and their updates alternate.",
     ),
 ]
 PythonA = Annotated[
@@ -63,7 +62,7 @@ def ab(
     only: options.OnlyOption = None,
     seed: options.Seeds = None,
     device: options.Device = "auto",
-    deadline: Annotated[str, typer.Option(help="Longest time for one run.")] = "6h",
+    deadline: Annotated[str, typer.Option(help="Timeout per run, e.g. 90s, 25m or 6h.")] = "6h",
     results: options.Results = Path("runs/ab"),
     repository: Repository = None,
     apart: Apart = False,
@@ -72,22 +71,20 @@ def ab(
     form: FormOption = "text",
     out: OutOption = None,
 ) -> None:
-    """Run two revisions interleaved on this machine and compare them; exit codes as of gate."""
+    """Run two revisions interleaved on this machine and show what changed; exit codes as for gate."""
     from harness.engine import runner
 
     if not 1 <= repeats <= MOST_REPEATS:
         raise UserError(f"--repeats {repeats}: give a number from 1 to {MOST_REPEATS}")
     options.seconds(deadline)
     rows.check_settings(settings or ())
-    changed = [*(settings or ()), *(() if quality else COST_ALONE)]
+    changed = [*(settings or ()), *(() if quality else COST_ONLY)]
     everything = options.load(suite, model, data, changed, None, seed)
     control = rows.control_row(everything, control)
     chosen = rows.rows(everything, only, control, quality, bool(seed))
-    plan = runner.resolve(chosen.runs, device)  # refuses what cannot be read before anything is checked out
+    plan = runner.resolve(chosen.runs, device)  # before a checkout, refuse what cannot be read
     sides = session.sides_of(repository, (first, second), (python_a, python_b))
-    given = [f"--device={plan.device}", f"--deadline={deadline}", *(f"--set={item}" for item in changed)]
-    given += [f"--model={model}"] if model else []
-    given += [f"--data={item}" for item in data or ()]
+    given = [f"--deadline={deadline}", *options.forwarded(model, data, changed, plan.device)]
     request = session.request_for(suite, chosen, given, results, sides, plan, apart or quality)
-    session.take(request, chosen, repeats, sides, plan.device)
-    publish(session.compared(request, chosen.runs, repeats, control), form, out)
+    session.carry_out(request, chosen, repeats, sides, plan.device)
+    publish(session.compare(request, chosen.runs, repeats, control), form, out)

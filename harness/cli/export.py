@@ -1,4 +1,4 @@
-"""The command `lorebench export`: the trained model of a run as a folder for other programs."""
+"""The command `lorebench export`: write the trained model of a run for other programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.errors import UserError
 
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run id (or its beginning), or a record file.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the model goes.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write the model to.")],
     form: Annotated[
         str, typer.Option(help="dense (plain Hugging Face) or factors (with a manifest).")
     ] = "dense",

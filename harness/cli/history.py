@@ -1,4 +1,4 @@
-"""The command `lorebench history`: a suite's quantities over commits. Runs nothing."""
+"""The command `lorebench history`: the quantities of a suite over commits. Runs nothing."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ if TYPE_CHECKING:
 
 Format = Literal["text", "md", "json"]
 
-
 Name = Annotated[
-    str, typer.Argument(metavar="SUITE", help="A suite that ships, a YAML file, or a name in records.")
+    str,
+    typer.Argument(
+        metavar="SUITE", help="A suite that ships, a YAML file, or the name of a suite in records."
+    ),
 ]
 Results = Annotated[
-    list[Path] | None, typer.Option(help="Folder of records, however deep; repeatable. [default: runs]")
+    list[Path] | None,
+    typer.Option(help="Folder of records, searched recursively; repeatable. [default: runs]"),
 ]
 Committed = Annotated[
-    bool, typer.Option("--committed", help="Also earlier versions of the records, from git's history.")
+    bool, typer.Option("--committed", help="Also read earlier versions of the records from git's history.")
 ]
 Only = Annotated[
     list[str] | None,
     typer.Option(
-        "--only", metavar="KEY=VALUE", help="Keep matches: label, method, seed, quantity or any setting."
+        "--only", metavar="KEY=VALUE", help="Select series by label, method, seed, quantity or any setting."
     ),
 ]
 Out = Annotated[
@@ -35,10 +38,10 @@ Out = Annotated[
     typer.Option("--out", metavar="FILE", help="Also write every point as a table: .csv or .parquet."),
 ]
 Server = Annotated[
-    str | None, typer.Option(metavar="URI", help="Also upload every run to this MLflow server, once.")
+    str | None, typer.Option(metavar="URI", help="Also upload every run to this MLflow server, each once.")
 ]
 Experiment = Annotated[
-    str | None, typer.Option(metavar="NAME", help="MLflow's experiment. [default: lorebench/SUITE]")
+    str | None, typer.Option(metavar="NAME", help="MLflow experiment. [default: lorebench/SUITE]")
 ]
 
 
@@ -48,11 +51,11 @@ def history(
     committed: Committed = False,
     only: Only = None,
     out: Out = None,
-    form: Annotated[Format, typer.Option("--format", help="What is printed.")] = "text",
+    form: Annotated[Format, typer.Option("--format", help="Format of the output.")] = "text",
     mlflow: Server = None,
     experiment: Experiment = None,
 ) -> None:
-    """Show each quantity of a suite over commits and its change points; exit code 0 in any case."""
+    """Show each quantity of a suite over commits with its change points; exit code 0 whatever changed."""
     from harness.tables.history import build as tables
     from harness.tables.history import export
     from harness.tables.history.loading import collect
@@ -61,7 +64,7 @@ def history(
     if out is not None:
         export.check(out)
     if experiment is not None and mlflow is None:
-        raise UserError(f"--experiment {experiment}: belongs to an upload; add --mlflow URI")
+        raise UserError(f"--experiment {experiment}: only for an upload; add --mlflow URI")
     chosen = _suite(suite)
     name, baseline = (chosen.name, chosen.baseline) if chosen else (suite, None)
     labels = list(dict.fromkeys(run.name for run in chosen.runs)) if chosen else []
@@ -75,12 +78,12 @@ def history(
     if mlflow is not None:
         from harness.tables.history import mlflow as mlflow_upload
 
-        said = mlflow_upload.upload(collection, mlflow, experiment or f"lorebench/{name}", only or ())
-        typer.echo(said, err=True)
+        summary = mlflow_upload.upload(collection, mlflow, experiment or f"lorebench/{name}", only or ())
+        typer.echo(summary, err=True)
 
 
 def _suite(name: str) -> Suite | None:
-    """The suite that ships or is a file; None where only records may know it."""
+    """Return the suite that ships or is a file, else None: records may name it."""
     from harness import suite as suites
 
     if Path(name).is_file() or name.removesuffix(".yaml") in suites.shipped_suites():

@@ -1,7 +1,6 @@
 """The command line: `lorebench methods | plan | run | report | export | paper | gate | ab | history`.
 
-Only the parent's light modules are imported at the top; whatever needs torch is a process of its
-own or is imported inside its command.
+No command imports torch at its top: what needs it runs in another process, or is imported inside its command.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ for _command in (
 
 
 def _refuse(text: str) -> NoReturn:
-    """End with a line, whatever files and records put into it."""
+    """Print an error as one line, without control characters of files and records, and exit."""
     from harness.tables.format import plain
 
     print(f"lorebench: {plain(text)}", file=sys.stderr)
@@ -49,7 +48,7 @@ def _refuse(text: str) -> NoReturn:
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line and exit code 2, also a path that cannot be."""
+    """Run the command line; bad input, also a path that cannot exist, is one line and `EXIT_BAD_INPUT`."""
     try:
         app()
     except UserError as error:
@@ -59,5 +58,5 @@ def main() -> None:
             raise
         _refuse(f"{str(error.filename)[:LONGEST_PATH]}: {error.strerror}")
     except KeyboardInterrupt:
-        print("lorebench: stopped; the same command goes on where this one ended", file=sys.stderr)
+        print("lorebench: stopped; the same command continues", file=sys.stderr)
         sys.exit(130)

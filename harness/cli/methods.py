@@ -1,10 +1,10 @@
-"""The command `lorebench methods`: the methods with their options, stages and sources."""
+"""The command `lorebench methods`: list the methods with their options, stages and sources."""
 
 from __future__ import annotations
 
 
 def methods() -> None:
-    """List the methods with their sources and what each can do."""
+    """List the methods with their options, stages and sources."""
     from rich.console import Console
     from rich.table import Table
 

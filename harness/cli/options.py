@@ -1,4 +1,4 @@
-"""What a person gives on the command line, read: suites with their overrides, time spans, sizes."""
+"""Arguments and options that several commands share, and how their values are read. No torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load(
     only: Sequence[str] | None,
     seeds: Sequence[int] | None,
 ) -> Suite:
-    """The suite that is named, with all that was said about it."""
+    """Return a suite, by name or file, with its overrides, seeds and selection applied."""
     overrides: list[Override] = [*_model_override(model), *_data_override(data)]
     overrides += [suites.parse_override(text) for text in settings or ()]
     return suites.load(suite, overrides).with_seeds(seeds or ()).only(only or ())
@@ -42,7 +42,7 @@ def _model_override(model: str | None) -> list[Override]:
 
 
 def _data_override(data: Sequence[str] | None) -> list[Override]:
-    """A user's text replaces the world: what is held out of it is scored, and no embedded task is asked."""
+    """Return overrides that train on a user's text, score its held-out part, and drop the embedded tasks."""
     if not data:
         return []
     section: dict[str, Any]
@@ -57,12 +57,12 @@ def _data_override(data: Sequence[str] | None) -> list[Override]:
 
 
 def _is_path(text: str) -> bool:
-    """Whether a person means a path: it exists, or it is written like one."""
+    """Return whether a text is a path: it exists, or is written like one."""
     return Path(text).expanduser().exists() or text.startswith(("/", "./", "../", "~"))
 
 
 def seconds(text: str) -> float:
-    """Read 90, 90s, 25m or 6h."""
+    """Read a duration such as 90, 90s, 25m or 6h; UserError for anything else."""
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
     number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
     try:
@@ -70,8 +70,18 @@ def seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value <= LONGEST_S:
-        raise UserError(f"{text!r} is no time span; write for example 90s, 25m or 6h (at most a year)")
+        raise UserError(f"{text!r} is not a duration; write for example 90s, 25m or 6h (at most a year)")
     return value
+
+
+def forwarded(
+    model: str | None, data: Sequence[str] | None, settings: Sequence[str] | None, device: str
+) -> list[str]:
+    """Return options of one command as arguments of `lorebench run`."""
+    given = [f"--model={model}"] if model else []
+    given += [f"--data={item}" for item in data or ()]
+    given += [f"--set={item}" for item in settings or ()]
+    return given + ([f"--device={device}"] if device != "auto" else [])
 
 
 def rerun(
@@ -83,11 +93,8 @@ def rerun(
     seeds: Sequence[int] | None,
     device: str,
 ) -> Callable[[Run], str]:
-    """A function that gives the command to repeat one run of a suite."""
-    given = [f"--model={model}"] if model else []
-    given += [f"--data={item}" for item in data or ()]
-    given += [f"--set={item}" for item in settings or ()]
-    given += [f"--device={device}"] if device != "auto" else []
+    """Return a function that writes the command that repeats one run of a suite."""
+    given = forwarded(model, data, settings, device)
 
     def command(run: Run) -> str:
         seed = [f"--seed={run.seed}"] if seeds else []  # a seed that the suite itself may not have
@@ -98,16 +105,18 @@ def rerun(
 
 
 def sizes(devices: Sequence[str], reserve: str) -> tuple[tuple[float, ...], float]:
-    """The devices and what is kept free on each, in GiB; UserError where nothing would be left."""
+    """Return device sizes and the reserve on each, in GiB; UserError where nothing would be left."""
     given = tuple(dict.fromkeys(_gib(text, "--device-gib") for text in devices))
-    kept = _gib(reserve, "--reserve-gib", zero=True)
-    if given and kept >= min(given):
-        raise UserError(f"--reserve-gib {kept:g} leaves nothing of --device-gib {min(given):g}; reserve less")
-    return given, kept
+    reserved = _gib(reserve, "--reserve-gib", zero=True)
+    if given and reserved >= min(given):
+        raise UserError(
+            f"--reserve-gib {reserved:g} leaves nothing of --device-gib {min(given):g}; reserve less"
+        )
+    return given, reserved
 
 
 def _gib(text: str, option: str, zero: bool = False) -> float:
-    """A size in GiB; UserError for what is no number, too large, negative, or 0 unless that is a size too."""
+    """Read a size in GiB, 0 only where `zero` allows it; UserError for anything else."""
     try:
         value = float(text)
     except ValueError:
@@ -122,61 +131,51 @@ SuiteName = Annotated[
     str, typer.Argument(metavar="SUITE", help="A suite that ships, by name, or a YAML file.")
 ]
 
-
 Results = Annotated[Path, typer.Option(help="Folder of the records.")]
-
 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
 ]
 
-
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--only", metavar="KEY=VALUE", help="Keep matching runs: label, method, seed or any setting."
+        "--only", metavar="KEY=VALUE", help="Select runs by label, method, seed or any setting; repeatable."
     ),
 ]
 
-
 ModelOption = Annotated[str | None, typer.Option(help="A model folder, or a hub id with optional @revision.")]
-
 
 DataOption = Annotated[
     list[str] | None,
     typer.Option(help="A .txt or .jsonl file (repeatable), or a `datasets` id with optional @revision."),
 ]
 
-
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-
 
 DeviceGib = Annotated[
     list[str] | None,
-    typer.Option("--device-gib", metavar="GIB", help="Say what fits such a device; repeatable."),
+    typer.Option("--device-gib", metavar="GIB", help="Size of a device to fit the runs on; repeatable."),
 ]
-
 
 ReserveGib = Annotated[
     str,
     typer.Option(
         "--reserve-gib",
         metavar="GIB",
-        help="Kept free on a device for what a simulation does not see: the device context, workspaces of "
-        "libraries, fragmentation.",
+        help="Reserve on each device for what is not modelled: the device context, workspaces of libraries, "
+        "fragmentation.",
     ),
 ]
-
 
 RanksOption = Annotated[
     str | None,
     typer.Option(
         "--ranks",
         metavar="NAME|FILE",
-        help="Ranks that depend on values: the name of an approximation, a record, or a JSON file of "
+        help="Ranks that depend on the weights: the name of an approximation, a record, or a JSON file of "
         "{layer: rank} or {method: {layer: rank}}.",
     ),
 ]
-
 
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Run these seeds instead of the suite's.")]

@@ -67,7 +67,7 @@ def report(
 
 
 def _check_page(html: Path | None, history: Sequence[Path] | None) -> None:
-    """UserError for a page that could not be written, or a history without one."""
+    """Raise UserError for a page that cannot be written, or a history without a page."""
     if html is not None:
         from harness.tables.page import document
 
@@ -77,7 +77,7 @@ def _check_page(html: Path | None, history: Sequence[Path] | None) -> None:
 
 
 def _history(suite: Suite, folders: Sequence[Path] | None) -> History | None:
-    """What the records of some folders say of a suite at earlier commits."""
+    """Return a suite at earlier commits, from records in some folders; None without folders."""
     from harness.tables.history.build import load
 
     labels = list(dict.fromkeys(run.name for run in suite.runs))

@@ -21,12 +21,12 @@ def run(
     seed: options.Seeds = None,
     device: options.Device = "auto",
     results: options.Results = Path("runs"),
-    budget: Annotated[str | None, typer.Option(help="Start nothing that would not finish, e.g. 25m.")] = None,
-    deadline: Annotated[str, typer.Option(help="Longest time for one run.")] = "6h",
-    retry: Annotated[bool, typer.Option("--retry", help="Repeat finished runs that are not ok.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Start also runs that cannot fit the device.")
-    ] = False,
+    budget: Annotated[
+        str | None, typer.Option(help="Time budget: start only runs expected to end within it, e.g. 25m.")
+    ] = None,
+    deadline: Annotated[str, typer.Option(help="Timeout per run, e.g. 90s, 25m or 6h.")] = "6h",
+    retry: Annotated[bool, typer.Option("--retry", help="Re-run failed runs.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run even if predicted not to fit.")] = False,
 ) -> None:
     """Run a suite, or what is left of it, and print its tables."""
     from harness.engine import runner

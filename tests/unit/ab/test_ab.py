@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +19,12 @@ from typing import Any
 
 import pytest
 
-from harness.ab.schedule import turns
+from harness.ab.checkouts import Revision
+from harness.ab.schedule import can_be_together, interleave
 from harness.cli import main as cli
 from harness.config import Run
 from harness.engine import runner
+from harness.files import ROOT
 from harness.record import VARIABLES
 from harness.tables.compare.statistics import interleaved
 from tests.support.gate_records import made, memory
@@ -39,7 +42,7 @@ rows:
 """
 COMMAND = """
 import datetime, json, os, pathlib, socket, subprocess, sys
-tree = pathlib.Path(__file__).resolve().parents[1]
+tree = next(p for p in pathlib.Path(__file__).resolve().parents if (p / "behaviour.json").is_file())
 given = [item.partition("=")[::2] for item in sys.argv[2:]]
 said = {key: value for key, value in given if key != "--set"}
 settings = dict(value.split("=", 1) for key, value in given if key == "--set")
@@ -267,7 +270,7 @@ def run(label: str) -> Run:
 
 @pytest.mark.parametrize("repeats", [1, 2, 5, 8])
 def test_sides_take_turns_and_each_begins_as_often_as_the_other(repeats: int) -> None:
-    found = turns([run("x"), run("y")], repeats)
+    found = interleave([run("x"), run("y")], repeats)
     for label in "xy":
         sides = [turn.side for turn in found if turn.run.name == label]
         assert interleaved([side == 1 for side in sides])
@@ -304,12 +307,50 @@ def pair(place: Place) -> Place:
 ONE_PAIR = ("--repeats", 1, "--only", "label=full")
 
 
+CLIENTS = {"old": "turn.py", "new": "measure/lockstep.py", "none": "other.py"}
+
+
+def lay(tree: Path, command_line: str, client: str) -> None:
+    """Make a tree with the command line as a file ("old") or a folder, and a client of lockstep."""
+    shutil.rmtree(tree / "harness", ignore_errors=True)
+    entry = "harness/cli.py" if command_line == "old" else "harness/cli/__main__.py"
+    for name, text in ((entry, COMMAND), (f"harness/engine/{CLIENTS[client]}", "")):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(text)
+        (tree / name).with_name("__init__.py").touch()
+    (tree / "harness" / "__init__.py").touch()
+
+
+@pytest.mark.parametrize("names", [("old", "new"), ("new", "old"), ("new", "new")])
+def test_a_revision_before_a_move_is_compared_with_one_after_it(place: Place, names: tuple[str, str]) -> None:
+    for name, shape in zip("ab", names, strict=True):
+        lay(place.root, shape, shape)
+        place.commit(name, **behaving(), update=0.06)
+    said = place.call("a", "b", *ONE_PAIR)
+    assert said.code == 0, said
+    turns = (place.root.parent / "cache" / "revisions" / "turns.txt").read_text().split()
+    assert turns in ([place.sha(name) for name in order] for order in ("ababab", "bababa"))
+
+
+@pytest.mark.parametrize("first", CLIENTS)
+@pytest.mark.parametrize("second", CLIENTS)
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_two_revisions_are_in_lockstep_on_a_cpu_where_both_have_the_client(
+    tmp_path: Path, first: str, second: str, device: str
+) -> None:
+    sides = []
+    for name, client in (("a", first), ("b", second)):
+        lay(tmp_path / name, "old", client)
+        sides.append(Revision(name, "0" * 40, tmp_path / name))
+    assert can_be_together(sides, device) == ("none" not in (first, second) and device == "cpu")
+
+
 def test_runs_that_were_timed_at_once_without_turns_are_refused_and_measured_again(pair: Place) -> None:
     pair.commit("deaf", **behaving(), deaf=True)
     for calls in (2, 4):
         said = pair.call("a", "deaf", *ONE_PAIR)
         assert said.code == 2
-        assert "full did not wait for its turns, so both sides were timed at once" in said.err
+        assert "full did not wait between its updates, so both sides were timed at once" in said.err
         assert len(pair.calls) == calls
     assert pair.call("a", "deaf", *ONE_PAIR, "--apart").code == 0
 
@@ -345,7 +386,7 @@ def test_a_long_name_of_the_folder_for_temporary_files_is_no_obstacle(
 def test_without_a_place_for_sockets_one_run_follows_the_other(
     pair: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.cli.ab.lockstep.socket_folder", lambda: None)
+    monkeypatch.setattr("harness.ab.lockstep.socket_folder", lambda: None)
     said = pair.call("a", "b", *ONE_PAIR)
     assert said.code == 0
     assert "one run follows the other" in said.err
@@ -497,23 +538,23 @@ def wait_for(met: Callable[[], bool]) -> None:
 CALLING = """
 import sys
 from pathlib import Path
-from harness.calls import Call, terminated_like_interrupted
+from harness.ab.subprocesses import Subprocess, sigterm_as_interrupt
 folder = Path(sys.argv[1])
 code = "import os, time; print(os.getpid(), file=open('pid', 'w'), flush=True); time.sleep(600)"
-with terminated_like_interrupted():
-    call = Call([sys.executable, "-c", code], {}, folder / "log")
+with sigterm_as_interrupt():
+    call = Subprocess([sys.executable, "-c", code], {}, folder / "log")
     try:
         call.wait()
     except KeyboardInterrupt:
         call.stop()
         call.wait()
-        sys.exit(call.last_words())
+        sys.exit(call.last_line())
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_what_runs_ends_with_the_command_however_it_ends(tmp_path: Path, number: signal.Signals) -> None:
-    root = str(Path(cli.__file__).parents[1])
+    root = str(ROOT)
     asked = started(
         sys.executable, "-c", CALLING, tmp_path, cwd=tmp_path, env={**os.environ, "PYTHONPATH": root}
     )
@@ -563,10 +604,10 @@ def test_a_record_of_other_code_is_refused(place: Place) -> None:
             "--control fall: no row has this label; known: full, other, pruned",
         ),
         (("a", "a", "--only", "label=fall"), "no run matches"),
-        (("a", "a", "--only", "label=pruned", "--control", "pruned"), "nothing to time; add --quality"),
+        (("a", "a", "--only", "label=pruned", "--control", "pruned"), "nothing can be timed; add --quality"),
         (("a", "a", "--python-a", "/no/python"), "/no/python: no such interpreter"),
-        (("a", "a", "--deadline", "soon"), "'soon' is no time span"),
-        (("a", "a", "--set", "repeat=1"), "--set repeat=1: the runs of a row are counted here"),
+        (("a", "a", "--deadline", "soon"), "'soon' is not a duration"),
+        (("a", "a", "--set", "repeat=1"), "--set repeat=1: the runs of a row are numbered here"),
         (("a", "a", "--python-b", "/etc/passwd"), "/etc/passwd: cannot be started: Permission denied"),
         (("a", "a", "--results", "/etc/passwd/x"), "cannot be made: Not a directory; choose another folder"),
     ],

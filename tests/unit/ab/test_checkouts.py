@@ -130,7 +130,7 @@ def test_a_checkout_that_is_broken_is_made_again(repository: Path, folder: Path)
 def test_checkouts_that_were_not_used_for_longest_are_removed(
     repository: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkouts, "KEPT", 2)
+    monkeypatch.setattr(checkouts, "MOST_CHECKOUTS", 2)
     first, second = (checkouts.checkout(repository, name, folder) for name in ("first", "main"))
     checkouts.checkout(repository, "first", folder)
     # A clock that was set back between the two.
@@ -143,7 +143,7 @@ def test_checkouts_that_were_not_used_for_longest_are_removed(
 def test_checkouts_of_which_no_use_is_noted_go_first(
     repository: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkouts, "KEPT", 2)
+    monkeypatch.setattr(checkouts, "MOST_CHECKOUTS", 2)
     left = folder / ".new-broken-off"
     left.mkdir(parents=True)
     (folder / checkouts.USED).write_bytes(b"gone\n\xff\xfe")

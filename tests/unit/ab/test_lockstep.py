@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.ab import lockstep
-from harness.ab.lockstep import Arbiter
+from harness.ab.lockstep import Lockstep
 from harness.engine.measure.lockstep import GO, VARIABLE, Turn
 
 PATIENCE_S = 20
@@ -43,15 +43,15 @@ class Process(threading.Thread):
 
 
 @pytest.fixture
-def referee(tmp_path: Path) -> Iterator[Arbiter]:
-    with closing(Arbiter(tmp_path, 2)) as made:
+def server(tmp_path: Path) -> Iterator[Lockstep]:
+    with closing(Lockstep(tmp_path, 2)) as made:
         yield made
 
 
-def followed(referee: Arbiter, processes: Sequence[Process]) -> None:
+def followed(server: Lockstep, processes: Sequence[Process]) -> None:
     for process in processes:
         process.start()
-    referee.follow([process.ended for process in processes])
+    server.run([process.ended for process in processes])
 
 
 def order(log: Sequence[str]) -> str:
@@ -62,74 +62,72 @@ def order(log: Sequence[str]) -> str:
 
 
 def test_updates_take_turns_and_are_never_at_work_together(
-    referee: Arbiter, monkeypatch: pytest.MonkeyPatch
+    server: Lockstep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lockstep, "SLICE_S", 0.0)
-    monkeypatch.setattr(lockstep, "PATIENCE_S", 0.0)  # it looks many times while an update is at work
+    monkeypatch.setattr(lockstep, "POLL_S", 0.0)  # it looks many times while an update is at work
     log: list[str] = []
     followed(
-        referee, [Process(name, place, 20, log) for name, place in zip("ab", referee.places, strict=True)]
+        server, [Process(name, place, 20, log) for name, place in zip("ab", server.sockets, strict=True)]
     )
     assert order(log) == "ab" * 20
 
 
-def test_a_turn_lasts_its_slice_in_whole_updates(referee: Arbiter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_turn_lasts_its_slice_in_whole_updates(server: Lockstep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lockstep, "SLICE_S", 60.0)
     log: list[str] = []
-    followed(
-        referee, [Process(name, place, 5, log) for name, place in zip("ab", referee.places, strict=True)]
-    )
+    followed(server, [Process(name, place, 5, log) for name, place in zip("ab", server.sockets, strict=True)])
     assert order(log) == "a" * 5 + "b" * 5
 
 
-def test_nobody_begins_before_the_other_is_ready(referee: Arbiter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_begins_before_the_other_is_ready(server: Lockstep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lockstep, "SLICE_S", 0.0)
     log: list[str] = []
-    early, late = (Process(name, place, 3, log) for name, place in zip("ab", referee.places, strict=True))
+    early, late = (Process(name, place, 3, log) for name, place in zip("ab", server.sockets, strict=True))
     late.starts.clear()
     threading.Timer(0.3, late.starts.set).start()
     began = time.monotonic()
-    followed(referee, [early, late])
+    followed(server, [early, late])
     assert time.monotonic() - began >= 0.3
     assert order(log) == "ababab"
 
 
 def test_one_that_ends_early_leaves_the_turns_to_the_other(
-    referee: Arbiter, monkeypatch: pytest.MonkeyPatch
+    server: Lockstep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lockstep, "SLICE_S", 0.0)
     log: list[str] = []
     followed(
-        referee, [Process(n, place, u, log) for n, place, u in zip("ab", referee.places, (2, 6), strict=True)]
+        server, [Process(n, place, u, log) for n, place, u in zip("ab", server.sockets, (2, 6), strict=True)]
     )
     assert order(log) == "ababbbbb"
 
 
-def test_one_that_never_asks_keeps_nobody_waiting_when_it_is_gone(referee: Arbiter) -> None:
+def test_one_that_never_asks_keeps_nobody_waiting_when_it_is_gone(server: Lockstep) -> None:
     log: list[str] = []
     silent, other = (
-        Process(n, place, u, log) for n, place, u in zip("ab", referee.places, (0, 4), strict=True)
+        Process(n, place, u, log) for n, place, u in zip("ab", server.sockets, (0, 4), strict=True)
     )
-    followed(referee, [silent, other])
+    followed(server, [silent, other])
     assert order(log) == "bbbb"
 
 
 def test_whoever_waits_goes_on_when_nobody_answers_any_more(tmp_path: Path) -> None:
-    referee = Arbiter(tmp_path, 2)
+    server = Lockstep(tmp_path, 2)
     log: list[str] = []
-    alone = Process("a", referee.places[0], 3, log)
+    alone = Process("a", server.sockets[0], 3, log)
     alone.start()
     time.sleep(0.05)
     assert log == []
-    referee.close()
+    server.close()
     alone.join(PATIENCE_S)
     assert order(log) == "aaa"
     assert alone.turn.flags == {}
 
 
-def test_a_run_says_that_it_was_in_turns_when_it_was_from_its_first_to_its_end(referee: Arbiter) -> None:
-    processes = [Process(name, place, 3, []) for name, place in zip("ab", referee.places, strict=True)]
-    followed(referee, processes)
+def test_a_run_says_that_it_was_in_turns_when_it_was_from_its_first_to_its_end(server: Lockstep) -> None:
+    processes = [Process(name, place, 3, []) for name, place in zip("ab", server.sockets, strict=True)]
+    followed(server, processes)
     assert [process.turn.flags for process in processes] == [{"in_turns": True}] * 2
 
 
@@ -173,8 +171,8 @@ def test_nobody_waits_where_nobody_gives_turns(place: str) -> None:
     assert mine.flags == {}
 
 
-def test_the_place_is_in_a_variable(monkeypatch: pytest.MonkeyPatch, referee: Arbiter) -> None:
-    monkeypatch.setenv(VARIABLE, referee.places[1])
-    assert Turn()._place == referee.places[1]
+def test_the_place_is_in_a_variable(monkeypatch: pytest.MonkeyPatch, server: Lockstep) -> None:
+    monkeypatch.setenv(VARIABLE, server.sockets[1])
+    assert Turn()._place == server.sockets[1]
     monkeypatch.delenv(VARIABLE)
     assert Turn()._place is None

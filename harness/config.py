@@ -22,7 +22,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 def _absent(value: Any) -> bool:
-    """Whether an option is off: it is then no part of a run's identity."""
+    """Return whether an option is off: then it is no part of a run's identity."""
     return value is None
 
 
@@ -136,7 +136,7 @@ class DatasetsData(Strict):
 
 
 class TaskData(Strict):
-    """The training split of a task in benchmarks/tasks, one example a row: what its test split asks for.
+    """The training split of a task in benchmarks/tasks, one example per row.
 
     `folder` holds the task's original files; None means the hub, for the tasks whose copy there is known
     to be the same. A row is `<s>` and the text, no end mark, padded on the right; `too_long` says what
@@ -207,7 +207,7 @@ class TrainConfig(OptimConfig):
 
 @functools.cache
 def _published_names() -> dict[str, str]:
-    """Names under which readers of a paper know a protocol, and its name here."""
+    """Return the names of protocols here, by their names in papers."""
     file = ROOT / "benchmarks" / "papers" / "protocols.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
@@ -234,13 +234,13 @@ class PerplexityConfig(Strict):
 
     @property
     def options(self) -> dict[str, int]:
-        """The options that were given."""
+        """Return the options that were given."""
         given = self.model_dump(exclude={"protocol", "paths"})
         return {name: value for name, value in given.items() if value is not None}
 
     @property
     def name(self) -> str:
-        """The protocol with the options that were given: two of them may stand in one run."""
+        """Return the protocol with its options: one run may have two with different options."""
         options = ", ".join(f"{name}={value}" for name, value in self.options.items())
         return f"{self.protocol}({options})" if options else self.protocol
 
@@ -318,7 +318,7 @@ class Run(Strict):
 
     @field_validator("model", "data", mode="before")
     @classmethod
-    def _embedded_unless_said(cls, value: Any) -> Any:
+    def _embedded_by_default(cls, value: Any) -> Any:
         return {"source": "embedded", **value} if isinstance(value, dict) else value
 
     @field_validator("method", mode="before")
@@ -328,24 +328,24 @@ class Run(Strict):
 
     @property
     def config_id(self) -> str:
-        """Twelve hex digits over the canonical config; equal ids mean the same work up to the seed."""
+        """Return twelve hex digits of a hash of the config: equal ids mean the same work up to the seed."""
         content = self.model_dump(mode="json", exclude={"seed", "repeat", "label", "save_weights", "tuning"})
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def run_id(self) -> str:
-        """The config's id with seed and repeat: one record each."""
+        """Return the config's id with seed and repeat: one record each."""
         return f"{self.config_id}-s{self.seed}-r{self.repeat}"
 
     @property
     def name(self) -> str:
-        """The label, or the stack with the options that were given, for people."""
+        """Return the label, else the stack with its options, for people."""
         return self.label or " + ".join(_method_name(choice) for choice in self.method)
 
     @property
     def tier(self) -> str:
-        """Which of the three tiers the run's numbers belong to: embedded, shapes or weights."""
+        """Return the tier that the run's numbers belong to: embedded, shapes or weights."""
         return {"embedded": "embedded", "shape": "shapes"}.get(self.model.source, "weights")
 
 

@@ -1,4 +1,4 @@
-"""Suites: a YAML file read, checked and expanded into runs. No torch."""
+"""Read a suite from YAML, validate it and expand it into runs. No torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.files import ROOT
 from harness.validation import validate
 
 Override = tuple[str, Any]
-#: Folder of the suites that need weights or text that cannot ship.
+#: The folder of suites that need weights or text that cannot ship.
 WEIGHTS = "llama2"
 
 
@@ -33,7 +33,7 @@ _Loader.add_implicit_resolver(
 
 
 class SuiteFile(Strict):
-    """The YAML as written: rows are crossed with the matrix, and a row's own values win.
+    """The contents of a YAML file: rows are crossed with the matrix, and values of a row win.
 
     An axis of the matrix is a setting, or several that move together: `data.task + evaluate.tasks`.
     """
@@ -48,7 +48,7 @@ class SuiteFile(Strict):
 
 @dataclass(frozen=True)
 class Suite:
-    """A named list of runs with the question that they answer; `baseline` is the label all is relative to.
+    """A named list of runs with the question that they answer; ratios are relative to the label `baseline`.
 
     `axes` are the dotted settings that vary from run to run, beside label and seed.
     """
@@ -60,34 +60,34 @@ class Suite:
     axes: tuple[str, ...] = ()
 
     def with_seeds(self, seeds: Sequence[int]) -> Suite:
-        """The same runs with other seeds; without any, the suite as it is."""
+        """Return the same runs with other seeds; without any, the suite as it is."""
         if not seeds:
             return self
         wanted = [run.model_copy(update={"seed": seed}) for run in self.runs for seed in seeds]
         return replace(self, runs=tuple({run.run_id: run for run in wanted}.values()))
 
     def only(self, conditions: Sequence[str]) -> Suite:
-        """The runs that match: of several conditions on one key any suffices, all keys must be met."""
+        """Return the runs that match one of the conditions on each key; UserError where none does."""
         wanted: dict[str, list[Any]] = {}
         for text in conditions:
             key, value = parse_override(text, option="--only")
             if key == "label" and not isinstance(value, str):  # a name that happens to be YAML, as "7b: full"
                 value = text.partition("=")[2].strip()
             wanted.setdefault(key, []).append(value)
-        kept = [r for r in self.runs if all(_matches(r, key, values) for key, values in wanted.items())]
-        if not kept:
+        found = [r for r in self.runs if all(_matches(r, key, values) for key, values in wanted.items())]
+        if not found:
             labels = ", ".join(sorted({run.name for run in self.runs}))
             raise UserError(f"--only {' '.join(conditions)}: no run matches; the labels are: {labels}")
-        return replace(self, runs=tuple(kept))
+        return replace(self, runs=tuple(found))
 
     def selector(self, run: Run) -> list[str]:
-        """Conditions for `only` that single out one run."""
+        """Return conditions for `only` that single out one run."""
         axes = [f"{key}={json.dumps(_value(run, key))}" for key in self.axes]
         return [f"label={json.dumps(run.name)}", f"seed={run.seed}", *axes]
 
 
 def load(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
-    """Read a suite; `overrides` are dotted keys that win over everything in the file."""
+    """Read a suite; `overrides` of dotted keys win over the file. UserError for an invalid one."""
     file = find(Path(path))
     written = validate(SuiteFile, read_yaml(file), where=str(file))
     runs: dict[str, Run] = {}
@@ -105,7 +105,7 @@ def load(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
 
 
 def _check_rate(run: Run, file: Path) -> None:
-    """A learning rate that is said to be tuned like the others must be one of those that were tried."""
+    """Raise UserError for a learning rate that is not in the grid that it claims to be tuned on."""
     tuning = run.tuning
     if tuning is None or run.train.stage == "compress" or run.train.lr in tuning.grid:
         return
@@ -117,19 +117,19 @@ def _check_rate(run: Run, file: Path) -> None:
 
 
 def suites_folder() -> Path:
-    """Where the suites that ship with the project are."""
+    """Return the folder of the suites that ship."""
     return ROOT / "benchmarks" / "suites"
 
 
 def shipped_suites() -> dict[str, Path]:
-    """The suites that ship, by the names that they are called by: their path from the folder of suites."""
+    """Return the suites that ship by name, which is their path below the folder of suites."""
     place = suites_folder()
     files = sorted([*place.glob("*.yaml"), *place.glob(f"{WEIGHTS}/*.yaml")])
     return {file.relative_to(place).with_suffix("").as_posix(): file for file in files}
 
 
 def find(path: Path) -> Path:
-    """The file of a suite: a path as given, or the name of one that ships; UserError where it is neither."""
+    """Return the file of a suite by its path or the name of one that ships; UserError for anything else."""
     if path.is_file():
         return path
     shipped = shipped_suites()
@@ -162,12 +162,14 @@ def _combinations(written: SuiteFile) -> Iterable[dict[str, Any]]:
 
 
 def _entries(axis: str, values: Sequence[Any]) -> Iterable[dict[str, Any]]:
-    """The settings of each entry of an axis; one called `a + b` has a list of values in each entry."""
+    """Yield the settings of each entry of an axis; entries of an axis `a + b` are lists of two values."""
     keys = _keys(axis)
     for value in values:
         several = value if len(keys) > 1 else [value]
         if not isinstance(several, list) or len(several) != len(keys):
-            raise UserError(f"matrix {axis!r}: {value!r} is no list of {len(keys)} values, one a setting")
+            raise UserError(
+                f"matrix {axis!r}: {value!r} is not a list of {len(keys)} values, one per setting"
+            )
         yield dict(zip(keys, several, strict=True))
 
 
@@ -176,7 +178,7 @@ def _keys(axis: str) -> list[str]:
 
 
 def _merge(base: Mapping[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:
-    """A deep copy of `base` with dotted keys set in order."""
+    """Return a deep copy of `base` with dotted keys set in order."""
     content = _copy(dict(base))
     for key, value in overrides:
         *parents, leaf = key.split(".")
@@ -203,7 +205,7 @@ def _matches(run: Run, key: str, values: list[Any]) -> bool:
 
 
 def _value(run: Run, key: str) -> Any:
-    """The value of a dotted setting, of `label` or of an id; UserError for a key that no run has."""
+    """Return the value of a dotted setting, of `label` or of an id; UserError for an unknown key."""
     if key in ("label", "run_id", "config_id", "tier"):
         return run.name if key == "label" else getattr(run, key)
     value: Any = run

@@ -2,7 +2,7 @@
 
 A checkout is a clone that shares the objects of the repository: nothing there is changed, not even its list
 of work trees. Two revisions with the same dependencies run in the environment of this program, so that the
-environment is no difference between them; otherwise each gets one of its own.
+environment is no difference between them; otherwise each gets its own.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Lockstep:
         return client
 
     def close(self) -> None:
-        """Close all connections; whoever waits goes on alone."""
+        """Close all connections; processes that wait continue alone."""
         for client in self._clients:
             client.server.close()
             if client.connection is not None:

@@ -297,7 +297,7 @@ def test_a_wrong_value_is_one_line_with_its_place_and_what_is_allowed(values, me
         ({"suite": "s", "matrx": {}}, "unknown key 'matrx'; did you mean 'matrix'?"),
         ({"suite": "s", "matrix": {"seed": 3}}, "matrix.seed: Input should be a valid list, given 3"),
         ({"suite": "s", "matrix": {"method": []}}, "the suite has no runs"),
-        ({"suite": "s", "matrix": {"train.lr + seed": [0.1]}}, "0.1 is no list of 2 values"),
+        ({"suite": "s", "matrix": {"train.lr + seed": [0.1]}}, "0.1 is not a list of 2 values"),
         ({"suite": "s", "rows": []}, "the suite has no runs"),
         ({"suite": "s"}, "method: Field required"),
         ({"suite": "s", "matrix": {"mehtod": ["full"]}}, "unknown key 'mehtod'; did you mean 'method'"),

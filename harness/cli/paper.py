@@ -19,8 +19,8 @@ Format = Literal["terminal", "md", "csv", "latex"]
 
 def paper(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A paper, `all` for a summary, or `errata`.")],
-    table: Annotated[str | None, typer.Option(help="Only this table of the paper, by its number.")] = None,
-    form: Annotated[Format, typer.Option("--format", help="How it is printed.")] = "terminal",
+    table: Annotated[str | None, typer.Option(help="Only the table of this number.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="Format of the output.")] = "terminal",
     out: Annotated[Path | None, typer.Option(help="Folder to write md, csv and tex to.")] = None,
     results: Annotated[Path, typer.Option(help="Folder of your records.")] = Path("runs"),
 ) -> None:
@@ -41,7 +41,7 @@ def paper(
 
 
 def _built(name: str, table: str | None, results: Path) -> Report:
-    """The report that was asked for; UserError for a table of what has none."""
+    """Return the report of a paper, the errata or the summary; UserError for a table of the latter two."""
     from harness.files import ROOT
     from harness.tables.papers import errata, judge, lookup, published
     from harness.tables.papers import report as paper_report
@@ -49,7 +49,7 @@ def _built(name: str, table: str | None, results: Path) -> Report:
     found = lookup.sources(ROOT, results)
     if name in ("all", published.ERRATA) and table is not None:
         known = ", ".join(published.available(found.papers))
-        raise UserError(f"--table {table}: {name} is no paper; name one of {known}")
+        raise UserError(f"--table {table}: {name} is not a paper; give one of {known}")
     if name == published.ERRATA:
         return errata.build(errata.load(found.papers), found)
     if name == "all":

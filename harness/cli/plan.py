@@ -15,6 +15,7 @@ import typer
 from harness.cli import options, show
 from harness.config import Run
 from harness.errors import UserError
+from harness.files import cache_folder
 from harness.suite import Suite
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def plan_suite(
     finished = {run_id for run_id, record in found.items() if record.finished}
     firsts = [runs[0] for runs in configs.values()]
     searches = _searches(firsts, searched, *sizes)
-    forecaster = client.ForecastClient(options.cache_folder(), runner.WORKER, source, notify)
+    forecaster = client.ForecastClient(cache_folder(), runner.WORKER, source, notify)
     answers = iter(forecaster.ask([*map(ForecastRequest, firsts), *searches.values()], _progress(notify)))
     reports = dict(zip(configs, answers, strict=False))
     largest = dict(zip(searches, answers, strict=True))

@@ -15,15 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.studies.memory import growth, table
-from harness import suite
+from harness import files, suite
 from harness.cli.plan import plan_suite
 from harness.config import Run
 from harness.errors import UserError
+from harness.files import ROOT
 from harness.forecast import MemoryReport
 from harness.suite import Suite
 from harness.tables.plan.plan import as_json, read_forecasts
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def main(arguments: Sequence[str], root: Path = ROOT) -> int:
@@ -54,11 +53,8 @@ def main(arguments: Sequence[str], root: Path = ROOT) -> int:
 
 def write(path: Path, text: str) -> None:
     """Replace a file as a whole; UserError where it cannot be written."""
-    beside = path.with_name(f"new-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8", newline="\n")
-        beside.replace(path)
+        files.replace(path, text)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 

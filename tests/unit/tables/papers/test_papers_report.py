@@ -335,7 +335,7 @@ def test_the_command_prints_a_table_and_writes_all_forms(tmp_path: Path) -> None
     [
         (["galor"], "no paper 'galor'; did you mean 'galore'"),
         (["galore", "--table", "Table 99"], "no table 'Table 99'"),
-        (["all", "--table", "Table 1"], "all is no paper"),
+        (["all", "--table", "Table 1"], "all is not a paper"),
     ],
 )
 def test_a_mistake_at_the_command_line_is_one_line(arguments: list[str], said: str) -> None:

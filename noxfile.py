@@ -1,7 +1,7 @@
-"""Everything that is run on this project, each by one command; all sessions share one environment.
+"""Define every command of this project as a session; all sessions share one environment.
 
-The environment is made on first use under `.nox/shared` (with uv where it is installed, else with
-pip), pinned by constraints.txt, and made again when the pins or the dependencies change.
+The environment is created on first use under `.nox/shared` (with uv where it is installed, else with
+pip), pinned by constraints.txt, and recreated when the pins or the dependencies change.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ nox.options.error_on_missing_interpreters = True
 
 
 def environment(session: nox.Session) -> str:
-    """Return the Python of the shared environment, after making it where it is missing or out of date."""
+    """Return the Python of the shared environment; create it where it is missing or out of date."""
     python = SHARED / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = SHARED / "stamp"
     wanted = _fingerprint()
@@ -50,7 +50,7 @@ def environment(session: nox.Session) -> str:
 
 
 def _fingerprint() -> str:
-    """What the environment depends on: the interpreter, the dependencies, the pins and this folder."""
+    """Hash what the environment depends on: the interpreter, the dependencies, the pins and this folder."""
     parts = (sys.version, str(ROOT), (ROOT / "pyproject.toml").read_text(), CONSTRAINTS.read_text())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -66,46 +66,46 @@ def pytest(session: nox.Session, *arguments: str) -> None:
     session.run(python, "-m", "pytest", *arguments, *session.posargs, env=threads, external=True)
 
 
-@nox.session(name="bench-welore")
-def bench_welore(session: nox.Session) -> None:
-    """Run the WeLore suite: `nox -s bench-welore -- --model DIR_OR_HUB_ID --data FILE_OR_DATASET`."""
-    lorebench(session, "run", "welore", *session.posargs)
+#: Sessions that run suites: description and suites by name. Arguments behind `--` go to `lorebench run`.
+SUITES = {
+    "bench-welore": (
+        "Run the WeLore suite: `nox -s bench-welore -- --model DIR_OR_HUB_ID --data FILE_OR_DATASET`.",
+        ("welore",),
+    ),
+    "bench-galore": ("Run the suite on GaLore's options; arguments as for bench-welore.", ("galore",)),
+    "bench-adarankgrad": ("Run the suite on AdaRankGrad's options.", ("adarankgrad",)),
+    "bench-velora": ("Run the suite on VeLoRA's options.", ("velora",)),
+    "bench-sltrain": ("Run the suite on SLTrain's options.", ("sltrain",)),
+    "bench-all": (
+        "Compare all methods: from scratch, in fine-tuning, and on a compressed model (three suites).",
+        ("pretrain", "finetune", "compressed"),
+    ),
+    "tune-welore": ("Run the grid that the learning rates of the WeLore suite come from.", ("welore_lr",)),
+    "tune-all": (
+        "Run the grids that the learning rates of bench-all come from.",
+        ("pretrain_lr", "finetune_lr", "compressed_lr"),
+    ),
+}
 
 
-@nox.session(name="bench-galore")
-def bench_galore(session: nox.Session) -> None:
-    """Run the suite on GaLore's options; arguments as for bench-welore."""
-    lorebench(session, "run", "galore", *session.posargs)
+def add_session(name: str, description: str, suites: tuple[str, ...]) -> None:
+    """Register a session that runs suites one after another."""
+
+    def run_suites(session: nox.Session) -> None:
+        for suite in suites:
+            lorebench(session, "run", suite, *session.posargs)
+
+    run_suites.__doc__ = description
+    nox.session(run_suites, name=name)
 
 
-@nox.session(name="bench-adarankgrad")
-def bench_adarankgrad(session: nox.Session) -> None:
-    """Run the suite on AdaRankGrad's options."""
-    lorebench(session, "run", "adarankgrad", *session.posargs)
-
-
-@nox.session(name="bench-velora")
-def bench_velora(session: nox.Session) -> None:
-    """Run the suite on VeLoRA's options."""
-    lorebench(session, "run", "velora", *session.posargs)
-
-
-@nox.session(name="bench-sltrain")
-def bench_sltrain(session: nox.Session) -> None:
-    """Run the suite on SLTrain's options."""
-    lorebench(session, "run", "sltrain", *session.posargs)
-
-
-@nox.session(name="bench-all")
-def bench_all(session: nox.Session) -> None:
-    """Compare all methods: from scratch, in fine-tuning, and on a compressed model (three suites)."""
-    for suite in ("pretrain", "finetune", "compressed"):
-        lorebench(session, "run", suite, *session.posargs)
+for session_name, (session_description, session_suites) in SUITES.items():
+    add_session(session_name, session_description, session_suites)
 
 
 @nox.session(name="bench-peers")
 def bench_peers(session: nox.Session) -> None:
-    """Time our methods beside the code that a user would otherwise run, in one process, in turns."""
+    """Time our methods beside the code that one would otherwise run, interleaved in one process."""
     session.run(environment(session), "-m", "benchmarks.studies.peers", *session.posargs, external=True)
 
 
@@ -115,34 +115,21 @@ def bench_shapes(session: nox.Session) -> None:
     session.run(environment(session), "-m", "benchmarks.studies.memory", *session.posargs, external=True)
 
 
-@nox.session(name="tune-welore")
-def tune_welore(session: nox.Session) -> None:
-    """Run the grid that the learning rates of the WeLore suite come from."""
-    lorebench(session, "run", "welore_lr", *session.posargs)
-
-
-@nox.session(name="tune-all")
-def tune_all(session: nox.Session) -> None:
-    """Run the grids that the learning rates of bench-all come from."""
-    for suite in ("pretrain_lr", "finetune_lr", "compressed_lr"):
-        lorebench(session, "run", suite, *session.posargs)
-
-
 @nox.session
 def gate(session: nox.Session) -> None:
-    """Fail when the peak memory of any method has grown; `-- --write` takes today's figures as baselines."""
-    session.run(environment(session), "-m", "benchmarks.studies.baselines", *session.posargs, external=True)
+    """Fail when the peak memory of any method has grown; `-- --write` stores today's peaks as baselines."""
+    lorebench(session, "gate", "--baselines", *session.posargs)
 
 
 @nox.session
 def alarms(session: nox.Session) -> None:
-    """See what `lorebench ab` finds in revisions made for it, and whether it raises false alarms."""
+    """Measure how often `lorebench ab` raises false alarms or misses planted regressions."""
     session.run(environment(session), "-m", "benchmarks.studies.alarms", *session.posargs, external=True)
 
 
 @nox.session
 def overhead(session: nox.Session) -> None:
-    """Measure what the harness costs beside a bare training loop, as a ratio in one process."""
+    """Measure the overhead of the harness over a bare training loop, as a ratio in one process."""
     session.run(environment(session), "-m", "benchmarks.studies.overhead", *session.posargs, external=True)
 
 
@@ -178,7 +165,7 @@ def mlflow(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Run the acceptance on a GPU, again until nothing is left: `nox -s gpu -- --minutes 9`."""
+    """Run the acceptance on a GPU; repeat until nothing is left: `nox -s gpu -- --minutes 9`."""
     session.run(environment(session), "-m", "benchmarks.studies.acceptance", *session.posargs, external=True)
 
 
@@ -204,28 +191,9 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
-def readme(session: nox.Session) -> None:
-    """Regenerate the tables in README and docs; `-- --check` only says whether they have drifted."""
-    python, checking = environment(session), "--check" in session.posargs
-    session.run(python, "-m", "harness.tables.generated", *session.posargs, external=True)
-    # Exit code 1 says that a page had drifted, and has been written anew.
-    fine = [0] if checking else [0, 1]
-    curves = [*session.posargs, "pretrain_small"]
-    session.run(python, "-m", "benchmarks.studies.curves", *curves, external=True)
-    for page in (
-        "benchmarks.studies.peers",
-        "benchmarks.studies.memory",
-        "benchmarks.studies.alarms",
-    ):
-        session.run(python, "-m", page, "--render-only", external=True, success_codes=fine)
-
-
-@nox.session
 def tables(session: nox.Session) -> None:
     """Regenerate every page that follows from files; `-- --check` only says whether any has drifted."""
-    python = environment(session)
-    readme(session)
-    session.run(python, "-m", "benchmarks.papers.calculations", *session.posargs, external=True)
+    session.run(environment(session), "-m", "harness.tables.generated", *session.posargs, external=True)
 
 
 @nox.session(name="base-checkpoint")

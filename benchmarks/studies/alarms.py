@@ -1,9 +1,9 @@
-"""Does `lorebench ab` cry wolf, and does it see one? `python -m benchmarks.studies.alarms --tries 20`.
+"""Measure how often `lorebench ab` raises false alarms or misses regressions: `nox -s alarms`.
 
-Revisions are made in a scratch clone: some in which nothing changes but a comment, one in which a method
-sleeps for a tenth of each of its updates, one in which its optimizer holds a MiB more. Each is held against
-the commit that it was made from, by the command itself: the suite `alarms`, five runs a side in turns, with
-a control row that was not touched. What is finished is not repeated.
+Revisions are made in a scratch clone: some change only a comment, in one a method sleeps for a tenth of each
+of its updates, in one its optimizer holds a MiB more. `lorebench ab` compares each with the commit that it
+was made from: suite `alarms`, five interleaved runs a side, with an untouched control row. Finished runs are
+not repeated.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import files
 from harness.errors import UserError
 from harness.files import ROOT
 from harness.git import git
+from harness.tables import generated
 
-PAGE = ROOT / "results" / "tables" / "alarms.md"
-FIGURES = ROOT / "results" / "alarms.json"
+OUTCOMES = Path("results", "alarms.json")
 TOUCHED = Path("methods", "galore.py")
 ROW, CONTROL = "galore", "full"
-#: Of an update's time, what the planted sleep adds.
+#: The planted sleep as a share of an update's time.
 SLEEP = 0.10
 SLOWER = f"""
 
@@ -72,9 +73,9 @@ def _planted() -> None:
 
 _planted()
 """
-#: Of each row and side. Nothing but the text tells a revision with a sleep from one in which nothing changes.
+#: Runs of each row and side, the same for revisions with a sleep and without any change.
 REPEATS = 5
-#: What is planted, by name: the text that goes below the method, and the repeats that it takes to see it.
+#: Planted regressions by name: the text that goes below the method, and the repeats that it takes to see it.
 PLANTED = {"slower": (SLOWER, REPEATS), "larger": (LARGER, 1)}
 IDENTITY = {
     **{f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in
@@ -83,14 +84,9 @@ IDENTITY = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is asked for; 1 when an alarm was false, a fault was not found, or the page had drifted.
-
-    2 for a mistake of the user, and where the command says nothing.
-    """
+    """Run the chosen cases; 1 when an alarm was false or a regression was not found, 2 for wrong input."""
     asked = _asked(arguments)
     try:
-        if asked.render_only:
-            return int(write_page(json.loads(FIGURES.read_text(encoding="utf-8"))))
         return _run(asked, _chosen(asked))
     except UserError as error:
         print(error, file=sys.stderr)
@@ -98,12 +94,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _chosen(asked: argparse.Namespace) -> list[tuple[str, str, int]]:
-    """The cases that are asked for; UserError for a name that none has."""
+    """Return the cases chosen by `--only`; UserError for a name that none has."""
     cases = list(_cases(asked.tries))
     if asked.only is None:
         return cases
     if asked.write:
-        raise UserError("--only with --write: a part must not replace the whole evidence; leave one away")
+        raise UserError(
+            "--only with --write: a part must not replace the whole evidence; drop one of the two"
+        )
     unknown = sorted(set(asked.only) - {name for name, _, _ in cases})
     if unknown:
         known = ", ".join(name for name, _, _ in cases)
@@ -112,44 +110,40 @@ def _chosen(asked: argparse.Namespace) -> list[tuple[str, str, int]]:
 
 
 def _run(asked: argparse.Namespace, cases: Sequence[tuple[str, str, int]]) -> int:
-    """Hold each case against its base and print what is said; whether any was not as expected."""
+    """Compare each case with its base and print the verdicts; return 1 if any was not as expected."""
     clone = _clone(asked.folder.absolute())
     outcomes = []
     for name, text, repeats in cases:
         outcomes.append(_outcome(name, clone, _revision(clone, name, text), repeats))
         print(_line(outcomes[-1]), flush=True)
     if asked.write:
-        content = {"stand": _stand(clone), "outcomes": outcomes}
-        FIGURES.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        write_page(content)
+        content = {"stand": _environment(clone), "outcomes": outcomes}
+        files.replace(ROOT / OUTCOMES, json.dumps(content, indent=1) + "\n")
+        generated.write(pages(ROOT))
     return 0 if all(map(as_expected, outcomes)) else 1
 
 
 def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.alarms", description=__doc__)
-    parser.add_argument("--tries", type=int, default=20, help="revisions in which nothing changes")
+    parser.add_argument("--tries", type=int, default=20, help="number of unchanged revisions")
     parser.add_argument(
-        "--only", action="append", metavar="NAME", help="one of them; repeatable, not with --write"
+        "--only", action="append", metavar="NAME", help="run only this case; repeatable, not with --write"
     )
-    parser.add_argument("--folder", type=Path, default=Path("runs/alarms"), help="for clone and records")
-    parser.add_argument("--write", action="store_true", help="take the outcome into results/")
     parser.add_argument(
-        "--render-only", action="store_true", help="run nothing; exit with 1 if the page had drifted"
+        "--folder", type=Path, default=Path("runs/alarms"), help="folder of the clone and the records"
     )
+    parser.add_argument("--write", action="store_true", help="write the outcomes and their page to results/")
     return parser.parse_args(arguments)
 
 
-def write_page(content: dict[str, Any]) -> bool:
-    """Write the page that follows from the figures; whether it was another before."""
-    text = page(content)
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
-        return False
-    PAGE.write_text(text, encoding="utf-8", newline="\n")
-    return True
+def pages(root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the page that follows from the recorded outcomes."""
+    text = page(json.loads((root / OUTCOMES).read_text(encoding="utf-8")))
+    yield root / "results" / "tables" / "alarms.md", text
 
 
-def _stand(clone: Path) -> dict[str, str]:
-    """What the figures were seen on."""
+def _environment(clone: Path) -> dict[str, str]:
+    """Return what the outcomes depend on beside the code."""
     import torch
 
     from harness.engine.run.environment import cpu_model
@@ -168,7 +162,7 @@ def _cases(tries: int) -> Iterable[tuple[str, str, int]]:
 
 # ------------------------------------------------------------------------------------- revisions
 def _clone(folder: Path) -> Path:
-    """A clone of this repository at its commit; one that is there is used again."""
+    """Clone this repository at its commit, unless an earlier call did."""
     commit = _git(ROOT, "rev-parse", "HEAD")
     clone = folder / "clone"
     if not clone.exists():
@@ -179,7 +173,7 @@ def _clone(folder: Path) -> Path:
 
 
 def _revision(clone: Path, name: str, text: str) -> str:
-    """A commit whose one change stands below the method; the same text always makes the same commit."""
+    """Commit a text below the method; the same text always makes the same commit."""
     _git(clone, "checkout", "--quiet", "--force", "--detach", "base")
     file = clone / TOUCHED
     file.write_text(file.read_text(encoding="utf-8") + text, encoding="utf-8")
@@ -193,30 +187,27 @@ def _git(place: Path, *arguments: str) -> str:
 
 # --------------------------------------------------------------------------------------- outcomes
 def _outcome(name: str, clone: Path, revision: str, repeats: int) -> dict[str, Any]:
-    """What the command says of a revision, and the change that each row seems to show.
-
-    UserError where it says nothing, whatever an earlier call left.
-    """
-    said = clone.parent / f"{name.replace(' ', '-')}.json"
-    said.unlink(missing_ok=True)
+    """Compare a revision with its base; UserError where the command gives no verdict."""
+    out = clone.parent / f"{name.replace(' ', '-')}.json"
+    out.unlink(missing_ok=True)
     command = [sys.executable, "-m", "harness.cli", "ab", "base", revision, "alarms"]
     command += [f"--repository={clone}", f"--results={clone.parent / 'records'}"]
-    command += [f"--repeats={repeats}", "--format=json", f"--out={said}"]
+    command += [f"--repeats={repeats}", "--format=json", f"--out={out}"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if not said.exists():
-        last = (ended.stderr.strip().splitlines() or ["nothing was said"])[-1]
+    if not out.exists():
+        last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{name}: no verdict, exit code {ended.returncode}: {last}")
-    content = json.loads(said.read_text(encoding="utf-8"))
+    content = json.loads(out.read_text(encoding="utf-8"))
     cells = [{key: cell[key] for key in ("row", "quantity", "verdict", "cause")} for cell in content["cells"]]
     return {"name": name, "exit_code": ended.returncode, "cells": cells}
 
 
 def as_expected(outcome: dict[str, Any]) -> bool:
-    """Whether what was planted was found where it was planted, and nothing elsewhere, for better or worse."""
-    told = "regression", "improvement"
+    """Return whether exactly the planted regression was found, in its row, and no improvement."""
+    changes = "regression", "improvement"
     found = {(cell["row"], cell["quantity"], cell["verdict"]) for cell in outcome["cells"]}
-    alarms = {alarm for alarm in found if alarm[-1] in told}
-    expected = {"slower": {(ROW, "throughput", told[0])}, "larger": {(ROW, "peak memory", told[0])}}
+    alarms = {alarm for alarm in found if alarm[-1] in changes}
+    expected = {"slower": {(ROW, "throughput", changes[0])}, "larger": {(ROW, "peak memory", changes[0])}}
     return alarms == expected.get(outcome["name"], set())
 
 
@@ -231,24 +222,26 @@ def _line(outcome: dict[str, Any]) -> str:
 
 
 def page(content: dict[str, Any]) -> str:
-    """All outcomes as Markdown."""
+    """Render all outcomes as Markdown."""
     outcomes: list[dict[str, Any]] = content["outcomes"]
-    stand = ", ".join(f"{name} {value}" for name, value in content["stand"].items())
+    environment = ", ".join(f"{name} {value}" for name, value in content["stand"].items())
     unchanged = [outcome for outcome in outcomes if outcome["name"] not in PLANTED]
     verdicts = [_cell(outcome, ROW, "throughput")["verdict"] for outcome in unchanged]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
     false = sum(not as_expected(outcome) for outcome in unchanged)
     found = [outcome["name"] for outcome in outcomes if outcome["name"] in PLANTED and as_expected(outcome)]
     lines = [
-        "# What `lorebench ab` finds, and what it does not",
+        "<!-- generated by `nox -s tables`; do not edit -->",
         "",
-        "Revisions that `nox -s alarms -- --write` makes of this one, each held against it: suite",
-        f"`alarms`, runs in turns, control row `{CONTROL}`, the change in row `{ROW}`. `slower` sleeps for",
-        f"{100 * SLEEP:.0f} % of each update, `larger` keeps a MiB more in the optimizer; in the others",
-        f"nothing changes but a comment. {REPEATS} runs of a row and side, one for `larger`.",
+        "# What `lorebench ab` detects",
+        "",
+        "Revisions made by `nox -s alarms -- --write`, each compared with the commit that it was made",
+        f"from: suite `alarms`, interleaved runs, control row `{CONTROL}`, the change in row `{ROW}`.",
+        f"`slower` sleeps {100 * SLEEP:.0f} % of each update, `larger` keeps a MiB more in its optimizer,",
+        f"others change only a comment. {REPEATS} runs of each row and side, one for `larger`.",
         "",
         f"False alarms: {false} in {len(unchanged)} tries ({counts or 'none was made'}).",
-        f"Found: {', '.join(found) or 'nothing'}. On: {stand}.",
+        f"Found: {', '.join(found) or 'nothing'}. Environment: {environment}.",
         "",
         f"| revision | verdict | {ROW} | control |",
         "| --- | --- | --- | --- |",

@@ -1,15 +1,12 @@
-"""Training losses of a suite's reference records as a chart: results/tables/SUITE-loss.svg.
-
-    python -m benchmarks.studies.curves SUITE [SUITE ...] [--check]
+"""Draw the training losses of a suite's reference records: results/tables/SUITE-loss.svg.
 
 Each line is the mean over a row's seeds, averaged over windows of updates so that lines can be told apart.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,18 +15,26 @@ from benchmarks.studies.memory import charts
 from harness import record
 from harness import suite as suites
 from harness.errors import UserError
-from harness.files import ROOT
 
-RESULTS = ROOT / "results"
-#: Points a line at most.
+#: Suites with a chart.
+SUITES = ("pretrain_small",)
+#: Points of a line at most.
 POINTS = 40
 
 #: Tokens seen at the end of each window of updates, and the mean loss in it.
 Line = tuple[list[float], list[float]]
 
 
+def pages(root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the chart of each suite; one that was drawn from these values is left as it is."""
+    for name in SUITES:
+        lines = lines_of(name, root / "results" / "raw")
+        path = root / "results" / "tables" / f"{name}-loss.svg"
+        yield path, charts.current(path, [name, lines], partial(draw, name, lines))
+
+
 def lines_of(name: str, raw: Path) -> dict[str, Line]:
-    """The lines of a suite's rows in the suite's order; UserError where there is no record with a loss."""
+    """Return the line of each row in the order of the suite; UserError where no record has a loss."""
     found: dict[str, list[record.Record]] = {run.name: [] for run in suites.load(name).runs}
     for folder in sorted(raw.glob(f"*/{name}")):
         for item in record.read_all(folder):
@@ -65,35 +70,3 @@ def draw(name: str, lines: dict[str, Line]) -> Any:
     figure.suptitle(f"{name}: loss in training", x=0.01, ha="left", fontsize=12, fontweight="bold")
     figure.legend(loc="outside lower center", ncols=min(len(lines), 6), frameon=False)
     return figure
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; with `--check` exit code 1 says that a chart is not that of the records."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.studies.curves", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("suites", nargs="+", metavar="SUITE")
-    parser.add_argument("--check", action="store_true", help="draw nothing, say whether a chart has drifted")
-    given = parser.parse_args(arguments)
-    drifted = []
-    try:
-        for name in given.suites:
-            lines = lines_of(name, RESULTS / "raw")
-            path = RESULTS / "tables" / f"{name}-loss.svg"
-            if not charts.is_of(path, [name, lines]):
-                drifted.append(path)
-                if not given.check:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_text(charts.svg(draw(name, lines), [name, lines]), encoding="utf-8")
-    except UserError as error:
-        print(f"benchmarks.studies.curves: {error}", file=sys.stderr)
-        return 2
-    for path in drifted:
-        print(
-            f"{path.relative_to(RESULTS.parent)}: {'is not that of the records' if given.check else 'drawn'}"
-        )
-    return 1 if given.check and drifted else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

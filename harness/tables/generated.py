@@ -1,61 +1,89 @@
-"""Keep the tables in pages equal to the records that they come from.
+"""Keep every generated page equal to the files that it comes from: records, forecasts, published tables.
 
-`python -m harness.tables.generated` writes `results/tables/` and the marked parts of PAGES from the
-reference records under `results/raw/`; with `--check` it changes nothing, names what has drifted and
-exits with code 1. No number in a page is typed by hand.
+`nox -s tables` rewrites what has drifted. With `--check` nothing is ever written: what has drifted is named,
+and the exit code is 1. No number in a page is typed by hand.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import files
 from harness import suite as suites
 from harness.errors import UserError
 from harness.files import ROOT
 from harness.record import Record
 from harness.tables.papers import errata, judge, published
 from harness.tables.papers import report as paper_report
-from harness.tables.papers.lookup import Sources, sources
+from harness.tables.papers.lookup import sources
 from harness.tables.records import load
 from harness.tables.report import build as report
 from harness.tables.report import render
 from harness.tables.report.sections import GLANCE
 
-#: `<!-- table: SUITE -->` ... `<!-- /table -->` in a page is replaced by that suite's table at a glance.
+#: Generated files -> their builder, imported only when it is called. A builder takes the root of the
+#: repository and yields each path with the text that belongs there. Pages of papers read the calculations, so
+#: these come first.
+BUILDERS: dict[str, str] = {
+    "results/calculations.json": "benchmarks.papers.calculations.collecting:pages",
+    "results/tables/SUITE.md, .csv and .tex": "harness.tables.generated:suite_pages",
+    "results/tables/papers/*.md": "harness.tables.generated:paper_pages",
+    "results/tables/*-loss.svg": "benchmarks.studies.curves:pages",
+    "results/tables/peers.md": "benchmarks.studies.peers.table:pages",
+    "results/tables/alarms.md": "benchmarks.studies.alarms:pages",
+    "results/tables/shapes-*": "benchmarks.studies.memory.table:pages",
+    "results/tables/growth.*": "benchmarks.studies.memory.growth:pages",
+}
+#: `<!-- table: SUITE -->` ... `<!-- /table -->` in a document is replaced by that suite's table at a glance.
 MARKED = re.compile(r"(<!-- table: (?P<suite>[\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
-PAGES = ("README.md", "docs/results.md")
-PAPERS = Path("results", "tables", "papers")
+DOCUMENTS = ("README.md", "docs/results.md")
+
+Page = tuple[Path, str]
 
 
-def expected(root: Path) -> Iterator[tuple[Path, str]]:
-    """Every generated file with the text that it should have."""
+def pages(root: Path) -> Iterator[Page]:
+    """Yield every generated file with the text that it should have, built one after another."""
+    for builder in BUILDERS.values():
+        module, _, function = builder.partition(":")
+        yield from getattr(importlib.import_module(module), function)(root)
+
+
+def drifted(found: Iterable[Page]) -> Iterator[Page]:
+    """Yield the pages whose file is missing or holds another text."""
+    for path, text in found:
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            yield path, text
+
+
+def write(found: Iterable[Page]) -> list[Path]:
+    """Write the pages that have drifted, each before the next is built, and return their paths."""
+    written = []
+    for path, text in drifted(found):
+        files.replace(path, text)
+        written.append(path)
+    return written
+
+
+# -------------------------------------------------------------------------------------- reports of suites
+def suite_pages(root: Path) -> Iterator[Page]:
+    """Yield the report of each suite with reference records, and the documents that show parts of it."""
     reports = dict(_reports(root / "results" / "raw"))
     for name, built in reports.items():
         for suffix, text in render.texts(built).items():
             yield root / "results" / "tables" / f"{name}.{suffix}", text
-    for page in PAGES:
+    for page in DOCUMENTS:
         path = root / page
         if path.exists():
             yield path, MARKED.sub(lambda found: _filled(found, reports), path.read_text(encoding="utf-8"))
-    for name, built in _paper_reports(sources(root)):
-        yield root / PAPERS / f"{name}.md", render.to_markdown(built)
-
-
-def drifted(root: Path) -> dict[Path, str]:
-    """Return the generated files that are not what the records say, with the text they should have."""
-    return {
-        path: text
-        for path, text in expected(root)
-        if not path.exists() or path.read_text(encoding="utf-8") != text
-    }
 
 
 def _reports(raw: Path) -> Iterator[tuple[str, report.Report]]:
-    """One report for each suite of each machine, named after the suite where only one machine has it."""
+    """Yield a report of each suite of each machine, named after the suite where only one machine has it."""
     folders = sorted({path.parent for path in raw.glob("*/*/*-s*-r*.json")})  # named by run ids
     for folder in folders:
         alone = sum(other.name == folder.name for other in folders) == 1
@@ -75,7 +103,7 @@ def _reports(raw: Path) -> Iterator[tuple[str, report.Report]]:
 
 
 def _position(record: Record, labels: Sequence[str], axes: Sequence[str]) -> tuple[Any, ...]:
-    """Rows in the order of the suite's labels, then by what the suite varies."""
+    """Return the sort key of a record: the suite's order of labels, then what the suite varies."""
     place = labels.index(record.label) if record.label in labels else len(labels)
     varied = [_setting(record.config, key) for key in axes]
     numbers = [value if isinstance(value, (int, float)) else 0 for value in varied]
@@ -97,36 +125,36 @@ def _filled(found: re.Match[str], reports: dict[str, report.Report]) -> str:
     return f"{found[1]}\n{table}\n\n{found[3]}"
 
 
-def _paper_reports(found: Sources) -> Iterator[tuple[str, report.Report]]:
-    """Every page by its name: a paper each, the errata, and the summary of all."""
-    everything = {}
+# --------------------------------------------------------------------------------------- pages of papers
+def paper_pages(root: Path) -> Iterator[Page]:
+    """Yield a page for each paper, the page of errata, and the summary of all papers."""
+    found, everything = sources(root), {}
+    folder = root / "results" / "tables" / "papers"
     for name in published.available(found.papers):
         paper = published.load(found.papers, name)
         everything[name] = judge.judge(name, paper, found)
-        yield name, paper_report.build(name, paper, found)
-    yield published.ERRATA, errata.build(errata.load(found.papers), found)
-    yield "index", paper_report.summary(everything)
+        yield folder / f"{name}.md", render.to_markdown(paper_report.build(name, paper, found))
+    errors = errata.build(errata.load(found.papers), found)
+    yield folder / f"{published.ERRATA}.md", render.to_markdown(errors)
+    yield folder / "index.md", render.to_markdown(paper_report.summary(everything))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write what has drifted, or with `--check` only say so; 2 for data that does not fit."""
+    """Write what has drifted, or with `--check` only name it: 1 on drift, 2 for files that cannot be read."""
     if list(arguments) not in ([], ["--check"]):
-        print("usage: python -m harness.tables.generated [--check]", file=sys.stderr)
+        print("usage: nox -s tables [-- --check]", file=sys.stderr)
         return 2
     try:
-        stale = drifted(ROOT)
-    except UserError as error:
+        found = [path for path, _ in drifted(pages(ROOT))] if arguments else write(pages(ROOT))
+    except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    for path, text in stale.items():
-        print(f"drifted: {path.relative_to(ROOT)}")
-        if not arguments:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8", newline="\n")
-    if stale and arguments:
+    for path in found:
+        print(f"{'drifted' if arguments else 'written'}: {path.relative_to(ROOT)}")
+    if found and arguments:
         print("run: nox -s tables")
         return 1
-    print("written" if stale else "all tables follow from the records")
+    print("all generated pages are up to date")
     return 0
 
 

@@ -19,8 +19,8 @@ from harness.cli import main as cli
 from harness.cli.options import load, rerun
 from harness.config import Run
 from harness.registry import REGISTRY
+from harness.tables.generated import DOCUMENTS as FILLED
 from harness.tables.generated import MARKED
-from harness.tables.generated import PAGES as FILLED
 from tests.docs.sources import DOCUMENTS, PAGES, ROOT, document, files, functions
 
 #: `lorebench ...` and `nox ...` at the start of a line of a block of shell commands, `\` continuing it.
@@ -44,9 +44,13 @@ def prose(name: str) -> str:
 
 
 def sessions() -> set[str]:
-    """The sessions of noxfile.py by the names that `nox -s` takes."""
-    found = set()
-    for node in functions(ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))):
+    """The sessions of noxfile.py by the names that `nox -s` takes: those of its table and its functions."""
+    tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    (table,) = [
+        n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "SUITES"
+    ]
+    found = set(ast.literal_eval(table))
+    for node in functions(tree):
         for mark in node.decorator_list:
             if ast.unparse(mark) == "nox.session":
                 found.add(node.name)

@@ -1,7 +1,7 @@
 """Calculations that check published tables without weights or data: counts, bytes, biases, arithmetic.
 
 `{calculation: NAME, with: {argument: value, …}}` in a file of `benchmarks/papers/` asks for one value.
-`python -m benchmarks.papers.calculations` evaluates them all into `results/calculations.json`, a sorted
+`nox -s tables` evaluates them all into `results/calculations.json`, a sorted
 list of {calculation, with, value, unit, how}. A value is a number (12 digits), true or false, or a text.
 
 `shape` is a name in `harness.engine.models.shapes` (60m, 130m, 350m, 1b, 7b, llama-2-7b, llama-2-13b, …),

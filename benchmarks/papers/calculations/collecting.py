@@ -1,22 +1,17 @@
-"""Find and evaluate all calls in the files of published tables."""
+"""Find all calls in the files of published tables and evaluate them into results/calculations.json."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from benchmarks.papers.calculations.calling import evaluate
-from benchmarks.studies import jobs as processes
 from harness.errors import UserError
-from harness.files import ROOT
 from harness.suite import read_yaml
 from harness.tables.papers import published
-
-PAPERS = ROOT / "benchmarks" / "papers"
 
 
 @dataclass(frozen=True)
@@ -33,33 +28,20 @@ class Call:
         return json.dumps([self.calculation, self.arguments], sort_keys=True)
 
 
-def calls(folder: Path = PAPERS) -> list[Call]:
-    """Return the different calls in the YAML files of a folder, sorted; UserError for one that is no call."""
+def pages(root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield results/calculations.json: each call with value, unit and how. UserError for a wrong call."""
+    found = [_entry(call) for call in calls(root / "benchmarks" / "papers")]
+    yield root / "results" / "calculations.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
+def calls(folder: Path) -> list[Call]:
+    """Return every different call in the YAML files of a folder, sorted; UserError for a malformed one."""
     found: dict[str, Call] = {}
     for path in sorted(folder.glob("*.yaml")):
         for mapping in _asked(path):
             call = _call(mapping, path.name)
             found.setdefault(call.key, call)
     return [found[key] for key in sorted(found)]
-
-
-def entries(asked: Sequence[Call], jobs: int = 1) -> list[dict[str, Any]]:
-    """Evaluate calls to their value, unit and how, in the order given; UserError names the file.
-
-    Calls about one shape stay together, in one of `jobs` processes, since they share prepared models.
-    """
-    if jobs == 1:
-        return [_entry(call) for call in asked]
-    groups: dict[str, list[Call]] = {}
-    for call in asked:
-        groups.setdefault(str(call.arguments.get("shape", "")), []).append(call)
-    with processes.pool(jobs) as pool:
-        done = dict(chain.from_iterable(pool.map(_keyed, groups.values())))
-    return [done[call.key] for call in asked]
-
-
-def _keyed(asked: Sequence[Call]) -> list[tuple[str, dict[str, Any]]]:
-    return [(call.key, _entry(call)) for call in asked]
 
 
 def _entry(call: Call) -> dict[str, Any]:
@@ -69,11 +51,6 @@ def _entry(call: Call) -> dict[str, Any]:
         raise UserError(f"{call.place}: {error}; asked with {json.dumps(call.arguments)}") from error
     given = {"calculation": call.calculation, "with": call.arguments}
     return {**given, "value": found.value, "unit": found.unit, "how": found.how}
-
-
-def text_of(found: Sequence[dict[str, Any]]) -> str:
-    """Return the text of the file of evaluated calls."""
-    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
 
 def _asked(path: Path) -> Iterator[dict[str, Any]]:

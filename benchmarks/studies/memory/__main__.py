@@ -1,9 +1,9 @@
-"""Predict and measure the memory of LLaMA shapes: `python -m benchmarks.studies.memory [--render-only]`.
+"""Predict and measure the memory of LLaMA shapes: `nox -s bench-shapes`.
 
 Forecasts of the shapes suite and of its rows at other batches and lengths are plans, as by
 `lorebench plan shapes --json results/forecasts/shapes.json`; the cache answers what has not changed. Where
 there is a GPU, rows that fit it are measured by `lorebench run`. The pages `results/tables/shapes-memory.md`
-and `growth.md` and their charts follow from forecasts and records alone; `--render-only` writes just these.
+and `growth.md` and their charts follow from forecasts and records alone: `nox -s tables` writes just these.
 """
 
 from __future__ import annotations
@@ -22,33 +22,25 @@ from harness.errors import UserError
 from harness.files import ROOT
 from harness.forecast import MemoryReport
 from harness.suite import Suite
+from harness.tables import generated
 from harness.tables.plan.plan import as_json, read_forecasts
 
 
 def main(arguments: Sequence[str], root: Path = ROOT) -> int:
-    """Do it all; 1 when a row has no forecast or `--render-only` found drift, 2 for bad input."""
-    if list(arguments) not in ([], ["--render-only"]):
-        print(f"unknown: {' '.join(arguments)}; the only option is --render-only", file=sys.stderr)
+    """Forecast, measure and render; 1 when a row has no forecast, 2 for bad input."""
+    if arguments:
+        print(f"unknown: {' '.join(arguments)}; this command has no options", file=sys.stderr)
         return 2
-    complete = True
     try:
-        if not arguments:
-            rows = table.resolved()
-            complete = forecast(suite.load(table.SUITE), root / table.FORECASTS)
-            complete &= forecast(growth.suite_of(rows), root / growth.FORECASTS)
-            measure(list(rows.values()), read_forecasts(root / table.FORECASTS), root)
-        drifted = [
-            (path, text)
-            for pages in (table.pages, growth.pages)
-            for path, text in pages(root)
-            if not path.exists() or path.read_text(encoding="utf-8") != text
-        ]
-        for path, text in drifted:
-            write(path, text)
-    except UserError as error:
+        rows = table.resolved()
+        complete = forecast(suite.load(table.SUITE), root / table.FORECASTS)
+        complete &= forecast(growth.suite_of(rows), root / growth.FORECASTS)
+        measure(list(rows.values()), read_forecasts(root / table.FORECASTS), root)
+        generated.write([*table.pages(root), *growth.pages(root)])
+    except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    return int(bool(drifted) if arguments else not complete)
+    return int(not complete)
 
 
 def write(path: Path, text: str) -> None:

@@ -1,7 +1,7 @@
-"""Compare with the peers: `python -m benchmarks.studies.peers [--quick] [--only TEXT] [--rounds N] …`.
+"""Time the methods beside the code that one would otherwise run: `nox -s bench-peers`.
 
-Every finished case is written at once to `results/peers/<machine>.json`, beside those that are there
-already, and the page `results/tables/peers.md` follows from these files. Times are of the CPU.
+Each finished case is written at once to `results/peers/<machine>.json`, beside those of earlier calls; the
+page `results/tables/peers.md` follows from these files. Times are CPU times.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.studies.peers.bench import PeerMissingError, alternate
-from benchmarks.studies.peers.case import Case
+from benchmarks.studies.peers.bench import Case, PeerMissingError, alternate
 from benchmarks.studies.peers.table import (
     Environment,
     Measured,
@@ -31,6 +30,7 @@ from benchmarks.studies.peers.table import (
 )
 from harness import files
 from harness.engine.run.environment import cpu_model, machine_slug
+from harness.tables import generated
 
 #: Modules of this package with a function `cases(quick)`, in the order of the table.
 MODULES = ("galore", "adarankgrad", "sltrain", "velora", "plain")
@@ -39,15 +39,13 @@ ROUNDS, HEAVY_ROUNDS = 7, 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what was asked for; 1 when a case failed or, with `--render-only`, when the page had drifted."""
+    """Run the chosen cases; 1 when a case failed, 2 when none was chosen."""
     asked = _asked(arguments)
     out = asked.out or Path("runs/quick-peers" if asked.quick else "results")
-    if asked.render_only:
-        return int(write_page(out))
     everything = collect(asked.quick)
     labels = [case_label(case) for case in everything]
     if not any(asked.only.lower() in name.lower() for name in labels):
-        print(f"no case holds {asked.only!r}; without --only all {len(labels)} are run", file=sys.stderr)
+        print(f"no case contains {asked.only!r}; without --only all {len(labels)} run", file=sys.stderr)
         return 2
     file = out / "peers" / f"{machine_slug('cpu')}.json"
     measured = begin(file)
@@ -57,32 +55,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.only.lower() not in name.lower():
             continue
         if time.monotonic() > deadline:
-            print(f"{name}: left out, the budget is spent", flush=True)
+            print(f"{name}: skipped, the time budget is spent", flush=True)
             continue
         result = measure(case, asked.rounds)
         failed |= result.error is not None
         print(line(result), flush=True)
-        kept = {old.label: old for old in measured.results if old.label in labels} | {name: result}
-        measured.results = sorted(kept.values(), key=lambda kept: labels.index(kept.label))
+        known = {old.label: old for old in measured.results if old.label in labels} | {name: result}
+        measured.results = sorted(known.values(), key=lambda each: labels.index(each.label))
         files.replace(file, measured.model_dump_json(indent=1) + "\n")
-        write_page(out)
+        generated.write([(out / "tables" / "peers.md", page(out / "peers"))])
     return int(failed)
 
 
 def collect(quick: bool) -> list[Case]:
-    """All cases of all modules; tiny shapes are judged by no target."""
-    modules = [importlib.import_module(f"benchmarks.peers.{name}") for name in MODULES]
+    """Return the cases of all modules; those of tiny shapes have no target."""
+    modules = [importlib.import_module(f"benchmarks.studies.peers.{name}") for name in MODULES]
     found = [case for module in modules for case in module.cases(quick)]
     return [replace(case, target=None) for case in found] if quick else found
 
 
 def case_label(case: Case) -> str:
-    """What tells a case from all others."""
+    """Return the unique name of a case."""
     return label(case.method, case.work, case.shape, case.peer)
 
 
 def measure(case: Case, rounds: int | None) -> Result:
-    """Set a case up and time it; what goes wrong becomes its result."""
+    """Set a case up and time it; an error becomes its result."""
     result = Result(method=case.method, work=case.work, shape=case.shape, peer=case.peer, target=case.target)
     gc.collect()
     try:
@@ -98,7 +96,7 @@ def measure(case: Case, rounds: int | None) -> Result:
 
 
 def line(result: Result) -> str:
-    """A result for the terminal."""
+    """Render a result for the terminal."""
     if result.problem:
         return f"{result.label}: {result.problem}"
     target = {None: "", True: f", target {result.target} met", False: f", target {result.target} missed"}
@@ -108,7 +106,7 @@ def line(result: Result) -> str:
 
 
 def begin(file: Path) -> Measured:
-    """What is there already, as long as it was measured on the same processor with the same packages."""
+    """Read earlier results, unless they are of another processor or of other packages."""
     packages = {name: version for name in PACKAGES if (version := files.installed(name)) != files.ABSENT}
     here = Environment(
         cpu=cpu_model(),
@@ -120,29 +118,21 @@ def begin(file: Path) -> Measured:
         found = Measured.model_validate_json(file.read_text(encoding="utf-8"))
         if found.environment == here:
             return found
-        print(f"{file} is of other packages or another processor; it is begun anew", flush=True)
+        print(f"{file} is of other packages or another processor; starting over", flush=True)
     return Measured(environment=here)
-
-
-def write_page(out: Path) -> bool:
-    """Write the page that follows from the files; True when it was another one before."""
-    target, text = out / "tables" / "peers.md", page(out / "peers")
-    if target.exists() and target.read_text(encoding="utf-8") == text:
-        return False
-    files.replace(target, text)
-    return True
 
 
 def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.peers", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="tiny shapes, written below runs/quick-peers")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose line holds this text")
-    parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}, {HEAVY_ROUNDS} for the largest shapes")
-    parser.add_argument("--budget", type=float, default=float("inf"), help="minutes; no case begins later")
-    parser.add_argument("--out", type=Path, help="folder for peers/ and tables/; default results")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes; write to runs/quick-peers")
     parser.add_argument(
-        "--render-only", action="store_true", help="measure nothing; exit with 1 if the page had drifted"
+        "--only", default="", metavar="TEXT", help="run only cases whose name contains this text"
     )
+    parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}, {HEAVY_ROUNDS} for the largest shapes")
+    parser.add_argument(
+        "--budget", type=float, default=float("inf"), help="time budget in minutes; no case starts later"
+    )
+    parser.add_argument("--out", type=Path, help="folder for peers/ and tables/; default results")
     asked = parser.parse_args(arguments)
     if asked.rounds is not None and asked.rounds < 1:
         parser.error(f"--rounds {asked.rounds} measures nothing; give at least 1")

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.studies.peers.case import Case, Duel
+from benchmarks.studies.peers.bench import Case, Duel
 from benchmarks.studies.peers.galore import PEER, SHAPES, TINY, one_matrix, setting, share_captured
 from methods.parts.optim.adamw import State
 from methods.parts.projection.moments import carry_over

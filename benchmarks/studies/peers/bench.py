@@ -1,7 +1,7 @@
-"""How a duel is timed and judged; knows no method.
+"""Define a comparison with a peer, and time it; the modules beside this one list the cases of each method.
 
-Both sides take turns within one process, and each round gives one ratio, so a machine that slows down
-or is shared slows both alike. Reported are the median of the ratios and their quartiles.
+Both sides run alternately in one process and each round gives one ratio, so a machine that slows down or is
+shared slows both alike. The median of the ratios and their quartiles are reported.
 """
 
 from __future__ import annotations
@@ -17,14 +17,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.studies.peers.case import Duel
-
-#: A side is called as often in a round as takes at least this long, so that the clock's grain is small.
+#: Shortest time of a round, filled with calls, so that the clock's resolution does not matter.
 ROUND_S = 0.05
 
 
 class PeerMissingError(Exception):
     """The package of a peer is not installed."""
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Two pieces of work on the same tensors, to be called alternately many times.
+
+    `facts` are measured once during setup, e.g. the distance between both results.
+    """
+
+    ours: Callable[[], Any]
+    peer: Callable[[], Any]
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table; `set_up` makes the tensors, checks that both do the same, and returns a duel.
+
+    `target` is the largest acceptable ratio ours / peer, None where none was set. `heavy` cases get fewer
+    rounds.
+    """
+
+    method: str
+    work: str
+    shape: str
+    peer: str
+    set_up: Callable[[], Duel]
+    target: float | None = None
+    heavy: bool = False
 
 
 @dataclass
@@ -36,7 +63,7 @@ class Times:
 
 
 def alternate(duel: Duel, rounds: int, clock: Callable[[], float] = time.perf_counter) -> Times:
-    """Call both sides once to warm up, then time them in turns; every other round the peer begins."""
+    """Call both sides once to warm up, then time them alternately; every other round the peer begins."""
     sides = {"ours": duel.ours, "peer": duel.peer}
     slower = max(_elapsed(work, 1, clock) for work in sides.values())
     calls = max(1, math.ceil(ROUND_S / slower)) if slower > 0 else 1
@@ -48,12 +75,12 @@ def alternate(duel: Duel, rounds: int, clock: Callable[[], float] = time.perf_co
 
 
 def ratios(ours: Sequence[float], peer: Sequence[float]) -> list[float]:
-    """Ours / peer, round by round."""
+    """Return ours / peer of each round."""
     return [mine / theirs for mine, theirs in zip(ours, peer, strict=True)]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile, interpolated (Hyndman & Fan 1996, definition 7)."""
+    """Return lower quartile, median and upper quartile, interpolated (Hyndman & Fan 1996, definition 7)."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
@@ -61,7 +88,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def peer_package(module: str, package: str) -> Any:
-    """Import the module of a peer that need not be there; PeerMissingError where it is not."""
+    """Import the module of a peer; PeerMissingError where it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -69,7 +96,7 @@ def peer_package(module: str, package: str) -> Any:
 
 
 def agreement(ours: Tensor, peer: Tensor, tolerance: float) -> str:
-    """The relative distance |ours - peer| / |peer|; ValueError when it is above the tolerance."""
+    """Return the relative distance |ours - peer| / |peer|; ValueError when it is above the tolerance."""
     distance = float((torch.linalg.vector_norm(ours - peer) / torch.linalg.vector_norm(peer)).detach())
     if not distance <= tolerance:
         raise ValueError(f"ours and the peer do different work: they lie {distance:.1e} apart")

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.studies.peers.bench import agreement, peer_package, quartiles
-from benchmarks.studies.peers.case import Case, Duel
+from benchmarks.studies.peers.bench import Case, Duel, agreement, peer_package, quartiles
 from harness.config import OptimConfig
 from harness.method import Context, build
 from methods.parts.projection.method import ProjectedStepper

@@ -10,8 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from benchmarks.studies.peers.bench import agreement
-from benchmarks.studies.peers.case import Case, Duel
+from benchmarks.studies.peers.bench import Case, Duel, agreement
 from benchmarks.studies.peers.galore import PEER, SCALE, peer_optimizer
 from harness.config import OptimConfig
 from harness.engine.models.load import shape_config

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from benchmarks.studies.peers.case import Case, Duel
+from benchmarks.studies.peers.bench import Case, Duel
 from methods.parts.layers.sparse_plus_lowrank import SLTrainLinear
 from methods.sltrain import support
 

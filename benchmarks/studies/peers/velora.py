@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, VeloraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from benchmarks.studies.peers.case import Case, Duel
+from benchmarks.studies.peers.bench import Case, Duel
 from harness.engine.measure.peak import LiveMeter
 from harness.method import Context, build
 from methods.parts.layers.subtoken import project, weight_gradient

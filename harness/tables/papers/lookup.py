@@ -45,11 +45,9 @@ class Sources:
     def calculations(self) -> dict[str, Mapping[str, Any]]:
         """Return every evaluated call by its text."""
         path = self.results / "calculations.json"
-        entries = _json(path, "python -m benchmarks.papers.calculations")
+        entries = _json(path, "nox -s tables")
         if not isinstance(entries, list) or not all(isinstance(item, dict) for item in entries):
-            raise UserError(
-                f"{path}: not a list of calculations; run python -m benchmarks.papers.calculations"
-            )
+            raise UserError(f"{path}: not a list of calculations; run nox -s tables")
         return {_call(item["calculation"], item.get("with", {})): item for item in entries}
 
     @cached_property
@@ -100,7 +98,7 @@ class Sources:
         """Return the entry of one call; UserError for a call that has not been evaluated."""
         call = _call(selector.calculation, selector.arguments)
         if call not in self.calculations:
-            raise UserError(f"no value of {call} yet; run python -m benchmarks.papers.calculations")
+            raise UserError(f"no value of {call} yet; run nox -s tables")
         return self.calculations[call]
 
     def predicted(self, selector: Predicted, unit: str) -> Ours:

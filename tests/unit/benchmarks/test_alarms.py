@@ -97,19 +97,10 @@ def test_the_page_counts_false_alarms_and_verdicts() -> None:
     ]
     text = alarms.page({"stand": {"CPU": "a CPU"}, "outcomes": seen})
     assert "False alarms: 1 in 3 tries (1 ok, 1 withheld, 1 regression)." in text
-    assert "Found: slower. On: CPU a CPU." in text
+    assert "Found: slower. Environment: CPU a CPU." in text
     said = alarms.page({"stand": {}, "remarks": ["a doubt"], "outcomes": seen})
     assert said.endswith("\n\n* a doubt\n")
     assert "| larger | ok | cause of galore_peak_memory | cause of full_peak_memory |" in text
-
-
-def test_the_page_follows_from_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = tmp_path / "alarms.json"
-    figures.write_text(json.dumps({"stand": {}, "outcomes": [outcome("unchanged 1")]}))
-    monkeypatch.setattr(alarms, "FIGURES", figures)
-    monkeypatch.setattr(alarms, "PAGE", tmp_path / "alarms.md")
-    assert alarms.main(["--render-only"]) == 1
-    assert alarms.main(["--render-only"]) == 0
 
 
 # ---------------------------------------------------------------------------------------- the command
@@ -127,8 +118,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     (tmp_path / "clone" / "methods").mkdir(parents=True)
     (tmp_path / "clone" / alarms.TOUCHED).write_text("")
     monkeypatch.setattr(alarms.subprocess, "run", run)
-    monkeypatch.setattr(alarms, "FIGURES", tmp_path / "alarms.json")
-    monkeypatch.setattr(alarms, "PAGE", tmp_path / "alarms.md")
+    monkeypatch.setattr(alarms, "OUTCOMES", tmp_path / "alarms.json")
     return calls
 
 

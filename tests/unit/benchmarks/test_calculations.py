@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import benchmarks.papers.calculations
-from benchmarks.papers.calculations import CALCULATIONS, __main__, collecting, evaluate
+from benchmarks.papers.calculations import CALCULATIONS, collecting, evaluate
 from benchmarks.papers.calculations.calling import _schema
 from harness.errors import UserError
 
@@ -184,8 +184,8 @@ def test_every_calculation_says_what_it_does_and_checks_its_arguments(name: str)
 # ------------------------------------------------------------------------------------------ the file
 @pytest.fixture
 def papers(tmp_path: Path) -> Path:
-    folder = tmp_path / "papers"
-    folder.mkdir()
+    folder = tmp_path / "benchmarks" / "papers"
+    folder.mkdir(parents=True)
     (folder / "claims.yaml").write_text(
         "claims:\n"
         "- {of: {calculation: mean, with: {values: [1, 2]}}}\n"
@@ -193,49 +193,34 @@ def papers(tmp_path: Path) -> Path:
         "- {of: {calculation: mean, with: {values: [1, 2]}}}\n",
         encoding="utf-8",
     )
-    return folder
+    return tmp_path
 
 
-def run(papers: Path, *more: str) -> int:
-    arguments = ["--papers", str(papers), "--out", str(papers.parent / "found.json"), "--jobs", "1", *more]
-    return __main__.main(arguments)
+def evaluated(root: Path) -> list[dict[str, Any]]:
+    ((path, text),) = collecting.pages(root)
+    assert path == root / "results" / "calculations.json"
+    found: list[dict[str, Any]] = json.loads(text)
+    return found
 
 
 def test_every_call_is_evaluated_once_and_in_order(papers: Path) -> None:
-    assert run(papers) == 0
-    found = json.loads((papers.parent / "found.json").read_text(encoding="utf-8"))
+    found = evaluated(papers)
     assert [(each["calculation"], each["value"]) for each in found] == [("mean", 1.5), ("ratio", 0.25)]
     assert set(found[0]) == {"calculation", "with", "value", "unit", "how"}
 
 
-def test_a_file_that_does_not_follow_from_the_calls_is_stale(papers: Path) -> None:
-    assert run(papers, "--check") == 1
-    assert not (papers.parent / "found.json").exists()
-    assert run(papers) == 0
-    assert run(papers, "--check") == 0
-    claims = papers / "claims.yaml"
-    claims.write_text(claims.read_text(encoding="utf-8").replace("[1, 2]", "[1, 3]"), encoding="utf-8")
-    assert run(papers, "--check") == 1
+def test_a_wrong_call_in_a_file_is_named_with_its_file(papers: Path) -> None:
+    claims = papers / "benchmarks" / "papers" / "claims.yaml"
+    claims.write_text("of: {calculation: meen}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"^claims.yaml: no calculation 'meen'; did you mean 'mean'"):
+        evaluated(papers)
 
 
-def test_a_wrong_call_in_a_file_is_named_with_its_file(
-    papers: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (papers / "claims.yaml").write_text("of: {calculation: meen}\n", encoding="utf-8")
-    assert run(papers) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("claims.yaml: no calculation 'meen'; did you mean 'mean'")
-    assert said.count("\n") == 1
-
-
-def test_a_place_that_cannot_be_written_is_one_line(papers: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(papers, "--out", str(papers)) == 2
-    assert capsys.readouterr().err == f"--out {papers}: cannot be read or written: Is a directory\n"
-
-
-def test_several_processes_find_what_one_does(papers: Path) -> None:
-    calls = collecting.calls(papers)
-    assert collecting.entries(calls, jobs=2) == collecting.entries(calls)
+def test_the_list_has_every_calculation_with_its_arguments() -> None:
+    command = [sys.executable, "-m", "benchmarks.papers.calculations"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.partition("(")[0] for line in lines] == list(CALCULATIONS)
+    assert any(line.startswith("mean(values): ") for line in lines)
 
 
 def test_importing_the_calculations_loads_no_torch() -> None:

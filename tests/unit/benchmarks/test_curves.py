@@ -36,16 +36,18 @@ def test_a_suite_without_records_is_one_line(tmp_path: Path) -> None:
         curves.lines_of("pretrain", tmp_path)
 
 
-def test_a_chart_is_drawn_once_and_found_drifted_when_figures_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_chart_is_drawn_again_only_when_its_values_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(curves, "RESULTS", tmp_path / "results")
     lines = {"full": ([1.0, 2.0], [3.0, 2.0])}
     monkeypatch.setattr(curves, "lines_of", lambda name, raw: lines)
-    assert curves.main(["pretrain", "--check"]) == 1
-    assert curves.main(["pretrain"]) == 0
-    assert "tokens seen" not in capsys.readouterr().err
-    assert curves.main(["pretrain", "--check"]) == 0
+    ((path, text),) = curves.pages(tmp_path)
+    assert path == tmp_path / "results" / "tables" / "pretrain_small-loss.svg"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"{text}<!-- by another version of matplotlib -->", encoding="utf-8")
+    assert list(curves.pages(tmp_path)) == [(path, path.read_text(encoding="utf-8"))]
     lines["full"][1][0] = 3.5
-    assert curves.main(["pretrain", "--check"]) == 1
+    ((_, other),) = curves.pages(tmp_path)
+    assert "another version" not in other
+    assert other != text

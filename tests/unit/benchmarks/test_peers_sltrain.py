@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.studies.peers.case import Case
+from benchmarks.studies.peers.bench import Case
 from benchmarks.studies.peers.sltrain import SHAPES, TINY, cases
 
 

@@ -137,7 +137,7 @@ def test_without_records_or_results_the_page_says_so_and_is_written(tmp_path) ->
     nothing = sources(tmp_path, content, results=Path("not", "there"))
     text = document.build(records(), baseline="full", published=nothing)
     (said,) = [e["text"] for e in Elements(text).of("p") if "could not be compared with ours" in e["text"]]
-    assert "run python -m benchmarks.papers.calculations" in said
+    assert "run nox -s tables" in said
     empty = Sources(tmp_path / "nowhere", tmp_path, ())
     assert "No published numbers are available." in page_papers.section(records(), empty)
 

@@ -175,7 +175,7 @@ def test_a_calculation_is_found_whatever_the_order_of_its_arguments(tmp_path: Pa
     [
         (
             {"ours": {"calculation": "f", "with": {}}},
-            "no value of f {} yet; run python -m benchmarks.papers.calculations",
+            "no value of f {} yet; run nox -s tables",
         ),
         ({"ours": {"forecast": "bigg"}}, "no forecast 'bigg'; did you mean 'big'"),
         ({"ours": {"forecast": "big"}}, "'bytes' cannot be compared with one in 'ppl'"),
@@ -193,9 +193,7 @@ def test_a_reference_that_leads_nowhere_is_one_line_that_names_the_cell(
 
 def test_a_missing_file_of_calculations_says_what_makes_it(tmp_path: Path) -> None:
     found = Sources(tmp_path, tmp_path, ())
-    with pytest.raises(
-        UserError, match=r"calculations.json: cannot be read.*run python -m benchmarks.papers.calculations"
-    ):
+    with pytest.raises(UserError, match=r"calculations.json: cannot be read.*run nox -s tables"):
         judged(paper({"method": "A", "value": 3}, answers=[{"ours": {"calculation": "f"}}]), found)
 
 

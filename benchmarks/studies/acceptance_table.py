@@ -1,16 +1,20 @@
-"""What the acceptance on a GPU came to: measured beside simulated peaks, steps, ratios to full training."""
+"""The table of the acceptance on a GPU: measured beside simulated peaks, steps, ratios to full training."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness import files
+from pydantic import ValidationError
+
 from harness.config import Run
-from harness.forecast import FORECAST_VERSION
+from harness.engine import runner
+from harness.engine.forecast.cache import ForecastAnswer, ForecastRequest
+from harness.engine.forecast.client import ForecastClient
 from harness.record import Record
 from harness.tables.format import DASH, markdown
 
@@ -33,51 +37,55 @@ TOLERANCE = 0.02
 Line = tuple[str, ...]
 
 
-class Forecasts:
-    """Simulated peaks of the training phase in bytes, by run, in a file; a str says why there is none."""
+def simulated_peaks(
+    found: Iterable[Record], cache: Path, go_on: Callable[[], bool]
+) -> tuple[dict[str, int], int]:
+    """Forecast the peak of training of each measured run in bytes, by run id, with the ranks that it chose.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        current = kept.get("version") == FORECAST_VERSION
-        self.peaks: dict[str, int | str] = dict(kept["peaks"]) if current else {}
-
-    def fill(self, found: Iterable[Record], go_on: Callable[[], bool]) -> int:
-        """Simulate every measured run that has no forecast yet; how many are missing when time was over."""
-        missing = [r for r in found if r.memory and r.memory.train and r.run_id not in self.peaks]
-        for done, record in enumerate(missing):
-            if not go_on():
-                return len(missing) - done
-            self.peaks[record.run_id] = self._simulated(record)
-            content = {"version": FORECAST_VERSION, "peaks": self.peaks}
-            files.replace(self.path, json.dumps(content, indent=1) + "\n")
-        return 0
-
-    def of(self, record: Record) -> int | None:
-        """The simulated peak of a run, where there is one."""
-        peak = self.peaks.get(record.run_id)
-        return peak if isinstance(peak, int) else None
-
-    @staticmethod
-    def _simulated(record: Record) -> int | str:
-        """With the ranks that the run chose, so that only memory is compared."""
-        from harness.engine.forecast.dry_run import simulate
-
-        chosen = record.parameters.chosen_ranks if record.parameters else {}
-        try:
-            report = simulate(Run.model_validate(record.config), chosen or None)
-        except Exception as error:  # a fault of the simulation must not hide what was measured
-            return f"{type(error).__name__}: {error}"
-        return report.train.peak_allocated_bytes if report.train else "no training"
+    Stops when `go_on` returns False; the second value counts the forecasts that are missing then.
+    """
+    groups: dict[str, dict[str, ForecastRequest]] = {}
+    for record in found:
+        if record.memory and record.memory.train:
+            chosen = record.parameters.chosen_ranks if record.parameters else {}
+            with suppress(ValidationError):  # the record of an older config still shows what was measured
+                request = ForecastRequest(Run.model_validate(record.config))
+                groups.setdefault(json.dumps(chosen), {})[record.run_id] = request
+    peaks, missing = {}, 0
+    for ranks, requests in groups.items():
+        client = ForecastClient(
+            cache, runner.WORKER, {"methods": json.loads(ranks)} if ranks != "{}" else None
+        )
+        answers = _answers(client, list(requests.values()), go_on)
+        missing += answers.count(None)
+        for run_id, answer in zip(requests, answers, strict=True):
+            if answer is not None and answer.report is not None and answer.report.train is not None:
+                peaks[run_id] = answer.report.train.peak_allocated_bytes
+    return peaks, missing
 
 
-def rows(found: Iterable[Record], forecasts: Forecasts) -> list[Line]:
-    """A line per run: what was measured, what was simulated, and how both relate."""
+def _answers(
+    client: ForecastClient, requests: Sequence[ForecastRequest], go_on: Callable[[], bool]
+) -> Sequence[ForecastAnswer | None]:
+    def on_progress(*_: object) -> None:
+        if not go_on():
+            raise TimeoutError
+
+    with suppress(TimeoutError):
+        if None not in (cached := client.cached(requests)):
+            return cached
+        on_progress()
+        return client.ask(requests, on_progress)
+    return client.cached(requests)
+
+
+def rows(found: Iterable[Record], peaks: Mapping[str, int]) -> list[Line]:
+    """Return a line for each run: measured and simulated peak, their ratio, and times."""
     lines: list[Line] = []
     for record in found:
         memory, clock = record.memory, record.time
         measured = memory.train.peak_allocated_bytes if memory and memory.train else None
-        simulated = forecasts.of(record)
+        simulated = peaks.get(record.run_id)
         ratio = simulated / measured if simulated and measured else None
         lines.append(
             (
@@ -99,17 +107,17 @@ def rows(found: Iterable[Record], forecasts: Forecasts) -> list[Line]:
 
 
 def step_s(record: Record, refreshed: bool) -> float | None:
-    """The median of the timed steps with, or without, a refresh."""
+    """Return the median of the timed steps with, or without, a refresh."""
     if record.time is None:
         return None
     both = zip(record.time.step_s, record.time.refresh_step, strict=True)
-    kept = [seconds for seconds, fresh in both if fresh == refreshed]
-    return statistics.median(kept) if kept else None
+    chosen = [seconds for seconds, fresh in both if fresh == refreshed]
+    return statistics.median(chosen) if chosen else None
 
 
 def pairs(found: Iterable[Record], baselines: Mapping[str, str | None]) -> list[str]:
-    """Throughput and peak of each run as ratios to the baseline of its suite, on the same model and data."""
-    everything, said = list(found), []
+    """Return throughput and peak of each run as ratios to its suite's baseline on the same model and data."""
+    everything, lines = list(found), []
     for record in everything:
         base = next((other for other in everything if _is_base(other, record, baselines)), None)
         if base is None or base is record:
@@ -124,12 +132,12 @@ def pairs(found: Iterable[Record], baselines: Mapping[str, str | None]) -> list[
         ]
         if parts:
             model = record.config["model"].get("name", "")
-            said.append(f"{record.suite}, {model}: {record.label} / {base.label}: {', '.join(parts)}")
-    return said
+            lines.append(f"{record.suite}, {model}: {record.label} / {base.label}: {', '.join(parts)}")
+    return lines
 
 
 def tests_line(tested: Mapping[str, Any]) -> str:
-    """How the tests ended, and every failure."""
+    """Return the counts of tests by outcome, and every failure."""
     counts = {end: sum(file[end] for file in tested.values()) for end in ("passed", "failed", "skipped")}
     lines = ["tests: " + ", ".join(f"{count} {end}" for end, count in counts.items())]
     for name, file in tested.items():
@@ -139,7 +147,7 @@ def tests_line(tested: Mapping[str, Any]) -> str:
 
 
 def show(lines: Sequence[Line], ratios: Sequence[str], folder: Path) -> None:
-    """Print the table and keep it as Markdown beside the records."""
+    """Print the table and write it as Markdown beside the records."""
     if not lines:
         print("nothing has run yet, so there is no table")
         return
@@ -156,7 +164,7 @@ def show(lines: Sequence[Line], ratios: Sequence[str], folder: Path) -> None:
     page += ["|" + " | ".join(map(markdown, line)) + "|" for line in lines]
     notes = [
         *ratios,
-        f"! beyond {TOLERANCE:.0%}; requested is what tensors asked for, without blocks left over",
+        f"! beyond {TOLERANCE:.0%}; requested is the size of tensors, without the allocator's rounding",
     ]
     print("\n".join(notes))
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
-"""The command `lorebench gate`: compare the records of two revisions. Runs nothing."""
+"""The command `lorebench gate`: compare two sets of records, or peak memory with stored baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,9 +12,13 @@ import typer
 from harness.errors import UserError
 
 if TYPE_CHECKING:
+    from harness.forecast import MemoryReport
+    from harness.tables.compare.baselines import Row
     from harness.tables.compare.comparison import Comparison
     from harness.tables.compare.pairing import Side
 
+#: The shape whose rows are counted as well as simulated.
+SMALLEST = "nano"
 Format = Literal["text", "md", "json", "github", "junit"]
 FormOption = Annotated[
     Format,
@@ -24,21 +29,52 @@ OutOption = Annotated[
 ]
 
 
+BaseArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="BASE", help="Records before: a folder or a file. With --baselines their file."),
+]
+CandidateArgument = Annotated[
+    Path | None, typer.Argument(metavar="CAND", help="Records after: a folder or a file.")
+]
+ControlOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LABEL",
+        help="The row whose throughput must be stable before another's is judged. [default: the baseline "
+        "of the records' suite]",
+    ),
+]
+BaselinesOption = Annotated[
+    bool,
+    typer.Option(
+        "--baselines", help="Compare the peak memory of every method, simulated and counted, with a file."
+    ),
+]
+WriteOption = Annotated[
+    bool, typer.Option("--write", help="With --baselines: store today's peaks instead of comparing.")
+]
+
+
 def gate(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="Records before: a folder or a file.")],
-    candidate: Annotated[Path, typer.Argument(metavar="CAND", help="Records after: a folder or a file.")],
+    base: BaseArgument = None,
+    candidate: CandidateArgument = None,
     form: FormOption = "text",
     out: OutOption = None,
-    control: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LABEL",
-            help="The row whose throughput must be stable before another's is judged. [default: the baseline "
-            "of the records' suite]",
-        ),
-    ] = None,
+    control: ControlOption = None,
+    baselines: BaselinesOption = False,
+    write: WriteOption = False,
 ) -> None:
-    """Compare the records of two revisions; exit code 1 on a regression, 2 if inconclusive."""
+    """Compare two sets of records, or peak memory with its baselines.
+
+    Exit code 1 on a regression, 2 when inconclusive.
+    """
+    if baselines:
+        if candidate is not None or control is not None:
+            raise UserError("--baselines compares with one file; drop CAND and --control")
+        _gate_baselines(base, write, form, out)
+        return
+    if write or base is None or candidate is None:
+        raise UserError("give BASE and CAND, or --baselines, with or without --write")
     from harness.tables.compare.judge import compare
     from harness.tables.compare.pairing import load
 
@@ -50,8 +86,52 @@ def gate(
     publish(compare(*sides, _controls(sides, control)), form, out)
 
 
-def publish(compared: Comparison, form: Format, out: Path | None) -> None:
-    """Print or write a comparison and end with its exit code."""
+def _gate_baselines(file: Path | None, write: bool, form: Format, out: Path | None) -> None:
+    from harness.files import ROOT
+    from harness.tables.compare import baselines
+
+    file = file or ROOT / "results" / "baselines" / "memory.json"
+    base = {} if write else baselines.read(file)  # before minutes of measuring
+    today = _measure()
+    if write:
+        baselines.write(file, today)
+        typer.echo(f"{file.name}: {len(today)} rows written")
+        return
+    compared = baselines.compare(base, today)
+    code = baselines.exit_code(compared)
+    if code == 2 or (code == 0 and "improvement" in compared.counts):
+        typer.echo(f"accept today's peaks as baselines: {baselines.WRITE}", err=True)
+    publish(compared, form, out, code)
+
+
+def _measure() -> dict[str, Row]:
+    """Forecast the rows of suite `baselines`, and count those of the smallest shape as well."""
+    from harness import suite as suites
+    from harness.engine import runner
+    from harness.engine.forecast.cache import ForecastRequest
+    from harness.engine.forecast.client import ForecastClient
+    from harness.files import cache_folder
+    from harness.tables.compare import baselines
+
+    def on_progress(request: ForecastRequest, done: int, total: int) -> None:
+        typer.echo(f"[{done}/{total}] {request.run.name}: {request.meter}", err=True)
+
+    runs = runner.resolve(suites.load(baselines.SUITE).runs, "cpu", text=False).runs
+    small = [run for run in runs if dict(run.model).get("name") == SMALLEST]
+    requests = [
+        *(ForecastRequest(run, meter="exact" if run in small else "cuda") for run in runs),
+        *(ForecastRequest(run, meter="live") for run in small),
+    ]
+    client = ForecastClient(cache_folder(), runner.WORKER, notify=partial(typer.echo, err=True))
+    reports: dict[str, dict[str, MemoryReport | str]] = {run.name: {} for run in runs}
+    for request, answer in zip(requests, client.ask(requests, on_progress), strict=True):
+        meter = "live" if request.meter == "live" else "simulated"
+        reports[request.run.name][meter] = answer.report or answer.reason
+    return {run.name: baselines.Row.of(run.config_id, reports[run.name]) for run in runs}
+
+
+def publish(compared: Comparison, form: Format, out: Path | None, code: int | None = None) -> None:
+    """Print or write a comparison and exit with `code`, by default that of the comparison."""
     from harness.tables.compare.rendering import FORMATS
 
     text = FORMATS[form](compared)
@@ -63,12 +143,13 @@ def publish(compared: Comparison, form: Format, out: Path | None) -> None:
         except OSError as error:
             raise UserError(f"--out {out}: cannot be written: {error.strerror}; choose another") from error
         typer.echo(compared.summary)
-    if compared.exit_code:
-        raise typer.Exit(compared.exit_code)
+    code = compared.exit_code if code is None else code
+    if code:
+        raise typer.Exit(code)
 
 
 def _controls(sides: Iterable[Side], control: str | None) -> dict[str, str]:
-    """The label of the control row of each suite: as given, else the suite's baseline where it ships."""
+    """Return the label of each suite's control row: as given, else the baseline of a suite that ships."""
     from harness import suite as suites
     from harness.tables.format import plain
 

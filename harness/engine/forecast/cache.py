@@ -34,11 +34,16 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ForecastRequest:
-    """A request for the memory of a run, or for the largest `setting` whose peak is at most `limit` bytes."""
+    """A request for the memory of a run, or for the largest `setting` whose peak is at most `limit` bytes.
+
+    `meter` says how memory is found: `cuda` simulates with tensors rounded up as on a GPU, `exact` without
+    rounding, and `live` counts the tensors of a few updates on the CPU.
+    """
 
     run: Run
     setting: Setting | None = None
     limit: int | None = None
+    meter: Literal["cuda", "exact", "live"] = "cuda"
 
 
 class ForecastAnswer(BaseModel):
@@ -115,6 +120,7 @@ class Keys:
             "config": run.config_id,
             "ranks": self._ranks,
             "search": [request.setting, request.limit],
+            "meter": request.meter,
             "version": FORECAST_VERSION,
             "sources": self.sources(run),
             "packages": {name: files.installed(name) for name in PACKAGES},

@@ -75,11 +75,16 @@ class ForecastClient:
         while missing := {key: request for key, request in wanted.items() if key not in found}:
             peaks = {
                 answer.report.config_id: answer.report.peak_allocated_bytes
-                for answer in found.values()
-                if answer.report is not None
+                for key, answer in found.items()
+                if answer.report is not None and wanted[key].meter == "cuda"
             }
             self._compute(missing, peaks, on_answer)
         return [found[key] for key in keys]
+
+    def cached(self, requests: Sequence[ForecastRequest]) -> list[ForecastAnswer | None]:
+        """Return the cached answer to each request, or None; computes nothing."""
+        key_of, cache = Keys(self.ranks), ForecastCache(self.cache / "forecasts", self.notify)
+        return [cache.read(key_of.of(request), request) for request in requests]
 
     def _compute(
         self, missing: Mapping[str, ForecastRequest], peaks: Mapping[str, int], on_answer: OnAnswer
@@ -140,6 +145,7 @@ class ForecastClient:
                 "run": request.run.model_dump(mode="json"),
                 "setting": request.setting,
                 "limit": request.limit,
+                "meter": request.meter,
                 "peak": peaks.get(request.run.config_id),
             }
             for key, request in share.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from harness import forecast
 from harness.config import Run
 from harness.engine.forecast import capacity
 from harness.engine.forecast.cache import ForecastAnswer, RankSource
+from harness.engine.forecast.count import count
 from harness.engine.forecast.dry_run import Ranks, simulate
 from harness.engine.run import checks, prepare
 from harness.errors import UnsupportedError, UserError, nearest, one_line
@@ -46,6 +48,13 @@ def answer_all(request: dict[str, Any], send: Callable[[dict[str, Any]], None]) 
 
 
 def _answer(run: Run, item: Mapping[str, Any], ranks: Ranks, seen: Seen) -> ForecastAnswer:
+    if run.train.state_bits == 8:  # else the first such run would pay for tensors that the import leaves
+        with suppress(ImportError):
+            importlib.import_module("bitsandbytes")
+    if item["meter"] == "live":
+        return ForecastAnswer(kind="report", report=count(run))
+    if item["meter"] == "exact":
+        return ForecastAnswer(kind="report", report=simulate(run, ranks, granularity=1))
     if item["setting"] is None:
         report = simulate(run, ranks)
         for setting in forecast.SETTINGS:

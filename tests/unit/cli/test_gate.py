@@ -142,6 +142,13 @@ def test_a_path_that_cannot_be_read_is_one_line_and_2(
         assert ("Permission denied" in said.err) == (given == "locked")
 
 
+def test_one_side_alone_is_one_line_and_2(gate: Gate, base: Path) -> None:
+    for arguments in ((), (base,), (base, base, "--write")):
+        said = gate(*arguments)
+        assert (said.code, said.err.count("\n")) == (2, 1)
+        assert "give BASE and CAND, or --baselines" in said.err
+
+
 def test_an_unknown_control_is_one_line_with_the_known_labels(gate: Gate, base: Path) -> None:
     said = gate(base, base, "--control", "ful")
     assert (said.code, said.err.count("\n")) == (2, 1)

@@ -394,7 +394,14 @@ def answers_to(ranks: Any, *runs: Run) -> list[dict[str, Any]]:
     from harness.engine.forecast.server import answer_all
 
     items = [
-        {"key": str(number), "run": run.model_dump(mode="json"), "setting": None, "limit": None, "peak": None}
+        {
+            "key": str(number),
+            "run": run.model_dump(mode="json"),
+            "setting": None,
+            "limit": None,
+            "meter": "cuda",
+            "peak": None,
+        }
         for number, run in enumerate(runs)
     ]
     sent: list[dict[str, Any]] = []

@@ -55,82 +55,87 @@ def _fingerprint() -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def lorebench(session: nox.Session, *arguments: str) -> None:
-    """Call the command line in the shared environment."""
-    session.run(environment(session), "-m", "harness.cli", *arguments, external=True)
-
-
 def pytest(session: nox.Session, *arguments: str) -> None:
     """Run pytest, each process on one thread; arguments from the command line come last and so win."""
     python, threads = environment(session), {"OMP_NUM_THREADS": "1"}
     session.run(python, "-m", "pytest", *arguments, *session.posargs, env=threads, external=True)
 
 
-#: Sessions that run suites: description and suites by name. Arguments behind `--` go to `lorebench run`.
-SUITES = {
+#: Sessions that run modules, by name: description, and the modules with their arguments. What follows `--` is
+#: added to each.
+MODULES = {
     "bench-welore": (
         "Run the WeLore suite: `nox -s bench-welore -- --model DIR_OR_HUB_ID --data FILE_OR_DATASET`.",
-        ("welore",),
+        ["harness.cli run welore"],
     ),
-    "bench-galore": ("Run the suite on GaLore's options; arguments as for bench-welore.", ("galore",)),
-    "bench-adarankgrad": ("Run the suite on AdaRankGrad's options.", ("adarankgrad",)),
-    "bench-velora": ("Run the suite on VeLoRA's options.", ("velora",)),
-    "bench-sltrain": ("Run the suite on SLTrain's options.", ("sltrain",)),
+    "bench-galore": (
+        "Run the suite on GaLore's options; arguments as for bench-welore.",
+        ["harness.cli run galore"],
+    ),
+    "bench-adarankgrad": ("Run the suite on AdaRankGrad's options.", ["harness.cli run adarankgrad"]),
+    "bench-velora": ("Run the suite on VeLoRA's options.", ["harness.cli run velora"]),
+    "bench-sltrain": ("Run the suite on SLTrain's options.", ["harness.cli run sltrain"]),
     "bench-all": (
         "Compare all methods: from scratch, in fine-tuning, and on a compressed model (three suites).",
-        ("pretrain", "finetune", "compressed"),
+        ["harness.cli run pretrain", "harness.cli run finetune", "harness.cli run compressed"],
     ),
-    "tune-welore": ("Run the grid that the learning rates of the WeLore suite come from.", ("welore_lr",)),
+    "bench-peers": (
+        "Time our methods beside the code that one would otherwise run, interleaved in one process.",
+        ["benchmarks.studies.peers"],
+    ),
+    "bench-shapes": (
+        "Predict the memory of the shapes suite, measure what fits a GPU where there is one, write the page.",
+        ["benchmarks.studies.memory"],
+    ),
+    "tune-welore": (
+        "Run the grid that the learning rates of the WeLore suite come from.",
+        ["harness.cli run welore_lr"],
+    ),
     "tune-all": (
         "Run the grids that the learning rates of bench-all come from.",
-        ("pretrain_lr", "finetune_lr", "compressed_lr"),
+        ["harness.cli run pretrain_lr", "harness.cli run finetune_lr", "harness.cli run compressed_lr"],
+    ),
+    "gate": (
+        "Fail when the peak memory of any method has grown; `-- --write` stores today's peaks as baselines.",
+        ["harness.cli gate --baselines"],
+    ),
+    "alarms": (
+        "Measure how often `lorebench ab` raises false alarms or misses planted regressions.",
+        ["benchmarks.studies.alarms"],
+    ),
+    "overhead": (
+        "Measure the overhead of the harness over a bare training loop, as a ratio in one process.",
+        ["benchmarks.studies.overhead"],
+    ),
+    "gpu": (
+        "Run the acceptance on a GPU; repeat until nothing is left: `nox -s gpu -- --minutes 9`.",
+        ["benchmarks.studies.acceptance"],
+    ),
+    "tables": (
+        "Regenerate every page that follows from files; `-- --check` only says whether any has drifted.",
+        ["harness.tables.generated"],
+    ),
+    "base-checkpoint": (
+        "Rebuild the embedded tokenizer and checkpoint by their recipe (about half an hour).",
+        ["benchmarks.embedded.build"],
     ),
 }
 
 
-def add_session(name: str, description: str, suites: tuple[str, ...]) -> None:
-    """Register a session that runs suites one after another."""
+def add_session(name: str, description: str, commands: list[str]) -> None:
+    """Register a session that runs modules one after another."""
 
-    def run_suites(session: nox.Session) -> None:
-        for suite in suites:
-            lorebench(session, "run", suite, *session.posargs)
+    def run_modules(session: nox.Session) -> None:
+        for command in commands:
+            words = (*command.split(), *session.posargs)
+            session.run(environment(session), "-m", *words, external=True)
 
-    run_suites.__doc__ = description
-    nox.session(run_suites, name=name)
-
-
-for session_name, (session_description, session_suites) in SUITES.items():
-    add_session(session_name, session_description, session_suites)
+    run_modules.__doc__ = description
+    nox.session(run_modules, name=name)
 
 
-@nox.session(name="bench-peers")
-def bench_peers(session: nox.Session) -> None:
-    """Time our methods beside the code that one would otherwise run, interleaved in one process."""
-    session.run(environment(session), "-m", "benchmarks.studies.peers", *session.posargs, external=True)
-
-
-@nox.session(name="bench-shapes")
-def bench_shapes(session: nox.Session) -> None:
-    """Predict the memory of the shapes suite, measure what fits a GPU where there is one, write the pages."""
-    session.run(environment(session), "-m", "benchmarks.studies.memory", *session.posargs, external=True)
-
-
-@nox.session
-def gate(session: nox.Session) -> None:
-    """Fail when the peak memory of any method has grown; `-- --write` stores today's peaks as baselines."""
-    lorebench(session, "gate", "--baselines", *session.posargs)
-
-
-@nox.session
-def alarms(session: nox.Session) -> None:
-    """Measure how often `lorebench ab` raises false alarms or misses planted regressions."""
-    session.run(environment(session), "-m", "benchmarks.studies.alarms", *session.posargs, external=True)
-
-
-@nox.session
-def overhead(session: nox.Session) -> None:
-    """Measure the overhead of the harness over a bare training loop, as a ratio in one process."""
-    session.run(environment(session), "-m", "benchmarks.studies.overhead", *session.posargs, external=True)
+for session_name, (session_description, session_commands) in MODULES.items():
+    add_session(session_name, session_description, session_commands)
 
 
 @nox.session
@@ -164,12 +169,6 @@ def mlflow(session: nox.Session) -> None:
 
 
 @nox.session
-def gpu(session: nox.Session) -> None:
-    """Run the acceptance on a GPU; repeat until nothing is left: `nox -s gpu -- --minutes 9`."""
-    session.run(environment(session), "-m", "benchmarks.studies.acceptance", *session.posargs, external=True)
-
-
-@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format."""
     python = environment(session)
@@ -188,15 +187,3 @@ def docs(session: nox.Session) -> None:
     """Build the pages in docs/ as a site in site/; any warning, such as a broken link, is an error."""
     command = (environment(session), "-m", "mkdocs", "build", "--strict", "--clean")
     session.run(*command, env={"NO_MKDOCS_2_WARNING": "1"}, external=True)
-
-
-@nox.session
-def tables(session: nox.Session) -> None:
-    """Regenerate every page that follows from files; `-- --check` only says whether any has drifted."""
-    session.run(environment(session), "-m", "harness.tables.generated", *session.posargs, external=True)
-
-
-@nox.session(name="base-checkpoint")
-def base_checkpoint(session: nox.Session) -> None:
-    """Rebuild the embedded tokenizer and checkpoint by their recipe (about half an hour)."""
-    session.run(environment(session), "-m", "benchmarks.embedded.build", *session.posargs, external=True)

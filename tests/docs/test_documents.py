@@ -47,7 +47,7 @@ def sessions() -> set[str]:
     """The sessions of noxfile.py by the names that `nox -s` takes: those of its table and its functions."""
     tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
     (table,) = [
-        n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "SUITES"
+        n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "MODULES"
     ]
     found = set(ast.literal_eval(table))
     for node in functions(tree):

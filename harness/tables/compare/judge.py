@@ -33,9 +33,9 @@ def compare(base: Side, candidate: Side, controls: Mapping[str, str] | None = No
     pairs = pair(base.records, candidate.records)
     found = [item for each in pairs for item in _run(each)]
     speed = compare_speed.judge(compare_speed.rows(pairs), controls or {})
-    aside = [f"base: {note}" for note in base.skipped]
-    aside += [f"candidate: {note}" for note in candidate.skipped]
-    return Comparison((*_closed(found), *speed), tuple(aside))
+    skipped = [f"base: {note}" for note in base.skipped]
+    skipped += [f"candidate: {note}" for note in candidate.skipped]
+    return Comparison((*_closed(found), *speed), tuple(skipped))
 
 
 def _closed(found: list[Cell | Open]) -> list[Cell]:

@@ -39,8 +39,8 @@ def to_text(history: History) -> str:
         heads = tuple(column.name for column in table.all_columns)
         lines += ["", table.title, *(f"  {line}" for line in _aligned([heads, *table.rows], sides))]
     notes = _notes(history, _first(wording.remarks(history)))
-    aside = [f"skipped: {note}" for note in history.skipped]
-    lines += ["", *(f"- {note}" for note in (*notes, *_first(aside)))] if notes or aside else []
+    skipped = [f"skipped: {note}" for note in history.skipped]
+    lines += ["", *(f"- {note}" for note in (*notes, *_first(skipped)))] if notes or skipped else []
     return "\n".join(lines) + "\n"
 
 

@@ -171,11 +171,11 @@ def test_two_revisions_that_behave_alike_pass(place: Place) -> None:
     said = place.call("a", "b")
     assert said.code == 0, said
     assert sorted(said.out.splitlines()) == [
-        "ab: passed (1 reported, 5 ok)",
+        "ab: passed (1 informational, 5 ok)",
+        "informational: demo/full (all runs) throughput: -0.5 % by medians of 5 and 5 runs; the control row",
         "ok: demo/full (seed 3 and 4 more) peak unchanged",
         "ok: demo/other (all runs) throughput: +1.0 % by medians of 5 and 5 runs, within 3.0 %",
         "ok: demo/other (seed 3 and 4 more) peak unchanged",
-        "reported: demo/full (all runs) throughput: -0.5 % by medians of 5 and 5 runs; the control row",
     ]
 
 
@@ -193,9 +193,9 @@ def test_a_slower_row_is_no_verdict_when_the_control_moved_too(place: Place) -> 
     place.commit("b", **behaving(scaled(0.9), scaled(0.93)))
     said = place.call("a", "b")
     assert said.code == 2
-    assert "withheld: demo/other (all runs) throughput: -10.0 %" in said.out
+    assert "inconclusive: demo/other (all runs) throughput: -10.0 %" in said.out
     assert "the control row full moved, too: -7.0 %" in said.out
-    assert "ab: not decided" in said.out
+    assert "ab: inconclusive" in said.out
 
 
 def test_a_larger_peak_needs_one_run(place: Place) -> None:
@@ -219,7 +219,7 @@ def test_fewer_than_five_runs_are_reported_and_not_judged(place: Place) -> None:
     place.commit("b", **behaving(scaled(0.5)))
     said = place.call("a", "b", "--repeats", 4)
     assert said.code == 0
-    assert "reported: demo/other (all runs) throughput: -50.0 %" in said.out
+    assert "informational: demo/other (all runs) throughput: -50.0 %" in said.out
     assert "4 runs of a side, a verdict needs 5" in said.out
 
 
@@ -228,7 +228,8 @@ def test_a_row_without_a_throughput_says_so(place: Place) -> None:
     place.commit("a", **behaving((), training=training))
     place.commit("b", **behaving((), training=training))
     out = place.call("a", "b").out
-    assert "x: demo/other (all runs) throughput: not measured: more updates are needed (train.steps)" in out
+    cause = "not measured: more updates are needed (train.steps)"
+    assert f"not comparable: demo/other (all runs) throughput: {cause}" in out
 
 
 def test_packages_belong_to_a_revision_and_are_named(place: Place) -> None:

@@ -1,7 +1,7 @@
 """Does the harness slow a training down or hold more memory than a bare loop? Both on the same model.
 
-`python -m benchmarks.studies.overhead` trains the same shape in turns by the harness and by the loop below,
-and prints the ratio of their step times (median and spread over rounds) and both live peaks.
+`python -m benchmarks.studies.overhead` trains the same shape by the harness and by the loop below,
+interleaved, and prints the ratio of their step times (median and spread over rounds) and both live peaks.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Ours beside what a user would otherwise run: the same tensors, one process, in turns."""
+"""Ours beside what a user would otherwise run: the same tensors in one process, interleaved."""

@@ -19,7 +19,7 @@ FLAG = "in_turns"
 class Turn:
     """Waits for permission to update; requesting the next turn ends the last one.
 
-    `flags` are for the record, and empty unless every turn was granted and the arbiter stayed to the end: a
+    `flags` are for the record, and empty unless every turn was granted and the scheduler stayed to the end: a
     run that continued without may have been timed while another worked.
     """
 
@@ -29,7 +29,7 @@ class Turn:
         self.flags: dict[str, str | bool | int] = {}
 
     def wait(self) -> None:
-        """Return when the next update may begin; at once without an arbiter."""
+        """Return when the next update may begin; at once without a scheduler."""
         if not self._place:
             return
         try:

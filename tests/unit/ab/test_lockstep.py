@@ -19,7 +19,7 @@ PATIENCE_S = 20
 
 
 class Process(threading.Thread):
-    """Does updates in turns and writes down who was at work; `starts` holds it back until then."""
+    """Does interleaved updates and writes down who was at work; `starts` holds it back until then."""
 
     def __init__(self, name: str, place: str, updates: int, log: list[str]) -> None:
         super().__init__(name=name, daemon=True)
@@ -112,7 +112,7 @@ def test_one_that_never_asks_keeps_nobody_waiting_when_it_is_gone(server: Lockst
     assert order(log) == "bbbb"
 
 
-def test_whoever_waits_goes_on_when_nobody_answers_any_more(tmp_path: Path) -> None:
+def test_a_waiting_process_goes_on_when_nobody_answers_any_more(tmp_path: Path) -> None:
     server = Lockstep(tmp_path, 2)
     log: list[str] = []
     alone = Process("a", server.sockets[0], 3, log)

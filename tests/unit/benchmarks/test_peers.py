@@ -66,7 +66,7 @@ def test_both_sides_warm_up_once_and_take_turns_to_begin() -> None:
 
 
 def test_a_machine_that_slows_down_does_not_move_the_median_ratio() -> None:
-    """The times double from the first round to the last, and whoever is second is a little later."""
+    """The times double from the first round to the last, and the second side is a little later."""
     workshop = Workshop(0.5, 1.0, slowdown=1.05)
     times = alternate(workshop.duel, 12, workshop.clock)
     assert times.peer[-1] > 2 * times.peer[0]

@@ -124,7 +124,7 @@ def test_a_side_without_records_is_one_line_and_2(gate: Gate, base: Path, tmp_pa
 def test_a_path_that_cannot_be_read_is_one_line_and_2(
     gate: Gate, base: Path, tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder that may not be read is planted: whoever tests may be allowed everything."""
+    """A folder that may not be read is planted: the user who tests may be root."""
     (tmp_path / "a file").write_text("")
     (tmp_path / "locked").mkdir()
     scan = os.scandir

@@ -104,7 +104,7 @@
     button.hidden = false;
     say();
     button.addEventListener("click", () => ask(places));
-    // Whoever reads tables first finds the library read when charts come near.
+    // Load the library in the background, so that charts appear at once when scrolled to.
     addEventListener("load", () => setTimeout(() => requestIdleCallback(load), 1000));
   }
 

@@ -7,7 +7,7 @@ The sizes from 9m to 7b are the configurations of the GaLore and SLTrain code (G
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +95,8 @@ def shape_of(model: ShapeModel) -> Shape:
     """Return the named shape with the sizes that a model overrides; UserError when these do not fit."""
     if model.name not in SHAPES:
         raise UserError(f"no shape {model.name!r}; {nearest(model.name, SHAPES)}")
-    named = SHAPES[model.name]
-    given = {
-        "hidden": model.hidden,
-        "intermediate": model.intermediate,
-        "layers": model.layers,
-        "heads": model.heads,
-        "vocab": model.vocab,
-        "context": model.context,
-    }
-    shape = replace(named, **{size: value for size, value in given.items() if value is not None})
+    sizes = {size.name for size in fields(Shape)}
+    shape = replace(SHAPES[model.name], **model.model_dump(include=sizes, exclude_none=True))
     if shape.hidden % (2 * shape.heads):
         raise UserError(
             f"shape {model.name}: {shape.heads} heads do not divide the width {shape.hidden} into even parts"

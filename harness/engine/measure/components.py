@@ -25,13 +25,7 @@ class Components:
     @property
     def resident_bytes(self) -> int:
         """The sum of all components; the rest of a peak is activations and temporaries."""
-        return (
-            self.weights_trainable_bytes
-            + self.weights_frozen_bytes
-            + self.gradients_bytes
-            + self.optimizer_bytes
-            + self.buffers_bytes
-        )
+        return sum(vars(self).values())
 
 
 def components(model: nn.Module, state: Iterable[tuple[str, Tensor]]) -> Components:

@@ -47,7 +47,8 @@ def carry_out(
         raise
     finally:
         # Read before the worker is stopped: on SIGTERM it may write an outcome of its own.
-        final = _final(job)
+        record = _read(job)
+        final = record if record is not None and record.outcome.status != "interrupted" else None
         worker.stop(grace_s)
         if final is None and end is not None:
             final = _complete(job, *end, phase)
@@ -65,31 +66,22 @@ def _clear(job: Job) -> None:
     job.write()
 
 
-def _final(job: Job) -> Record | None:
-    """Return the record if the worker finished it."""
-    try:
-        record = records.read(job.record)
-    except UserError:
-        return None
-    return record if record.outcome.status != "interrupted" else None
+def _read(job: Job) -> Record | None:
+    """Return the record as the worker left it, None where it is no record."""
+    with suppress(UserError):
+        return records.read(job.record)
+    return None
 
 
 def _refused(job: Job, worker: Worker) -> Record | None:
     """Return the unfinished record of a run with bad input; its message tells what to do."""
-    if worker.process.returncode != EXIT_BAD_INPUT:
-        return None
-    with suppress(UserError):
-        record = records.read(job.record)
-        return record if record.outcome.message else None
-    return None
+    record = _read(job) if worker.process.returncode == EXIT_BAD_INPUT else None
+    return record if record is not None and record.outcome.message else None
 
 
 def _complete(job: Job, status: Status, message: str, phase: Phase) -> Record:
     """Write the outcome of a worker that is gone; its measurements stay in the record."""
-    try:
-        record = records.read(job.record)
-    except UserError:
-        record = job.blank()
+    record = _read(job) or job.blank()
     record.outcome = Outcome(status=status, phase=phase, message=message, log_tail=_tail(job.log))
     records.write(record, job.record)
     return record

@@ -125,7 +125,7 @@ class DryRun:
 
     def _name_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:  # a per-layer stepper may have freed it already
-            self.meter.label([parameter.grad], "gradients")
+            self.meter.storages.label([parameter.grad], "gradients")
 
 
 class LabellingStepper:
@@ -149,7 +149,7 @@ class LabellingStepper:
 
     def label(self) -> None:
         """Label what outlives an update; a shared storage belongs to the owner labelled last."""
-        label, parameters = self._dry_run.meter.label, list(self._model.parameters())
+        label, parameters = self._dry_run.meter.storages.label, list(self._model.parameters())
         label((tensor for _, tensor in self._stepper.state_tensors()), "optimizer state")
         label(self._model.buffers(), "buffers")
         label((p for p in parameters if not p.requires_grad), "weights, frozen")

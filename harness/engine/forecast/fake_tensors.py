@@ -91,10 +91,6 @@ class SimulatedMeter:
         yield self.moments[-1]
         self.storages.begin()  # later operations belong to no window
 
-    def label(self, tensors: Iterable[Tensor], group: str) -> None:
-        """Move tensors to a group; until then they belong to the group of the place that created them."""
-        self.storages.label(tensors, group)
-
 
 class FakeStorages(LiveStorages):
     """Counts fake tensors alone, from creation to release, and answers code that reads a value."""
@@ -119,7 +115,7 @@ class FakeStorages(LiveStorages):
         return isinstance(tensor, FakeTensor)
 
     def label(self, tensors: Iterable[Tensor], group: str) -> None:
-        """Move the storages of these tensors to a group."""
+        """Move tensors to a group; until then they belong to the group of the place that created them."""
         for part in (part for tensor in tensors for part in parts(tensor)):
             key = part.untyped_storage()._cdata
             if self._group_of.get(key, group) != group:

@@ -160,9 +160,7 @@ class Trainer:
 
     def _request_refresh(self) -> None:
         """Make the coming update refresh; does nothing for a stepper without refreshes."""
-        ask = getattr(self.stepper, "refresh_soon", None)
-        if ask is not None:
-            ask()
+        getattr(self.stepper, "refresh_soon", lambda: None)()
 
     def _metered(self, step: int) -> bool:
         """Return whether to meter an update: the first after warm-up, and the first refresh after those."""

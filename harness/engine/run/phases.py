@@ -86,9 +86,8 @@ class RunInProgress:
         self.tokens = load_tokens(run.data, self.tokenizer, self.model.config.vocab_size, run.seed, cache)
         # Read now, though scored at the end: a missing text or task must not cost a training first.
         asked = run.evaluate
-        checkpoint = [*SHIPPED_TASKS, *map(existing_folder, asked.task_paths)]
-        wanted = (asked.tasks, checkpoint, asked.task_data, asked.shots)
-        self.tasks = load_tasks(*wanted) if asked.tasks else {}
+        folders = [*SHIPPED_TASKS, *map(existing_folder, asked.task_paths)]
+        self.tasks = load_tasks(asked.tasks, folders, asked.task_data, asked.shots) if asked.tasks else {}
         self.texts = {
             item.name: protocols.build(item, run.data, self.tokenizer, cache) for item in asked.perplexity
         }
@@ -148,7 +147,11 @@ class RunInProgress:
                 batches=sum(map(len, text.batches)) or None,
             )
             self.record.warnings += [text.note] if text.note else []
-            self._warn_beyond_context(protocol, max(map(len, text.sequences)))
+            longest, context = max(map(len, text.sequences)), self.model.config.max_position_embeddings
+            if longest > context:
+                self.record.warnings.append(
+                    f"{protocol} scores windows of {longest} tokens, the model's own context is {context}"
+                )
         if asked.tasks:
             self.writer.notify(task=", ".join(asked.tasks))
             self.record.quality.tasks = evaluate_tasks(
@@ -223,10 +226,3 @@ class RunInProgress:
     def _peak(self, phase: Phase, peak_bytes: int) -> None:
         peaks = self.memory.phase_peak_allocated_bytes
         peaks[phase] = max(peaks.get(phase, 0), peak_bytes)
-
-    def _warn_beyond_context(self, protocol: str, longest: int) -> None:
-        context = self.model.config.max_position_embeddings
-        if longest > context:
-            self.record.warnings.append(
-                f"{protocol} scores windows of {longest} tokens, the model's own context is {context}"
-            )

@@ -14,7 +14,10 @@ from harness.record import Record
 
 
 class Display:
-    """Base class that shows nothing; a context manager around one sweep."""
+    """Base class that shows no progress, and notes only on a console; a context manager around one sweep."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console
 
     def __enter__(self) -> Self:
         return self
@@ -26,7 +29,9 @@ class Display:
         """Start a sweep of `total` runs, of which `done` are finished already."""
 
     def note(self, text: str) -> None:
-        """Show a message."""
+        """Show a message literally: brackets are no markup, and lines are not wrapped."""
+        if self._console is not None:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def start(self, run: Run, eta_s: float | None) -> None:
         """Start a run; `eta_s` estimates the seconds left for the sweep, None while unknown."""
@@ -42,7 +47,7 @@ class Plain(Display):
     """One line per start, phase, end and note, for logs and pipes; steps are not shown."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        super().__init__(console)
         self._total, self._number = 0, 0
         self._phase: str | None = None
 
@@ -50,10 +55,6 @@ class Plain(Display):
         """Print how many runs are finished."""
         self._total, self._number = total, done
         self.note(f"{total} runs, {done} already finished")
-
-    def note(self, text: str) -> None:
-        """Print a message."""
-        show(self._console, text)
 
     def start(self, run: Run, eta_s: float | None) -> None:
         """Print the run with its number."""
@@ -77,7 +78,7 @@ class Live(Display):
     """Two bars that stay in place, the sweep and the run; finished runs scroll above them."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        super().__init__(console)
         self._bars = Progress(
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=2)),
             BarColumn(bar_width=24),
@@ -102,10 +103,6 @@ class Live(Display):
         """Create the bar of the sweep."""
         self._sweep = self._bars.add_task("sweep", total=total, completed=done, status="")
 
-    def note(self, text: str) -> None:
-        """Print a message above the bars."""
-        show(self._console, text)
-
     def start(self, run: Run, eta_s: float | None) -> None:
         """Create the bar of the run."""
         if self._sweep is not None:
@@ -121,7 +118,7 @@ class Live(Display):
 
     def end(self, run: Run, record: Record, seconds: float) -> None:
         """Print the outcome above the bars and remove the bar of the run."""
-        show(self._console, verdict(run, record, seconds))
+        self.note(verdict(run, record, seconds))
         if self._run is not None:
             self._bars.remove_task(self._run)
             self._run = None
@@ -133,11 +130,6 @@ def choose(console: Console | None = None) -> Display:
     """Return live bars for a terminal, plain lines otherwise; on standard error, so results can be piped."""
     console = console or Console(stderr=True)
     return Live(console) if console.is_terminal else Plain(console)
-
-
-def show(console: Console, text: str) -> None:
-    """Print text literally: options in brackets are no markup, and lines are not wrapped."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def title(run: Run) -> str:

@@ -7,8 +7,7 @@ into sequences is `paper_protocols.py`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,6 @@ C4_FILES = 8
 #: GaLore's code (arXiv 2403.03507) reads the documents in the order of `shuffle(seed=42)` of a stream.
 SHUFFLE_SEED = 42
 SHUFFLE_BUFFER = 1000
-
-#: A function that reads the documents of one file of a split in order.
-Shard = Callable[[], Iterator[str]]
 
 
 def wikitext_text(paths: Sequence[str] | None) -> str:
@@ -106,7 +102,7 @@ def c4_sha256(paths: Sequence[str] | None) -> str:
 
 def c4_documents(paths: Sequence[str] | None) -> Iterator[str]:
     """Yield the documents unchanged in the order of the files, white space and empty ones included."""
-    return chain.from_iterable(shard() for shard in _shards(paths))
+    return chain.from_iterable(_shards(paths))
 
 
 def c4_documents_shuffled(paths: Sequence[str] | None, rank: int, ranks: int) -> Iterator[str]:
@@ -121,7 +117,7 @@ def c4_documents_shuffled(paths: Sequence[str] | None, rank: int, ranks: int) ->
     np.random.default_rng(SHUFFLE_SEED).shuffle(order)
     own_files = len(order) % ranks == 0
     chosen = order[rank::ranks] if own_files else order
-    found = buffer_shuffle(chain.from_iterable(shards[number]() for number in chosen))
+    found = buffer_shuffle(chain.from_iterable(shards[number] for number in chosen))
     return found if own_files else islice(found, rank, None, ranks)
 
 
@@ -139,12 +135,11 @@ def buffer_shuffle(
     yield from buffer
 
 
-def _shards(paths: Sequence[str] | None) -> list[Shard]:
+def _shards(paths: Sequence[str] | None) -> list[Iterator[str]]:
+    """Return the documents of each file in order; a file is read when its first document is."""
     if paths:
-        return [
-            partial(documents.texts_of_json_lines, documents.existing_file(path), "text") for path in paths
-        ]
-    return [partial(_hub_shard, number) for number in range(C4_FILES)]
+        return [documents.texts_of_json_lines(documents.existing_file(path), "text") for path in paths]
+    return [_hub_shard(number) for number in range(C4_FILES)]
 
 
 def _hub_shard(number: int) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,15 @@ def documents_of_file(
 ) -> Iterator[str]:
     """Yield the documents of a file, stripped, without empty ones."""
     if path.name.endswith(JSON_LINES):
-        found_texts = texts_of_json_lines(path, field, template)
-        yield from (found.strip() for found in found_texts if found.strip())
-        return
-    if template is not None:
+        parts: Iterable[str] = texts_of_json_lines(path, field, template)
+    elif template is not None:
         raise UserError(
             f"{path}: template {template!r} needs the rows of a .jsonl file; leave it out for text"
         )
-    text = read_text(path)
-    for part in text.split(separator) if separator else [text]:
-        if part.strip():
-            yield part.strip()
+    else:
+        text = read_text(path)
+        parts = text.split(separator) if separator else [text]
+    yield from filter(None, map(str.strip, parts))
 
 
 def texts_of_json_lines(path: Path, field: str, template: str | None = None) -> Iterator[str]:

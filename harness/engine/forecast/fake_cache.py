@@ -145,11 +145,8 @@ def _made(result: Any, args: Sequence[Any]) -> tuple[Made, ...]:
     tensors = result if isinstance(result, tuple) else (result,)
     if not all(type(tensor) is FakeTensor and _plain(tensor) for tensor in tensors):
         return ()
-    given = [value for value in args if isinstance(value, Tensor)]
-    storages = [tensor.untyped_storage()._cdata for tensor in (*tensors, *given)]
-    if len(set(storages[: len(tensors)])) < len(tensors) or set(storages[: len(tensors)]) & set(
-        storages[len(tensors) :]
-    ):
+    given = {value.untyped_storage()._cdata for value in args if isinstance(value, Tensor)}
+    if len({tensor.untyped_storage()._cdata for tensor in tensors} - given) < len(tensors):
         return ()
     return tuple((one.shape, one.stride(), one.dtype, one.fake_device) for one in tensors)
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.config import HubModel, ModelConfig, Run, ShapeModel
-from harness.engine.models.shapes import known_shape, model_folder, shape_of
-from harness.errors import UserError, one_line
+from harness.config import ModelConfig, Run, ShapeModel
+from harness.engine.models.shapes import known_shape, shape_of
 from harness.forecast import Capacity, Setting
 
 BATCH_CEILING = 4096
@@ -45,22 +44,9 @@ def context_of(model: ModelConfig) -> int | None:
     model = known_shape(model)
     if isinstance(model, ShapeModel):
         return shape_of(model).context
-    from harness.engine.models import checkpoint
+    from harness.engine.models.load import architecture
 
-    if isinstance(model, HubModel):
-        from transformers import AutoConfig
-
-        try:
-            described = AutoConfig.from_pretrained(model.id, revision=model.revision, trust_remote_code=False)
-        except checkpoint.UNREADABLE as error:
-            raise UserError(
-                f"hub model {model.id!r} has no readable configuration: {one_line(error)}"
-            ) from error
-    else:
-        folder = model_folder(model)
-        assert folder is not None
-        described = checkpoint.causal_config(folder)
-    found = getattr(described, "max_position_embeddings", None)
+    found = getattr(architecture(model), "max_position_embeddings", None)
     return found if isinstance(found, int) else None
 
 

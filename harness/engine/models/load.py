@@ -113,21 +113,19 @@ def apply_spectrum(model: nn.Module, seed: int) -> None:
 
 def _load_random(config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int) -> LoadedModel:
     """Initialise the architecture of a shape, or of a model whose weights are not read, at random."""
+    described = architecture(config)
     if isinstance(config, ShapeModel):
-        tokenizer = _borrowed_tokenizer(config.tokenizer) if config.tokenizer else None
-        architecture, name = shape_config(config), config.name
+        tokenizer, name = _borrowed_tokenizer(config.tokenizer) if config.tokenizer else None, config.name
     elif isinstance(config, HubModel):
-        architecture, tokenizer = _hub_parts(config)
+        tokenizer = _from_hub(transformers.AutoTokenizer, config)
         name = f"{config.id}@{config.revision}, random weights"
     else:
         folder = model_folder(config)
         assert folder is not None
-        architecture = checkpoint.causal_config(folder)
-        tokenizer = checkpoint.own_tokenizer(folder)
-        name = f"{_name(config, folder)}, random weights"
+        tokenizer, name = checkpoint.own_tokenizer(folder), f"{_name(config, folder)}, random weights"
     torch.manual_seed(seed)
     with device:
-        model = transformers.AutoModelForCausalLM.from_config(architecture, dtype=dtype)
+        model = transformers.AutoModelForCausalLM.from_config(described, dtype=dtype)
     return LoadedModel(model, tokenizer, name, None)
 
 
@@ -141,14 +139,23 @@ def _borrowed_tokenizer(place: str) -> Any:
     return checkpoint.tokenizer_of(folder)
 
 
-def _hub_parts(config: HubModel) -> tuple[Any, Any]:
-    """Return configuration and tokenizer of a hub id."""
-    options = {"revision": config.revision, "trust_remote_code": False}
+def architecture(config: ModelConfig) -> Any:
+    """Return the transformers configuration of a model; UserError unless it is a readable causal LM."""
+    if isinstance(config, ShapeModel):
+        return shape_config(config)
+    if not isinstance(config, HubModel):
+        folder = model_folder(config)
+        assert folder is not None
+        return checkpoint.causal_config(folder)
+    described = _from_hub(transformers.AutoConfig, config)
+    if not checkpoint.is_causal(described):
+        raise UserError(f"hub model {config.id!r} is not a causal language model")
+    return described
+
+
+def _from_hub(kind: Any, config: HubModel) -> Any:
     try:
-        described = transformers.AutoConfig.from_pretrained(config.id, **options)
-        if not checkpoint.is_causal(described):
-            raise UserError(f"hub model {config.id!r} is not a causal language model")
-        return described, transformers.AutoTokenizer.from_pretrained(config.id, **options)
+        return kind.from_pretrained(config.id, revision=config.revision, trust_remote_code=False)
     except checkpoint.UNREADABLE as error:
         raise _hub_error(config, error) from error
 
@@ -168,7 +175,8 @@ def _hub_error(config: HubModel, error: BaseException) -> UserError:
 
 
 def _load_hub(config: HubModel, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    _, tokenizer = _hub_parts(config)
+    architecture(config)
+    tokenizer = _from_hub(transformers.AutoTokenizer, config)
     try:
         model: Any = checkpoint.whole(config.id, dtype=dtype, revision=config.revision)
     except checkpoint.UNREADABLE as error:

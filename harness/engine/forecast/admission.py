@@ -25,14 +25,10 @@ def refusals(
     simulation is reported through `notify`.
     """
     doubtful = [run for run in runs if run.tier != "embedded" and not is_ample(run, device_bytes)]
-    answers = (
-        ForecastClient(cache, command, None, notify).ask([ForecastRequest(run) for run in doubtful])
-        if doubtful
-        else []
-    )
+    forecasts = ForecastClient(cache, command, notify=notify)
     refused: dict[str, str] = {}
     failed: dict[str, None] = {}
-    for run, answer in zip(doubtful, answers, strict=True):
+    for run, answer in zip(doubtful, forecasts.ask([*map(ForecastRequest, doubtful)]), strict=True):
         if answer.kind == "failed":
             failed[f"{run.name}: no forecast of its memory: {answer.reason}"] = None
         elif answer.report is not None and answer.report.peak_allocated_bytes > device_bytes:

@@ -114,10 +114,9 @@ def _count(model: nn.Module, run: Run, states: bool) -> Prepared:
     methods = checks.stack(run)
     assumed = [next(iter(method.approximations.values())) for method in methods if method.approximations]
     ranks_total = sum(min(weight.shape) for weight in _targets(model).values())
-    model, parameters, _ = prepare.prepare(
-        run, methods, model, lambda key, method: Context(simulated=Simulated())
-    )
-    counts = {"total": parameters.total, "trainable": parameters.trainable} | _counts(model)
+    made = prepare.prepare(run, methods, model, lambda key, method: Context(simulated=Simulated()))
+    model = made.model
+    counts = {"total": made.parameters.total, "trainable": made.parameters.trainable} | _counts(model)
     kept = _states(model, run, methods) if states else []
     return Prepared(
         counts=counts,

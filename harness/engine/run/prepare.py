@@ -34,7 +34,7 @@ class Assembly:
     model: Any
     parameters: Parameters
     warnings: list[str]
-    trainer: Trainer | None
+    trainer: Trainer | None = None
 
 
 def load_stack(run: Run) -> tuple[list[Method], Caps]:
@@ -61,9 +61,10 @@ def assemble(
     `batches` yields (batch, seq_len) int64 arrays on the host; `meter` knows the device. UnsupportedError if
     no method of the stack trains.
     """
-    model, parameters, warnings = prepare(run, methods, model, context_for)
+    prepared = prepare(run, methods, model, context_for)
+    model = prepared.model
     if run.train.stage == "compress":
-        return Assembly(model, parameters, warnings, None)
+        return prepared
     stepper = find_stepper(run, methods, model)
     if stepper is None:
         names = " + ".join(choice.name for choice in run.method)
@@ -73,7 +74,7 @@ def assemble(
     if run.train.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.use_cache = False
-    trainer = Trainer(
+    prepared.trainer = Trainer(
         model,
         stepper,
         batches,
@@ -84,7 +85,7 @@ def assemble(
         period=stack_caps(methods).period,
         padded=padding.padded(run.data),
     )
-    return Assembly(model, parameters, warnings, trainer)
+    return prepared
 
 
 def keys(run: Run) -> list[str]:
@@ -93,10 +94,8 @@ def keys(run: Run) -> list[str]:
     return [name if name not in names[:index] else f"{name}#{index + 1}" for index, name in enumerate(names)]
 
 
-def prepare(
-    run: Run, methods: Sequence[Method], model: Any, context_for: ContextFor
-) -> tuple[Any, Parameters, list[str]]:
-    """Return the prepared model, its unique parameters with what the methods report, and their warnings."""
+def prepare(run: Run, methods: Sequence[Method], model: Any, context_for: ContextFor) -> Assembly:
+    """Prepare a loaded model by the stack of methods, without a trainer; parameters count once."""
     ranks: dict[str, int] = {}
     chosen: dict[str, dict[str, int]] = {}
     facts: dict[str, Any] = {}
@@ -121,7 +120,7 @@ def prepare(
         spectra=spectra,
         facts=facts,
     )
-    return model, parameters, warnings
+    return Assembly(model, parameters, warnings)
 
 
 def find_stepper(run: Run, methods: Sequence[Method], model: nn.Module) -> Stepper | None:

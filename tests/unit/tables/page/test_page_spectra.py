@@ -85,7 +85,7 @@ def test_the_record_has_what_the_first_method_of_a_stack_was_given() -> None:
     run = Run.model_validate({"method": ["welore", "lora"], "train": {"steps": 6}})
     contexts = {"welore": Context(spectra={"a": [1.0]}), "lora": Context(spectra={"a": [0.5], "b": [1.0]})}
     methods = [build("full", {})] * 2
-    _, parameters, _ = prepare.prepare(run, methods, tiny_llama(), lambda key, method: contexts[key])
+    parameters = prepare.prepare(run, methods, tiny_llama(), lambda key, method: contexts[key]).parameters
     assert parameters.spectra == {"a": [1.0], "b": [1.0]}
 
 

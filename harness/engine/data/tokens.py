@@ -1,8 +1,10 @@
 """Turn documents into training tokens: tokenise, pack into windows or pad into rows, shuffle by a seed.
 
 Every document becomes `<s> tokens </s>` (each mark where the tokenizer has it). Packed documents are joined
-and cut into windows of constant length, so there is no padding and every token counts; as rows (`padding.py`)
-each document has one row, filled up with padding.
+and cut into windows of constant length, so there is no padding and every token counts; as rows each document
+has one row: padded on the right, cut or dropped when it is longer. Padding is written as `PAD`, so that one
+array of rows serves as input and as labels: the loss ignores `PAD`, and under causal attention no token sees
+what is to its right, so no mask is needed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import numpy as np
 
 from harness import registry
 from harness.config import DataConfig, DatasetsData, EmbeddedData, FilesData, RandomData, TaskData
-from harness.engine.data import padding
 from harness.engine.data.documents import documents_of_dataset, documents_of_files, existing_file
 from harness.engine.data.tasks import training_texts
 from harness.engine.data.token_cache import Blocks, TokenCache, cached, text_sha256
@@ -25,6 +26,10 @@ from harness.errors import UserError
 RANDOM_WINDOWS = 512  # enough that no window repeats within a speed run
 #: A tokenizer returns Python integers, which take five times the bytes of an array's.
 TOKENISED_AT_ONCE = 1000
+PAD = -100  # the default ignore_index of torch.nn.functional.cross_entropy
+#: The input id in place of padding: `<unk>` of LLaMA's tokenizer, `<pad>` of T5's, as in the papers.
+PAD_TOKEN = 0
+LEAST = 2  # the first token is only context, so a shorter row predicts nothing
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,12 @@ class Tokens:
 
     @property
     def padded(self) -> bool:
-        """Return whether the windows may hold padding, written as `padding.PAD`."""
+        """Return whether the windows may hold padding, written as `PAD`."""
         return self.real_tokens is not None
 
     def contexts(self, batch: int, seed: int) -> Iterator[np.ndarray]:
         """Yield the same batches as input ids, with a token in place of padding."""
-        return map(padding.token_ids, self.batches(batch, seed)) if self.padded else self.batches(batch, seed)
+        return map(token_ids, self.batches(batch, seed)) if self.padded else self.batches(batch, seed)
 
     def batches(self, batch: int, seed: int) -> Iterator[np.ndarray]:
         """Yield batches (batch, seq_len) without end: each epoch visits every window once in a new order."""
@@ -153,6 +158,58 @@ def pack(stream: np.ndarray, seq_len: int, name: str) -> tuple[np.ndarray, int]:
     return stream[: count * seq_len].reshape(count, seq_len), len(stream) - count * seq_len
 
 
+@dataclass(frozen=True)
+class PaddedRows:
+    """Rows (count, seq_len) int64 with `PAD` after each document.
+
+    `dropped_tokens` counts the tokens that fit no row, `real_tokens` those that are no padding, and
+    `dropped_rows` the documents left out.
+    """
+
+    windows: np.ndarray
+    dropped_tokens: int
+    real_tokens: int
+    dropped_rows: int
+
+
+def padded(config: DataConfig) -> bool:
+    """Return whether batches of this data may hold padding; packed windows never do."""
+    return isinstance(config, TaskData) or getattr(config, "layout", "packed") == "rows"
+
+
+def pad(
+    encoded: Sequence[Sequence[int] | np.ndarray],
+    seq_len: int,
+    name: str,
+    *,
+    drop: bool = False,
+    keep_last: bool = False,
+) -> PaddedRows:
+    """Put each document into a row; `drop` leaves out those of `seq_len` tokens and more instead of cutting.
+
+    With `keep_last` a row that is cut still ends in its document's last token, the end mark, as when a
+    tokenizer truncates. UserError when no row is left.
+    """
+    fitting = [ids for ids in encoded if len(ids) >= LEAST and not (drop and len(ids) >= seq_len)]
+    if not fitting or seq_len < LEAST:
+        raise UserError(
+            f"{name}: none of {len(encoded)} texts has at least {LEAST} tokens and fits a row of {seq_len}; "
+            "give other texts or a larger data.seq_len"
+        )
+    windows = np.full((len(fitting), seq_len), PAD, dtype=np.int64)
+    for row, ids in zip(windows, fitting, strict=True):
+        row[: len(ids)] = ids[:seq_len]
+        if keep_last and len(ids) > seq_len:
+            row[-1] = ids[-1]
+    real = int((windows != PAD).sum())
+    return PaddedRows(windows, sum(map(len, encoded)) - real, real, len(encoded) - len(fitting))
+
+
+def token_ids(batch: np.ndarray) -> np.ndarray:
+    """Return the input ids of a batch, with `PAD_TOKEN` in place of padding."""
+    return np.where(batch == PAD, PAD_TOKEN, batch)
+
+
 def _windows(
     config: DataConfig, documents: Sequence[str], tokenizer: Any, name: str, cache: TokenCache | None
 ) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -160,12 +217,12 @@ def _windows(
     # the papers' code puts no end mark after an example of a task
     end = False if isinstance(config, TaskData) else getattr(config, "end_token", True)
     encoded = encode_once(documents, tokenizer, end, cache)
-    if not padding.padded(config):
+    if not padded(config):
         windows, dropped = pack(encoded.tokens, config.seq_len, name)
         return windows, (dropped,)
     drop = isinstance(config, TaskData) and config.too_long == "drop"
     marked = end and tokenizer.eos_token_id is not None
-    rows = padding.pad(encoded.sequences, config.seq_len, name, drop=drop, keep_last=marked)
+    rows = pad(encoded.sequences, config.seq_len, name, drop=drop, keep_last=marked)
     return rows.windows, (rows.dropped_tokens, rows.real_tokens, rows.dropped_rows)
 
 

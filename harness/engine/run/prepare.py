@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from harness.config import Run
-from harness.engine.data import padding
+from harness.engine.data import tokens
 from harness.engine.measure.peak import Meter
 from harness.engine.measure.speed import StepClock
 from harness.engine.run import checks
@@ -83,7 +83,7 @@ def assemble(
         meter=meter,
         clock=StepClock(meter.device),
         period=stack_caps(methods).period,
-        padded=padding.padded(run.data),
+        padded=tokens.padded(run.data),
     )
     return prepared
 

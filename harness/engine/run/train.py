@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config import TrainConfig
-from harness.engine.data import padding
+from harness.engine.data.tokens import PAD, PAD_TOKEN
 from harness.engine.measure.components import Components, components
 from harness.engine.measure.lockstep import Turn
 from harness.engine.measure.peak import Meter
@@ -97,7 +97,7 @@ class TrainResult:
 class Trainer:
     """Trains a prepared model; `batches` yields (batch, seq_len) int64 arrays on the host.
 
-    With `padded` they contain `padding.PAD`, and the loss of an update is the mean over all tokens that its
+    With `padded` they contain `PAD`, and the loss of an update is the mean over all tokens that its
     micro-batches predict.
     """
 
@@ -204,15 +204,15 @@ class Trainer:
         if predicted is None:
             loss: Tensor = self.model(input_ids=ids, labels=ids).loss
             return loss * (1 / self.config.grad_accum)
-        read = torch.where(ids == padding.PAD, padding.PAD_TOKEN, ids)
+        read = torch.where(ids == PAD, PAD_TOKEN, ids)
         padded: Tensor = self.model(input_ids=read, labels=ids, num_items_in_batch=predicted).loss
         return padded
 
     def _ahead(self) -> tuple[Iterator[np.ndarray], int]:
         """Return the batches of an update and the tokens predicted: no padding, no first token of a row."""
         drawn = [next(self.batches) for _ in range(self.config.grad_accum)]
-        self.result.real_tokens.append(sum(int((batch != padding.PAD).sum()) for batch in drawn))
-        return iter(drawn), max(1, sum(int((batch[:, 1:] != padding.PAD).sum()) for batch in drawn))
+        self.result.real_tokens.append(sum(int((batch != PAD).sum()) for batch in drawn))
+        return iter(drawn), max(1, sum(int((batch[:, 1:] != PAD).sum()) for batch in drawn))
 
     def _note(self, step: int, info: StepInfo) -> None:
         result = self.result

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from harness.config import DatasetsData, FilesData, RandomData, Run, TaskData, TrainConfig
 from harness.engine import worker
-from harness.engine.data import padding, tokens
-from harness.engine.data.padding import PAD
+from harness.engine.data import tokens
 from harness.engine.data.tasks import training_texts
+from harness.engine.data.tokens import PAD
 from harness.engine.forecast.dry_run import simulate
 from harness.engine.measure.peak import LiveMeter
 from harness.engine.measure.speed import StepClock
@@ -37,33 +37,33 @@ BEGIN, END = 1, 2
 
 # ------------------------------------------------------------------------------------------ laying rows
 def test_a_document_shorter_than_a_row_is_padded_on_the_right_and_a_longer_one_is_cut() -> None:
-    laid = padding.pad([[1, 5, 6], [1, 7, 8, 9, 10, 11]], 4, "text")
+    laid = tokens.pad([[1, 5, 6], [1, 7, 8, 9, 10, 11]], 4, "text")
     assert laid.windows.tolist() == [[1, 5, 6, PAD], [1, 7, 8, 9]]
     assert (laid.real_tokens, laid.dropped_tokens, laid.dropped_rows) == (7, 2, 0)
-    kept = padding.pad([[1, 5, 6, 2], [1, 7, 8, 9, 2]], 4, "text", keep_last=True)
+    kept = tokens.pad([[1, 5, 6, 2], [1, 7, 8, 9, 2]], 4, "text", keep_last=True)
     assert kept.windows.tolist() == [[1, 5, 6, 2], [1, 7, 8, 2]]
     assert (kept.real_tokens, kept.dropped_tokens) == (8, 1)
 
 
 def test_a_text_that_does_not_end_before_its_row_does_can_be_left_out_instead() -> None:
-    laid = padding.pad([[1, 5, 6], [1, 7, 8, 9], [1, 7, 8, 9, 10]], 4, "text", drop=True)
+    laid = tokens.pad([[1, 5, 6], [1, 7, 8, 9], [1, 7, 8, 9, 10]], 4, "text", drop=True)
     assert laid.windows.tolist() == [[1, 5, 6, PAD]]
     assert (laid.real_tokens, laid.dropped_tokens, laid.dropped_rows) == (3, 9, 2)
 
 
 def test_a_text_of_one_token_asks_nothing_and_is_left_out() -> None:
-    laid = padding.pad([[1], [1, 5]], 4, "text")
+    laid = tokens.pad([[1], [1, 5]], 4, "text")
     assert (len(laid.windows), laid.dropped_rows, laid.dropped_tokens) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(("encoded", "seq_len"), [([[1, 2, 3]], 3), ([[1]], 8), ([], 8), ([[1, 2]], 1)])
 def test_texts_that_fill_no_row_are_refused(encoded: list[list[int]], seq_len: int) -> None:
     with pytest.raises(UserError, match=r"text: none of [01] texts .* a row of \d"):
-        padding.pad(encoded, seq_len, "text", drop=True)
+        tokens.pad(encoded, seq_len, "text", drop=True)
 
 
 def test_a_model_reads_a_token_where_there_is_padding() -> None:
-    assert padding.token_ids(np.array([[1, 5, PAD], [1, PAD, PAD]])).tolist() == [[1, 5, 0], [1, 0, 0]]
+    assert tokens.token_ids(np.array([[1, 5, PAD], [1, PAD, PAD]])).tolist() == [[1, 5, 0], [1, 0, 0]]
 
 
 # -------------------------------------------------------------------------------------------- loading

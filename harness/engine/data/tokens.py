@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,7 +82,7 @@ def load_tokens(
         return Tokens(windows, "random", _sha256(windows))
     documents, name, revision = _training_documents(config)
     cache = None if isinstance(config, EmbeddedData) else cache
-    windows, counts = _windows(config, documents, tokenizer, name, cache)
+    windows, *counts = _windows(config, documents, tokenizer, name, cache)
     if (largest := windows.max()) >= vocab_size:
         raise UserError(
             f"the tokenizer gives ids up to {largest}, but the model has a vocabulary of {vocab_size}; "
@@ -158,8 +158,7 @@ def pack(stream: np.ndarray, seq_len: int, name: str) -> tuple[np.ndarray, int]:
     return stream[: count * seq_len].reshape(count, seq_len), len(stream) - count * seq_len
 
 
-@dataclass(frozen=True)
-class PaddedRows:
+class PaddedRows(NamedTuple):
     """Rows (count, seq_len) int64 with `PAD` after each document.
 
     `dropped_tokens` counts the tokens that fit no row, `real_tokens` those that are no padding, and
@@ -212,18 +211,16 @@ def token_ids(batch: np.ndarray) -> np.ndarray:
 
 def _windows(
     config: DataConfig, documents: Sequence[str], tokenizer: Any, name: str, cache: TokenCache | None
-) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Tokenise documents, then pack or pad them; also count dropped tokens, real tokens, dropped rows."""
+) -> tuple[np.ndarray, int] | PaddedRows:
+    """Tokenise documents, then pack or pad them."""
     # the papers' code puts no end mark after an example of a task
     end = False if isinstance(config, TaskData) else getattr(config, "end_token", True)
     encoded = encode_once(documents, tokenizer, end, cache)
     if not padded(config):
-        windows, dropped = pack(encoded.tokens, config.seq_len, name)
-        return windows, (dropped,)
+        return pack(encoded.tokens, config.seq_len, name)
     drop = isinstance(config, TaskData) and config.too_long == "drop"
     marked = end and tokenizer.eos_token_id is not None
-    rows = pad(encoded.sequences, config.seq_len, name, drop=drop, keep_last=marked)
-    return rows.windows, (rows.dropped_tokens, rows.real_tokens, rows.dropped_rows)
+    return pad(encoded.sequences, config.seq_len, name, drop=drop, keep_last=marked)
 
 
 def _training_documents(

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.config import DatasetsData, HubModel, Run, TaskData
 from harness.engine.process import parent_watch
@@ -28,9 +28,6 @@ from harness.engine.run.record_writer import RecordWriter, take_stdout
 from harness.errors import EXIT_BAD_INPUT, UserError
 from harness.record import Outcome
 from harness.validation import validate
-
-if TYPE_CHECKING:
-    import torch
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -66,7 +63,7 @@ def resolve(request: dict[str, Any]) -> dict[str, Any]:
     _go_offline_where_nothing_is_remote(*runs)  # before the library of the hub is imported
 
     from harness.engine.run import checks
-    from harness.engine.run.environment import machine_slug
+    from harness.engine.run.environment import machine_slug, total_bytes
 
     device = checks.device(request["device"])
     resolved = checks.resolve(runs, text=request.get("text", True))
@@ -74,19 +71,8 @@ def resolve(request: dict[str, Any]) -> dict[str, Any]:
         "runs": [run.model_dump(mode="json") for run in resolved],
         "device": str(device),
         "machine": machine_slug(device),
-        "device_bytes": _total_bytes(device),
+        "device_bytes": total_bytes(device),
     }
-
-
-def _total_bytes(device: torch.device) -> int:
-    """Return the total memory of a GPU, or of this machine."""
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.get_device_properties(device).total_memory
-    import psutil
-
-    return psutil.virtual_memory().total
 
 
 def _go_offline_where_nothing_is_remote(*runs: Run) -> None:

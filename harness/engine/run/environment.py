@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 
 import harness
@@ -66,7 +67,7 @@ def cap(device: torch.device) -> int | None:
         return None
     if device.type != "cuda":
         raise UserError(f"{CAP} is set, but limits a GPU alone; unset it, or use --device cuda")
-    total = torch.cuda.get_device_properties(device).total_memory
+    total = total_bytes(device)
     try:
         size = round(float(given) * 2**30)
     except (ValueError, OverflowError):
@@ -83,6 +84,13 @@ def machine_slug(device: torch.device | str) -> str:
     if device.type == "cuda":
         return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
     return f"cpu-{torch.get_num_threads()}t"
+
+
+def total_bytes(device: torch.device) -> int:
+    """Return the total memory of a GPU, or of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
 
 
 def system() -> str:

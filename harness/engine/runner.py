@@ -154,7 +154,7 @@ def _carry_out_all(
     began = time.monotonic()
     estimates = Estimates()
     found = survey([job.run for job in jobs], folder, estimates)
-    result = Sweep(folder, _finished(jobs, found, settings.retry, display))
+    result = Sweep(folder, _finished(found, settings.retry, display))
     todo = [job for job in jobs if job.run.run_id not in result.records]
     if device_bytes is not None and not settings.force:
         # A config that has run here fits, whatever its seed.
@@ -221,14 +221,11 @@ def survey(runs: Sequence[Run], folder: Path, estimates: Estimates) -> dict[str,
     return {run.run_id: found[run.run_id] for run in runs if run.run_id in found}
 
 
-def _finished(
-    jobs: Sequence[Job], found: dict[str, Record], retry: bool, display: Display
-) -> dict[str, Record]:
+def _finished(found: Mapping[str, Record], retry: bool, display: Display) -> dict[str, Record]:
     older = sum(not r.finished and r.outcome.status != "interrupted" for r in found.values())
     if older:
         display.note(f"{older} records follow older measurement protocols: measured again")
-    keep = {key for key, r in found.items() if r.finished and (r.outcome.status == "ok" or not retry)}
-    return {job.run.run_id: found[job.run.run_id] for job in jobs if job.run.run_id in keep}
+    return {key: r for key, r in found.items() if r.finished and (r.outcome.status == "ok" or not retry)}
 
 
 @contextmanager

@@ -161,7 +161,7 @@ def _from_hub(kind: Any, config: HubModel) -> Any:
 
 
 def _hub_error(config: HubModel, error: BaseException) -> UserError:
-    """Say why a hub id cannot be loaded and what to do; for a gated one, where to request access."""
+    """Explain why a hub id cannot be loaded and what to do; for a gated one, where to request access."""
     name = f"hub model {config.id!r} at {config.revision!r}"
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, GatedRepoError):

@@ -14,7 +14,7 @@ from harness.record import Outcome, Phase
 UNITS = {"bytes": 1, "B": 1} | {f"{letter}iB": 1024**power for power, letter in enumerate("KMGTPE", 1)}
 #: CUDA: "Tried to allocate 2.00 GiB"; CPU: "you tried to allocate 137438953472 bytes"; numpy: "Unable to
 #: allocate 8.00 EiB for an array".
-ASKED = re.compile(rf"(?:[Tt]ried|Unable) to allocate ([\d.]+) ?({'|'.join(UNITS)})\b")
+REQUESTED = re.compile(rf"(?:[Tt]ried|Unable) to allocate ([\d.]+) ?({'|'.join(UNITS)})\b")
 
 #: Messages of a RuntimeError: the allocator of the CPU, a CUDA call past torch's allocator, a CUDA library.
 RAN_OUT = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -48,5 +48,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def requested_bytes(message: str) -> int | None:
     """Return the number of bytes in a message about a failed allocation, None without one."""
-    found = ASKED.search(message)
+    found = REQUESTED.search(message)
     return round(float(found[1]) * UNITS[found[2]]) if found else None

@@ -85,11 +85,11 @@ class RunInProgress:
         cache = TokenCache(self.job.cache / "tokens", self.record.warnings.append)
         self.tokens = load_tokens(run.data, self.tokenizer, self.model.config.vocab_size, run.seed, cache)
         # Read now, though scored at the end: a missing text or task must not cost a training first.
-        asked = run.evaluate
-        folders = [*SHIPPED_TASKS, *map(existing_folder, asked.task_paths)]
-        self.tasks = load_tasks(asked.tasks, folders, asked.task_data, asked.shots) if asked.tasks else {}
+        wanted = run.evaluate
+        folders = [*SHIPPED_TASKS, *map(existing_folder, wanted.task_paths)]
+        self.tasks = load_tasks(wanted.tasks, folders, wanted.task_data, wanted.shots) if wanted.tasks else {}
         self.texts = {
-            item.name: protocols.build(item, run.data, self.tokenizer, cache) for item in asked.perplexity
+            item.name: protocols.build(item, run.data, self.tokenizer, cache) for item in wanted.perplexity
         }
         self.record.data = Data(
             name=self.tokens.name,
@@ -127,12 +127,12 @@ class RunInProgress:
 
     def evaluate(self) -> None:
         """Score every perplexity protocol and every task."""
-        asked = self.run.evaluate
+        wanted = self.run.evaluate
         self.record.quality = Quality()
         for protocol, text in self.texts.items():
             self.writer.notify(task=protocol)
             with self.meter.window() as window:
-                scored = perplexity.score(self.model, text.sequences, asked.batch, self.device)
+                scored = perplexity.score(self.model, text.sequences, wanted.batch, self.device)
             write_sequences(self.job.folder / "windows" / f"{protocol}.jsonl", text, scored)
             self._peak("evaluate", window.peak_allocated_bytes)
             self.record.quality.perplexity[protocol] = Perplexity(
@@ -152,14 +152,14 @@ class RunInProgress:
                 self.record.warnings.append(
                     f"{protocol} scores windows of {longest} tokens, the model's own context is {context}"
                 )
-        if asked.tasks:
-            self.writer.notify(task=", ".join(asked.tasks))
+        if wanted.tasks:
+            self.writer.notify(task=", ".join(wanted.tasks))
             self.record.quality.tasks = evaluate_tasks(
                 self.model,
                 self.tokenizer,
                 self.tasks,
-                limit=asked.limit,
-                batch=asked.batch,
+                limit=wanted.limit,
+                batch=wanted.batch,
                 device=self.device,
                 max_length=self.model.config.max_position_embeddings,
                 samples_to=self.job.folder / "samples",

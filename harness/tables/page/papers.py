@@ -16,11 +16,10 @@ from harness.tables.history.series import grouped
 from harness.tables.page.html import escape, tag
 from harness.tables.page.tables import sortable, words
 from harness.tables.papers import judge, published, report
-from harness.tables.papers.judge import Judged
+from harness.tables.papers.judge import VERDICTS, Judged
 from harness.tables.papers.lookup import Sources
 from harness.tables.papers.schema import Predicted, Recorded, Selector
 from harness.tables.papers.table import notes, ours, shown
-from harness.tables.papers.verdicts import VERDICTS
 
 TITLE = "Published numbers"
 #: Up to so many cells a table is open.

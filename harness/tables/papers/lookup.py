@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.errors import UserError, nearest
 from harness.record import Record
@@ -17,7 +17,6 @@ from harness.tables.aggregate import rows as rows_of
 from harness.tables.papers import published
 from harness.tables.papers.published import Cell
 from harness.tables.papers.schema import Calculated, Predicted, Printed, Recorded, Selector
-from harness.tables.papers.verdicts import Ours, converted
 from harness.tables.records import read_each
 
 #: Bytes of a forecast by what is asked for; states are what training keeps beside activations and gradients.
@@ -30,6 +29,31 @@ PARTS = {
     "states": (*WEIGHTS, "optimizer_bytes", "buffers_bytes"),
 }
 UNITS = {"peak_allocated_bytes": "bytes", "tokens_per_s": "tokens/s"}
+#: Kinds of units that can be turned into each other. "G" is that of some tables, 1024 million bytes: millions
+#: of numbers, times their bytes, over 1024 (benchmarks/papers/calculations/value.py).
+KINDS: tuple[dict[str, float], ...] = (
+    {
+        "bytes": 1,
+        "MB": 1e6,
+        "MiB": 2**20,
+        "GiB/1000": 2**30 / 1000,
+        "GB": 1e9,
+        "GiB": 2**30,
+        "G": 1.024e9,
+    },
+    {"x": 1, "ratio": 1, "share": 1, "percent": 0.01},
+    {"ppl": 1, "perplexity": 1},
+)
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our number, text or truth, and how it was obtained."""
+
+    value: float | str | bool
+    by: Literal["calculated", "predicted", "measured", "printed"]
+    how: str = ""
+    conditions: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -174,6 +198,21 @@ class Sources:
                         found.setdefault(f"{path.parent.parent.name}/{path.stem}", item)
             self._rows[name] = rows_of(item for item in found.values() if item.outcome.status == "ok")
         return self._rows[name]
+
+
+def converted(value: float, given: str, wanted: str) -> float:
+    """Convert a value to another unit; UserError where the two cannot be compared.
+
+    A value without a unit has that of the published values that it was made of.
+    """
+    if given in (wanted, ""):
+        return value
+    for kind in KINDS:
+        if given in kind and wanted in kind:
+            return value * kind[given] / kind[wanted]
+    raise UserError(
+        f"a value in {given!r} cannot be compared with one in {wanted!r}; name the same kind of unit"
+    )
 
 
 def command(selectors: Sequence[Selector]) -> list[str] | None:

@@ -1,6 +1,6 @@
 """Read the published tables: one cell for each transcribed value, with its answer.
 
-The schema of the files is in `papers/schema.py`, verdicts are in `papers/verdicts.py`.
+The schema of the files is in `papers/schema.py`, verdicts are in `papers/judge.py`.
 """
 
 from __future__ import annotations

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from harness.errors import UserError, nearest
 from harness.tables.papers.judge import Judged
-from harness.tables.papers.lookup import Sources
+from harness.tables.papers.lookup import Sources, converted
 from harness.tables.papers.published import fits
 from harness.tables.papers.schema import Predicted, Remark
-from harness.tables.papers.verdicts import converted
 
 GIB = 2**30
 

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator
 
 from harness.errors import UserError, nearest
 from harness.tables.format import Column, Table, plain
-from harness.tables.papers.judge import Judged, judge
+from harness.tables.papers.judge import VERDICTS, Judged, judge
 from harness.tables.papers.lookup import Sources, command
 from harness.tables.papers.schema import Paper
 from harness.tables.papers.table import conditions, shown, tables_of
-from harness.tables.papers.verdicts import VERDICTS
 from harness.tables.report.build import Report
 
 READING = (

@@ -7,15 +7,9 @@ import math
 import pytest
 
 from harness.errors import UserError
+from harness.tables.papers.judge import agrees, same_order, verdict, within_factor
+from harness.tables.papers.lookup import Ours, converted
 from harness.tables.papers.schema import Answer, Tolerance
-from harness.tables.papers.verdicts import (
-    Ours,
-    agrees,
-    converted,
-    same_order,
-    verdict,
-    within_factor,
-)
 
 CLOSE = Tolerance(relative=0.1, factor=2, reason="a test")
 FOUND = Answer.model_validate({"ours": {"forecast": "x"}})

@@ -93,23 +93,21 @@ class Sources:
     # ------------------------------------------------------------------------------------- looking up
     def find(self, cell: Cell) -> Ours | None:
         """Return our value in the unit of the cell, by the first selector that has one."""
-        for selector in cell.answer.selectors:
-            found = self._one(selector, cell)
-            if found is not None:
-                return found
-        return None
-
-    def _one(self, selector: Selector, cell: Cell) -> Ours | None:
         try:
-            if isinstance(selector, Calculated):
-                return self._calculated(selector, cell.unit)
-            if isinstance(selector, Predicted):
-                return self.predicted(selector, cell.unit)
-            if isinstance(selector, Printed):
-                return self._printed(selector, cell.unit)
-            return self._recorded(selector, cell.unit)
+            found = (self._one(selector, cell.unit) for selector in cell.answer.selectors)
+            return next((ours for ours in found if ours is not None), None)
         except UserError as error:
             raise UserError(f"{cell.where}: {error}") from error
+
+    def _one(self, selector: Selector, unit: str) -> Ours | None:
+        if isinstance(selector, Calculated):
+            return self._calculated(selector, unit)
+        if isinstance(selector, Predicted):
+            return self.predicted(selector, unit)
+        if isinstance(selector, Recorded):
+            return self._recorded(selector, unit)
+        other = self.printed_cell(selector)
+        return Ours(other.published, "printed", f"as printed in {other.paper}, {other.table.id}")
 
     def _calculated(self, selector: Calculated, unit: str) -> Ours:
         entry = self.calculation(selector)
@@ -148,10 +146,6 @@ class Sources:
             raise UserError(f"the forecast {label!r} failed: {found['reason']}; run nox -s bench-shapes")
         return sum(int(found["forecast"]["train"][name]) for name in PARTS[part])
 
-    def _printed(self, selector: Printed, unit: str) -> Ours:
-        other = self.printed_cell(selector)
-        return Ours(other.published, "printed", f"as printed in {other.paper}, {other.table.id}")
-
     def printed_cell(self, selector: Printed) -> Cell:
         """Return the one published cell selected; UserError where there are none or several."""
         if selector.paper not in self.printed:
@@ -184,9 +178,9 @@ class Sources:
         _, row, value = max(found, key=lambda item: item[0])
         given = UNITS.get(selector.quantity, "share" if key.startswith("accuracy_") else unit)
         ours = converted(value, given, unit) if selector.per is None else value / selector.per
-        conditions = [("device", row.environment.get("device", ""))]
+        device = row.environment.get("device")
         how = f"mean of {len(row.records)} runs of suite {name}"
-        return Ours(ours, "measured", how, tuple(pair for pair in conditions if pair[1]))
+        return Ours(ours, "measured", how, (("device", device),) if device else ())
 
     def _of_suite(self, name: str) -> list[Row]:
         """Return the rows of a suite over all folders of records, without those that cannot be read."""

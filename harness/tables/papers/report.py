@@ -27,14 +27,11 @@ READING = (
 # ------------------------------------------------------------------------------------------- reports
 def build(name: str, paper: Paper, sources: Sources, only: str | None = None) -> Report:
     """Build the report of a paper or of one of its tables; UserError for an unknown table."""
-    wanted = {table.id for table in paper.tables} if only is None else {_table(paper, only)}
+    wanted = [table.id for table in paper.tables] if only is None else [_table(paper, only)]
     judged = judge(name, paper, sources)
-    tables = [_summary("Verdicts by table", _by_table(judged))] if only is None else []
-    for table in paper.tables:
-        if table.id in wanted:
-            own = [item for item in judged if item.cell.table is table]
-            tables += tables_of(own, sources)
-    shown = [item for item in judged if item.cell.table.id in wanted]
+    by_table = {table: [item for item in judged if item.cell.table.id == table] for table in wanted}
+    tables = [_summary("Verdicts by table", by_table)] if only is None else []
+    tables += [table for own in by_table.values() for table in tables_of(own, sources)]
     source = paper.paper
     caption = [f"read: {source.read}", f"code: {source.code or 'none known'}", *READING]
     missing = [f"Not transcribed: {text}" for text in paper.missing]
@@ -44,7 +41,7 @@ def build(name: str, paper: Paper, sources: Sources, only: str | None = None) ->
         tables=tuple(tables),
         caption=tuple(plain(text) for text in caption),
         notes=tuple(plain(text) for text in (*paper.notes, *(missing if only is None else ()))),
-        lines=tuple(_lines(shown)),
+        lines=tuple(_lines(item for own in by_table.values() for item in own)),
     )
 
 
@@ -68,13 +65,6 @@ def _table(paper: Paper, wanted: str) -> str:
     if len(near) != 1:
         raise UserError(f"{len(near) or 'no'} table {wanted!r}; {nearest(wanted, near or known)}")
     return near[0]
-
-
-def _by_table(judged: Iterable[Judged]) -> dict[str, list[Judged]]:
-    found: dict[str, list[Judged]] = {}
-    for item in judged:
-        found.setdefault(item.cell.table.id, []).append(item)
-    return found
 
 
 def _summary(title: str, groups: dict[str, list[Judged]]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from harness.suite import suites_folder
@@ -27,10 +28,13 @@ def tables_of(judged: Sequence[Judged], sources: Sources) -> list[Table]:
         own = [item for item in judged if item.cell.quantity == quantity]
         first = own[0].cell
         title = first.table.id if first.primary else f"{first.table.id}, further: {quantity}"
-        marks = _Marks()
-        columns = _columns(own, marks, sources)
-        notes = [*_head(first), *_tolerances(own), *marks.texts, *_commands(own)]
-        found.append(Table(title, _stub(own), columns, tuple(plain(note) for note in notes)))
+        remarks = remarks_of(own, sources)
+        noted = [[*notes(item, sources), *texts] for item, texts in zip(own, remarks, strict=True)]
+        marks = {text: _letter(place) for place, text in enumerate(dict.fromkeys(chain(*noted)))}
+        columns = _columns(own, [" ".join(marks[text] for text in texts) for texts in noted])
+        marked = [f"{letter}: {text}" for text, letter in marks.items()]
+        below = [*_head(first), *_tolerances(own), *marked, *_commands(own)]
+        found.append(Table(title, _stub(own), columns, tuple(map(plain, below))))
     return found
 
 
@@ -44,14 +48,11 @@ def _stub(judged: Sequence[Judged]) -> tuple[Column, ...]:
     )
 
 
-def _columns(judged: Sequence[Judged], marks: _Marks, sources: Sources) -> tuple[Column, ...]:
+def _columns(judged: Sequence[Judged], noted: Sequence[str]) -> tuple[Column, ...]:
+    """Return the columns of values; `noted` are the letters of the notes on each of them."""
     units = {item.cell.unit for item in judged}
     unit = f", {next(iter(units))}" if len(units) == 1 and units != {""} else ""
     published = [shown(item.cell.published) + ("" if unit else _unit_beside(item)) for item in judged]
-    noted = [
-        marks.of([*notes(item, sources), *remarks])
-        for item, remarks in zip(judged, remarks_of(judged, sources), strict=True)
-    ]
     return (
         Column(f"published{unit}", tuple(published)),
         Column("ours", tuple(ours(item) for item in judged)),
@@ -65,24 +66,6 @@ def _columns(judged: Sequence[Judged], marks: _Marks, sources: Sources) -> tuple
 def _unit_beside(item: Judged) -> str:
     """Return the unit of a number, where a column has several; a text contains its own."""
     return f" {item.cell.unit}".rstrip() if isinstance(item.cell.published, (int, float)) else ""
-
-
-class _Marks:
-    """Notes below a table, each given once, by letters in its rows."""
-
-    def __init__(self) -> None:
-        self._letters: dict[str, str] = {}
-
-    def of(self, notes: Sequence[str]) -> str:
-        """Return the letters of some notes."""
-        for note in notes:
-            self._letters.setdefault(note, _letter(len(self._letters)))
-        return " ".join(self._letters[note] for note in notes)
-
-    @property
-    def texts(self) -> list[str]:
-        """Return all notes with their letters."""
-        return [f"{letter}: {note}" for note, letter in self._letters.items()]
 
 
 def _letter(number: int) -> str:

@@ -118,7 +118,7 @@ class Answer(Strict):
 class Remark(Strict):
     """Why values of some rows differ from ours, those that `when` fits.
 
-    Names in braces become sizes over these rows (`papers/remarks.py`), so no number of ours is typed.
+    Names in braces become sizes over these rows (`papers/table.py`), so no number of ours is typed.
     """
 
     when: dict[str, Any] = {}

@@ -16,11 +16,11 @@ from harness.engine.run.environment import ROOT
 from harness.errors import UserError
 from harness.suite import suites_folder
 from harness.tables.papers import published as transcribed
-from harness.tables.papers import remarks
 from harness.tables.papers.judge import Judged, judge
 from harness.tables.papers.lookup import Sources, sources
 from harness.tables.papers.published import Cell
 from harness.tables.papers.schema import Calculated, Paper, Predicted, Recorded
+from harness.tables.papers.table import remarks_of
 from tests.support.realdata import development_data
 
 ROWS = {"adarankgrad": 56, "galore": 229, "sltrain": 62, "velora": 98, "welore": 198}
@@ -222,7 +222,7 @@ def column(tmp_path: Path, *texts: str) -> list[list[str]]:
         remarks=[{"text": texts[0]}, *({"when": {"method": "B"}, "text": text} for text in texts[1:])],
     )
     found = Sources(transcribed.folder(), tmp_path, ())
-    return remarks.remarks_of(judge("small", paper, found), found)
+    return remarks_of(judge("small", paper, found), found)
 
 
 def test_a_remark_takes_its_sizes_from_its_rows(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_every_peak_that_differs_by_more_than_a_tenth_has_its_sentence() -> None
         for item in judge(name, transcribed.load(transcribed.folder(), name), found):
             by_column.setdefault((item.cell.table.id, item.cell.quantity), []).append(item)
         for items in by_column.values():
-            for item, texts in zip(items, remarks.remarks_of(items, found), strict=True):
+            for item, texts in zip(items, remarks_of(items, found), strict=True):
                 peak = any(isinstance(s, Predicted) and not s.beside for s in item.cell.answer.selectors)
                 if peak and not 0.9 <= (item.ratio or 1) <= 1.1:
                     assert texts or item.cell.answer.why, item.cell.where

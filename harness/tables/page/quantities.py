@@ -10,8 +10,7 @@ from typing import Literal
 
 from harness.tables.aggregate import agree
 from harness.tables.format import DASH, UNITS, Show, byte_unit, fixed, percent, plain, significant
-from harness.tables.report.notes import traits
-from harness.tables.report.view import View
+from harness.tables.report.view import View, traits
 
 Better = Literal["lower", "higher"]
 

@@ -52,8 +52,8 @@ def build(
     view = View(tuple(rows_of(records, order)), baseline)
     lines = [plain(note) for note in notes]
     lines += _completeness(view, order)
-    lines += describe.doubts(view.rows, view.names) + describe.failures(view.rows, view.names)
-    caption = describe.shared(view.rows)
+    lines += describe.doubts(view) + describe.failures(view)
+    caption = describe.shared(view)
     if any(view.bases):
         caption.append(
             f"relative to: {plain(baseline or '')} (a ratio, or for accuracy a difference in points)"
@@ -98,7 +98,7 @@ def _lines(view: View) -> list[dict[str, object]]:
     limits = {f"{key}_floor": view.floor(key) for key in keys if key.startswith("perplexity_")}
     tasks = [key.removeprefix("accuracy_") for key in keys if key.startswith("accuracy_")]
     limits |= {f"accuracy_{name}_chance": view.chance(name) for name in tasks}
-    for row, name, base in zip(view.rows, view.names, view.bases, strict=True):
+    for row, name, base, traits in zip(view.rows, view.names, view.bases, view.traits, strict=True):
         line: dict[str, object] = {"method": name, "config_id": row.config_id}
         line |= {"status": describe.status(row.records), "runs": len(row.records), "seeds": len(row.seeds)}
         for key in keys:
@@ -109,5 +109,5 @@ def _lines(view: View) -> list[dict[str, object]]:
             if key not in FACTS:  # they are relative already
                 line[f"{key}_ratio"] = stat.mean / reference if stat and reference else None
         line |= {key: value for key, value in limits.items() if value is not None}
-        lines.append(line | dict(sorted(describe.traits(row).items())))
+        lines.append(line | dict(sorted(traits.items())))
     return lines

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 from harness.record import Outcome, Record
-from harness.tables.aggregate import Row
 from harness.tables.format import DASH, METERS, bytes_text, plain
+from harness.tables.report.view import View, listed
 
 _STATUS_WIDTH = 40
 READING = (
@@ -43,10 +43,10 @@ def _ending(outcome: Outcome, failed: Sequence[Outcome]) -> str:
     return plain(text, _STATUS_WIDTH)
 
 
-def failures(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+def failures(view: View) -> list[str]:
     """Return the full messages of failures that the status cell of their row is too short for."""
     notes: list[str] = []
-    for row, name in zip(rows, names, strict=True):
+    for row, name in zip(view.rows, view.names, strict=True):
         cell = status(row.records)
         for outcome in (record.outcome for record in row.records):
             message = plain(outcome.message, 300)
@@ -56,38 +56,17 @@ def failures(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-# ------------------------------------------------------------------------------- shared and varying
-def traits(row: Row) -> dict[str, str]:
-    """Return what describes a row: its settings, its environment and the tokens of its finished runs."""
-    done = [record for record in row.records if record.training and record.outcome.status == "ok"]
-    tokens = {record.training.tokens for record in done if record.training}
-    seen = {"tokens": _list(sorted(tokens))} if tokens else {}
-    return {**row.settings, **row.environment, **seen}
-
-
-def varying(rows: Sequence[Row]) -> list[str]:
-    """Return the traits in which rows differ; what a failed run did not learn is no difference."""
-    described = [traits(row) for row in rows]
-    keys = dict.fromkeys(key for trait in described for key in trait)
-    settings = {key for row in rows for key in row.settings}
-    differs = [key for key in keys if len(_values(described, key, absent=key in settings)) > 1]
-    explained = any(key in ("train.steps", "train.batch", "train.grad_accum") for key in differs)
-    return [key for key in differs if not (key == "tokens" and explained)]
-
-
-def _values(described: Iterable[Mapping[str, str]], key: str, absent: bool) -> set[str | None]:
-    """Return the values of a trait; an absent setting is a value, an unknown environment is not."""
-    return {trait.get(key) for trait in described if absent or key in trait}
-
-
-def shared(rows: Sequence[Row]) -> list[str]:
+# ------------------------------------------------------------------------------------------ shared
+def shared(view: View) -> list[str]:
     """Name what all rows have in common, a line a section: `train: stage finetune, steps 200, …`."""
-    differs = set(varying(rows))
-    described = [traits(row) for row in rows]
-    common = {key: value for trait in described for key, value in trait.items() if key not in differs}
-    common = {key: value for key, value in common.items() if len(_values(described, key, absent=False)) == 1}
+    values: dict[str, set[str]] = {}
+    for trait in view.traits:
+        for key, value in trait.items():
+            values.setdefault(key, set()).add(value)
     groups: dict[str, list[str]] = {}
-    for key, value in common.items():
+    for key, (value, *others) in values.items():
+        if others or key in view.varying:
+            continue
         section, dot, name = key.partition(".")
         versioned = key.removesuffix(" protocol")
         if dot and section in ("model", "data", "train", "evaluate", "tuning"):
@@ -99,46 +78,41 @@ def shared(rows: Sequence[Row]) -> list[str]:
         else:
             text = f"memory {METERS[value]}" if key == "meter" else f"{key} {value}"
             groups.setdefault("environment", []).append(text)
-    for section, fingerprint in _fingerprints(rows).items():
+    for section, fingerprint in _fingerprints(view).items():
         groups.setdefault(section, []).append(fingerprint)
-    seeds = {", ".join(map(str, row.seeds)) for row in rows}
+    seeds = {listed(row.seeds) for row in view.rows}
     if len(seeds) == 1:
         groups["seeds"] = [seeds.pop()]
     return [f"{section}: {', '.join(parts)}" for section, parts in groups.items()]
 
 
-def _fingerprints(rows: Sequence[Row]) -> dict[str, str]:
+def _fingerprints(view: View) -> dict[str, str]:
     """Return the first digits of the hash of the model and of the data, where all runs agree on it."""
-    used = [record.data for row in rows for record in row.records if record.data]
+    used = [record.data for record in view.records if record.data]
     hashes = {"model": {data.model_sha256 or "" for data in used}, "data": {data.sha256 for data in used}}
     alike = {section: "".join(values) for section, values in hashes.items() if len(values) == 1}
     return {section: f"sha256 {plain(value)[:12]}" for section, value in alike.items() if value}
 
 
 # ------------------------------------------------------------------------------------------ doubts
-def doubts(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+def doubts(view: View) -> list[str]:
     """Note what makes rows incomparable; empty when all is equal."""
     notes = []
-    apart = [key for key in varying(rows) if any(key in row.environment for row in rows)]
+    apart = [key for key in view.varying if any(key in row.environment for row in view.rows)]
     if apart:
         notes.append(
             f"Rows differ in {', '.join(apart)}: no value is relative across this difference, "
             "and absolute values are not comparable."
         )
-    most = sorted({seed for row in rows for seed in row.seeds})
-    pairs = zip(rows, names, strict=True)
-    fewer = [f"{name} ({_list(row.seeds)})" for row, name in pairs if row.seeds != most]
+    most = sorted({seed for row in view.rows for seed in row.seeds})
+    pairs = zip(view.rows, view.names, strict=True)
+    fewer = [f"{name} ({listed(row.seeds)})" for row, name in pairs if row.seeds != most]
     if fewer:
-        notes.append(f"Not all rows have the seeds {_list(most)}: {'; '.join(fewer)}.")
-    records = [record for row in rows for record in row.records]
-    for what, values in _origins(records).items():
+        notes.append(f"Not all rows have the seeds {listed(most)}: {'; '.join(fewer)}.")
+    for what, values in _origins(view.records).items():
         if len(values) > 1:
             notes.append(f"Runs differ in {what}: {'; '.join(sorted(values))}.")
-    return notes + _unequal_work(records)
-
-
-def _list(values: Iterable[int]) -> str:
-    return ", ".join(map(str, values))
+    return notes + _unequal_work(view.records)
 
 
 def _origins(records: Sequence[Record]) -> dict[str, set[str]]:

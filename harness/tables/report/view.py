@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 
-from harness.record import Quality
+from harness.record import Record
 from harness.tables.aggregate import Row, baseline_of, task_names
 from harness.tables.format import DASH, plain
-from harness.tables.report import notes
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,26 @@ class View:
         return f"vs {label}" if len(label) <= 10 else "vs baseline"
 
     @cached_property
+    def records(self) -> list[Record]:
+        """Return the records of all rows."""
+        return [record for row in self.rows for record in row.records]
+
+    @cached_property
+    def traits(self) -> list[dict[str, str]]:
+        """Return the traits of each row."""
+        return [traits(row) for row in self.rows]
+
+    @cached_property
     def varying(self) -> list[str]:
-        """Return the traits that differ between rows apart from the method."""
-        return notes.varying(self.rows)
+        """Return the traits that differ between rows; what a failed run did not learn is no difference."""
+        keys = dict.fromkeys(key for described in self.traits for key in described)
+        settings = {key for row in self.rows for key in row.settings}
+        differs = []
+        for key in keys:  # an absent setting is a value, an unknown environment is not
+            values = {each.get(key) for each in self.traits if key in settings or key in each}
+            differs += [key] if len(values) > 1 else []
+        explained = any(key in ("train.steps", "train.batch", "train.grad_accum") for key in differs)
+        return [key for key in differs if not (key == "tokens" and explained)]
 
     @cached_property
     def names(self) -> list[str]:
@@ -47,10 +64,8 @@ class View:
                 f"{label} [{row.config_id[:6]}]" if repeated[label] > 1 else label for label, row in pairs
             ]
         if not self._unique(labels):
-            repeated, seen = Counter(labels), Counter[str]()
-            for place, label in enumerate(labels):
-                seen[label] += 1
-                labels[place] = f"{label} #{seen[label]}" if repeated[label] > 1 else label
+            repeated, numbers = Counter(labels), {text: count(1) for text in labels}
+            labels = [f"{text} #{next(numbers[text])}" if repeated[text] > 1 else text for text in labels]
         return labels
 
     def _unique(self, labels: Sequence[str]) -> bool:
@@ -59,7 +74,7 @@ class View:
 
     def trait(self, key: str) -> list[str]:
         """Return one trait of all rows."""
-        return [notes.traits(row).get(key, DASH) for row in self.rows]
+        return [described.get(key, DASH) for described in self.traits]
 
     def relative(self, key: str, combine: Callable[[float, float], float]) -> list[float | None]:
         """Combine each mean with the baseline's; None where either is missing or the baseline is zero."""
@@ -73,8 +88,8 @@ class View:
         """Return the lowest possible perplexity on a text, where all runs agree on it."""
         return _agreed(
             score.floor
-            for quality in self._qualities
-            for name, score in quality.perplexity.items()
+            for record in self.records
+            for name, score in (record.quality.perplexity.items() if record.quality else ())
             if key == f"perplexity_{plain(name)}"
         )
 
@@ -83,14 +98,22 @@ class View:
         names = task_names(self.rows)
         return _agreed(
             score.chance
-            for quality in self._qualities
-            for name, score in quality.tasks.items()
+            for record in self.records
+            for name, score in (record.quality.tasks.items() if record.quality else ())
             if names[name, score.version] == column
         )
 
-    @property
-    def _qualities(self) -> list[Quality]:
-        return [record.quality for row in self.rows for record in row.records if record.quality]
+
+def traits(row: Row) -> dict[str, str]:
+    """Return what describes a row: its settings, its environment and the tokens of its finished runs."""
+    done = [record for record in row.records if record.outcome.status == "ok"]
+    tokens = {record.training.tokens for record in done if record.training}
+    return {**row.settings, **row.environment, **({"tokens": listed(sorted(tokens))} if tokens else {})}
+
+
+def listed(numbers: Iterable[int]) -> str:
+    """Return numbers as text."""
+    return ", ".join(map(str, numbers))
 
 
 def _agreed(values: Iterable[float | None]) -> float | None:

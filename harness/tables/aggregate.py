@@ -30,8 +30,6 @@ NUMERICAL = ("torch", "transformers", "lm-eval")
 #: Keys of the config that a row is not compared by: they name the row, or do not change the work.
 _OWN = ("method", "seed", "repeat", "label", "save_weights")
 
-TaskNames = Mapping[tuple[str, str], str]
-
 
 @dataclass(frozen=True)
 class Stat:
@@ -77,7 +75,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The name that the suite gives to the configuration."""
+        """Return the name that the suite gives to the configuration."""
         return self.records[0].label
 
     @property
@@ -88,8 +86,7 @@ class Row:
     @cached_property
     def settings(self) -> dict[str, str]:
         """Return the resolved config apart from method and seed: dotted key -> text."""
-        config = {key: value for key, value in self.records[0].config.items() if key not in _OWN}
-        return dict(_flat(config))
+        return dict(_flat({key: value for key, value in self.records[0].config.items() if key not in _OWN}))
 
     def section(self, *names: str) -> dict[str, str]:
         """Return the settings of some sections of the config."""
@@ -174,8 +171,11 @@ def _group(records: Iterable[Record]) -> list[Row]:
     found.sort(key=lambda pair: (str(pair[0]), pair[1].run_id, repr(pair[1])))
     grouped: list[Row] = []
     for known, record in found:
-        row = next((row for row in grouped if _belongs(record, known, row)), None)
-        if row is None:
+        for row in grouped:
+            twice = any(other.run_id == record.run_id for other in row.records)
+            if row.config_id == record.config_id and not twice and agree(known, row.environment):
+                break
+        else:
             row = Row(record.config_id, {})
             grouped.append(row)
         row.records.append(record)
@@ -183,11 +183,6 @@ def _group(records: Iterable[Record]) -> list[Row]:
     for row in grouped:
         row.records.sort(key=lambda record: (record.seed, record.repeat))
     return grouped
-
-
-def _belongs(record: Record, known: Mapping[str, str], row: Row) -> bool:
-    twice = any(other.run_id == record.run_id for other in row.records)
-    return row.config_id == record.config_id and not twice and agree(known, row.environment)
 
 
 def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -208,7 +203,7 @@ def _text(value: Any) -> str:
 
 
 # ------------------------------------------------------------------------------------- statistics
-def _summary(records: Sequence[Record], tasks: TaskNames) -> dict[str, Stat]:
+def _summary(records: Sequence[Record], tasks: Mapping[tuple[str, str], str]) -> dict[str, Stat]:
     """Summarise every measured value: quality over seeds, memory and speed over runs."""
     found: dict[str, dict[tuple[int, int], list[float]]] = {}
     for record in records:
@@ -217,10 +212,10 @@ def _summary(records: Sequence[Record], tasks: TaskNames) -> dict[str, Stat]:
             found.setdefault(name, {}).setdefault((record.seed, 0), []).append(value)
         for name, value in _cost(record).items():
             found.setdefault(name, {}).setdefault((record.seed, record.repeat), []).append(value)
-    return {name: Stat.of([Stat.of(v).mean for v in by.values()]) for name, by in found.items()}
+    return {name: Stat.of([mean(values) for values in by.values()]) for name, by in found.items()}
 
 
-def _quality(record: Record, tasks: TaskNames) -> dict[str, float]:
+def _quality(record: Record, tasks: Mapping[tuple[str, str], str]) -> dict[str, float]:
     if record.quality is None:
         return {}
     values = {f"perplexity_{plain(n)}": p.perplexity for n, p in record.quality.perplexity.items()}

@@ -72,25 +72,20 @@ class Table:
     def split(self, width: int = WIDTH) -> list[Table]:
         """Split into pieces of at most `width` characters, each with the stub and a group of columns."""
         room = width - sum(column.width for column in self.stub)
+        groups: list[list[Column]] = []
+        for column in self.columns:
+            if column.joined and groups:
+                groups[-1].append(column)
+            else:
+                groups.append([column])
         pieces: list[list[Column]] = [[]]
-        for group in _groups(self.columns):
-            used = sum(column.width for column in pieces[-1])
-            if pieces[-1] and used + sum(column.width for column in group) > room:
+        for group in groups:
+            if pieces[-1] and sum(column.width for column in (*pieces[-1], *group)) > room:
                 pieces.append([])
             pieces[-1].extend(group)
         cut = [replace(self, columns=tuple(piece), notes=()) for piece in pieces]
         first, *rest = (*cut[:-1], replace(cut[-1], notes=self.notes))
         return [first, *(replace(piece, title=f"{self.title} (continued)") for piece in rest)]
-
-
-def _groups(columns: Iterable[Column]) -> list[list[Column]]:
-    groups: list[list[Column]] = []
-    for column in columns:
-        if column.joined and groups:
-            groups[-1].append(column)
-        else:
-            groups.append([column])
-    return groups
 
 
 # ---------------------------------------------------------------------------------------- numbers

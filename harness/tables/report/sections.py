@@ -49,15 +49,12 @@ class _Draft:
 
     def table(self, stub: Sequence[Column], lead: Sequence[Column] = ()) -> Table:
         """Put the stub and leading columns in front; columns in which nothing was measured are left out."""
-        columns = [*stub, *lead, *self.columns]
+        columns, ahead = [*stub, *lead, *self.columns], len(stub) + len(lead)
         if self.last:
             name, *cells = self.last
-            below = [name, *[""] * (len(stub) + len(lead) - 1), *cells]
-            columns = [
-                replace(column, cells=(*column.cells, cell))
-                for column, cell in zip(columns, below, strict=True)
-            ]
-        ahead = len(stub) + len(lead)
+            below = [name, *[""] * (ahead - 1), *cells]
+            pairs = zip(columns, below, strict=True)
+            columns = [replace(column, cells=(*column.cells, cell)) for column, cell in pairs]
         measured = [column for column in columns[ahead:] if not column.empty]
         return Table(self.title, tuple(columns[: len(stub)]), (*columns[len(stub) : ahead], *measured))
 
@@ -74,9 +71,8 @@ def _glance(view: View) -> _Draft:
     ]
     columns = []
     for key, title, show in wanted:
-        columns.append(_measured(view, key, title, show))
-        if key != "mean_accuracy":
-            columns.append(_ratio(view, key))
+        columns += [_measured(view, key, title, show)]
+        columns += [_ratio(view, key)] if key != "mean_accuracy" else []
     return _Draft(GLANCE, [*columns, _trainable(view, joined=False)])
 
 
@@ -137,8 +133,8 @@ def _speed(view: View) -> _Draft | None:
         _mean(view, "trainable_parameters", "trainable", format.fixed(0)),
         _trainable(view, joined=True),
     ]
-    columns += [_mean(view, fact, name, format.fixed(3)) for fact, name in FACTS.items()]
-    columns[-len(FACTS) + 1 :] = [replace(column, joined=True) for column in columns[-len(FACTS) + 1 :]]
+    first, *others = (_mean(view, fact, name, format.fixed(3)) for fact, name in FACTS.items())
+    columns += [first, *(replace(column, joined=True) for column in others)]
     return None if all(column.empty for column in columns) else _Draft("Speed and size", columns)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from itertools import product
+from typing import Any
 
 from harness.tables import format
 from harness.tables.format import DASH, Column, Table, plain
 from harness.tables.plan.plan import GIB, Plan, Row, as_dict, components, largest_groups, phase_of_peak
 from harness.tables.report.build import Report
-
-if TYPE_CHECKING:
-    from harness.forecast import Capacity
 
 #: Names of the settings of `lorebench plan` in headings.
 NAMES = {"batch": "batch", "seq_len": "length"}
@@ -75,22 +74,18 @@ def _fits(spare: float | None) -> str | None:
 
 def _largest(plan: Plan) -> Table | None:
     columns = []
-    for setting in dict.fromkeys(setting for row in plan.rows for setting in row.largest):
-        for gib in plan.device_gib:
-
-            def show(row: Row, setting: str = setting, gib: float = gib) -> str | None:
-                found = row.largest.get(setting, {}).get(gib)
-                return None if found is None or isinstance(found, str) else _capacity(found)
-
-            columns.append(_column(plan, f"{NAMES[setting]}, {gib:g} GiB", show, False))
-    return (
-        Table("The largest that fits (its peak; the peak of the next), GiB", _stub(plan), tuple(columns))
-        if columns
-        else None
-    )
+    settings = dict.fromkeys(setting for row in plan.rows for setting in row.largest)
+    for setting, gib in product(settings, plan.device_gib):
+        cells = partial(_capacity, setting=setting, gib=gib)
+        columns.append(_column(plan, f"{NAMES[setting]}, {gib:g} GiB", cells, False))
+    title = "The largest that fits (its peak; the peak of the next), GiB"
+    return Table(title, _stub(plan), tuple(columns)) if columns else None
 
 
-def _capacity(found: Capacity) -> str:
+def _capacity(row: Row, setting: str, gib: float) -> str | None:
+    found = row.largest.get(setting, {}).get(gib)
+    if found is None or isinstance(found, str):
+        return None
     following = "" if found.next_peak_bytes is None else _gib(found.next_peak_bytes / GIB)
     if found.peak_bytes is None:
         return f"none: 1 needs {following}"
@@ -100,15 +95,12 @@ def _capacity(found: Capacity) -> str:
 def _components(plan: Plan) -> Table | None:
     if not any(row.report for row in plan.rows):
         return None
-    columns = [
-        _column(plan, head, lambda row, name=name: _component(row, name), True)
-        for name, head in COMPONENTS.items()
-    ]
-    columns += [
+    columns = (
+        *(_column(plan, head, partial(_component, name=name)) for name, head in COMPONENTS.items()),
         _column(plan, "peak in", _place, False),
         _column(plan, "largest groups at the peak of training", _groups, False),
-    ]
-    return Table("Memory at the peak of training, by component, GiB", _stub(plan), tuple(columns))
+    )
+    return Table("Memory at the peak of training, by component, GiB", _stub(plan), columns)
 
 
 def _component(row: Row, name: str) -> str | None:
@@ -152,23 +144,17 @@ def _notes(plan: Plan) -> Iterator[str]:
     sources: dict[str, list[str]] = {}
     for row in plan.rows:
         for method, source in (row.report.ranks if row.report else {}).items():
-            sources.setdefault(f"ranks of {method}, which depend on values, by {source}", []).append(
-                row.label
-            )
+            sources.setdefault(f"{method}, which depend on values, by {source}", []).append(row.label)
     for source, labels in sources.items():
-        yield f"{source} ({'; '.join(dict.fromkeys(labels))})"
+        yield f"ranks of {source} ({'; '.join(dict.fromkeys(labels))})"
     for row in plan.rows:
         if row.report is None:
             yield f"{row.label}: no forecast: {row.forecast}"
             continue
-        for reason in dict.fromkeys(_reasons(row)):
-            yield f"{row.label}: {reason}"
-        for warning in dict.fromkeys(row.report.warnings):
-            yield f"{row.label}: {warning}"
-
-
-def _reasons(row: Row) -> Iterator[str]:
-    for setting, found in row.largest.items():
-        for answer in found.values():
-            if isinstance(answer, str):
-                yield f"no largest {NAMES[setting]}: {answer}"
+        reasons = [
+            f"no largest {NAMES[setting]}: {found}"
+            for setting, by_device in row.largest.items()
+            for found in by_device.values()
+            if isinstance(found, str)
+        ]
+        yield from (f"{row.label}: {text}" for text in dict.fromkeys([*reasons, *row.report.warnings]))

@@ -54,11 +54,10 @@ def load(folder: Path) -> Errata:
 
 def build(errata: Errata, sources: Sources) -> Report:
     """Build the page: each claim a table of its values, with text, evidence and a command below it."""
-    tables = tuple(_table(claim, sources) for claim in errata.claims)
     return Report(
         title="Errata of published values",
         question="Which published values do not hold, by which evidence, and how can it be reproduced?",
-        tables=tables,
+        tables=tuple(_table(claim, sources) for claim in errata.claims),
         caption=("values are calculated (nox -s tables) or printed in the source named",),
         notes=(),
         lines=tuple(
@@ -86,17 +85,13 @@ def _table(claim: Claim, sources: Sources) -> Table:
         )
     text = claim.text.format_map({name: value for name, (value, _) in values.items()})
     notes = (text, *(f"evidence: {item}" for item in claim.evidence), f"again: {claim.again}")
-    names = tuple(name.replace("_", " ") for name in values)
+    shown, how = zip(*values.values(), strict=True)
     units = tuple(item.unit for item in claim.figures.values())
     return Table(
         claim.title,
-        (Column("quantity", names, numeric=False),),
-        (
-            Column("value", tuple(value for value, _ in values.values())),
-            Column("unit", units, numeric=False),
-            Column("how", tuple(how for _, how in values.values()), numeric=False),
-        ),
-        tuple(plain(note) for note in notes),
+        (Column("quantity", tuple(name.replace("_", " ") for name in values), numeric=False),),
+        (Column("value", shown), Column("unit", units, numeric=False), Column("how", how, numeric=False)),
+        tuple(map(plain, notes)),
     )
 
 

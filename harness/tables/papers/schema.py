@@ -106,7 +106,7 @@ class Answer(Strict):
 
     @model_validator(mode="after")
     def _says_something(self) -> Answer:
-        uncertain = not any(not isinstance(item, Recorded) for item in self.selectors)
+        uncertain = all(isinstance(item, Recorded) for item in self.selectors)
         if self.does_not_run or self.needs:
             if not self.why:
                 raise UserError("an answer that says `needs` or `does_not_run` gives its reason in `why`")

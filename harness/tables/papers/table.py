@@ -79,14 +79,13 @@ def _letter(number: int) -> str:
 
 def _head(cell: Cell) -> list[str]:
     """Return the notes on the table as a whole, or on one further column."""
+    if not cell.primary:
+        return [cell.values.metric]
     table = cell.table
-    about = [table.caption, table.model, table.dataset] if cell.primary else []
-    said = ["; ".join(part for part in (*about, cell.values.metric) if part)]
-    said += [f"protocol: {table.protocol}"] if cell.primary and table.protocol else []
-    if cell.primary:
-        said += [f"source: {table.source} ({table.confidence}); in the paper: {cell.values.obtained}"]
-        said += [table.note] if table.note else []
-    return said
+    notes = ["; ".join(filter(None, (table.caption, table.model, table.dataset, table.metric)))]
+    notes += [f"protocol: {table.protocol}"] if table.protocol else []
+    notes += [f"source: {table.source} ({table.confidence}); in the paper: {table.obtained}"]
+    return [*notes, table.note] if table.note else notes
 
 
 def _tolerances(judged: Iterable[Judged]) -> list[str]:
@@ -122,12 +121,8 @@ def conditions(item: Judged) -> str:
     """Return the conditions of the paper and ours where they differ."""
     theirs = item.cell.table.conditions
     own = {**item.cell.answer.conditions, **dict(item.ours.conditions if item.ours else ())}
-    said = [
-        f"{key}: paper {theirs.get(key, 'not said')}, ours {value}"
-        for key, value in own.items()
-        if theirs.get(key) != value
-    ]
-    return "; ".join(said)
+    differ = {key: value for key, value in own.items() if theirs.get(key) != value}
+    return "; ".join(f"{key}: paper {theirs.get(key, 'not said')}, ours {differ[key]}" for key in differ)
 
 
 def _commands(judged: Iterable[Judged]) -> list[str]:

@@ -75,9 +75,8 @@ def load(folder: Path) -> tuple[list[Record], list[str]]:
     files = list(read_each(sorted(folder.glob("*.json"))))
     skipped = [f"Skipped {path.name}: {reason}" for path, found, reason in files if found is None]
     notes = [plain(note, NOTE_LENGTH) for note in skipped[:MOST_NOTES]]
-    notes += (
-        [f"{len(skipped)} of {len(files)} files hold no valid record and are skipped."] if skipped else []
-    )
+    if skipped:
+        notes.append(f"{len(skipped)} of {len(files)} files hold no valid record and are skipped.")
     return [found for _, found, _ in files if found is not None], notes
 
 

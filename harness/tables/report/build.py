@@ -72,17 +72,14 @@ def build(
 def _completeness(view: View, order: Sequence[str]) -> list[str]:
     """Name what of the suite is not in the table, and what in the table is not of the suite."""
     notes = []
-    there = {row.config_id for row in view.rows}
-    missing = [config_id for config_id in order if config_id not in there]
+    named = list(zip(view.names, view.rows, view.bases, strict=True))
+    missing = set(order) - {row.config_id for row in view.rows}
     if missing:
         notes.append(f"{len(missing)} of the suite's {len(order)} configurations have no record yet.")
-    known = set(order)
-    stale = [
-        name for row, name in zip(view.rows, view.names, strict=True) if order and row.config_id not in known
-    ]
+    stale = [name for name, row, _ in named if order and row.config_id not in order]
     if stale:
         notes.append(f"Not in the suite as it is now: {'; '.join(stale)}.")
-    alone = [name for name, base in zip(view.names, view.bases, strict=True) if base is None]
+    alone = [name for name, _, base in named if base is None]
     if view.baseline is not None and alone:
         label = plain(view.baseline)
         notes.append(

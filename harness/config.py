@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -235,14 +236,12 @@ class PerplexityConfig(Strict):
     @property
     def options(self) -> dict[str, int]:
         """Return the options that were given."""
-        given = self.model_dump(exclude={"protocol", "paths"})
-        return {name: value for name, value in given.items() if value is not None}
+        return self.model_dump(exclude={"protocol", "paths"}, exclude_none=True)
 
     @property
     def name(self) -> str:
         """Return the protocol with its options: one run may have two with different options."""
-        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{self.protocol}({options})" if options else self.protocol
+        return _with_options(self.protocol, self.options)
 
 
 class EvaluateConfig(Strict):
@@ -341,7 +340,7 @@ class Run(Strict):
     @property
     def name(self) -> str:
         """Return the label, else the stack with its options, for people."""
-        return self.label or " + ".join(_method_name(choice) for choice in self.method)
+        return self.label or " + ".join(_with_options(choice.name, choice.options) for choice in self.method)
 
     @property
     def tier(self) -> str:
@@ -349,6 +348,6 @@ class Run(Strict):
         return {"embedded": "embedded", "shape": "shapes"}.get(self.model.source, "weights")
 
 
-def _method_name(choice: MethodChoice) -> str:
-    options = ", ".join(f"{key}={value}" for key, value in choice.options.items())
-    return f"{choice.name}({options})" if options else choice.name
+def _with_options(name: str, options: Mapping[str, Any]) -> str:
+    given = ", ".join(f"{key}={value}" for key, value in options.items())
+    return f"{name}({given})" if given else name

@@ -1,8 +1,6 @@
-"""What is run, as data: suites, runs, their expansion and their identity.
+"""Configure a run as data: its model, data, training, evaluation and methods, and its identity.
 
-A suite is a YAML file: a `base`, a `matrix` of axes to cross and a list of `rows` that override the
-base. Each combination is a `Run`. Nothing here imports torch; the options of a method are checked
-by the method's own `Config` when it is built.
+Nothing here imports torch; the options of a method are checked by the method's `Config`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -49,20 +50,16 @@ PythonB = Annotated[
 ]
 
 
+@options.selects
 def ab(
     first: Annotated[str, typer.Argument(metavar="REV_A", help="A commit, branch or tag: the base.")],
     second: Annotated[str, typer.Argument(metavar="REV_B", help="Against it; `.` is the working tree.")],
-    suite: options.SuiteName,
+    selection: options.Selection,
     repeats: Repeats = REPEATS,
     control: Control = None,
     quality: Quality = False,
-    model: options.ModelOption = None,
-    data: options.DataOption = None,
-    settings: options.SetOption = None,
-    only: options.OnlyOption = None,
-    seed: options.Seeds = None,
     device: options.Device = "auto",
-    deadline: Annotated[str, typer.Option(help="Timeout per run, e.g. 90s, 25m or 6h.")] = "6h",
+    deadline: options.Deadline = "6h",
     results: options.Results = Path("runs/ab"),
     repository: Repository = None,
     apart: Apart = False,
@@ -77,14 +74,15 @@ def ab(
     if not 1 <= repeats <= MOST_REPEATS:
         raise UserError(f"--repeats {repeats}: give a number from 1 to {MOST_REPEATS}")
     options.seconds(deadline)
-    rows.check_settings(settings or ())
-    changed = [*(settings or ()), *(() if quality else COST_ONLY)]
-    everything = options.load(suite, model, data, changed, None, seed)
+    settings = selection.settings or []
+    rows.check_settings(settings)
+    changed = replace(selection, settings=[*settings, *(() if quality else COST_ONLY)], only=None)
+    everything = changed.load()
     control = rows.control_row(everything, control)
-    chosen = rows.rows(everything, only, control, quality, bool(seed))
+    chosen = rows.rows(everything, selection.only, control, quality, bool(selection.seed))
     plan = runner.resolve(chosen.runs, device)  # before a checkout, refuse what cannot be read
     sides = session.sides_of(repository, (first, second), (python_a, python_b))
-    given = [f"--deadline={deadline}", *options.forwarded(model, data, changed, plan.device)]
-    request = session.request_for(suite, chosen, given, results, sides, plan, apart or quality)
+    given = [f"--deadline={deadline}", *changed.forwarded(plan.device)]
+    request = session.request_for(selection.suite, chosen, given, results, sides, plan, apart or quality)
     session.carry_out(request, chosen, repeats, sides, plan.device)
     publish(session.compare(request, chosen.runs, repeats, control), form, out)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,22 +17,7 @@ from harness.config import Run
 from harness.errors import UserError
 from harness.suite import Override, Suite
 
-LARGEST_GIB = 100_000.0
 LONGEST_S = 366 * 24 * 3600.0
-
-
-def load(
-    suite: str,
-    model: str | None,
-    data: Sequence[str] | None,
-    settings: Sequence[str] | None,
-    only: Sequence[str] | None,
-    seeds: Sequence[int] | None,
-) -> Suite:
-    """Return a suite, by name or file, with its overrides, seeds and selection applied."""
-    overrides: list[Override] = [*_model_override(model), *_data_override(data)]
-    overrides += [suites.parse_override(text) for text in settings or ()]
-    return suites.load(suite, overrides).with_seeds(seeds or ()).only(only or ())
 
 
 def _model_override(model: str | None) -> list[Override]:
@@ -74,108 +62,69 @@ def seconds(text: str) -> float:
     return value
 
 
-def forwarded(
-    model: str | None, data: Sequence[str] | None, settings: Sequence[str] | None, device: str
-) -> list[str]:
-    """Return options of one command as arguments of `lorebench run`."""
-    given = [f"--model={model}"] if model else []
-    given += [f"--data={item}" for item in data or ()]
-    given += [f"--set={item}" for item in settings or ()]
-    return given + ([f"--device={device}"] if device != "auto" else [])
-
-
-def rerun(
-    suite: str,
-    chosen: Suite,
-    model: str | None,
-    data: Sequence[str] | None,
-    settings: Sequence[str] | None,
-    seeds: Sequence[int] | None,
-    device: str,
-) -> Callable[[Run], str]:
-    """Return a function that writes the command that repeats one run of a suite."""
-    given = forwarded(model, data, settings, device)
-
-    def command(run: Run) -> str:
-        seed = [f"--seed={run.seed}"] if seeds else []  # a seed that the suite itself may not have
-        only = [f"--only={item}" for item in chosen.selector(run)]
-        return shlex.join(["lorebench", "run", suite, *given, *seed, *only])
-
-    return command
-
-
-def sizes(devices: Sequence[str], reserve: str) -> tuple[tuple[float, ...], float]:
-    """Return device sizes and the reserve on each, in GiB; UserError where nothing would be left."""
-    given = tuple(dict.fromkeys(_gib(text, "--device-gib") for text in devices))
-    reserved = _gib(reserve, "--reserve-gib", zero=True)
-    if given and reserved >= min(given):
-        raise UserError(
-            f"--reserve-gib {reserved:g} leaves nothing of --device-gib {min(given):g}; reserve less"
-        )
-    return given, reserved
-
-
-def _gib(text: str, option: str, zero: bool = False) -> float:
-    """Read a size in GiB, 0 only where `zero` allows it; UserError for anything else."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not (0 < value <= LARGEST_GIB or (zero and value == 0)):
-        allowed = "from 0" if zero else "above 0"
-        raise UserError(f"{option} {text}: give GiB as a number {allowed}, at most {LARGEST_GIB:g}")
-    return value
-
-
-SuiteName = Annotated[
-    str, typer.Argument(metavar="SUITE", help="A suite that ships, by name, or a YAML file.")
-]
-
 Results = Annotated[Path, typer.Option(help="Folder of the records.")]
-
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
-]
-
-OnlyOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--only", metavar="KEY=VALUE", help="Select runs by label, method, seed or any setting; repeatable."
-    ),
-]
-
-ModelOption = Annotated[str | None, typer.Option(help="A model folder, or a hub id with optional @revision.")]
-
-DataOption = Annotated[
-    list[str] | None,
-    typer.Option(help="A .txt or .jsonl file (repeatable), or a `datasets` id with optional @revision."),
-]
-
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Deadline = Annotated[str, typer.Option(help="Timeout per run, e.g. 90s, 25m or 6h.")]
 
-DeviceGib = Annotated[
-    list[str] | None,
-    typer.Option("--device-gib", metavar="GIB", help="Size of a device to fit the runs on; repeatable."),
-]
 
-ReserveGib = Annotated[
-    str,
-    typer.Option(
-        "--reserve-gib",
-        metavar="GIB",
-        help="Reserve on each device for what is not modelled: the device context, workspaces of libraries, "
-        "fragmentation.",
-    ),
-]
+@dataclass(frozen=True)
+class Selection:
+    """A suite with what the command line changes in it and selects of it: options of several commands."""
 
-RanksOption = Annotated[
-    str | None,
-    typer.Option(
-        "--ranks",
-        metavar="NAME|FILE",
-        help="Ranks that depend on the weights: the name of an approximation, a record, or a JSON file of "
-        "{layer: rank} or {method: {layer: rank}}.",
-    ),
-]
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE", help="A suite that ships, by name, or a YAML file.")
+    ]
+    model: Annotated[
+        str | None, typer.Option(help="A model folder, or a hub id with optional @revision.")
+    ] = None
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="A .txt or .jsonl file (repeatable), or a `datasets` id with optional @revision."),
+    ] = None
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
+    ] = None
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Select runs by label, method, seed or any setting; repeatable."
+        ),
+    ] = None
+    seed: Annotated[list[int] | None, typer.Option(help="Run these seeds instead of the suite's.")] = None
 
-Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Run these seeds instead of the suite's.")]
+    def load(self) -> Suite:
+        """Return the suite with its overrides, seeds and selection applied."""
+        overrides: list[Override] = [*_model_override(self.model), *_data_override(self.data)]
+        overrides += [suites.parse_override(text) for text in self.settings or ()]
+        return suites.load(self.suite, overrides).with_seeds(self.seed or ()).only(self.only or ())
+
+    def forwarded(self, device: str) -> list[str]:
+        """Return what changes the suite, and the device, as arguments of `lorebench run`."""
+        given = [f"--model={self.model}"] if self.model else []
+        given += [f"--data={item}" for item in self.data or ()]
+        given += [f"--set={item}" for item in self.settings or ()]
+        return given + ([f"--device={device}"] if device != "auto" else [])
+
+    def rerun(self, chosen: Suite, device: str) -> Callable[[Run], str]:
+        """Return a function that writes the command that repeats one run of the chosen suite."""
+
+        def command(run: Run) -> str:
+            seed = [f"--seed={run.seed}"] if self.seed else []  # a seed that the suite itself may not have
+            only = [f"--only={item}" for item in chosen.selector(run)]
+            return shlex.join(["lorebench", "run", self.suite, *self.forwarded(device), *seed, *only])
+
+        return command
+
+
+def selects(command: Callable[..., None]) -> Callable[..., None]:
+    """Let typer offer the fields of `Selection` in place of the parameter `selection` of a command."""
+    fields = inspect.signature(Selection, eval_str=True).parameters
+    own = inspect.signature(command, eval_str=True).parameters
+
+    @functools.wraps(command)
+    def with_selection(**given: Any) -> None:
+        command(selection=Selection(**{name: given.pop(name) for name in fields}), **given)
+
+    shown = [each for name in own for each in (fields.values() if name == "selection" else [own[name]])]
+    with_selection.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    return with_selection

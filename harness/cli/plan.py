@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,21 +25,42 @@ if TYPE_CHECKING:
     from harness.forecast import Capacity, Setting
     from harness.tables.plan.plan import Plan, Row
 
+LARGEST_GIB = 100_000.0
 
+DeviceGib = Annotated[
+    list[str] | None,
+    typer.Option("--device-gib", metavar="GIB", help="Size of a device to fit the runs on; repeatable."),
+]
+ReserveGib = Annotated[
+    str,
+    typer.Option(
+        "--reserve-gib",
+        metavar="GIB",
+        help="Reserve on each device for what is not modelled: the device context, workspaces of libraries, "
+        "fragmentation.",
+    ),
+]
+Ranks = Annotated[
+    str | None,
+    typer.Option(
+        "--ranks",
+        metavar="NAME|FILE",
+        help="Ranks that depend on the weights: the name of an approximation, a record, or a JSON file of "
+        "{layer: rank} or {method: {layer: rank}}.",
+    ),
+]
+
+
+@options.selects
 def plan(
-    suite: options.SuiteName,
-    model: options.ModelOption = None,
-    data: options.DataOption = None,
-    settings: options.SetOption = None,
-    only: options.OnlyOption = None,
-    seed: options.Seeds = None,
+    selection: options.Selection,
     device: options.Device = "auto",
     results: options.Results = Path("runs"),
-    device_gib: options.DeviceGib = None,
-    reserve_gib: options.ReserveGib = "1",
+    device_gib: DeviceGib = None,
+    reserve_gib: ReserveGib = "1",
     max_batch: Annotated[bool, typer.Option("--max-batch", help="Find the largest batch that fits.")] = False,
     max_seq: Annotated[bool, typer.Option("--max-seq", help="Find the largest length that fits.")] = False,
-    ranks: options.RanksOption = None,
+    ranks: Ranks = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the plan as JSON.")
     ] = None,
@@ -48,25 +70,21 @@ def plan(
     from harness.tables.plan import tables
     from harness.tables.plan.plan import as_json
 
-    sizes = options.sizes(device_gib or (), reserve_gib)
+    sizes = _sizes(device_gib or (), reserve_gib)
     searched = [s for s, on in zip(forecast.SETTINGS, (max_batch, max_seq), strict=True) if on]
     if searched and not device_gib:
         option = "--max-batch" if max_batch else "--max-seq"
         raise UserError(f"{option} needs the size of a device: add for example --device-gib 24")
     if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
         raise UserError(f"--json {json_file}: no file can be written there; choose another")
-    chosen = options.load(suite, model, data, settings, only, seed)
-    made = plan_suite(chosen, device, results, sizes, searched, ranks, notify=_to_stderr)
+    chosen = selection.load()
+    made = plan_suite(chosen, device, results, sizes, searched, ranks, notify=partial(typer.echo, err=True))
     show.show(tables.build(made))
     if json_file is not None:
         try:
             json_file.write_text(as_json(made), encoding="utf-8")
         except OSError as error:
             raise UserError(f"--json {json_file}: cannot be written: {error.strerror}") from error
-
-
-def _to_stderr(text: str) -> None:
-    typer.echo(text, err=True)
 
 
 def plan_suite(
@@ -185,3 +203,26 @@ def _label(chosen: Suite, runs: Sequence[Run], run: Run) -> str:
         return run.name
     varies = [text for text in chosen.selector(run) if not text.startswith(("label=", "seed="))]
     return " ".join([run.name, *varies])
+
+
+def _sizes(devices: Sequence[str], reserve: str) -> tuple[tuple[float, ...], float]:
+    """Return device sizes and the reserve on each, in GiB; UserError where nothing would be left."""
+    given = tuple(dict.fromkeys(_gib(text, "--device-gib") for text in devices))
+    reserved = _gib(reserve, "--reserve-gib", zero=True)
+    if given and reserved >= min(given):
+        raise UserError(
+            f"--reserve-gib {reserved:g} leaves nothing of --device-gib {min(given):g}; reserve less"
+        )
+    return given, reserved
+
+
+def _gib(text: str, option: str, zero: bool = False) -> float:
+    """Read a size in GiB, 0 only where `zero` allows it; UserError for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not (0 < value <= LARGEST_GIB or (zero and value == 0)):
+        allowed = "from 0" if zero else "above 0"
+        raise UserError(f"{option} {text}: give GiB as a number {allowed}, at most {LARGEST_GIB:g}")
+    return value

@@ -17,13 +17,9 @@ if TYPE_CHECKING:
     from harness.tables.history.series import History
 
 
+@options.selects
 def report(
-    suite: options.SuiteName,
-    model: options.ModelOption = None,
-    data: options.DataOption = None,
-    settings: options.SetOption = None,
-    only: options.OnlyOption = None,
-    seed: options.Seeds = None,
+    selection: options.Selection,
     results: options.Results = Path("runs"),
     out: Annotated[Path | None, typer.Option(help="Folder for the written tables.")] = None,
     html: Annotated[
@@ -42,12 +38,14 @@ def report(
     from harness.tables.records import load
 
     _check_page(html, history)
-    chosen = options.load(suite, model, data, settings, only, seed)
+    chosen = selection.load()
     earlier = _history(chosen, history)
     wanted = runner.resolve(chosen.runs).runs
     folders = sorted(path for path in results.glob(f"*/{chosen.name}") if path.is_dir())
     if not folders:
-        raise UserError(f"no records of suite {chosen.name!r} under {results}; run: lorebench run {suite}")
+        raise UserError(
+            f"no records of suite {chosen.name!r} under {results}; run: lorebench run {selection.suite}"
+        )
     for folder in folders:
         found, notes = load(folder)
         by_id = runner.labelled(wanted, {record.run_id: record for record in found})

@@ -12,19 +12,15 @@ from harness.errors import UserError
 from harness.files import cache_folder
 
 
+@options.selects
 def run(
-    suite: options.SuiteName,
-    model: options.ModelOption = None,
-    data: options.DataOption = None,
-    settings: options.SetOption = None,
-    only: options.OnlyOption = None,
-    seed: options.Seeds = None,
+    selection: options.Selection,
     device: options.Device = "auto",
     results: options.Results = Path("runs"),
     budget: Annotated[
         str | None, typer.Option(help="Time budget: start only runs expected to end within it, e.g. 25m.")
     ] = None,
-    deadline: Annotated[str, typer.Option(help="Timeout per run, e.g. 90s, 25m or 6h.")] = "6h",
+    deadline: options.Deadline = "6h",
     retry: Annotated[bool, typer.Option("--retry", help="Re-run failed runs.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run even if predicted not to fit.")] = False,
 ) -> None:
@@ -32,7 +28,7 @@ def run(
     from harness.engine import runner
     from harness.engine.process import progress
 
-    chosen = options.load(suite, model, data, settings, only, seed)
+    chosen = selection.load()
     outcome = runner.sweep(
         chosen,
         runner.Settings(
@@ -45,7 +41,7 @@ def run(
             force=force,
         ),
         progress.choose(),
-        options.rerun(suite, chosen, model, data, settings, seed, device),
+        selection.rerun(chosen, device),
     )
     records = list(outcome.records.values())
     notes = [f"{len(outcome.left)} runs are left: run the same command again"] if outcome.left else []

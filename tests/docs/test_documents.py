@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import yaml
 
 from harness import suite as suites
 from harness.cli import main as cli
-from harness.cli.options import load, rerun
+from harness.cli.options import Selection
 from harness.config import Run
 from harness.registry import REGISTRY
 from harness.tables.generated import DOCUMENTS as FILLED
@@ -108,8 +109,7 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
 
 
 def chosen_runs(given: dict[str, Any]) -> tuple[Run, ...]:
-    parts = [given[key] for key in ("model", "data", "settings", "only", "seed")]
-    return load(given["suite"], *parts).runs
+    return Selection(**{field.name: given[field.name] for field in fields(Selection)}).load().runs
 
 
 ALL_COMMANDS = [(name, words) for name in DOCUMENTS for words in commands(name)]
@@ -204,9 +204,10 @@ def test_every_command_is_understood(arguments: list[str]) -> None:
 
 
 def test_the_command_in_a_record_repeats_exactly_that_run() -> None:
-    options = (None, ["notes.txt"], ["train.steps=7"], ["label=full"], [41, 42])
-    chosen = load("welore", *options)
-    command = rerun("welore", chosen, None, ["notes.txt"], ["train.steps=7"], [41, 42], "cpu")
+    given = {"data": ["notes.txt"], "settings": ["train.steps=7"], "only": ["label=full"], "seed": [41, 42]}
+    selection = Selection("welore", **given)
+    chosen = selection.load()
+    command = selection.rerun(chosen, "cpu")
     assert [run.seed for run in chosen.runs] == [41, 42]
     for run in chosen.runs:
         again = chosen_runs(parsed(shlex.split(command(run))[1:]))

@@ -63,7 +63,7 @@ def documented(name: str, places: dict[str, Path]) -> list[str]:
 def load(
     name: str, settings: Sequence[str] = (), only: Sequence[str] = (), model: str | None = None
 ) -> Suite:
-    return options.load(name, model, None, settings, only, None)
+    return options.Selection(name, model, settings=list(settings), only=list(only)).load()
 
 
 @pytest.fixture(scope="module")

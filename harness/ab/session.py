@@ -1,4 +1,4 @@
-"""One call of `lorebench ab`: check out both sides, describe their runs, compare their records."""
+"""One call of `lorebench ab`: choose rows, check out both sides, describe their runs, compare records."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from harness.config import Run
 from harness.errors import UserError
 from harness.files import cache_folder, sha256
 from harness.record import VARIABLES
-from harness.suite import Suite
+from harness.suite import Suite, parse_override
 
 if TYPE_CHECKING:
     from harness.ab.checkouts import Revision
@@ -25,6 +26,46 @@ if TYPE_CHECKING:
     from harness.engine.runner import Plan
     from harness.tables.compare.comparison import Comparison
     from harness.tables.compare.pairing import Loaded, Side
+
+
+def check_settings(settings: Sequence[str]) -> None:
+    """Refuse an override of `repeat`, which numbers the runs of a row."""
+    for text in settings:
+        if parse_override(text)[0] == "repeat":
+            raise UserError(f"--set {text}: the runs of a row are numbered here; set how many by --repeats")
+
+
+def control_row(suite: Suite, control: str | None) -> str | None:
+    """Return the label of the control row, by default the suite's baseline; UserError for an unknown one."""
+    labels = {run.name for run in suite.runs}
+    if control is not None and control not in labels:
+        raise UserError(f"--control {control}: no row has this label; known: {', '.join(sorted(labels))}")
+    return control if control is not None else suite.baseline if suite.baseline in labels else None
+
+
+def rows(suite: Suite, only: Sequence[str] | None, control: str | None, quality: bool, seeds: bool) -> Suite:
+    """Return the selected rows and the control row, one seed each unless `seeds` were given."""
+    selected = suite.only(only or ()).runs
+    added = control if all(run.name != control for run in selected) else None
+    runs = [run for run in suite.runs if run in selected or run.name == added]
+    if not quality:
+        runs = [run for run in runs if run.train.stage != "compress"]
+    if not runs:
+        raise UserError("none of these rows trains, so nothing can be timed; add --quality to compare it")
+    if not seeds:
+        runs = list({run.config_id: run for run in reversed(runs)}.values())[::-1]
+    unique = {run.run_id: run for run in (run.model_copy(update={"repeat": 0}) for run in runs)}
+    axes = tuple(key for key in suite.axes if key != "repeat")
+    return _unambiguous(replace(suite, runs=tuple(unique.values()), axes=axes))
+
+
+def _unambiguous(suite: Suite) -> Suite:
+    """Return the suite; UserError where no condition tells two of its rows apart."""
+    known: dict[str, Run] = {}
+    for run in suite.runs:
+        if known.setdefault(json.dumps(suite.selector(run)), run) is not run:
+            raise UserError(f"{suite.name}: two rows are called {run.name!r}; give each a label of its own")
+    return suite
 
 
 def request_for(
@@ -66,8 +107,6 @@ def sides_of(
     repository: Path | None, specs: tuple[str, str], pythons: tuple[str | None, str | None]
 ) -> list[Revision]:
     """Check out both revisions; those with different dependencies get environments of their own."""
-    from dataclasses import replace
-
     from harness.ab import checkouts
 
     source = checkouts.repository(repository)

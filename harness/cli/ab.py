@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from harness.ab import rows, session
+from harness.ab import session
 from harness.cli import options
 from harness.cli.gate import FormOption, OutOption, publish
 from harness.errors import UserError
@@ -75,11 +75,11 @@ def ab(
         raise UserError(f"--repeats {repeats}: give a number from 1 to {MOST_REPEATS}")
     options.seconds(deadline)
     settings = selection.settings or []
-    rows.check_settings(settings)
+    session.check_settings(settings)
     changed = replace(selection, settings=[*settings, *(() if quality else COST_ONLY)], only=None)
     everything = changed.load()
-    control = rows.control_row(everything, control)
-    chosen = rows.rows(everything, selection.only, control, quality, bool(selection.seed))
+    control = session.control_row(everything, control)
+    chosen = session.rows(everything, selection.only, control, quality, bool(selection.seed))
     plan = runner.resolve(chosen.runs, device)  # before a checkout, refuse what cannot be read
     sides = session.sides_of(repository, (first, second), (python_a, python_b))
     given = [f"--deadline={deadline}", *changed.forwarded(plan.device)]

@@ -7,7 +7,7 @@ trained weights see `methods/uniform.py`.
 from __future__ import annotations
 
 from math import prod
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -19,7 +19,7 @@ from harness.factored import FactoredLinear, factor, ranks
 from harness.method import Caps, Context, Method, MethodConfig
 from methods.parts.factors.method import replace_by_factors
 from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
-from methods.parts.targets import LINEAR_KINDS, clamp_ranks, random_stream, shapes_of, target_linears
+from methods.parts.targets import LINEAR_KINDS, Shapes, clamp_ranks, random_stream, shapes_of, target_linears
 
 
 class LowRankPretrainingConfig(MethodConfig):
@@ -29,14 +29,15 @@ class LowRankPretrainingConfig(MethodConfig):
     """Inner width of B A; a matrix with a shorter side gets that side, with a warning."""
 
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = LINEAR_KINDS
-    """Kinds of linear layers that are factored."""
+    """Kinds of linear layers that are replaced."""
 
 
 class LowRankPretraining(Method):
     """Train all parameters; `export` leaves the factors in place, as they are the model."""
 
-    Config = LowRankPretrainingConfig
+    Config: ClassVar[type[MethodConfig]] = LowRankPretrainingConfig
     config: LowRankPretrainingConfig
+    name = "lowrank"
     source = (
         "Kamalakara et al., Exploring Low Rank Training of Deep Neural Networks, 2022, arXiv 2209.13569; row "
         "`Low-Rank` of Zhao et al., GaLore, ICML 2024, arXiv 2403.03507, Table 2. Departs from it in how the "
@@ -51,18 +52,25 @@ class LowRankPretraining(Method):
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Replace each target by two factors, one by one; on the meta device without values."""
-        if ranks(model):
-            raise UserError("lowrank: the model is factored already; start from one with plain linear layers")
-        shapes = shapes_of(target_linears(model, self.config.targets))
-        chosen = clamp_ranks("lowrank", self.config.rank, shapes, context)
+        shapes, chosen = self.shapes_and_ranks(model, context)
         ratios = replace_by_factors(
             model, chosen, lambda name, dense, rank: fresh_factors(dense, rank, context.seed, name)
         )
         if sum(rank * sum(shapes[name]) for name, rank in chosen.items()) > sum(map(prod, shapes.values())):
             context.warn("lowrank: the factors have more parameters than the matrices that they replace")
-        context.ranks.update(chosen)
         context.facts.update(targets=len(chosen), trainable="all parameters", **ratios)
         return model.requires_grad_(True)
+
+    def shapes_and_ranks(self, model: nn.Module, context: Context) -> tuple[Shapes, dict[str, int]]:
+        """Return the shape and the rank of each target; UserError for a model that is factored already."""
+        if ranks(model):
+            raise UserError(
+                f"{self.name}: the model is factored already; start from one with plain linear layers"
+            )
+        shapes = shapes_of(target_linears(model, self.config.targets))
+        chosen = clamp_ranks(self.name, self.config.rank, shapes, context)
+        context.ranks.update(chosen)
+        return shapes, chosen
 
     def stepper(self, model: nn.Module, optim: OptimConfig) -> AdamWStepper:
         """Return AdamW over all parameters."""

@@ -14,21 +14,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from harness.config import OptimConfig
-from harness.errors import UserError
-from harness.factored import ranks
-from harness.method import Caps, Context, Method, MethodConfig
+from harness.method import Context
+from methods.lowrank import LowRankPretraining, LowRankPretrainingConfig
 from methods.parts.factors.method import parameters
 from methods.parts.layers.sparse_plus_lowrank import Execution, SLTrainLinear
-from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
-from methods.parts.targets import LINEAR_KINDS, clamp_ranks, random_stream, shapes_of, target_linears
+from methods.parts.targets import random_stream
 
 
-class SLTrainConfig(MethodConfig):
-    """Hyperparameters of SLTrain; those of its code for 60M parameters."""
-
-    rank: Annotated[int, Field(gt=0)] = 128
-    """Inner width of B A; a matrix with a shorter side gets that side, with a warning."""
+class SLTrainConfig(LowRankPretrainingConfig):
+    """Hyperparameters of SLTrain beside `rank` and `targets`; those of its code for 60M parameters."""
 
     delta: Annotated[float, Field(gt=0, le=1)] = 0.03
     """Share of the entries of each matrix that S holds."""
@@ -40,51 +34,35 @@ class SLTrainConfig(MethodConfig):
     """`dense` rebuilds matrices, as the paper does; `factored` multiplies by their parts; `auto` takes what
     is cheaper for shape and tokens (cost model in `methods/parts/layers`), on a GPU always `dense`."""
 
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = LINEAR_KINDS
-    """Kinds of linear layers that are replaced."""
 
-
-class SLTrain(Method):
+class SLTrain(LowRankPretraining):
     """Train all parameters; the targets have few of them, hence few gradients and optimizer states."""
 
     Config = SLTrainConfig
     config: SLTrainConfig
+    name = "sltrain"
     source = (
         "Han et al., SLTrain, NeurIPS 2024, arXiv 2406.02214, algorithm 1; initialisation of their code. Pre-"
         "trains only: matrices are replaced by fresh B A + S, so trained weights could not be kept. Departs "
         "from it in int32 positions, and in the order of multiplication where that is cheaper (`execution`)."
     )
 
-    @property
-    def caps(self) -> Caps:
-        """Return pre-training only, since `prepare` discards the weights of the targets."""
-        because = "it begins with fresh factors, so trained weights would be lost"
-        return Caps(stages=frozenset({"pretrain"}), because=because, **TRAIN_OPTIONS)
-
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Replace each target by a new layer, one by one; on the meta device without values."""
-        if ranks(model):
-            raise UserError("sltrain: the model is factored already; start from one with plain linear layers")
+        _, chosen = self.shapes_and_ranks(model, context)
         dense_parameters = parameters(model)
-        shapes = shapes_of(target_linears(model, self.config.targets))
-        chosen = clamp_ranks("sltrain", self.config.rank, shapes, context)
         layers = {}
         for index, (name, rank) in enumerate(chosen.items()):
             dense = model.get_submodule(name)
             assert isinstance(dense, nn.Linear)
             layers[name] = self._replacement(dense, rank, context, index)
             model.set_submodule(name, layers[name])
-        context.ranks.update(chosen)
         self._report(layers, context)
         total = parameters(model)
         context.facts.update(parameters=total, parameter_ratio=total / dense_parameters)
         if total > dense_parameters:
             context.warn("sltrain: factors and sparse entries are more than the matrices that they replace")
         return model.requires_grad_(True)
-
-    def stepper(self, model: nn.Module, optim: OptimConfig) -> AdamWStepper:
-        """Return AdamW over all parameters."""
-        return AdamWStepper(model, optim)
 
     def export(self, model: nn.Module) -> nn.Module:
         """Multiply out to plain linear layers, in place."""

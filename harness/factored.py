@@ -56,6 +56,12 @@ def _empty_linear(inputs: int, outputs: int, bias: bool, like: Tensor) -> nn.Lin
     return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=like.device, dtype=like.dtype)
 
 
+def _empty_factors(dense: nn.Linear, rank: int) -> FactoredLinear:
+    down = _empty_linear(dense.in_features, rank, False, dense.weight)
+    up = _empty_linear(rank, dense.out_features, dense.bias is not None, dense.weight)
+    return FactoredLinear(down, up)
+
+
 @torch.no_grad()
 def factor(dense: nn.Linear, up: Tensor, down: Tensor) -> FactoredLinear:
     """Return `up` (out, rank) and `down` (rank, in) as a layer in the dtype and on the device of `dense`.
@@ -67,13 +73,12 @@ def factor(dense: nn.Linear, up: Tensor, down: Tensor) -> FactoredLinear:
     if up.shape != (outputs, rank) or down.shape != (rank, inputs):
         given = f"{tuple(up.shape)} and {tuple(down.shape)}"
         raise ValueError(f"factors {given} do not make {outputs} x {inputs}")
-    first = _empty_linear(inputs, rank, False, dense.weight)
-    second = _empty_linear(rank, outputs, dense.bias is not None, dense.weight)
-    first.weight.copy_(down)
-    second.weight.copy_(up)
+    made = _empty_factors(dense, rank)
+    made.down.weight.copy_(down)
+    made.up.weight.copy_(up)
     if dense.bias is not None:
-        second.bias.copy_(dense.bias)
-    return FactoredLinear(first, second)
+        made.up.bias.copy_(dense.bias)
+    return made
 
 
 def ranks(model: nn.Module) -> dict[str, int]:
@@ -90,9 +95,7 @@ def restructure(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
             dense = None
         if not isinstance(dense, nn.Linear):
             raise UserError(f"the manifest of factors names {name!r}, which is no linear layer of this model")
-        down = _empty_linear(dense.in_features, rank, False, dense.weight)
-        up = _empty_linear(rank, dense.out_features, dense.bias is not None, dense.weight)
-        model.set_submodule(name, FactoredLinear(down, up))
+        model.set_submodule(name, _empty_factors(dense, rank))
     return model
 
 

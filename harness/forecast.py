@@ -63,8 +63,6 @@ class MemoryReport(BaseModel):
 
 
 Setting = Literal["batch", "seq_len"]
-
-
 SETTINGS: tuple[Setting, ...] = ("batch", "seq_len")
 
 

@@ -104,18 +104,13 @@ def _content(file: Path) -> str:
 def copy_changes(root: Path, tree: Path, names: Mapping[str, bool]) -> None:
     """Make these `changed` files of the working tree `root` the same in another checkout, `tree`."""
     for name in sorted(names, key=names.__getitem__):  # deletions first: an old file may block a new folder
-        _copy(root, tree, name, names[name])
-
-
-def _copy(root: Path, tree: Path, name: str, exists: bool) -> None:
-    """Copy a file or delete it; like git, delete folders that become empty."""
-    target = tree / name
-    if target.is_symlink() or target.is_file():
-        target.unlink()
-    if exists:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(root / name, target, follow_symlinks=False)
-        return
-    with suppress(OSError):
-        for folder in target.relative_to(tree).parents:
-            (tree / folder).rmdir()
+        target = tree / name
+        if target.is_symlink() or target.is_file():
+            target.unlink()
+        if names[name]:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, target, follow_symlinks=False)
+        else:
+            with suppress(OSError):  # like git, delete folders that become empty
+                for folder in Path(name).parents:
+                    (tree / folder).rmdir()

@@ -119,9 +119,7 @@ class Lockstep:
             self._holder, self._since = chosen, self._now()
         elif not within_slice:
             self._since = self._now()
-        self._send(self._clients[chosen])
-
-    def _send(self, client: _Client) -> None:
+        client = self._clients[chosen]
         client.waits = False
         assert client.connection is not None
         try:

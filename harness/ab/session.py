@@ -44,7 +44,10 @@ def control_row(suite: Suite, control: str | None) -> str | None:
 
 
 def rows(suite: Suite, only: Sequence[str] | None, control: str | None, quality: bool, seeds: bool) -> Suite:
-    """Return the selected rows and the control row, one seed each unless `seeds` were given."""
+    """Return the selected rows and the control row, one seed each unless `seeds` were given.
+
+    UserError where no row trains, or two rows cannot be told apart.
+    """
     selected = suite.only(only or ()).runs
     added = control if all(run.name != control for run in selected) else None
     runs = [run for run in suite.runs if run in selected or run.name == added]
@@ -56,16 +59,12 @@ def rows(suite: Suite, only: Sequence[str] | None, control: str | None, quality:
         runs = list({run.config_id: run for run in reversed(runs)}.values())[::-1]
     unique = {run.run_id: run for run in (run.model_copy(update={"repeat": 0}) for run in runs)}
     axes = tuple(key for key in suite.axes if key != "repeat")
-    return _unambiguous(replace(suite, runs=tuple(unique.values()), axes=axes))
-
-
-def _unambiguous(suite: Suite) -> Suite:
-    """Return the suite; UserError where no condition tells two of its rows apart."""
+    chosen = replace(suite, runs=tuple(unique.values()), axes=axes)
     known: dict[str, Run] = {}
-    for run in suite.runs:
-        if known.setdefault(json.dumps(suite.selector(run)), run) is not run:
+    for run in chosen.runs:  # a condition must tell any two rows apart
+        if known.setdefault(json.dumps(chosen.selector(run)), run) is not run:
             raise UserError(f"{suite.name}: two rows are called {run.name!r}; give each a label of its own")
-    return suite
+    return chosen
 
 
 def request_for(

@@ -57,10 +57,9 @@ def report(
         missing, other = len(wanted) - len(by_id), len(found) - len(by_id)
         notes += [f"{missing} of {len(wanted)} runs have no record yet"] if missing else []
         notes += [f"{other} records of other configurations are not shown"] if other else []
-        name = chosen.name if len(folders) == 1 else f"{chosen.name}-{folder.parent.name}"
-        publish(chosen, records, notes, out or folder / "tables", name)
+        machine = "" if len(folders) == 1 else f"-{folder.parent.name}"
+        publish(chosen, records, notes, out or folder / "tables", chosen.name + machine)
         if html is not None:
-            machine = "" if len(folders) == 1 else f"-{folder.parent.name}"
             _page(chosen, records, notes, html.with_stem(html.stem + machine), results, earlier)
 
 

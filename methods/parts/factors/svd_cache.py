@@ -39,7 +39,8 @@ def singular_values(layers: Mapping[str, nn.Linear], context: Context) -> Singul
             context.warn(f"cached singular values {entry.name} are not usable and computed again: {error}")
     result = _compute(layers)
     try:
-        _write(entry, key, result)
+        data = save(dict(result))
+        files.replace(entry, _checksum(key, data) + data)
     except OSError as error:
         context.warn(f"singular values could not be cached in {context.cache}: {error}")
     return result
@@ -91,8 +92,3 @@ def _read(entry: Path, key: str) -> SingularValues:
     if checksum != _checksum(key, data):
         raise ValueError("it was damaged, or belongs to other weights")
     return load(data)
-
-
-def _write(entry: Path, key: str, result: SingularValues) -> None:
-    data = save(dict(result))
-    files.replace(entry, _checksum(key, data) + data)

@@ -13,11 +13,8 @@ class Full(Method):
     """Train all parameters with AdamW; the model is not changed, and there are no options."""
 
     source = "AdamW: Loshchilov & Hutter, Decoupled Weight Decay Regularization, 2019, arXiv 1711.05101."
-
-    @property
-    def caps(self) -> Caps:
-        """Return every stage; `compress` evaluates the model as it was loaded."""
-        return Caps(**TRAIN_OPTIONS)
+    #: Every stage; `compress` evaluates the model as it was loaded.
+    caps = Caps(**TRAIN_OPTIONS)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Make every parameter trainable, whatever a method below in the stack has frozen."""

@@ -54,10 +54,8 @@ class LoRA(Method):
         "seven linears of a block, as the baselines of GaLore and WeLore."
     )
 
-    @property
-    def caps(self) -> Caps:
-        """Return training only: the weights stay whole."""
-        return Caps(stages=frozenset({"pretrain", "finetune"}), **TRAIN_OPTIONS)
+    #: Training only: the weights stay whole.
+    caps = Caps(stages=frozenset({"pretrain", "finetune"}), **TRAIN_OPTIONS)
 
     @property
     def scaling(self) -> float:

@@ -43,12 +43,11 @@ class LowRankPretraining(Method):
         "`Low-Rank` of Zhao et al., GaLore, ICML 2024, arXiv 2403.03507, Table 2. Departs from it in how the "
         "factors begin: Gaussian, with the variance of the weights replaced, not by their spectrum."
     )
-
-    @property
-    def caps(self) -> Caps:
-        """Return pre-training only, since `prepare` discards the weights of the targets."""
-        because = "it begins with fresh factors, so trained weights would be lost"
-        return Caps(stages=frozenset({"pretrain"}), because=because, **TRAIN_OPTIONS)
+    caps = Caps(
+        stages=frozenset({"pretrain"}),  # since `prepare` discards the weights of the targets
+        because="it begins with fresh factors, so trained weights would be lost",
+        **TRAIN_OPTIONS,
+    )
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Replace each target by two factors, one by one; on the meta device without values."""

@@ -6,7 +6,6 @@ entries of S train, and so does all that is not a target.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
 from typing import Annotated
 
@@ -57,9 +56,17 @@ class SLTrain(LowRankPretraining):
             assert isinstance(dense, nn.Linear)
             layers[name] = self._replacement(dense, rank, context, index)
             model.set_submodule(name, layers[name])
-        self._report(layers, context)
+        supports = {f"{layer.out_features}x{layer.in_features}": layer.support for layer in layers.values()}
         total = parameters(model)
-        context.facts.update(parameters=total, parameter_ratio=total / dense_parameters)
+        context.facts.update(
+            targets=len(layers),
+            scaling=self.config.alpha / self.config.rank,
+            support_by_shape={shape: len(positions) for shape, positions in supports.items()},
+            support_bytes=sum(layer.support.nbytes for layer in layers.values()),
+            trainable="all parameters",
+            parameters=total,
+            parameter_ratio=total / dense_parameters,
+        )
         if total > dense_parameters:
             context.warn("sltrain: factors and sparse entries are more than the matrices that they replace")
         return model.requires_grad_(True)
@@ -81,16 +88,6 @@ class SLTrain(LowRankPretraining):
         scale = self.config.alpha / self.config.rank
         generator = random_stream(seed, "weights", index, torch.device("cpu"))
         return SLTrainLinear(dense, positions, rank, scale, self.config.execution, generator)
-
-    def _report(self, layers: Mapping[str, SLTrainLinear], context: Context) -> None:
-        supports = {f"{layer.out_features}x{layer.in_features}": layer.support for layer in layers.values()}
-        context.facts.update(
-            targets=len(layers),
-            scaling=self.config.alpha / self.config.rank,
-            support_by_shape={shape: len(positions) for shape, positions in supports.items()},
-            support_bytes=sum(layer.support.nbytes for layer in layers.values()),
-            trainable="all parameters",
-        )
 
 
 def support_size(shape: tuple[int, ...], delta: float) -> int:

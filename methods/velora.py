@@ -66,10 +66,8 @@ class VeLoRA(Method):
         "in closed form, coordinates in the dtype of the input (not float16), one v for all processes."
     )
 
-    @property
-    def caps(self) -> Caps:
-        """Return training only; the method that trains may restrict it further."""
-        return Caps(stages=frozenset({"pretrain", "finetune"}), **TRAIN_OPTIONS)
+    #: Training only; the method that trains may restrict it further.
+    caps = Caps(stages=frozenset({"pretrain", "finetune"}), **TRAIN_OPTIONS)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Replace the layers in place; report the bytes saved, and warn where nothing is saved."""

@@ -116,7 +116,9 @@ def plan_suite(
     firsts = [runs[0] for runs in configs.values()]
     searches = _searches(firsts, searched, *sizes)
     forecaster = client.ForecastClient(cache_folder(), runner.WORKER, source, notify)
-    answers = iter(forecaster.ask([*map(ForecastRequest, firsts), *searches.values()], _progress(notify)))
+    answers = iter(
+        forecaster.ask([*map(ForecastRequest, firsts), *searches.values()], partial(_notify, notify))
+    )
     reports = dict(zip(configs, answers, strict=False))
     largest = dict(zip(searches, answers, strict=True))
     rows = []
@@ -158,12 +160,9 @@ def _searches(
     }
 
 
-def _progress(notify: Callable[[str], None]) -> Callable[[ForecastRequest, int, int], None]:
-    def line(request: ForecastRequest, done: int, total: int) -> None:
-        searched = "" if request.setting is None else f", largest {request.setting}"
-        notify(f"[{done}/{total}] {request.run.name}{searched}: simulated")
-
-    return line
+def _notify(notify: Callable[[str], None], request: ForecastRequest, done: int, total: int) -> None:
+    searched = "" if request.setting is None else f", largest {request.setting}"
+    notify(f"[{done}/{total}] {request.run.name}{searched}: simulated")
 
 
 def _row(

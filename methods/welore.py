@@ -67,7 +67,9 @@ class WeLore(LowRankCompression):
     ) -> dict[str, int]:
         """Find tau unless it is given; return the rank of every LRC."""
         if context.simulated:
-            spectra = self._assumed(shapes, context.simulated.approximation)
+            published = context.simulated.approximation != "power-law"
+            assume = spectrum.like_llama if published else spectrum.power_law
+            spectra = {name: normalised(assume(min(shape), name, shapes)) for name, shape in shapes.items()}
         else:
             found = values()
             context.add_spectra({name: part.tolist() for name, part in found.items()})
@@ -75,11 +77,6 @@ class WeLore(LowRankCompression):
         tau = self.config.tau or self.find_tau(shapes, spectra)
         context.facts["tau"] = tau
         return self.components(shapes, spectra, tau)
-
-    def _assumed(self, shapes: Shapes, approximation: str | None) -> Spectra:
-        """Return spectra in place of those of weights that have no values."""
-        assume = spectrum.power_law if approximation == "power-law" else spectrum.like_llama
-        return {name: normalised(assume(min(shape), name, shapes)) for name, shape in shapes.items()}
 
     def components(self, shapes: Shapes, spectra: Spectra, tau: float) -> dict[str, int]:
         """Return the rank of each LRC at a threshold. As tau grows LRCs only join and ranks only fall."""

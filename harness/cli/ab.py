@@ -19,7 +19,6 @@ MOST_REPEATS = 1000
 #: Settings that leave out what changes neither memory nor speed.
 COST_ONLY = ("evaluate.perplexity=[]", "evaluate.tasks=[]", "save_weights=false")
 
-Repeats = Annotated[int, typer.Option(help="Runs of each row and side; a verdict needs 5.")]
 Control = Annotated[
     str | None,
     typer.Option(
@@ -27,12 +26,6 @@ Control = Annotated[
         help="The row whose throughput must be stable before another's is judged; runs even when --only "
         "leaves it out. [default: the suite's baseline]",
     ),
-]
-Quality = Annotated[
-    bool, typer.Option("--quality", help="Also score perplexity and accuracy, and compare them.")
-]
-Repository = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="A clone of lorebench. [default: that of this folder]")
 ]
 Apart = Annotated[
     bool,
@@ -42,12 +35,6 @@ Apart = Annotated[
         "and their updates alternate.",
     ),
 ]
-PythonA = Annotated[
-    str | None, typer.Option("--python-a", metavar="FILE", help="An interpreter that runs REV_A.")
-]
-PythonB = Annotated[
-    str | None, typer.Option("--python-b", metavar="FILE", help="An interpreter that runs REV_B.")
-]
 
 
 @options.selects
@@ -55,16 +42,24 @@ def ab(
     first: Annotated[str, typer.Argument(metavar="REV_A", help="A commit, branch or tag: the base.")],
     second: Annotated[str, typer.Argument(metavar="REV_B", help="Against it; `.` is the working tree.")],
     selection: options.Selection,
-    repeats: Repeats = REPEATS,
+    repeats: Annotated[int, typer.Option(help="Runs of each row and side; a verdict needs 5.")] = REPEATS,
     control: Control = None,
-    quality: Quality = False,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Also score perplexity and accuracy, and compare them.")
+    ] = False,
     device: options.Device = "auto",
     deadline: options.Deadline = "6h",
     results: options.Results = Path("runs/ab"),
-    repository: Repository = None,
+    repository: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A clone of lorebench. [default: that of this folder]")
+    ] = None,
     apart: Apart = False,
-    python_a: PythonA = None,
-    python_b: PythonB = None,
+    python_a: Annotated[
+        str | None, typer.Option(metavar="FILE", help="An interpreter that runs REV_A.")
+    ] = None,
+    python_b: Annotated[
+        str | None, typer.Option(metavar="FILE", help="An interpreter that runs REV_B.")
+    ] = None,
     form: FormOption = "text",
     out: OutOption = None,
 ) -> None:

@@ -20,40 +20,35 @@ Name = Annotated[
         metavar="SUITE", help="A suite that ships, a YAML file, or the name of a suite in records."
     ),
 ]
-Results = Annotated[
-    list[Path] | None,
-    typer.Option(help="Folder of records, searched recursively; repeatable. [default: runs]"),
-]
-Committed = Annotated[
-    bool, typer.Option("--committed", help="Also read earlier versions of the records from git's history.")
-]
 Only = Annotated[
     list[str] | None,
-    typer.Option(
-        "--only", metavar="KEY=VALUE", help="Select series by label, method, seed, quantity or any setting."
-    ),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="FILE", help="Also write every point as a table: .csv or .parquet."),
-]
-Server = Annotated[
-    str | None, typer.Option(metavar="URI", help="Also upload every run to this MLflow server, each once.")
-]
-Experiment = Annotated[
-    str | None, typer.Option(metavar="NAME", help="MLflow experiment. [default: lorebench/SUITE]")
+    typer.Option(metavar="KEY=VALUE", help="Select series by label, method, seed, quantity or any setting."),
 ]
 
 
 def history(
     suite: Name,
-    results: Results = None,
-    committed: Committed = False,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of records, searched recursively; repeatable. [default: runs]"),
+    ] = None,
+    committed: Annotated[
+        bool,
+        typer.Option("--committed", help="Also read earlier versions of the records from git's history."),
+    ] = False,
     only: Only = None,
-    out: Out = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write every point as a table: .csv or .parquet."),
+    ] = None,
     form: Annotated[Format, typer.Option("--format", help="Format of the output.")] = "text",
-    mlflow: Server = None,
-    experiment: Experiment = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="Also upload every run to this MLflow server, each once."),
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option(metavar="NAME", help="MLflow experiment. [default: lorebench/SUITE]")
+    ] = None,
 ) -> None:
     """Show each quantity of a suite over commits with its change points; exit code 0 whatever changed."""
     from harness.tables.history import build as tables

@@ -27,14 +27,9 @@ if TYPE_CHECKING:
 
 LARGEST_GIB = 100_000.0
 
-DeviceGib = Annotated[
-    list[str] | None,
-    typer.Option("--device-gib", metavar="GIB", help="Size of a device to fit the runs on; repeatable."),
-]
 ReserveGib = Annotated[
     str,
     typer.Option(
-        "--reserve-gib",
         metavar="GIB",
         help="Reserve on each device for what is not modelled: the device context, workspaces of libraries, "
         "fragmentation.",
@@ -43,7 +38,6 @@ ReserveGib = Annotated[
 Ranks = Annotated[
     str | None,
     typer.Option(
-        "--ranks",
         metavar="NAME|FILE",
         help="Ranks that depend on the weights: the name of an approximation, a record, or a JSON file of "
         "{layer: rank} or {method: {layer: rank}}.",
@@ -56,7 +50,10 @@ def plan(
     selection: options.Selection,
     device: options.Device = "auto",
     results: options.Results = Path("runs"),
-    device_gib: DeviceGib = None,
+    device_gib: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GIB", help="Size of a device to fit the runs on; repeatable."),
+    ] = None,
     reserve_gib: ReserveGib = "1",
     max_batch: Annotated[bool, typer.Option("--max-batch", help="Find the largest batch that fits.")] = False,
     max_seq: Annotated[bool, typer.Option("--max-seq", help="Find the largest length that fits.")] = False,

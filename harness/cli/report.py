@@ -24,22 +24,29 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Folder for the written tables.")] = None,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Also write a page with charts that opens offline."),
+        typer.Option(metavar="FILE", help="Also write a page with charts that opens offline."),
     ] = None,
     history: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--history", metavar="FOLDER", help="Records of earlier commits for the page; repeatable."
-        ),
+        typer.Option(metavar="FOLDER", help="Records of earlier commits for the page; repeatable."),
     ] = None,
 ) -> None:
     """Print and write the tables of a suite from its records, without running anything."""
     from harness.engine import runner
+    from harness.tables.history import build
     from harness.tables.records import load
 
-    _check_page(html, history)
+    if html is not None:
+        from harness.tables.page import document
+
+        document.check(html)
+    elif history:
+        raise UserError("--history belongs to a page: add --html FILE")
     chosen = selection.load()
-    earlier = _history(chosen, history)
+    earlier = None
+    if history:
+        labels = list(dict.fromkeys(run.name for run in chosen.runs))
+        earlier = build.load(history, chosen.name, baseline=chosen.baseline, labels=labels)
     wanted = runner.resolve(chosen.runs).runs
     folders = sorted(path for path in results.glob(f"*/{chosen.name}") if path.is_dir())
     if not folders:
@@ -61,24 +68,6 @@ def report(
         publish(chosen, records, notes, out or folder / "tables", chosen.name + machine)
         if html is not None:
             _page(chosen, records, notes, html.with_stem(html.stem + machine), results, earlier)
-
-
-def _check_page(html: Path | None, history: Sequence[Path] | None) -> None:
-    """Raise UserError for a page that cannot be written, or a history without a page."""
-    if html is not None:
-        from harness.tables.page import document
-
-        document.check(html)
-    elif history:
-        raise UserError("--history belongs to a page: add --html FILE")
-
-
-def _history(suite: Suite, folders: Sequence[Path] | None) -> History | None:
-    """Return a suite at earlier commits, from records in some folders; None without folders."""
-    from harness.tables.history.build import load
-
-    labels = list(dict.fromkeys(run.name for run in suite.runs))
-    return load(folders, suite.name, baseline=suite.baseline, labels=labels) if folders else None
 
 
 def _page(

@@ -64,7 +64,10 @@ class LowRankCompression(Method):
         shapes = shapes_of(layers)
         given = None if context.simulated is None else context.simulated.ranks
         if given is not None:
-            chosen = _checked(given, shapes)
+            for name, rank in given.items():
+                if not 0 < rank <= min(shapes.get(name, (0,))):
+                    raise UserError(f"the given rank {rank} of {name} fits no target layer of this model")
+            chosen = dict(given)
         elif self.caps.value_dependent and any(layer.weight.is_meta for layer in layers.values()):
             raise UnsupportedError("the ranks depend on the values of the weights, and there are none")
         else:
@@ -151,14 +154,6 @@ def reduction_facts(shapes: Shapes, chosen: Mapping[str, int]) -> dict[str, Any]
         "parameter_ratio_targets": ratio,
         "flop_ratio_targets": ratio,
     }
-
-
-def _checked(given: Mapping[str, int], shapes: Shapes) -> dict[str, int]:
-    """Return the ranks of a simulation; UserError for a rank that fits no target."""
-    for name, rank in given.items():
-        if not 0 < rank <= min(shapes.get(name, (0,))):
-            raise UserError(f"the given rank {rank} of {name} fits no target layer of this model")
-    return dict(given)
 
 
 def _train_factors_and_norms(model: nn.Module) -> None:

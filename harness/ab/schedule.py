@@ -8,20 +8,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import signal
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness import record as records
-from harness.ab import lockstep, subprocesses
+from harness.ab import lockstep
 from harness.ab.checkouts import SHORT, Revision
 from harness.ab.lockstep import Lockstep
-from harness.ab.subprocesses import Subprocess
 from harness.config import Run
 from harness.engine.measure.lockstep import FLAG, VARIABLE
+from harness.engine.process import parent_watch
 from harness.engine.process.progress import Display
 from harness.errors import UserError
 from harness.record import Record
@@ -87,7 +90,7 @@ def interleave(runs: Sequence[Run], repeats: int) -> list[SideRun]:
 
 def carry_out(todo: Sequence[SideRun], sides: Sequence[Revision], request: Request, display: Display) -> None:
     """Carry out all runs but those with a finished record; UserError for what a revision refuses."""
-    with display, subprocesses.sigterm_as_interrupt():
+    with display, sigterm_as_interrupt():
         display.begin(len(todo), 0)
         for pair in zip(todo[::2], todo[1::2], strict=True):
             missing = _missing(pair, request)
@@ -200,3 +203,56 @@ def _records(each: SideRun, request: Request) -> Iterator[tuple[Path, Record]]:
         record = records.read(path)
         if record.label == each.run.name:
             yield path, record
+
+
+class Subprocess:
+    """A running command whose standard error goes to `log`; it gets SIGINT when this process is gone."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+        self._log = log
+        watched = [sys.executable, "-I", parent_watch.__file__, *command]
+        with log.open("wb") as file:
+            # A session of its own: Ctrl-C at the terminal reaches it once, through `stop`.
+            self._process = subprocess.Popen(
+                watched,
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    def ended(self) -> bool:
+        """Return whether the command has ended."""
+        return self._process.poll() is not None
+
+    def stop(self) -> None:
+        """Interrupt the command as Ctrl-C would, so that its record notes it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def wait(self) -> int:
+        """Wait for the end and return the exit code."""
+        code = self._process.wait()
+        self.stop()
+        return code
+
+    def last_line(self) -> str:
+        """Return the last line of standard error without the program's name, else the exit code."""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = lines[-1] if lines else f"exit code {self._process.returncode}"
+        return last.removeprefix("lorebench: ")
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM, by which a job is cancelled; in the main thread alone."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

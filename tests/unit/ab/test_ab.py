@@ -539,7 +539,7 @@ def wait_for(met: Callable[[], bool]) -> None:
 CALLING = """
 import sys
 from pathlib import Path
-from harness.ab.subprocesses import Subprocess, sigterm_as_interrupt
+from harness.ab.schedule import Subprocess, sigterm_as_interrupt
 folder = Path(sys.argv[1])
 code = "import os, time; print(os.getpid(), file=open('pid', 'w'), flush=True); time.sleep(600)"
 with sigterm_as_interrupt():

@@ -38,20 +38,14 @@ def ratio(
     The overhead in time of a lower throughput is that of the higher one over it.
     """
     share = numerator / denominator
-    values = {
-        "ratio": share,
-        "percent": 100 * share,
-        "reduction": 100 * (1 - share),
-        "overhead": 100 * (share - 1),
-    }
-    formula = {
-        "ratio": "a / b",
-        "percent": "100 a / b",
-        "reduction": "100 (1 - a / b)",
-        "overhead": "100 (a / b - 1)",
-    }
-    how = f"{formula[give]} with a = {numerator:g} and b = {denominator:g}, both published"
-    return Value(values[give], "ratio" if give == "ratio" else "percent", how)
+    value, formula = {
+        "ratio": (share, "a / b"),
+        "percent": (100 * share, "100 a / b"),
+        "reduction": (100 * (1 - share), "100 (1 - a / b)"),
+        "overhead": (100 * (share - 1), "100 (a / b - 1)"),
+    }[give]
+    how = f"{formula} with a = {numerator:g} and b = {denominator:g}, both published"
+    return Value(value, "ratio" if give == "ratio" else "percent", how)
 
 
 def tokens(

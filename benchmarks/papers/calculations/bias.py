@@ -59,15 +59,14 @@ def multiple_of(
     numerator = round(percent * count / 100)
     nearest = 100 * numerator / count
     distance = abs(percent - nearest)
-    values = {
-        "fits": distance < 10**-decimals,
-        "nearest": nearest,
-        "distance": distance,
-        "numerator": numerator,
-    }
-    units = {"fits": "truth", "nearest": "percent", "distance": "percentage points", "numerator": "answers"}
+    value, unit = {
+        "fits": (distance < 10**-decimals, "truth"),
+        "nearest": (nearest, "percent"),
+        "distance": (distance, "percentage points"),
+        "numerator": (numerator, "answers"),
+    }[give]
     how = f"the nearest k / {count} is {numerator} / {count} = {nearest:.{decimals + 1}f} %"
-    return Value(values[give], units[give], how)
+    return Value(value, unit, how)
 
 
 def multiples(

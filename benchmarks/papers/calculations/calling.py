@@ -14,35 +14,12 @@ from benchmarks.papers.calculations.value import Value
 from harness.errors import UserError, nearest
 from harness.validation import validate
 
-#: Every calculation by its name; what it does and by which convention is its docstring.
+#: Every calculation by its name: each function of these modules that returns a `Value`.
 CALCULATIONS: dict[str, Callable[..., Value]] = {
-    function.__name__: function
-    for function in (
-        parameters.parameters,
-        parameters.parameter_ratio,
-        parameters.rank_reduction_total,
-        parameters.break_even_rank,
-        parameters.size,
-        parameters.rank_over_width,
-        matrices.matrix_elements,
-        matrices.formula_holds,
-        matrices.abilities,
-        matrices.default,
-        states.state_bytes,
-        states.state_reduction,
-        states.weight_bytes,
-        states.implied_rank,
-        activations.saved_inputs,
-        bias.evaluation_batches,
-        bias.unbiased_perplexity,
-        bias.multiple_of,
-        bias.multiples,
-        arithmetic.mean,
-        arithmetic.total,
-        arithmetic.difference,
-        arithmetic.ratio,
-        arithmetic.tokens,
-    )
+    name: function
+    for module in (parameters, matrices, states, activations, bias, arithmetic)
+    for name, function in vars(module).items()
+    if inspect.isfunction(function) and inspect.get_annotations(function).get("return") == "Value"
 }
 DIGITS = 12  # of a value: what lies behind differs between machines
 

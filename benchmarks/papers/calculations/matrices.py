@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from benchmarks.papers.calculations.prepared import MethodChoice, matrix
+from benchmarks.papers.calculations.prepared import MethodChoice, matrix, one_method, with_option
 from benchmarks.papers.calculations.value import Value
 from harness.errors import UserError, nearest
 
@@ -23,7 +23,7 @@ def matrix_elements(method: MethodChoice, quantity: Quantity, m: int, n: int, ra
     Weights are what the real modules hold, adapters included; states are what the real stepper keeps after
     an update, bases of projections included (GaLore, arXiv 2403.03507, Table 1).
     """
-    found = matrix(_at_rank(method, rank), m, n)
+    found = matrix(with_option(method, "rank", rank), m, n)
     parts = {"weights": found.counts["total"], "states": found.state_elements}
     parts["total"] = sum(parts.values())
     how = f"{quantity} of one {m} x {n} matrix at rank {rank}, in the real module and stepper"
@@ -66,11 +66,11 @@ def abilities(method: MethodChoice) -> Value:
     """
     from harness.method import build
 
-    name, options = _one(method)
+    name, options = one_method(method)
     caps = build(name, options).caps
-    said = (caps.period is not None, "pretrain" in caps.stages, "finetune" in caps.stages)
+    answers = (caps.period is not None, "pretrain" in caps.stages, "finetune" in caps.stages)
     how = "caps of our method: a period of refreshes / stage pretrain / stage finetune"
-    return Value(" / ".join("yes" if able else "no" for able in said), "text", how)
+    return Value(" / ".join("yes" if able else "no" for able in answers), "text", how)
 
 
 def default(method: str, option: str) -> Value:
@@ -83,23 +83,3 @@ def default(method: str, option: str) -> Value:
     value = fields[option].default
     plain = value if isinstance(value, (bool, int, float, str)) else str(value)
     return Value(plain, "", f"default of the option {option} of our {method}")
-
-
-def _at_rank(method: MethodChoice, rank: int) -> MethodChoice:
-    """The method with this rank, where it has one."""
-    from harness.method import find
-
-    name, options = _one(method)
-    has_rank = "rank" in find(name).Config.model_fields
-    return {name: {**options, **({"rank": rank} if has_rank else {})}}
-
-
-def _one(method: MethodChoice) -> tuple[str, dict[str, Any]]:
-    """Name and options of a method that stands alone."""
-    if isinstance(method, list) and len(method) == 1:
-        return _one(method[0])
-    if isinstance(method, str):
-        return method, {}
-    if isinstance(method, dict) and len(method) == 1:
-        return next(iter(method.items()))
-    raise UserError(f"one method is asked for here, given {method!r}; give a name, or a name with options")

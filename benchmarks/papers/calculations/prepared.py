@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.papers.calculations.value import shape_name
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,22 +68,35 @@ def _matrix(method: str, out: int, inputs: int) -> Prepared:
     from torch import bfloat16, nn
 
     kind = "q_proj"
-    run = _run("nano", _only_kind(json.loads(method), kind))
+    run = _run("nano", with_option(json.loads(method), "targets", [kind]))
     with _world():
         model = nn.ModuleDict({kind: nn.Linear(inputs, out, bias=False, dtype=bfloat16)})
         return _count(model, run, states=True)
 
 
-def _only_kind(choices: MethodChoice, kind: str) -> list[dict[str, Any]]:
-    """The stack with one kind of target, for methods that have targets."""
+def stack(method: MethodChoice) -> list[tuple[str, dict[str, Any]]]:
+    """Return name and options of each method of a stack."""
+    pairs: list[tuple[str, dict[str, Any]]] = []
+    for choice in method if isinstance(method, list) else [method]:
+        pairs += [(choice, {})] if isinstance(choice, str) else list(choice.items())
+    return pairs
+
+
+def one_method(method: MethodChoice) -> tuple[str, dict[str, Any]]:
+    """Return name and options of a single method; UserError for a stack of several."""
+    pairs = stack(method)
+    if len(pairs) != 1:
+        raise UserError(f"one method is needed here, given {method!r}; give a name, or a name with options")
+    return pairs[0]
+
+
+def with_option(method: MethodChoice, option: str, value: Any) -> list[dict[str, Any]]:
+    """Return a stack with an option set in each method that has it."""
     from harness.method import find
 
-    pairs: list[tuple[str, dict[str, Any]]] = []
-    for choice in choices if isinstance(choices, list) else [choices]:
-        pairs += [(choice, {})] if isinstance(choice, str) else list(choice.items())
     return [
-        {name: {**options, **({"targets": [kind]} if "targets" in find(name).Config.model_fields else {})}}
-        for name, options in pairs
+        {name: {**options, **({option: value} if option in find(name).Config.model_fields else {})}}
+        for name, options in stack(method)
     ]
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from benchmarks.papers.calculations.prepared import MethodChoice, prepared
+from benchmarks.papers.calculations.prepared import MethodChoice, one_method, prepared
 from benchmarks.papers.calculations.value import Value, in_unit, shape_name
 from harness.errors import UserError, nearest
 
@@ -32,13 +32,9 @@ class Parts:
 
     def of(self, part: Part) -> float:
         """`total` is weights and states, `training` also the gradients."""
-        if part == "total":
-            return self.weights + self.states
-        return self.total_of_training() if part == "training" else float(getattr(self, part))
-
-    def total_of_training(self) -> float:
-        """All three."""
-        return self.weights + self.states + self.gradients
+        total = self.weights + self.states
+        parts = {"total": total, "training": total + self.gradients}
+        return parts[part] if part in parts else float(getattr(self, part))
 
 
 def kept(shape: str, method: MethodChoice, bits: int, state_bits: int) -> Parts:
@@ -50,31 +46,25 @@ def kept(shape: str, method: MethodChoice, bits: int, state_bits: int) -> Parts:
     return Parts(found.weight_bytes + found.buffer_bytes, found.state_bytes, 2 * found.counts["trainable"])
 
 
-def elements(shape: str, method: MethodChoice, bits: int, state_bits: int) -> Parts:
+def elements(shape: str, method: MethodChoice, bits: int, state_bits: int, index_bytes: int = 0) -> Parts:
     """Every number of weights and gradients at `bits`, each that the real stepper keeps at `state_bits`.
 
     In GB this is Figure 1 of SLTrain (arXiv 2406.02214) for full rank, GaLore and low-rank, and Low Rank at
     350M in Lotus' Table 1. GaLore's own Tables 2 and 6 are not reckoned so: see `nominal`.
     """
     found = prepared(shape, method, states=True)
-    weights, trained = found.counts["total"] * bits / 8, found.counts["trainable"] * bits / 8
-    return Parts(weights, found.state_elements * state_bits / 8, trained)
+    weights = found.counts["total"] * bits / 8 + index_bytes * found.counts["support"]
+    return Parts(weights, found.state_elements * state_bits / 8, found.counts["trainable"] * bits / 8)
 
 
 def indexed64(shape: str, method: MethodChoice, bits: int, state_bits: int) -> Parts:
     """`elements` and 8 bytes per index of a sparse entry, as SLTrain's code stores them: 6 P + 8 nnz."""
-    return _indexed(shape, method, bits, state_bits, 8)
+    return elements(shape, method, bits, state_bits, index_bytes=8)
 
 
 def indexed32(shape: str, method: MethodChoice, bits: int, state_bits: int) -> Parts:
     """`elements` and 4 bytes per index of a sparse entry, as ours are stored."""
-    return _indexed(shape, method, bits, state_bits, 4)
-
-
-def _indexed(shape: str, method: MethodChoice, bits: int, state_bits: int, width: int) -> Parts:
-    plain = elements(shape, method, bits, state_bits)
-    indices = width * prepared(shape, method, states=True).counts["support"]
-    return Parts(plain.weights + indices, plain.states, plain.gradients)
+    return elements(shape, method, bits, state_bits, index_bytes=4)
 
 
 def nominal(shape: str, method: MethodChoice, bits: int, state_bits: int) -> Parts:
@@ -90,10 +80,14 @@ def nominal(shape: str, method: MethodChoice, bits: int, state_bits: int) -> Par
     In units of G (1024 x 10^6 bytes) all 40 cells of Tables 6a and 6b (arXiv 2403.03507v2) follow to within
     0.006, and Table 2 as their sum to within 0.011; by the formula of Table 1 (`elements`) they do not.
     """
-    name, rank = _name_and_rank(method)
-    size = _nominal(shape)
+    model, (name, options) = shape_name(shape), one_method(method)
+    if model not in NOMINAL:
+        raise UserError(f"no nominal size of shape {shape!r}; {nearest(model, NOMINAL)}")
+    size = NOMINAL[model]
     if name == "full":
         return Parts(size * bits / 8, 2 * size * state_bits / 8, size * bits / 8)
+    if not isinstance(rank := options.get("rank"), int):
+        raise UserError(f"convention nominal needs full, or one method with a rank, given {method!r}")
     factored = float(prepared(shape, {"lowrank": {"rank": rank}}).counts["total"])
     sizes = {
         "lowrank": Parts(factored, 2 * factored, factored),
@@ -106,13 +100,8 @@ def nominal(shape: str, method: MethodChoice, bits: int, state_bits: int) -> Par
     return Parts(found.weights * bits / 8, found.states * state_bits / 8, found.gradients * bits / 8)
 
 
-Convention = Callable[[str, MethodChoice, int, int], Parts]
-CONVENTIONS: dict[str, Convention] = {
-    "kept": kept,
-    "elements": elements,
-    "indexed64": indexed64,
-    "indexed32": indexed32,
-    "nominal": nominal,
+CONVENTIONS: dict[str, Callable[[str, MethodChoice, int, int], Parts]] = {
+    function.__name__: function for function in (kept, elements, indexed64, indexed32, nominal)
 }
 
 
@@ -127,7 +116,8 @@ def state_bytes(
 ) -> Value:
     """Bytes of weights, states or gradients by a named convention; `state_bits` are `bits` unless given."""
     found = _parts(shape, method, convention, bits, state_bits)
-    how = f"{part} by the convention {convention}: {_first_line(CONVENTIONS[convention])}"
+    summary = (CONVENTIONS[convention].__doc__ or "").splitlines()[0].rstrip(".")
+    how = f"{part} by the convention {convention}: {summary}"
     return Value(in_unit(found.of(part), unit), unit, how)
 
 
@@ -180,26 +170,3 @@ def _parts(shape: str, method: MethodChoice, convention: str, bits: int, state_b
     if convention not in CONVENTIONS:
         raise UserError(f"no convention {convention!r}; {nearest(convention, CONVENTIONS)}")
     return CONVENTIONS[convention](shape, method, bits, state_bits or bits)
-
-
-def _first_line(function: Any) -> str:
-    return (function.__doc__ or "").splitlines()[0].rstrip(".")
-
-
-def _nominal(shape: str) -> float:
-    name = shape_name(shape)
-    if name not in NOMINAL:
-        raise UserError(f"no nominal size of shape {shape!r}; {nearest(name, NOMINAL)}")
-    return NOMINAL[name]
-
-
-def _name_and_rank(method: MethodChoice) -> tuple[str, int]:
-    """Name and rank of a method that stands alone; 0 for `full`, which has none."""
-    found = method[0] if isinstance(method, list) and len(method) == 1 else method
-    if found == "full":
-        return "full", 0
-    if isinstance(found, dict) and len(found) == 1:
-        name, options = next(iter(found.items()))
-        if isinstance(options, dict) and isinstance(options.get("rank"), int):
-            return name, options["rank"]
-    raise UserError(f"convention nominal needs full, or one method with a rank, given {method!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,7 @@ def _entry(call: Call) -> dict[str, Any]:
         found = evaluate(call.calculation, call.arguments)
     except UserError as error:
         raise UserError(f"{call.place}: {error}; asked with {json.dumps(call.arguments)}") from error
-    given = {"calculation": call.calculation, "with": call.arguments}
-    return {**given, "value": found.value, "unit": found.unit, "how": found.how}
+    return {"calculation": call.calculation, "with": call.arguments, **asdict(found)}
 
 
 def _asked(path: Path) -> Iterator[dict[str, Any]]:

@@ -39,7 +39,7 @@ class Prepared:
 
 
 def prepared(shape: str, method: MethodChoice, states: bool = False) -> Prepared:
-    """Prepare a named shape in bfloat16 by a stack of methods and count; answers are kept.
+    """Prepare a named shape in bfloat16 by a stack of methods and count; cached.
 
     The stepper is asked only for `states`: it takes about as long as the rest.
     """

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.embedded.facts import GOODS, NUMBERS, OBJECTS, PLACES, RELATIONS, World
-from benchmarks.embedded.sampling import ChoiceSource, pick_distinct
+from benchmarks.embedded.sampling import ChoiceSource, pick_choices, pick_distinct
 
 ENDING = "."
 YES_NO = ("yes", "no")
@@ -66,9 +66,7 @@ def facts(source: ChoiceSource, world: World) -> Draft:
     relation = source.pick(RELATIONS)
     person = source.pick(world.people)
     answer = world.facts[relation][person]
-    wrong = [value for value in world.values[relation] if value != answer]
-    choices = pick_distinct(source, wrong, min(3, len(wrong)))
-    choices.insert(source.pick(range(len(choices) + 1)), answer)
+    choices = pick_choices(source, world.values[relation], answer)
     question = _QUESTIONS[relation].format(person)
     prompt = f"Question: {question} Options: {', '.join(choices)}. Answer:"
     return Draft(prompt, answer, choices=tuple(choices))

@@ -58,7 +58,14 @@ def pick_distinct(source: ChoiceSource, options: Sequence[Option], count: int) -
     left = list(options)
     chosen = []
     for _ in range(count):
-        option = source.pick(left)
-        left.remove(option)
-        chosen.append(option)
+        chosen.append(source.pick(left))
+        left.remove(chosen[-1])
     return chosen
+
+
+def pick_choices(source: ChoiceSource, answers: Sequence[Option], right: Option) -> list[Option]:
+    """Return the right answer and up to three others, in random order."""
+    wrong = [answer for answer in answers if answer != right]
+    choices = pick_distinct(source, wrong, min(3, len(wrong)))
+    choices.insert(source.pick(range(len(choices) + 1)), right)
+    return choices

@@ -21,12 +21,11 @@ perplexity counts.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 
-from benchmarks.embedded.facts import WORLD_VERSION, Size, World, build_world
+from benchmarks.embedded.facts import BENCHMARK, WORLD_VERSION, Size, World, build_world
 from benchmarks.embedded.grammar import GENERATORS, Draft
-from benchmarks.embedded.sampling import ChoiceSource, Sampler, random_stream
+from benchmarks.embedded.sampling import ChoiceSource, Sampler, pick_choices, random_stream
 
 __all__ = ["SKILLS", "SPLITS", "WORLD_VERSION", "Document", "Question", "documents", "questions"]
 
@@ -87,10 +86,9 @@ def documents(world: str, split: str, count: int) -> list[Document]:
     return list(islice(document_stream(world, split), _checked(count)))
 
 
-def document_stream(world: str, split: str, size: Size | None = None) -> Iterator[Document]:
+def document_stream(world: str, split: str, size: Size = BENCHMARK) -> Iterator[Document]:
     """Yield the documents of a split without end; `size` makes the world smaller for tests."""
-    built = build_world(world, size) if size else _world(world)
-    generate = document_generator(built)
+    generate = document_generator(build_world(world, size))
     stream = random_stream("documents", WORLD_VERSION, world, _split(split))
     while True:
         sampler = Sampler(stream)
@@ -117,27 +115,15 @@ def questions(world: str, skill: str, split: str, count: int) -> list[Question]:
     """
     if skill not in SKILLS:
         raise ValueError(f"unknown skill {skill!r}: choose one of {', '.join(SKILLS)}")
-    built = _world(world)
+    built = build_world(world)
     source = Sampler(random_stream("questions", WORLD_VERSION, world, skill, _split(split)))
     return [question_from(GENERATORS[skill](source, built), skill, source) for _ in range(_checked(count))]
 
 
 def question_from(draft: Draft, skill: str, source: ChoiceSource) -> Question:
     """Turn a draft into a question; answers that the prompt does not list are completed to four at random."""
-    choices = list(draft.choices)
-    if not choices:
-        wrong = [answer for answer in draft.pool if answer != draft.answer]
-        for _ in range(min(3, len(wrong))):
-            option = source.pick(wrong)
-            wrong.remove(option)
-            choices.append(option)
-        choices.insert(source.pick(range(len(choices) + 1)), draft.answer)
-    return Question(draft.prompt, tuple(choices), choices.index(draft.answer), skill)
-
-
-@cache
-def _world(name: str) -> World:
-    return build_world(name)
+    choices = draft.choices or tuple(pick_choices(source, draft.pool, draft.answer))
+    return Question(draft.prompt, choices, choices.index(draft.answer), skill)
 
 
 def _split(split: str) -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 from benchmarks.studies.memory import charts, fits, table
 from harness.config import Run
 from harness.forecast import MemoryReport
-from harness.record import Record
 from harness.suite import Suite
 from harness.tables.plan.plan import read_forecasts
 
@@ -52,16 +51,11 @@ class Sweep:
     axis: str
     runs: Mapping[str, Mapping[int | str, Run]]
 
-    @property
-    def everything(self) -> Iterator[Run]:
-        """Yield the runs of all methods."""
-        for runs in self.runs.values():
-            yield from runs.values()
-
 
 def suite_of(rows: Mapping[str, Run]) -> Suite:
     """Return the suite of all sweeps, each run once, from rows of the shapes suite by label."""
-    runs = {run.name: run for sweep in sweeps(rows) for run in sweep.everything}
+    found = (run for sweep in sweeps(rows) for runs in sweep.runs.values() for run in runs.values())
+    runs = {run.name: run for run in found}
     question = "How does the memory of training grow with size, batch and length?"
     return Suite("growth", question, None, tuple(runs.values()))
 
@@ -119,17 +113,16 @@ def page(
     """Return the text of the page."""
     parts = [HEADER, "![peaks over model size, batch and length](growth.svg)"]
     for place, sweep in enumerate(found):
-        parts += [f"## {sweep.title}", "\n".join(_table(sweep, forecasts, lines=place > 0))]
+        parts += [f"## {sweep.title}", _table(sweep, forecasts, lines=place > 0)]
     parts += ["## Seconds per step", *_times(seconds, machine)]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(sweep: Sweep, forecasts: Forecasts, lines: bool) -> Iterator[str]:
-    """Yield the lines of a table of peaks along the axis and their fits."""
+def _table(sweep: Sweep, forecasts: Forecasts, lines: bool) -> str:
+    """Return a table of peaks along the axis and their fits, with `lines` also by a line."""
     points = list(next(iter(sweep.runs.values())))
     fitted = ["exponent", "worst"] + (["constant, GiB", "slope, MiB", "worst of the line"] if lines else [])
-    yield table.markdown_row(["method", *(f"{point}, GiB" for point in points), *fitted])
-    yield table.markdown_row(["---"] * (1 + len(points) + len(fitted)))
+    rows = []
     for method, runs in sweep.runs.items():
         sizes = [_peak(run, forecasts) for run in runs.values()]
         x, y = _curve(sweep, method, forecasts)
@@ -140,7 +133,8 @@ def _table(sweep: Sweep, forecasts: Forecasts, lines: bool) -> Iterator[str]:
             if lines:
                 line = fits.affine(x, y)
                 cells[2:] = [f"{line.constant / GIB:.2f}", f"{line.slope / MIB:.2f}", f"{line.worst:.1%}"]
-        yield table.markdown_row([method, *map(table.gib, sizes), *cells])
+        rows.append([method, *map(table.gib, sizes), *cells])
+    return table.markdown_table(["method", *(f"{point}, GiB" for point in points), *fitted], rows)
 
 
 def _curve(sweep: Sweep, method: str, forecasts: Forecasts) -> tuple[list[float], list[float]]:
@@ -180,17 +174,11 @@ def step_seconds(rows: Mapping[str, Run], machine: table.Measured | None) -> dic
     for method in METHODS:
         for size in TIMED:
             record = machine.records.get(rows[f"{size}: {method}"].config_id) if machine else None
-            plain = _plain_steps(record) if record else []
-            if plain:
-                found.setdefault(method, {})[size] = statistics.median(plain)
+            if record and record.time:
+                steps = zip(record.time.step_s, record.time.refresh_step, strict=True)
+                if plain := [seconds for seconds, refreshed in steps if not refreshed]:
+                    found.setdefault(method, {})[size] = statistics.median(plain)
     return found
-
-
-def _plain_steps(record: Record) -> list[float]:
-    if record.time is None:
-        return []
-    steps = zip(record.time.step_s, record.time.refresh_step, strict=True)
-    return [seconds for seconds, refreshed in steps if not refreshed]
 
 
 def _times(seconds: Mapping[str, Mapping[str, float]], machine: table.Measured | None) -> Iterator[str]:
@@ -199,15 +187,15 @@ def _times(seconds: Mapping[str, Mapping[str, float]], machine: table.Measured |
         yield "Not measured: there is no record of a GPU with times."
         return
     yield f"Median of plain steps on {machine.device}, 16 x 256 tokens; refreshes are left out."
-    lines = [table.markdown_row(["method", *(f"{size}, s" for size in TIMED), "exponent over parameters"])]
-    lines.append(table.markdown_row(["---"] * (2 + len(TIMED))))
+    rows = []
     for method in METHODS:
         own = seconds.get(method, {})
         x = [_nominal(size) for size in own]
         exponent = f"{fits.power(x, list(own.values())).exponent:.3f}" if len(x) > 1 else "not measured"
         cells = [f"{own[size]:.4g}" if size in own else "not measured" for size in TIMED]
-        lines.append(table.markdown_row([method, *cells, exponent]))
-    yield "\n".join(lines)
+        rows.append([method, *cells, exponent])
+    head = ["method", *(f"{size}, s" for size in TIMED), "exponent over parameters"]
+    yield table.markdown_table(head, rows)
 
 
 def _nominal(size: str) -> float:

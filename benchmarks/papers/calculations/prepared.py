@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: A method as in a suite: a name, a name with options, or a list of these.
 MethodChoice = str | dict[str, Any] | list[Any]
+#: The kind of layer that a single matrix stands for.
+KIND = "q_proj"
 
 
 @dataclass(frozen=True)
@@ -43,35 +45,39 @@ def prepared(shape: str, method: MethodChoice, states: bool = False) -> Prepared
 
     The stepper is asked only for `states`: it takes about as long as the rest.
     """
-    return _prepared(shape_name(shape), json.dumps(method, sort_keys=True), states)
-
-
-@cache
-def _prepared(shape: str, method: str, states: bool) -> Prepared:
-    from torch import bfloat16
-
-    from harness.engine.models.load import build_empty, check_model
-
-    run = _run(shape, json.loads(method))
-    check_model(run.model)
-    with _world():
-        return _count(build_empty(run.model, bfloat16), run, states)
+    return _prepared(shape_name(shape), None, json.dumps(method, sort_keys=True), states)
 
 
 def matrix(method: MethodChoice, out: int, inputs: int) -> Prepared:
-    """The same for a model that is one matrix (out, inputs) in bfloat16, a target of the methods."""
-    return _matrix(json.dumps(method, sort_keys=True), out, inputs)
+    """Prepare a model that is one matrix (out, inputs) in bfloat16, a target of the methods, and count."""
+    chosen = with_option(method, "targets", [KIND])
+    return _prepared("nano", (out, inputs), json.dumps(chosen, sort_keys=True), states=True)
 
 
 @cache
-def _matrix(method: str, out: int, inputs: int) -> Prepared:
+def _prepared(shape: str, size: tuple[int, int] | None, method: str, states: bool) -> Prepared:
+    """Count a model of a shape, or of one matrix of this size; `method` as JSON."""
     from torch import bfloat16, nn
 
-    kind = "q_proj"
-    run = _run("nano", with_option(json.loads(method), "targets", [kind]))
-    with _world():
-        model = nn.ModuleDict({kind: nn.Linear(inputs, out, bias=False, dtype=bfloat16)})
-        return _count(model, run, states=True)
+    from harness.config import Run
+    from harness.engine.forecast.attribution import Attribution
+    from harness.engine.forecast.fake_tensors import SimulatedMeter, world
+    from harness.engine.models.load import build_empty, check_model
+    from harness.validation import validate
+
+    asked = {
+        "model": {"source": "shape", "name": shape},
+        "method": json.loads(method),
+        "data": {"source": "random"},
+        "train": {"dtype": "bfloat16"},
+    }
+    run = validate(Run, asked, where="method")
+    check_model(run.model)
+    with world(SimulatedMeter(Attribution())):
+        if size is None:
+            return _count(build_empty(run.model, bfloat16), run, states)
+        layer = nn.Linear(size[1], size[0], bias=False, dtype=bfloat16)
+        return _count(nn.ModuleDict({KIND: layer}), run, states)
 
 
 def stack(method: MethodChoice) -> list[tuple[str, dict[str, Any]]]:
@@ -98,26 +104,6 @@ def with_option(method: MethodChoice, option: str, value: Any) -> list[dict[str,
         {name: {**options, **({option: value} if option in find(name).Config.model_fields else {})}}
         for name, options in stack(method)
     ]
-
-
-def _run(shape: str, method: MethodChoice) -> Run:
-    from harness.config import Run
-    from harness.validation import validate
-
-    asked = {
-        "model": {"source": "shape", "name": shape},
-        "method": method,
-        "data": {"source": "random"},
-        "train": {"dtype": "bfloat16"},
-    }
-    return validate(Run, asked, where="method")
-
-
-def _world() -> Any:
-    from harness.engine.forecast.attribution import Attribution
-    from harness.engine.forecast.fake_tensors import SimulatedMeter, world
-
-    return world(SimulatedMeter(Attribution()))
 
 
 def _count(model: nn.Module, run: Run, states: bool) -> Prepared:

@@ -87,7 +87,7 @@ def galore(shape: str, batch: tuple[int, int]) -> Duel:
 
 
 def new_model(shape: str) -> Any:
-    """A LLaMA with the same random weights every time."""
+    """Return a LLaMA with the same random weights every time."""
     from transformers import LlamaForCausalLM
 
     with torch.random.fork_rng(devices=[]):
@@ -98,31 +98,32 @@ def new_model(shape: str) -> Any:
 def our_step(
     shape: str, batch: tuple[int, int], name: str, options: dict[str, Any], **optim: Any
 ) -> Callable[[], Tensor]:
-    """A training step as the harness does it; returns the loss."""
+    """Return a training step as the harness does it; it returns the loss."""
     method = build(name, options)
     model: Any = method.prepare(new_model(shape), Context(seed=0))
     stepper = method.stepper(model, OptimConfig(lr=LR, **optim))
     assert isinstance(stepper, Stepper)
-    ids = tokens(model, batch)
-
-    def step() -> Tensor:
-        stepper.set_lr(LR)
-        loss: Tensor = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        stepper.step()
-        stepper.zero_grad()
-        return loss.detach()
-
-    return step
+    return training_step(model, stepper, lambda: stepper.set_lr(LR), batch)
 
 
 def loop(model: Any, optimizer: torch.optim.Optimizer, batch: tuple[int, int]) -> Callable[[], Tensor]:
-    """The training step that anyone would write; returns the loss."""
-    ids = tokens(model, batch)
+    """Return the training step that anyone would write; it returns the loss."""
 
-    def step() -> Tensor:
+    def set_lr() -> None:
         for group in optimizer.param_groups:
             group["lr"] = LR
+
+    return training_step(model, optimizer, set_lr, batch)
+
+
+def training_step(
+    model: Any, optimizer: Any, set_lr: Callable[[], None], batch: tuple[int, int]
+) -> Callable[[], Tensor]:
+    """Return a training step on the same random ids (sequences, length) every time; it returns the loss."""
+    ids = torch.randint(model.config.vocab_size, batch, generator=torch.Generator().manual_seed(2))
+
+    def step() -> Tensor:
+        set_lr()
         loss: Tensor = model(input_ids=ids, labels=ids).loss
         loss.backward()
         optimizer.step()
@@ -132,12 +133,7 @@ def loop(model: Any, optimizer: torch.optim.Optimizer, batch: tuple[int, int]) -
     return step
 
 
-def tokens(model: Any, batch: tuple[int, int]) -> Tensor:
-    """The same random ids (sequences, length) every time."""
-    return torch.randint(model.config.vocab_size, batch, generator=torch.Generator().manual_seed(2))
-
-
 def duel(ours: Callable[[], Tensor], peer: Callable[[], Tensor]) -> Duel:
-    """Both steps, once their first losses have been compared."""
+    """Return both steps, once their first losses have been compared."""
     mine, theirs = (torch.stack([step() for _ in range(STEPS)]) for step in (ours, peer))
     return Duel(ours, peer, {f"losses of {STEPS} steps differ by": agreement(mine, theirs, 1e-4)})

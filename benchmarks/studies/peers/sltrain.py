@@ -10,19 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from benchmarks.studies.peers import galore
 from benchmarks.studies.peers.bench import Case, Duel
 from methods.parts.layers.sparse_plus_lowrank import SLTrainLinear
 from methods.sltrain import support
 
-#: Output, input, rank, share of sparse entries: an attention and a feed-forward matrix, recipes of the code.
-SHAPES = {
-    "60M attention": (512, 512, 128, 0.03),
-    "60M feed-forward": (1376, 512, 128, 0.03),
-    "1B attention": (2048, 2048, 512, 0.03),
-    "1B feed-forward": (5461, 2048, 512, 0.03),
-    "7B attention": (4096, 4096, 1024, 0.05),
-    "7B feed-forward": (11008, 4096, 1024, 0.05),
-}
+#: Output, input, rank and share of sparse entries of the same matrices as GaLore's, recipes of the code.
+SHAPES = {name: (*shape, 0.05 if name.startswith("7B") else 0.03) for name, shape in galore.SHAPES.items()}
 TINY = {"tiny": (24, 16, 4, 0.1)}
 SCALE = 0.25
 #: Four sequences of the papers' 256 tokens: what one micro-batch of the 7B recipe has per device is 2048, and

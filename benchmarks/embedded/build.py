@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from benchmarks.embedded.recipe import Recipe
 from benchmarks.embedded.tokenizer import train_tokenizer
 from benchmarks.embedded.training import new_model, train, windows
 from benchmarks.embedded.world import SKILLS, WORLD_VERSION, document_stream, documents, questions
+from harness.files import sha256
 
 BASE = Path(__file__).parent / "base"
 MANIFEST = "manifest.json"
@@ -35,7 +36,9 @@ _HASHED_DOCUMENTS = 1000
 
 def build(out: Path, recipe: Recipe, verbose: bool = False) -> dict[str, Any]:
     """Train tokenizer and model, write them with their manifest to `out`, and return the manifest."""
-    tokenizer = train_tokenizer(_tokenizer_texts(recipe), recipe.vocabulary, recipe.max_length)
+    sources = (documents(world, "train", recipe.tokenizer_documents) for world in WORLDS)
+    texts = [document.text for source in sources for document in source]
+    tokenizer = train_tokenizer(texts, recipe.vocabulary, recipe.max_length)
     model = new_model(recipe, tokenizer)
     batches = windows(document_stream("a", "train"), tokenizer, recipe.window)
     train(model, tokenizer, recipe, batches, _progress(recipe) if verbose else lambda step, loss: None)
@@ -61,7 +64,7 @@ def describe(
         "tokens_seen": recipe.tokens,
         "worlds": {world: measure_world(world, recipe, model, tokenizer) for world in WORLDS},
         "kept_ranks_at_err_0.5": kept_ranks(model, 0.5),
-        "model_sha256": file_sha256(out / WEIGHTS),
+        "model_sha256": sha256(out / WEIGHTS),
     }
 
 
@@ -80,28 +83,12 @@ def measure_world(
 
 def data_sha256() -> dict[str, str]:
     """Return a hash of the first documents of each world and split: it changes when the data does."""
-    return {
-        f"{world}/{split}": _sha256(document.text for document in documents(world, split, _HASHED_DOCUMENTS))
-        for world in WORLDS
-        for split in ("train", "test")
-    }
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _sha256(texts: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
-
-
-def _tokenizer_texts(recipe: Recipe) -> list[str]:
-    return [
-        document.text
-        for world in WORLDS
-        for document in documents(world, "train", recipe.tokenizer_documents)
-    ]
+    hashes = {}
+    for world in WORLDS:
+        for split in ("train", "test"):
+            texts = (document.text for document in documents(world, split, _HASHED_DOCUMENTS))
+            hashes[f"{world}/{split}"] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    return hashes
 
 
 def _progress(recipe: Recipe) -> Callable[[int, float], None]:

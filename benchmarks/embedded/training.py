@@ -56,7 +56,7 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     recipe: Recipe,
     batches: Iterator[list[int]],
-    report: Callable[[int, float], None] = lambda step, loss: None,
+    report: Callable[[int, float], None],
 ) -> None:
     """Train `model` in place; `report` gets each step and its loss (nats per token, unweighted)."""
     decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]

@@ -19,6 +19,7 @@ from benchmarks.embedded.recipe import Recipe
 from benchmarks.embedded.tokenizer import encode_documents
 from benchmarks.embedded.training import windows
 from benchmarks.embedded.world import SKILLS, document_stream, documents, questions
+from harness.files import sha256
 
 TASKS = Path(build.__file__).parent / "tasks"
 TINY = Recipe(
@@ -64,7 +65,7 @@ def model() -> LlamaForCausalLM:
 
 def test_manifest_names_the_files_and_the_data_that_are_there(manifest: dict[str, Any]) -> None:
     weights = build.BASE / build.WEIGHTS
-    assert manifest["model_sha256"] == build.file_sha256(weights)
+    assert manifest["model_sha256"] == sha256(weights)
     assert manifest["data_sha256"] == build.data_sha256()
     assert weights.stat().st_size <= 8 * 2**20
 

@@ -26,6 +26,7 @@ from harness.errors import UserError, one_line  # noqa: E402  (needs the path ab
 BLURB = (
     "Below is a question that describes a task. Write a response that appropriately completes the request."
 )
+FOLDER = "folder (evaluate.task_data to score, data.folder to train)"
 UNPARSABLE = "[invalid]"  # the result of lm-eval's own regex filter where nothing matches
 #: A number as the released code looks for it; thousands are written without commas.
 NUMBER = re.compile(r"-?\d+\.?\d*")
@@ -205,8 +206,7 @@ def _rows(path: Path, dataset: str) -> list[Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"no file {path} for task {dataset}: put the original file there, or name another folder "
-            "(evaluate.task_data to score, data.folder to train)"
+            f"no file {path} for task {dataset}: put the original file there, or name another {FOLDER}"
         ) from error
     try:
         if path.suffix == ".jsonl":
@@ -218,24 +218,18 @@ def _rows(path: Path, dataset: str) -> list[Any]:
 
 
 def _from_hub(dataset: str, split: str) -> list[Example]:
+    instead = f"give the {FOLDER} with the original {SOURCES[dataset].test}"
     if dataset not in HUB:
-        raise UserError(
-            f"task {dataset} has no copy on the hub that is known to be the same: give the folder with the "
-            f"original {SOURCES[dataset].test} (evaluate.task_data to score, data.folder to train)"
-        )
+        raise UserError(f"task {dataset} has no copy on the hub that is known to be the same: {instead}")
     copy = HUB[dataset]
     try:
         rows = datasets.load_dataset(copy.id, split=copy.splits[split], revision=copy.revision)
     except Exception as error:  # the library raises many kinds; without a network each means the same
-        raise UserError(
-            f"{copy.id} cannot be loaded from the hub ({one_line(error)}); give the folder with the original "
-            f"{SOURCES[dataset].test} (evaluate.task_data to score, data.folder to train)"
-        ) from error
+        raise UserError(f"{copy.id} cannot be loaded from the hub ({one_line(error)}); {instead}") from error
     found = [SOURCES[dataset].read(_as_original(row)) for row in rows]
     if fingerprint(found) != copy.sha256[split]:
         raise UserError(
-            f"{copy.id} at {copy.revision} does not hold the examples of the original files: give their "
-            "folder (evaluate.task_data to score, data.folder to train)"
+            f"{copy.id} at {copy.revision} does not hold the examples of the original files: {instead}"
         )
     return found
 

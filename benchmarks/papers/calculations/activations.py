@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
+from pydantic import PositiveInt
 
 from benchmarks.papers.calculations.parameters import size
 from benchmarks.papers.calculations.value import Value, in_unit
 from harness.errors import UserError
 
 Kind = Literal["q", "k", "v", "o", "gate", "up", "down"]
-Positive = Annotated[int, Field(gt=0)]
 #: What the paper's estimates count: gate and up are left out, and q, k and v have a copy of their input each,
 #: which they share in fact.
 COUNTED: tuple[Kind, ...] = ("q", "k", "v", "o", "down")
@@ -20,9 +19,9 @@ COUNTED: tuple[Kind, ...] = ("q", "k", "v", "o", "down")
 def saved_inputs(
     shape: str,
     compressed: list[Kind] | None = None,
-    subtoken_size: Positive | None = None,
-    groups: Positive | None = None,
-    tokens: Positive = 1024,
+    subtoken_size: PositiveInt | None = None,
+    groups: PositiveInt | None = None,
+    tokens: PositiveInt = 1024,
     counted: list[Kind] | None = None,
     unit: str = "GiB",
     less_than: float | None = None,

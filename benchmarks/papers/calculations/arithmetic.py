@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from benchmarks.papers.calculations.value import Value, in_unit
 
 Numbers = Annotated[list[float], Field(min_length=1)]
-Positive = Annotated[int, Field(gt=0)]
-NonZero = Annotated[float, Field(gt=0)]
 
 
 def mean(values: Numbers) -> Value:
@@ -30,7 +28,7 @@ def difference(minuend: float, subtrahend: float) -> Value:
 
 def ratio(
     numerator: float,
-    denominator: NonZero,
+    denominator: PositiveFloat,
     give: Literal["ratio", "percent", "reduction", "overhead"] = "ratio",
 ) -> Value:
     """Return the first over the second: as it is, in percent, or what is missing to or beyond 100 %.
@@ -49,9 +47,9 @@ def ratio(
 
 
 def tokens(
-    steps: Positive,
-    rows: Positive = 512,
-    length: Positive = 256,
+    steps: PositiveInt,
+    rows: PositiveInt = 512,
+    length: PositiveInt = 256,
     share: Annotated[float, Field(gt=0, le=1)] = 1.0,
     unit: Literal["elements", "million", "billion"] = "billion",
 ) -> Value:

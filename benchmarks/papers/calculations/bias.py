@@ -5,19 +5,18 @@ from __future__ import annotations
 from math import exp, log
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from benchmarks.papers.calculations.value import Value
 from harness.errors import UserError
 
-Positive = Annotated[int, Field(gt=0)]
 #: GaLore's script: at least this many tokens that are no padding, and how many a row of 256 has on average
 #: (about 84 % of the positions; APOLLO, SLTrain and VeLoRA descend from it).
 EVALUATION_TOKENS, TOKENS_PER_ROW = 10_000_000, 215
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
-def evaluation_batches(rows_per_batch: Positive, devices: Positive = 1) -> Value:
+def evaluation_batches(rows_per_batch: PositiveInt, devices: PositiveInt = 1) -> Value:
     """Count batches per device over which GaLore's evaluation takes its mean."""
     batches = EVALUATION_TOKENS / (TOKENS_PER_ROW * rows_per_batch * devices)
     how = (
@@ -29,9 +28,9 @@ def evaluation_batches(rows_per_batch: Positive, devices: Positive = 1) -> Value
 
 def unbiased_perplexity(
     perplexity: Annotated[float, Field(gt=1)],
-    batches: Annotated[float, Field(gt=0)] | None = None,
-    rows_per_batch: Positive | None = None,
-    devices: Positive = 1,
+    batches: PositiveFloat | None = None,
+    rows_per_batch: PositiveInt | None = None,
+    devices: PositiveInt = 1,
 ) -> Value:
     """Undo the division by N + 1 of a loss summed over N batches: ppl^((N + 1) / N).
 
@@ -48,9 +47,9 @@ def unbiased_perplexity(
 
 def multiple_of(
     percent: Percent,
-    count: Positive,
+    count: PositiveInt,
     give: Literal["fits", "nearest", "distance", "numerator"] = "fits",
-    decimals: Annotated[int, Field(ge=0)] = 3,
+    decimals: NonNegativeInt = 3,
 ) -> Value:
     """Check whether a percentage is k / count for a whole k, up to a unit of its last decimal.
 
@@ -71,8 +70,8 @@ def multiple_of(
 
 def multiples(
     percents: Annotated[list[Percent], Field(min_length=1)],
-    count: Positive,
-    decimals: Annotated[int, Field(ge=0)] = 3,
+    count: PositiveInt,
+    decimals: NonNegativeInt = 3,
 ) -> Value:
     """Count the percentages that are k / count for a whole k, by the rule of `multiple_of`."""
     fitting = sum(bool(multiple_of(percent, count, "fits", decimals).value) for percent in percents)

@@ -39,12 +39,8 @@ def parameter_ratio(
 ) -> Value:
     """Parameters beside those of the dense model: of the whole, of the targets, or trainable over all."""
     after, before = prepared(shape, method), prepared(shape, "full")
-    parts = {
-        "model": ("total", "total"),
-        "targets": ("targets", "targets"),
-        "trainable": ("trainable", "total"),
-    }
-    ours, dense = parts[of]
+    ours = "total" if of == "model" else of
+    dense = "targets" if of == "targets" else "total"
     how = f"parameters ({ours}) over those of the dense model ({dense}){_assuming(after.assumption)}"
     return Value(after.counts[ours] / before.counts[dense], "ratio", how)
 

@@ -26,7 +26,7 @@ def saved_inputs(
     unit: str = "GiB",
     less_than: float | None = None,
 ) -> Value:
-    """Inputs kept for backward in 16 bits, those of `compressed` layers as one number per sub-token.
+    """Return inputs kept for backward in 16 bits, those of `compressed` layers as one number per sub-token.
 
     Sub-tokens have `subtoken_size` features (the paper's M) or are `groups` per token. `less_than` is a
     memory without compression, in `unit`; the value is then this memory less what compression spares.
@@ -60,7 +60,7 @@ def saved_inputs(
 
 
 def _sub_tokens(width: int, subtoken_size: int | None, groups: int | None) -> float:
-    """Sub-tokens per token; UserError where they do not fill it."""
+    """Return the number of sub-tokens per token; UserError where they do not fill it."""
     number = groups or width // (subtoken_size or 1)
     if width % number or (subtoken_size and width % subtoken_size):
         given = f"subtoken_size {subtoken_size}" if subtoken_size else f"groups {groups}"

@@ -18,7 +18,7 @@ OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 
 def matrix_elements(method: MethodChoice, quantity: Quantity, m: int, n: int, rank: int) -> Value:
-    """Numbers kept for one matrix with `m` outputs and `n` inputs: weights, optimizer states, or both.
+    """Count numbers kept for a matrix of `m` outputs and `n` inputs: weights, optimizer states, or both.
 
     Weights are what the real modules hold, adapters included; states are what the real stepper keeps after
     an update, bases of projections included (GaLore, arXiv 2403.03507, Table 1).
@@ -31,7 +31,7 @@ def matrix_elements(method: MethodChoice, quantity: Quantity, m: int, n: int, ra
 
 
 def formula_holds(formula: str, method: MethodChoice, quantity: Quantity) -> Value:
-    """Whether a formula in m, n and r (m <= n) is what the real code keeps, at five sizes."""
+    """Check at five sizes whether a formula in m, n and r (m <= n) gives what the real code keeps."""
     sizes = [dict(zip("mnr", tried, strict=True)) for tried in TRIED]
     held = [matrix_elements(method, quantity, s["m"], s["n"], s["r"]).value for s in sizes]
     how = f"{formula} beside the {quantity} in the real module and stepper at {len(TRIED)} sizes with m <= n"
@@ -39,7 +39,7 @@ def formula_holds(formula: str, method: MethodChoice, quantity: Quantity) -> Val
 
 
 def evaluated(formula: str, values: Mapping[str, int]) -> int:
-    """A formula of names, whole numbers, +, -, * and brackets; UserError for anything else."""
+    """Evaluate a formula of names, whole numbers, +, -, * and brackets; UserError for anything else."""
     try:
         return _value(ast.parse(formula, mode="eval").body, values)
     except (SyntaxError, KeyError, TypeError) as error:
@@ -60,9 +60,9 @@ def _value(node: ast.expr, values: Mapping[str, int]) -> int:
 
 
 def abilities(method: MethodChoice) -> Value:
-    """The text `yes / no / yes`: several subspaces in a run, pre-training, fine-tuning (GaLore, Table 1).
+    """Return the text `yes / no / yes`: several subspaces in a run, pre-training, fine-tuning.
 
-    From the caps of our method; a subspace that changes is one with a period of refreshes.
+    As in Table 1 of GaLore, from the caps of our method; a subspace that changes has a period of refreshes.
     """
     from harness.method import build
 
@@ -74,7 +74,7 @@ def abilities(method: MethodChoice) -> Value:
 
 
 def default(method: str, option: str) -> Value:
-    """The default of an option of our method."""
+    """Return the default of an option of our method."""
     from harness.method import find
 
     fields = find(method).Config.model_fields

@@ -24,7 +24,7 @@ What = Literal["hidden", "intermediate", "layers", "heads", "vocab"]
 def parameters(
     shape: str, method: MethodChoice = "full", count: Count = "total", unit: str = "million"
 ) -> Value:
-    """Parameters of a model as the real method prepares it, tied ones once, buffers not counted.
+    """Count parameters of a model as the real method prepares it, tied ones once, buffers not counted.
 
     `targets` are the seven linear layers of each block and what takes their place, `others` the rest;
     `factored` and `dense_targets` split the targets of a low-rank method; `support` are indices (a buffer).
@@ -37,7 +37,7 @@ def parameters(
 def parameter_ratio(
     shape: str, method: MethodChoice, of: Literal["model", "targets", "trainable"] = "model"
 ) -> Value:
-    """Parameters beside those of the dense model: of the whole, of the targets, or trainable over all."""
+    """Return parameters over those of the dense model: of all, of the targets, or trainable over all."""
     after, before = prepared(shape, method), prepared(shape, "full")
     ours = "total" if of == "model" else of
     dense = "targets" if of == "targets" else "total"
@@ -46,7 +46,7 @@ def parameter_ratio(
 
 
 def rank_reduction_total(shape: str) -> Value:
-    """The denominator of effective rank reduction: min(out, in) summed over all targets.
+    """Return the denominator of effective rank reduction: min(out, in) summed over all targets.
 
     WeLore, arXiv 2407.11239v1, footnote 5.
     """
@@ -55,12 +55,12 @@ def rank_reduction_total(shape: str) -> Value:
 
 
 def break_even_rank(m: int, n: int) -> Value:
-    """The largest rank at which two factors hold fewer numbers than the matrix: k (m + n) < m n."""
+    """Return the largest rank at which two factors hold fewer numbers than the matrix: k (m + n) < m n."""
     return Value((m * n - 1) // (m + n), "ranks", "the largest k with k (m + n) < m n")
 
 
 def size(shape: str, what: What) -> Value:
-    """A width or a count of a named shape."""
+    """Return a width or a count of a named shape."""
     from harness.config import ShapeModel
     from harness.engine.models.shapes import shape_of
 
@@ -69,7 +69,7 @@ def size(shape: str, what: What) -> Value:
 
 
 def rank_over_width(shape: str, rank: int) -> Value:
-    """The text `rank / width`, as tables print the two."""
+    """Return the text `rank / width`, as tables print the two."""
     width = size(shape, "hidden").value
     return Value(f"{rank} / {width}", "text", f"the rank beside the width of our shape {shape_name(shape)}")
 

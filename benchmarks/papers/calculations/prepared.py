@@ -130,7 +130,7 @@ def _count(model: nn.Module, run: Run, states: bool) -> Prepared:
 
 
 def _counts(model: nn.Module) -> dict[str, int]:
-    """Parameters by the place they have; indices of sparse entries are no parameters."""
+    """Count parameters by their place; indices of sparse entries are no parameters."""
     from harness.factored import FactoredLinear
 
     targets, everything = _targets(model), dict(model.named_parameters())
@@ -156,7 +156,7 @@ def _counts(model: nn.Module) -> dict[str, int]:
 
 
 def _targets(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter within an attention or feed-forward matrix, or what has taken its place."""
+    """Return the parameters of attention and feed-forward matrices, or of what replaced them."""
     from methods.parts.targets import LINEAR_KINDS
 
     return {
@@ -167,7 +167,7 @@ def _targets(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _states(model: nn.Module, run: Run, methods: list[Method]) -> list[Any]:
-    """Tensors that the stepper keeps after an update, its counters of steps left out; none if none trains."""
+    """Return the tensors that the stepper keeps after an update, without step counters; [] if none trains."""
     import torch
 
     from harness.engine.run.prepare import find_stepper

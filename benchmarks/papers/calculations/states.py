@@ -114,7 +114,7 @@ def state_bytes(
     bits: Bits = 16,
     state_bits: Bits | None = None,
 ) -> Value:
-    """Bytes of weights, states or gradients by a named convention; `state_bits` are `bits` unless given."""
+    """Return bytes of weights, states or gradients by a convention; `state_bits` are `bits` unless given."""
     found = _parts(shape, method, convention, bits, state_bits)
     summary = (CONVENTIONS[convention].__doc__ or "").splitlines()[0].rstrip(".")
     how = f"{part} by the convention {convention}: {summary}"
@@ -132,7 +132,7 @@ def state_reduction(
     than_state_bits: Bits | None = None,
     give: str = "percent",
 ) -> Value:
-    """What one method keeps less than another, in percent of the other or in a unit of bytes."""
+    """Return how much less one method keeps than another, in percent of the other or in a unit of bytes."""
     ours = _parts(shape, method, convention, bits, state_bits).of(part)
     other = _parts(shape, than, convention, bits, than_state_bits).of(part)
     how = f"{part} of the one less than those of the other, both by the convention {convention}"
@@ -144,7 +144,7 @@ def state_reduction(
 def weight_bytes(
     shape: str, bits: Bits, of: Literal["model", "targets"] = "model", unit: str = "GiB"
 ) -> Value:
-    """Bytes of the dense weights at so many bits each; `targets` are the linear layers of the blocks."""
+    """Return bytes of the dense weights at `bits` each; `targets` are the linear layers of the blocks."""
     found = prepared(shape, "full").counts["total" if of == "model" else "targets"]
     return Value(in_unit(found * bits / 8, unit), unit, f"weights of the {of} at {bits} bits each")
 
@@ -152,7 +152,7 @@ def weight_bytes(
 def implied_rank(
     shape: str, memory: float, convention: str = "elements", unit: str = "GB", part: Part = "total"
 ) -> Value:
-    """The one rank for all matrices at which a projected optimizer would have this memory.
+    """Return the one rank for all matrices at which a projected optimizer would have this memory.
 
     Every convention is linear in it. It is below 0 where even rank 0 takes more: dense weights, and plain
     Adam for all that is not projected.

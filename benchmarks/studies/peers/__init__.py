@@ -1,1 +1,1 @@
-"""Ours beside what a user would otherwise run: the same tensors in one process, interleaved."""
+"""Compare ours with what a user would otherwise run: the same tensors, one process, interleaved."""

@@ -17,7 +17,7 @@ TARGET = 0.15
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    """One refresh for each shape; ours includes the choice of the rank and the mapping of the moments."""
+    """Yield one refresh for each shape; ours includes choosing the rank and mapping the moments."""
     for name, (out, inputs, rank) in (TINY if quick else SHAPES).items():
         shape = f"{name}: {out} x {inputs}, upper rank {rank}, float32"
         work, peer = "refresh, rank and moments", f"refresh of {PEER}"
@@ -26,7 +26,7 @@ def cases(quick: bool) -> Iterator[Case]:
 
 
 def refresh(out: int, inputs: int, rank: int) -> Duel:
-    """From its own subspace of an older gradient to that of the current one."""
+    """Refresh from our own subspace of an older gradient to that of the current one."""
     scene = setting(out, inputs, rank)
     _, stepper = one_matrix(torch.zeros(out, inputs), rank, "adarankgrad")
     ((name, matrix),) = stepper.matrices.items()

@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    """For each shape a step between two refreshes, and refreshes by the quicker finders."""
+    """Yield for each shape a step between two refreshes, and refreshes by the quicker finders."""
     works: dict[str, tuple[Callable[..., Duel], float]] = {
         "plain step": (plain_step, PLAIN_TARGET),
         "refresh, randomized, cold": (partial(refresh, "randomized", False), RANDOMIZED_TARGET),
@@ -58,7 +58,7 @@ def cases(quick: bool) -> Iterator[Case]:
 
 # ---------------------------------------------------------------------------------------- a plain step
 def plain_step(out: int, inputs: int, rank: int) -> Duel:
-    """Projection, Adam, back-projection, update of one matrix, in the subspace that the peer has found."""
+    """Project, apply Adam, project back and update one matrix, in the subspace that the peer has found."""
     generator = torch.Generator().manual_seed(0)
     start = 0.02 * torch.randn(out, inputs, generator=generator)
     gradient = torch.randn(out, inputs, generator=generator)
@@ -85,7 +85,7 @@ def plain_step(out: int, inputs: int, rank: int) -> Duel:
 
 
 def one_matrix(weight: Tensor, rank: int, method: str, **options: Any) -> tuple[Any, ProjectedStepper]:
-    """A model of one target with this weight, and its stepper; refreshes at the first update alone."""
+    """Return a model of one target with this weight, and its stepper; only its first update refreshes."""
     out, inputs = weight.shape
     layer = nn.utils.skip_init(nn.Linear, inputs, out, bias=False)
     layer.weight.data.copy_(weight)
@@ -99,7 +99,7 @@ def one_matrix(weight: Tensor, rank: int, method: str, **options: Any) -> tuple[
 
 
 def peer_optimizer(plain: Sequence[Tensor], projected: Sequence[Tensor], rank: int) -> Any:
-    """Their AdamW, with a refresh in the first step alone."""
+    """Return their AdamW, with a refresh in the first step alone."""
     package = peer_package("galore_torch", "galore-torch")
     options = {"rank": rank, "update_proj_gap": NEVER, "scale": SCALE, "proj_type": "std"}
     groups = [{"params": plain}, {"params": projected, **options}]
@@ -107,7 +107,7 @@ def peer_optimizer(plain: Sequence[Tensor], projected: Sequence[Tensor], rank: i
 
 
 def _floor(peer: Callable[[], Any], weight: Tensor, gradient: Tensor, projector: Projector) -> str:
-    """The time of the two products that no step can do without, over the peer's: the best that can be."""
+    """Return the time of the two products that every step needs, over the peer's: the lowest ratio."""
     weight = weight.clone()
 
     def products() -> None:
@@ -136,7 +136,7 @@ class Scene:
 
 
 def refresh(how: Finder, warm: bool, out: int, inputs: int, rank: int) -> Duel:
-    """A new subspace by a finder of ours, against the singular value decomposition of the peer."""
+    """Find a new subspace by a finder of ours, against the singular value decomposition of the peer."""
     scene = setting(out, inputs, rank)
     side = side_of((out, inputs), "std")
     old = scene.old if warm else None
@@ -153,7 +153,7 @@ def refresh(how: Finder, warm: bool, out: int, inputs: int, rank: int) -> Duel:
 
 @lru_cache(maxsize=1)
 def setting(out: int, inputs: int, rank: int) -> Scene:
-    """What the refreshes of one shape have in common, since the peer takes a minute at the largest."""
+    """Return what the refreshes of one shape share; cached, since the peer takes a minute at the largest."""
     projector = peer_package("galore_torch.galore_projector", "galore-torch").GaLoreProjector(rank)
     side = side_of((out, inputs), "std")
     generator = torch.Generator().manual_seed(0)
@@ -170,13 +170,13 @@ def setting(out: int, inputs: int, rank: int) -> Scene:
 
 
 def power_law(left: Tensor, right: Tensor, generator: torch.Generator) -> Tensor:
-    """The product of two factors, column i over i, plus white noise of a tenth of its norm."""
+    """Return the product of two factors, column i over i, plus white noise of a tenth of its norm."""
     product = left / torch.arange(1, left.shape[1] + 1) @ right.T
     noise = torch.randn(product.shape, generator=generator)
     return product.add_(noise, alpha=float(0.1 * product.norm() / noise.norm()))
 
 
 def share_captured(found: Projector, scene: Scene) -> float:
-    """The squared norm of the gradient within a subspace, over that within the peer's."""
+    """Return the squared norm of the gradient within a subspace, over that within the peer's."""
     kept, best = (float(p.project(scene.gradient).double().square().sum()) for p in (found, scene.exact))
     return kept / best

@@ -25,7 +25,7 @@ STEPS = 3
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    """AdamW alone on the tensors of a model, and whole training steps."""
+    """Yield AdamW alone on the tensors of a model, and whole training steps."""
     large, shape, batch = ("nano", "nano", (1, 4)) if quick else ("60m", "9m", (4, 128))
     tokens = f"LLaMA {shape}, {batch[0]} x {batch[1]} tokens"
     step, torch_adamw = "training step", "torch AdamW, fused"
@@ -37,7 +37,7 @@ def cases(quick: bool) -> Iterator[Case]:
 
 # ------------------------------------------------------------------------------------------ one thing
 def adamw(shape: str) -> Duel:
-    """The update of all tensors of a model from the same gradients."""
+    """Update all tensors of a model from the same gradients."""
     models = [new_model(shape) for _ in range(2)]
     for model in models:
         generator = torch.Generator().manual_seed(1)
@@ -54,14 +54,14 @@ def adamw(shape: str) -> Duel:
 
 # ------------------------------------------------------------------------------- whole training steps
 def full(shape: str, batch: tuple[int, int]) -> Duel:
-    """Every parameter by AdamW."""
+    """Train every parameter by AdamW."""
     theirs = new_model(shape)
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=LR, weight_decay=0.0, fused=True)
     return duel(our_step(shape, batch, "full", {}), loop(theirs, optimizer, batch))
 
 
 def lora(shape: str, batch: tuple[int, int]) -> Duel:
-    """Adapters of the same weights on all linear layers of the blocks."""
+    """Train adapters of the same weights on all linear layers of the blocks."""
     theirs = new_model(shape)
     config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=list(LINEAR_KINDS))
     with torch.random.fork_rng(devices=[]):
@@ -73,7 +73,7 @@ def lora(shape: str, batch: tuple[int, int]) -> Duel:
 
 
 def galore(shape: str, batch: tuple[int, int]) -> Duel:
-    """Steps between two refreshes; both find their subspaces in the first step."""
+    """Train by GaLore between two refreshes; both sides find their subspaces in the first step."""
     theirs = new_model(shape)
     layers = target_linears(theirs, LINEAR_KINDS).values()
     projected = [layer.weight for layer in layers]

@@ -26,7 +26,7 @@ TARGET = 0.8
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    """Forward and backward of one layer, as in training: gradients of the input and of all parameters."""
+    """Yield forward and backward of one layer, with gradients of the input and of all parameters."""
     tokens = 8 if quick else TOKENS
     for name, (outputs, inputs, rank, delta) in (TINY if quick else SHAPES).items():
         shape = f"{name}: {outputs} x {inputs}, rank {rank}, delta {delta}, {tokens} tokens"
@@ -36,7 +36,7 @@ def cases(quick: bool) -> Iterator[Case]:
 
 
 class Official(torch.autograd.Function):
-    """What the official layer computes: W and its gradient as a whole, int64 positions, s A kept."""
+    """Compute what the official layer does: W and its gradient as a whole, int64 positions, s A kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, b: Tensor, scaled_a: Tensor, values: Tensor, support: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Official(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of x, B, s A and the values."""
+        """Return the gradients of x, B, s A and the values."""
         x, b, scaled_a, values, support = ctx.saved_tensors
         dx = dy @ _rebuilt(b, scaled_a, values, support)
         dw = dy.t() @ x
@@ -91,12 +91,12 @@ def _duel(outputs: int, inputs: int, rank: int, delta: float, tokens: int) -> Du
 
 
 def _difference(ours: Tensor, peer: Tensor) -> float:
-    """Norm of the difference over norm."""
+    """Return |ours - peer| / |peer|."""
     return float((ours - peer).norm() / peer.norm())
 
 
 def _saved_bytes(output: Callable[[], Tensor], parameters: Sequence[Tensor]) -> int:
-    """What autograd keeps for the backward pass beside the parameters, each storage once."""
+    """Return the bytes that autograd keeps for the backward pass beside the parameters, each storage once."""
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ RANK = 32
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    """The weight gradient of a down projection, and an adapter's forward and backward pass."""
+    """Yield the weight gradient of a down projection, and an adapter's forward and backward pass."""
     sequences, tokens = (2, 4) if quick else (4, 256)
     for name, (out, width, groups) in (TINY if quick else SHAPES).items():
         size = {"out": out, "width": width, "groups": groups, "sequences": sequences, "tokens": tokens}
@@ -38,7 +38,7 @@ def cases(quick: bool) -> Iterator[Case]:
 
 
 def official_gradient(grad_output: Tensor, projected: Tensor, v: Tensor) -> Tensor:
-    """What the official backward pass computes: (out, D) from (B, N, out), (B, N, G) and (M).
+    """Compute the official weight gradient: (out, D) from (B, N, out), (B, N, G) and (M).
 
     It builds the input from its coordinates and multiplies sequence by sequence; autograd then adds the B
     gradients up. Left out in its favour: casts to float16, and emptying the allocator's cache each time.
@@ -70,7 +70,7 @@ def _gradient(out: int, width: int, groups: int, sequences: int, tokens: int) ->
 
 
 def _adapter(out: int, width: int, groups: int, sequences: int, tokens: int) -> Duel:
-    """Both adapters have equal weights, and the direction of the same first batch, kept for good."""
+    """Compare adapters with equal weights and one fixed direction, that of the same first batch."""
     rank = min(RANK, out, width)
     models = [_adapted(out, width, rank, groups if theirs else None) for theirs in (False, True)]
     build("velora", {"num_groups": groups, "targets": ["down_proj"]}).prepare(models[0], Context())
@@ -92,7 +92,7 @@ def _adapter(out: int, width: int, groups: int, sequences: int, tokens: int) -> 
 
 
 def _adapted(out: int, width: int, rank: int, groups: int | None) -> nn.ModuleDict:
-    """A layer with an adapter whose B is not zero, compressed by peft itself where `groups` is given."""
+    """Return a layer with an adapter whose B is not zero, compressed by peft where `groups` is given."""
     velora = None if groups is None else VeloraConfig(num_groups=groups, init_type="batch_average_once")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -109,12 +109,12 @@ def _adapted(out: int, width: int, rank: int, groups: int | None) -> nn.ModuleDi
 
 
 def _difference(ours: Tensor, peer: Tensor) -> float:
-    """The largest difference of two results, over the largest entry."""
+    """Return the largest difference of two results over the largest entry."""
     return ((ours - peer).abs().max() / peer.abs().max()).item()
 
 
 def _peak_bytes(work: Callable[[], object]) -> int:
-    """The most that was alive at once during the work, beyond what was alive before."""
+    """Return the peak of live bytes during the work, less those alive before."""
     meter = LiveMeter(torch.device("cpu"))
     gc.collect()
     with meter.window() as window:

@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-from transformers import LlamaConfig
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -56,20 +54,3 @@ class Recipe:
     def answer_weight_at(self, step: int) -> float:
         """Return how often the loss of step 0, 1, ..., steps - 1 counts an answer."""
         return self.answer_weight + (1 - self.answer_weight) * step / max(1, self.steps - 1)
-
-    def model_config(self, vocabulary: int, bos: int, eos: int, pad: int) -> LlamaConfig:
-        """Return the configuration of the model: untied head, as many key/value heads as query heads."""
-        return LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.heads,
-            initializer_range=self.initial_std,
-            max_position_embeddings=self.max_length,
-            tie_word_embeddings=False,
-            bos_token_id=bos,
-            eos_token_id=eos,
-            pad_token_id=pad,
-        )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.embedded.recipe import Recipe
 from benchmarks.embedded.tokenizer import encode_documents
@@ -35,10 +35,26 @@ def windows(
 
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Return a freshly initialised model; the recipe's seed decides its weights."""
+    """Return a freshly initialised model; the recipe's seed decides its weights.
+
+    Its head is untied, and it has as many key/value heads as query heads.
+    """
     torch.manual_seed(recipe.seed)
-    special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    return LlamaForCausalLM(recipe.model_config(len(tokenizer), *special))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        initializer_range=recipe.initial_std,
+        max_position_embeddings=recipe.max_length,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
 
 
 def answers(tokens: torch.Tensor, cue: Sequence[int]) -> torch.Tensor:

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 from benchmarks.embedded import build, evaluate
 from benchmarks.embedded.recipe import Recipe
 from benchmarks.embedded.tokenizer import encode_documents
-from benchmarks.embedded.training import windows
+from benchmarks.embedded.training import new_model, windows
 from benchmarks.embedded.world import SKILLS, document_stream, documents, questions
 from harness.files import sha256
 
@@ -179,8 +179,7 @@ def test_perplexity_does_not_depend_on_padding(
 
 
 def test_perplexity_of_a_uniform_model_is_the_vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> None:
-    config = Recipe(hidden=16, intermediate=32, layers=1, heads=2).model_config(len(tokenizer), 0, 1, 3)
-    uniform = LlamaForCausalLM(config).eval()
+    uniform = new_model(Recipe(hidden=16, intermediate=32, layers=1, heads=2), tokenizer).eval()
     torch.nn.init.zeros_(uniform.lm_head.weight)
     texts = documents("a", "test", 10)
     perplexity, floor = evaluate.perplexity_and_floor(uniform, tokenizer, texts)

@@ -10,10 +10,10 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.record import COMPONENTS, Accuracy, Record
 from harness.tables.format import plain
@@ -29,6 +29,17 @@ FACTS = {
 NUMERICAL = ("torch", "transformers", "lm-eval")
 #: Keys of the config that a row is not compared by: they name the row, or do not change the work.
 _OWN = ("method", "seed", "repeat", "label", "save_weights")
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Return the items by key; keys and the items of each keep their order."""
+    found: dict[Key, list[Item]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
 
 
 @dataclass(frozen=True)
@@ -101,12 +112,12 @@ class Row:
 def rows(records: Iterable[Record], order: Sequence[str] = ()) -> list[Row]:
     """Group records into rows: in the order of the config ids given, then by label."""
     places = {config_id: place for place, config_id in reversed(list(enumerate(order)))}
-    grouped = _group(records)
-    grouped.sort(key=lambda row: (places.get(row.config_id, len(order)), row.label, row.config_id))
-    tasks = task_names(grouped)
-    for row in grouped:
+    found = _group(records)
+    found.sort(key=lambda row: (places.get(row.config_id, len(order)), row.label, row.config_id))
+    tasks = task_names(found)
+    for row in found:
         row.stats = _summary(row.records, tasks)
-    return grouped
+    return found
 
 
 def baseline_of(row: Row, everything: Sequence[Row], label: str | None) -> Row | None:
@@ -144,11 +155,11 @@ def environment_of(record: Record) -> dict[str, str]:
     return {plain(key): plain(str(value)) for key, value in known.items() if value is not None}
 
 
-def task_names(grouped: Sequence[Row]) -> dict[tuple[str, str], str]:
+def task_names(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
     """Return the column of each task and version; the version is named only where a task has several."""
     found = dict.fromkeys(
         (task, accuracy.version)
-        for row in grouped
+        for row in rows
         for record in row.records
         for task, accuracy in (record.quality.tasks.items() if record.quality else ())
     )
@@ -169,20 +180,20 @@ def _group(records: Iterable[Record]) -> list[Row]:
     """Join runs of one configuration whose environments agree; the same run twice makes two rows."""
     found = [(environment_of(record), record) for record in records]
     found.sort(key=lambda pair: (str(pair[0]), pair[1].run_id, repr(pair[1])))
-    grouped: list[Row] = []
+    joined: list[Row] = []
     for known, record in found:
-        for row in grouped:
+        for row in joined:
             twice = any(other.run_id == record.run_id for other in row.records)
             if row.config_id == record.config_id and not twice and agree(known, row.environment):
                 break
         else:
             row = Row(record.config_id, {})
-            grouped.append(row)
+            joined.append(row)
         row.records.append(record)
         row.environment |= known
-    for row in grouped:
+    for row in joined:
         row.records.sort(key=lambda record: (record.seed, record.repeat))
-    return grouped
+    return joined
 
 
 def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.record import Record
+from harness.tables.aggregate import grouped
 from harness.tables.compare import memory as compare_memory
 from harness.tables.format import plain
 from harness.tables.history.segments import Run
-from harness.tables.history.series import Quantity, grouped
+from harness.tables.history.series import Quantity
 
 CAUSE_LENGTH = 240
 

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.record import Record
-from harness.tables.aggregate import Row, agree
+from harness.tables.aggregate import Row, agree, grouped
 from harness.tables.compare.comparison import Difference
 from harness.tables.compare.pairing import differences
 from harness.tables.format import plain
 from harness.tables.history.commits import started
 from harness.tables.history.loading import Found
 from harness.tables.history.quantities import BY_SEED, conditions, measurement, scored_text, values
-from harness.tables.history.series import Kind, Point, Quantity, grouped
+from harness.tables.history.series import Kind, Point, Quantity
 
 NAME_LENGTH = 80
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Container, Hashable, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Literal
 
+from harness.tables.aggregate import grouped
 from harness.tables.compare.comparison import Difference
 
 #: The measurement that a quantity is of, which decides what must be equal before two values are compared.
@@ -22,17 +23,6 @@ KINDS: tuple[Kind, ...] = ("memory", "time", "perplexity", "accuracy", "status")
 MIB = 1 << 20
 #: Beyond any speed or perplexity, and small enough for ratios.
 LARGEST = 1e100
-
-Item = TypeVar("Item")
-Key = TypeVar("Key", bound=Hashable)
-
-
-def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
-    """Return the items by key; keys and the items of each keep their order."""
-    found: dict[Key, list[Item]] = {}
-    for item in items:
-        found.setdefault(key(item), []).append(item)
-    return found
 
 
 @dataclass(frozen=True)

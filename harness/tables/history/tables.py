@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from harness.tables.aggregate import grouped
 from harness.tables.format import DASH, Column, Table
 from harness.tables.history import wording
-from harness.tables.history.series import History, Quantity, Series, grouped
+from harness.tables.history.series import History, Quantity, Series
 
 BARS = "▁▂▃▄▅▆▇█"
 #: Commits that a trend shows, the newest.

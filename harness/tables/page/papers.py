@@ -10,9 +10,9 @@ from pathlib import Path
 
 from harness.errors import UserError
 from harness.record import Record
+from harness.tables.aggregate import grouped
 from harness.tables.format import DASH, Column, Table, plain
 from harness.tables.format import ratio as ratio_text
-from harness.tables.history.series import grouped
 from harness.tables.page.html import escape, tag
 from harness.tables.page.tables import sortable, words
 from harness.tables.papers import judge, published, report

@@ -11,14 +11,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from harness import files
 from harness.errors import UserError
 from harness.forecast import MemoryReport
-from harness.record import Phase, TrainMemory
-from harness.tables import format
+from harness.record import COMPONENTS, Phase, TrainMemory
 from harness.tables.compare import memory
 from harness.tables.compare.comparison import Cell, Comparison, Verdict
 
 SUITE = "baselines"
 EXACT = "simulated"
-TRANSIENT = format.component("transient_bytes")
 #: Packages whose code decides which tensors exist.
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 WRITE = "nox -s gate -- --write"
@@ -141,16 +139,16 @@ def _row(label: str, base: Row, today: Row) -> Iterator[Cell]:
 def _peaks(label: str, meter: str, before: Peaks, after: Peaks) -> Iterator[Cell]:
     first, second = before.train, after.train
     peaks = first.peak_allocated_bytes, second.peak_allocated_bytes
-    parts = memory.components(first), memory.components(second)
     verdict = memory.judge(EXACT, *peaks)
-    if verdict == "ok" and any(parts[1][name] > parts[0][name] for name in parts[0] if name != TRANSIENT):
+    lasting = (name for name in COMPONENTS if name != "transient_bytes")
+    if verdict == "ok" and any(getattr(second, name) > getattr(first, name) for name in lasting):
         verdict = "regression"  # what persists between updates has grown, hidden by smaller temporaries
-    yield _cell(label, "peak memory", verdict, memory.cause(*peaks, *parts), meter)
+    yield _cell(label, "peak memory", verdict, memory.cause(*peaks, first, second), meter)
     for phase in sorted({*before.phase_peak_bytes, *after.phase_peak_bytes}):
         pair = before.phase_peak_bytes.get(phase, 0), after.phase_peak_bytes.get(phase, 0)
-        cause = f"{phase} {memory.cause(*pair, {}, {})}"
+        cause = f"{phase} {memory.cause(*pair)}"
         yield _cell(label, f"peak of {phase}", memory.judge(EXACT, *pair), cause, meter)
 
 
 def _cell(label: str, quantity: str, verdict: Verdict, cause: str, meter: str = "all meters") -> Cell:
-    return Cell.of(SUITE, label, meter, quantity, verdict, cause)
+    return Cell(SUITE, label, meter, quantity, verdict, cause)

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from harness.tables.format import plain
 
-#: `regression` fails the gate. `reported` is informational by rule, `withheld` is inconclusive for lack of
-#: evidence. `x` is not comparable, `missing` has no candidate, `new` no base.
-Verdict = Literal["regression", "improvement", "ok", "reported", "withheld", "x", "missing", "new"]
-VERDICTS: tuple[Verdict, ...] = (
-    *("regression", "improvement", "withheld", "reported"),
-    *("x", "missing", "new", "ok"),
-)
+#: From the worst: `regression` fails the gate; `withheld` is inconclusive for lack of evidence; `reported` is
+#: informational by rule; `x` is not comparable, `missing` has no candidate, `new` no base.
+Verdict = Literal["regression", "improvement", "withheld", "reported", "x", "missing", "new", "ok"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 NAME_LENGTH, CAUSE_LENGTH = 80, 400
+#: Fields that a cause names.
+MOST_FIELDS = 4
 #: Verdicts as people read them; JSON and JUnit keep the tokens.
 LABELS: dict[Verdict, str] = {"x": "not comparable", "reported": "informational", "withheld": "inconclusive"}
 #: The quantity of a run's outcome.
@@ -39,7 +38,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Cell:
-    """One quantity of one run, or of all runs of a row, with its verdict and its cause in one line."""
+    """One quantity of one run, or of all runs of a row, with its verdict and its cause.
+
+    Its texts become single lines of visible characters, whatever was given.
+    """
 
     suite: str
     row: str
@@ -49,25 +51,15 @@ class Cell:
     cause: str
     differences: tuple[Difference, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("suite", "row", "runs", "quantity", "cause"):
+            limit = CAUSE_LENGTH if name == "cause" else NAME_LENGTH
+            object.__setattr__(self, name, plain(getattr(self, name), limit))
+
     @property
     def judged(self) -> bool:
         """Whether it is evidence on the candidate; a run that ended as before is none."""
         return self.verdict in JUDGED and (self.quantity, self.verdict) != (STATUS, "ok")
-
-    @classmethod
-    def of(
-        cls,
-        suite: str,
-        row: str,
-        runs: str,
-        quantity: str,
-        verdict: Verdict,
-        cause: str,
-        differences: tuple[Difference, ...] = (),
-    ) -> Cell:
-        """Return a cell whose texts are single lines of visible characters, whatever was given."""
-        suite, row, runs, quantity = (plain(text, NAME_LENGTH) for text in (suite, row, runs, quantity))
-        return cls(suite, row, runs, quantity, verdict, plain(cause, CAUSE_LENGTH), differences)
 
 
 @dataclass(frozen=True)
@@ -107,7 +99,12 @@ class Comparison:
         return f"{self.name}: {outcome} ({counts or 'no cells'}{skipped})"
 
 
-def not_comparable(differences: Sequence[Difference], limit: int = 4) -> str:
-    """Return the cause of an `x`: the first fields that differ."""
-    more = f" and {len(differences) - limit} more" if len(differences) > limit else ""
-    return f"not comparable: {'; '.join(map(str, differences[:limit]))}{more}"
+def listed(differences: Sequence[Difference]) -> str:
+    """Write the first fields that differ, at most four, and count the others."""
+    more = f" and {len(differences) - MOST_FIELDS} more" if len(differences) > MOST_FIELDS else ""
+    return "; ".join(map(str, differences[:MOST_FIELDS])) + more
+
+
+def not_comparable(differences: Sequence[Difference]) -> str:
+    """Return the cause of an `x`: the fields that differ."""
+    return f"not comparable: {listed(differences)}"

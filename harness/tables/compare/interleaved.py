@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
-from harness.record import Record
 from harness.tables.compare import judge as compared
-from harness.tables.compare.comparison import NAME_LENGTH, Cell, Comparison
+from harness.tables.compare.comparison import Cell, Comparison
 from harness.tables.compare.pairing import Loaded, Side
 from harness.tables.compare.speed import QUANTITY
 from harness.tables.format import plain
@@ -68,23 +67,14 @@ def _bare(item: Loaded) -> Loaded:
 def _untimed(base: Side, candidate: Side, found: Comparison) -> list[Cell]:
     """Return a cell for each row whose successful runs have no throughput, so that silence is no verdict."""
     timed = {(cell.suite, cell.row) for cell in found.cells if cell.quantity == QUANTITY}
-    ended = [
-        {_row(item.record) for item in side.records if _trained(item.record)} for side in (base, candidate)
-    ]
+    records = ([item.record for item in side.records] for side in (base, candidate))
+    before, after = (
+        {(r.suite, r.label) for r in several if r.outcome.status == "ok" and r.training is not None}
+        for several in records
+    )
     cause = "not measured: more updates are needed (train.steps), so that some of each kind are timed"
-    return [
-        Cell.of(suite, row, "all runs", QUANTITY, "x", cause)
-        for suite, row in sorted(ended[0] & ended[1])
-        if (plain(suite, NAME_LENGTH), plain(row, NAME_LENGTH)) not in timed
-    ]
-
-
-def _row(record: Record) -> tuple[str, str]:
-    return record.suite, record.label
-
-
-def _trained(record: Record) -> bool:
-    return record.outcome.status == "ok" and record.training is not None
+    cells = [Cell(*row, "all runs", QUANTITY, "x", cause) for row in sorted(before & after)]
+    return [cell for cell in cells if (cell.suite, cell.row) not in timed]
 
 
 def _joined(cells: Iterable[Cell]) -> list[Cell]:

@@ -6,26 +6,20 @@ Nothing here reads the command line or writes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from harness.record import Record
+from harness.record import Memory, Quality, Record
 from harness.tables.compare import memory as compare_memory
 from harness.tables.compare import quality as compare_quality
 from harness.tables.compare import speed as compare_speed
 from harness.tables.compare.comparison import STATUS, Cell, Comparison, Difference, Verdict, not_comparable
 from harness.tables.compare.pairing import Loaded, Pair, Side, differences, pair
-from harness.tables.compare.quality import Answers
+from harness.tables.compare.quality import Answers, Judged
 from harness.tables.compare.statistics import holm
 from harness.tables.format import plain
 
-
-@dataclass(frozen=True)
-class Open:
-    """A cell of a task whose verdict waits for the p values of all others."""
-
-    cell: Cell
-    answers: Answers
+UNMEASURED: Judged = ("x", "not comparable: not measured by the candidate")
 
 
 def compare(base: Side, candidate: Side, controls: Mapping[str, str] | None = None) -> Comparison:
@@ -38,29 +32,28 @@ def compare(base: Side, candidate: Side, controls: Mapping[str, str] | None = No
     return Comparison((*_closed(found), *speed), tuple(skipped))
 
 
-def _closed(found: list[Cell | Open]) -> list[Cell]:
-    """Decide open cells: p values are adjusted over all tasks and runs of the comparison."""
-    waiting = iter(holm([item.answers.p_value for item in found if isinstance(item, Open)]))
-    cells = []
-    for item in found:
-        if isinstance(item, Open):
-            verdict, cause = item.answers.judge(next(waiting))
-            item = Cell.of(*_place(item.cell), item.cell.quantity, verdict, cause)
-        cells.append(item)
-    return cells
+def _closed(found: Sequence[tuple[Cell, Answers | None]]) -> Iterator[Cell]:
+    """Judge cells with answers: p values are adjusted over all tasks and runs of the comparison."""
+    adjusted = iter(holm([answers.p_value for _, answers in found if answers]))
+    for cell, answers in found:
+        if answers:
+            verdict, cause = answers.judge(next(adjusted))
+            cell = replace(cell, verdict=verdict, cause=cause)
+        yield cell
 
 
-def _place(cell: Cell) -> tuple[str, str, str]:
-    return cell.suite, cell.row, cell.runs
+def _run(each: Pair) -> Iterator[tuple[Cell, Answers | None]]:
+    """Yield the cells of one run, all but throughput, which is judged by row.
 
-
-def _run(each: Pair) -> Iterator[Cell | Open]:
-    """Yield the cells of one run, all but throughput, which is judged by row."""
+    The verdict on a cell with answers to a task waits for the p values of all others.
+    """
     some = each.some
-    place = some.suite, some.label, f"seed {some.seed}" + (f", repeat {some.repeat}" if some.repeat else "")
+    runs = f"seed {some.seed}" + (f", repeat {some.repeat}" if some.repeat else "")
 
-    def cell(quantity: str, verdict: Verdict, cause: str, fields: tuple[Difference, ...] = ()) -> Cell:
-        return Cell.of(*place, quantity, verdict, cause, fields)
+    def cell(
+        quantity: str, verdict: Verdict, cause: str, fields: tuple[Difference, ...] = ()
+    ) -> tuple[Cell, None]:
+        return Cell(some.suite, some.label, runs, quantity, verdict, cause, fields), None
 
     if each.base is None or each.candidate is None:
         side: Verdict = "new" if each.base is None else "missing"
@@ -68,11 +61,10 @@ def _run(each: Pair) -> Iterator[Cell | Open]:
         yield cell("run", side, f"no record of the {other} (here: {some.outcome.status})")
         return
     base, candidate = each.base.record, each.candidate.record
+    fields = differences(base, candidate, "memory")
     if base.config_id != candidate.config_id:
-        fields = differences(base, candidate, "memory")
         yield cell("run", "x", not_comparable(fields), fields)
         return
-    fields = differences(base, candidate, "memory")
     verdict, cause = _status(base, candidate)
     if verdict == "regression" and fields:
         yield cell(STATUS, "x", f"{cause}; {not_comparable(fields)}", fields)
@@ -84,7 +76,7 @@ def _run(each: Pair) -> Iterator[Cell | Open]:
             if fields:
                 yield cell(quantity, "x", not_comparable(fields), fields)
             elif isinstance(judged, Answers):
-                yield Open(cell(quantity, "ok", ""), judged)
+                yield cell(quantity, "ok", "")[0], judged
             else:
                 yield cell(quantity, *judged)
 
@@ -101,35 +93,27 @@ def _status(base: Record, candidate: Record) -> tuple[Verdict, str]:
     return ("improvement" if after == "ok" else "reported"), cause
 
 
-def _quantities(
-    base: Loaded, candidate: Loaded
-) -> Iterator[tuple[str, str, compare_quality.Judged | Answers]]:
-    """Yield each quantity with its kind of measurement and the result of its rule."""
+def _quantities(base: Loaded, candidate: Loaded) -> Iterator[tuple[str, str, Judged | Answers]]:
+    """Yield each quantity of the base with its kind of measurement and the result of its rule."""
     before, after = base.record, candidate.record
     if before.memory and before.memory.train:
-        yield "peak memory", "memory", _memory(before, after)
-    if before.quality is None:
-        return
-    scored = after.quality.perplexity if after.quality else {}
-    for name, perplexity in before.quality.perplexity.items():
-        judged: compare_quality.Judged | Answers = ("x", "not comparable: not measured by the candidate")
-        if name in scored:
-            judged = compare_quality.perplexity(name, (base, perplexity), (candidate, scored[name]))
+        yield "peak memory", "memory", _memory(before.memory, after.memory)
+    own, other = before.quality or Quality(), after.quality or Quality()
+    for name, scored in own.perplexity.items():
+        judged: Judged | Answers = UNMEASURED
+        if name in other.perplexity:
+            judged = compare_quality.perplexity(name, (base, scored), (candidate, other.perplexity[name]))
         yield f"perplexity {name}", "perplexity", judged
-    tasks = after.quality.tasks if after.quality else {}
-    for name, accuracy in before.quality.tasks.items():
-        judged = ("x", "not comparable: not measured by the candidate")
-        if name in tasks:
-            judged = compare_quality.answers(name, (base, accuracy), (candidate, tasks[name]))
+    for name, accuracy in own.tasks.items():
+        judged = UNMEASURED
+        if name in other.tasks:
+            judged = compare_quality.answers(name, (base, accuracy), (candidate, other.tasks[name]))
         yield f"accuracy {name}", "accuracy", judged
 
 
-def _memory(base: Record, candidate: Record) -> compare_quality.Judged:
-    assert base.memory is not None
-    assert base.memory.train is not None
-    if candidate.memory is None or candidate.memory.train is None:
-        return "x", "not comparable: not measured by the candidate"
-    before, after = base.memory.train, candidate.memory.train
+def _memory(base: Memory, candidate: Memory | None) -> Judged:
+    before, after = base.train, candidate.train if candidate else None
+    if before is None or after is None:
+        return UNMEASURED
     peaks = before.peak_allocated_bytes, after.peak_allocated_bytes
-    parts = compare_memory.components(before), compare_memory.components(after)
-    return compare_memory.judge(base.memory.meter, *peaks), compare_memory.cause(*peaks, *parts)
+    return compare_memory.judge(base.meter, *peaks), compare_memory.cause(*peaks, before, after)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from harness.record import COMPONENTS, TrainMemory
 from harness.tables.compare.comparison import Verdict
 from harness.tables.format import UNITS, component
@@ -25,19 +23,18 @@ def judge(meter: str, base: int, candidate: int) -> Verdict:
     return "improvement" if candidate < base - slack else "ok"
 
 
-def components(train: TrainMemory) -> dict[str, int]:
-    """Return bytes by component, under names for a sentence; they add up to the peak."""
-    return {component(name): getattr(train, name) for name in COMPONENTS}
-
-
-def cause(base: int, candidate: int, before: Mapping[str, int], after: Mapping[str, int]) -> str:
+def cause(
+    base: int, candidate: int, before: TrainMemory | None = None, after: TrainMemory | None = None
+) -> str:
     """Write how a peak moved and by which parts, the largest first: `peak +412.0 MiB: optimizer +410.0, …`.
 
     All numbers are in the unit of the largest change.
     """
-    moved = {name: after.get(name, 0) - before.get(name, 0) for name in dict.fromkeys((*before, *after))}
+    moved: dict[str, int] = {}
+    if before is not None and after is not None:
+        moved = {component(name): getattr(after, name) - getattr(before, name) for name in COMPONENTS}
     parts = sorted(((n, size) for n, size in moved.items() if size), key=lambda part: -abs(part[1]))
-    largest = max((abs(size) for size in (candidate - base, *moved.values())), default=0)
+    largest = max(abs(size) for size in (candidate - base, *moved.values()))
     unit, size = next((pair for pair in UNITS if largest >= pair[1]), ("bytes", 1))
     peak = f"peak {_signed(candidate - base, size)} {unit}" if candidate != base else "peak unchanged"
     changes = ", ".join(f"{name} {_signed(part, size)}" for name, part in parts)

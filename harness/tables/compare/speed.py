@@ -155,4 +155,4 @@ def _unstable(control: Sequence[Row]) -> str | None:
 
 
 def _cell(row: Row, verdict: Verdict, cause: str, fields: tuple[Difference, ...] = ()) -> Cell:
-    return Cell.of(row.suite, row.label, "all runs", QUANTITY, verdict, cause, fields)
+    return Cell(row.suite, row.label, "all runs", QUANTITY, verdict, cause, fields)

@@ -85,11 +85,10 @@ def _differs(before: Run, after: Run) -> bool:
 
 def _cause(before: Record, after: Record) -> str:
     """Name the components that moved a peak."""
-    trains = [item.memory.train if item.memory else None for item in (before, after)]
-    if trains[0] is None or trains[1] is None:
+    old, new = (item.memory.train if item.memory else None for item in (before, after))
+    if old is None or new is None:
         return ""
-    peaks = trains[0].peak_allocated_bytes, trains[1].peak_allocated_bytes
-    return compare_memory.cause(*peaks, *(compare_memory.components(t) for t in trains if t is not None))
+    return compare_memory.cause(old.peak_allocated_bytes, new.peak_allocated_bytes, old, new)
 
 
 def status(runs: Sequence[Run]) -> list[LevelChange]:

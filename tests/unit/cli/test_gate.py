@@ -177,7 +177,7 @@ def test_a_written_answer_leaves_the_counts_on_the_terminal(gate: Gate, base: Pa
 # --------------------------------------------------------------------------------------- formats
 def hostile() -> Comparison:
     verdicts = ("regression", "improvement", "ok", "x", "withheld", "missing")
-    cells = tuple(Cell.of(HOSTILE, HOSTILE, "seed 0", HOSTILE, verdict, HOSTILE) for verdict in verdicts)
+    cells = tuple(Cell(HOSTILE, HOSTILE, "seed 0", HOSTILE, verdict, HOSTILE) for verdict in verdicts)
     return Comparison(cells, ("base: a <b> | file",))
 
 
@@ -210,7 +210,7 @@ def test_json_holds_every_cell_with_its_differences(base: Path, tmp_path: Path) 
 
 
 def test_regressions_are_never_cut_and_other_lines_are() -> None:
-    many = [Cell.of("s", f"row {n}", "seed 0", "q", v, "why") for n in range(50) for v in ("regression", "x")]
+    many = [Cell("s", f"row {n}", "seed 0", "q", v, "why") for n in range(50) for v in ("regression", "x")]
     text = FORMATS["text"](Comparison(tuple(many)))  # type: ignore[arg-type]
     assert text.count("regression: ") == 50
     assert text.count("not comparable: s/") == MOST_LINES

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 #: The text of a cell without a measurement; a zero is always a measured zero.
@@ -136,6 +136,12 @@ def bytes_text(value: float) -> str:
 
 
 # ------------------------------------------------------------------------------------------- text
+def first(lines: Sequence[str], most: int, more: str) -> list[str]:
+    """Return the first lines; `more` is a line with `{}` for the number of the others."""
+    left = len(lines) - most
+    return [*lines[:most], more.format(left)] if left > 0 else list(lines)
+
+
 def component(key: str) -> str:
     """Return the name of a component of the peak (`record.COMPONENTS`) for people."""
     if key == "transient_bytes":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
+from harness.tables.aggregate import grouped
 from harness.tables.compare import judge as compared
 from harness.tables.compare.comparison import Cell, Comparison
 from harness.tables.compare.pairing import Loaded, Side
@@ -79,10 +80,7 @@ def _untimed(base: Side, candidate: Side, found: Comparison) -> list[Cell]:
 
 def _joined(cells: Iterable[Cell]) -> list[Cell]:
     """Merge cells of a row that are equal but for their runs."""
-    found: dict[Cell, list[str]] = {}
-    for cell in cells:
-        found.setdefault(replace(cell, runs=""), []).append(cell.runs)
     return [
-        replace(cell, runs=runs[0] if len(runs) == 1 else f"{runs[0]} and {len(runs) - 1} more")
-        for cell, runs in found.items()
+        replace(cell, runs=f"{cell.runs} and {len(alike)} more") if alike else cell
+        for cell, *alike in grouped(cells, lambda cell: replace(cell, runs="")).values()
     ]

@@ -6,13 +6,13 @@ A file that is no valid record (`harness.tables.records`) is skipped, never comp
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.record import Record
-from harness.tables import aggregate
+from harness.tables.aggregate import environment_of, grouped
 from harness.tables.compare.comparison import Difference
 from harness.tables.format import plain
 from harness.tables.records import NOTE_LENGTH, find, read_each
@@ -108,38 +108,27 @@ def pair(base: Iterable[Loaded], candidate: Iterable[Loaded]) -> list[Pair]:
     that a run whose setting or device changed is one cell that says so, not one missing and one new.
     """
     left, right = list(base), list(candidate)
-    found: dict[int, tuple[int, Loaded]] = {}
+    found: dict[int, Loaded] = {}
     for key in (_same_place, _same_work, _same_name):
-        open_base = [place for place in range(len(left)) if place not in found]
-        for place, other in list(_matched(left, open_base, right, key)):
-            found[place] = (place, other)
-            right.remove(other)
-    pairs = [Pair(item, found[place][1] if place in found else None) for place, item in enumerate(left)]
-    return pairs + [Pair(None, item) for item in right]
+        waiting = grouped(right, key)
+        for place, item in enumerate(left):
+            if place not in found and (others := waiting.get(key(item))):
+                found[place] = others.pop(0)
+                right.remove(found[place])
+    pairs = [Pair(item, found.get(place)) for place, item in enumerate(left)]
+    return [*pairs, *(Pair(None, item) for item in right)]
 
 
-def _matched(
-    left: Sequence[Loaded], places: Sequence[int], right: Sequence[Loaded], key: Callable[[Record], Hashable]
-) -> Iterator[tuple[int, Loaded]]:
-    """Yield places of the left side with a run of the right side of the same key, each used once."""
-    waiting: dict[Hashable, list[Loaded]] = {}
-    for item in right:
-        waiting.setdefault(key(item.record), []).append(item)
-    for place in places:
-        if others := waiting.get(key(left[place].record)):
-            yield place, others.pop(0)
+def _same_place(item: Loaded) -> Hashable:
+    return _same_work(item), machine(item.record)
 
 
-def _same_place(record: Record) -> Hashable:
-    return _same_work(record), machine(record)
+def _same_work(item: Loaded) -> Hashable:
+    return item.record.suite, item.record.config_id, item.record.seed, item.record.repeat
 
 
-def _same_work(record: Record) -> Hashable:
-    return record.suite, record.config_id, record.seed, record.repeat
-
-
-def _same_name(record: Record) -> Hashable:
-    return record.suite, record.label, record.seed, record.repeat
+def _same_name(item: Loaded) -> Hashable:
+    return item.record.suite, item.record.label, item.record.seed, item.record.repeat
 
 
 def differences(base: Record, candidate: Record, quantity: str) -> tuple[Difference, ...]:
@@ -169,7 +158,7 @@ def _differ(
 
 def decides(record: Record, quantity: str) -> dict[str, str]:
     """Return every condition of a quantity beside the config, as text."""
-    known = {"seed": str(record.seed), **aggregate.environment_of(record)}
+    known = {"seed": str(record.seed), **environment_of(record)}
     if record.environment:
         here = record.environment
         known |= {name: here.packages[name] for name in PACKAGES if name in here.packages}

@@ -94,10 +94,9 @@ def _windows(loaded: Loaded, name: str, scored: Perplexity) -> list[Window]:
         if not (0 <= tokens <= scored.tokens and 0 <= nats < LARGEST_NLL):
             raise AbsentError(f"the file of {plain(name, 40)} holds impossible numbers")
         found.append(Window(same, tokens, float(nats)))
-    total = math.fsum(window.nats for window in found)
     if len(found) != scored.windows or sum(window.tokens for window in found) != scored.tokens:
         raise AbsentError("the windows beside the record are not those of the record")
-    if not math.isclose(total, scored.nll_nats, rel_tol=1e-9):
+    if not math.isclose(math.fsum(window.nats for window in found), scored.nll_nats, rel_tol=1e-9):
         raise AbsentError("the windows beside the record do not add up to it")
     return found
 
@@ -125,11 +124,11 @@ class Answers:
         if self.lost == self.won:
             return "ok", f"{self.right} of {self.documents} right, as before"
         change = 100 * (self.won - self.lost) / self.documents
-        said = f"{change:+.1f} points: {self.lost} of {self.documents} became wrong, {self.won} right"
-        said += f" (McNemar, Holm: p = {adjusted:.2g})"
+        moved = f"{change:+.1f} points: {self.lost} of {self.documents} became wrong, {self.won} right"
+        moved += f" (McNemar, Holm: p = {adjusted:.2g})"
         if adjusted > ALPHA:
-            return "ok", said
-        return ("regression" if self.lost > self.won else "improvement"), said
+            return "ok", moved
+        return ("regression" if self.lost > self.won else "improvement"), moved
 
 
 def answers(name: str, base: tuple[Loaded, Accuracy], candidate: tuple[Loaded, Accuracy]) -> Judged | Answers:
@@ -140,10 +139,9 @@ def answers(name: str, base: tuple[Loaded, Accuracy], candidate: tuple[Loaded, A
     """
     before, after = base[1], candidate[1]
     if (before.version, before.documents) != (after.version, after.documents):
-        versions = (
-            f"version {before.version} -> {after.version}, documents {before.documents} -> {after.documents}"
-        )
-        return "x", f"not comparable: {plain(versions, 120)}"
+        moved = f"version {before.version} -> {after.version}, "
+        moved += f"documents {before.documents} -> {after.documents}"
+        return "x", f"not comparable: {plain(moved, 120)}"
     if before.correct == after.correct:
         return Answers(0, 0, after.documents, after.correct)
     moved = f"{before.correct} -> {after.correct} of {after.documents} right"
@@ -162,10 +160,8 @@ def _answered(loaded: Loaded, name: str, task: Accuracy) -> dict[str, bool]:
     """Return whether each question was answered right, by the hashes of the question."""
     found: dict[str, bool] = {}
     for line in _lines(loaded.folder / SAMPLES, name):
-        question, right = (
-            [line.get(key) for key in ("doc_id", "doc_hash", "prompt_hash")],
-            line.get("correct"),
-        )
+        question = [line.get(key) for key in ("doc_id", "doc_hash", "prompt_hash")]
+        right = line.get("correct")
         if type(right) is not bool or not all(isinstance(part, (str, int)) for part in question):
             raise AbsentError(f"the file of {plain(name, 40)} holds something else")
         found[json.dumps(question)] = right

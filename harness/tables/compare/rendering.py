@@ -10,16 +10,17 @@ import json
 from collections.abc import Callable, Sequence
 from xml.etree import ElementTree
 
-from harness.tables.compare.comparison import LABELS, VERDICTS, Cell, Comparison, Verdict
-from harness.tables.format import markdown
+from harness.tables.aggregate import grouped
+from harness.tables.compare.comparison import JUDGED, LABELS, VERDICTS, Cell, Comparison, Verdict
+from harness.tables.format import first, markdown
 
 #: Cells of a table: a page on GitHub has at most 1 MiB.
 MOST_ROWS = 1000
 SCHEMA_VERSION = 1
 #: Lines per verdict on a terminal.
 MOST_LINES = 12
-#: Verdicts whose cells are listed; the others are counted.
-LISTED: tuple[Verdict, ...] = tuple(verdict for verdict in VERDICTS if verdict != "ok")
+#: Verdicts whose cells are listed; those that are ok are counted.
+LISTED = tuple(verdict for verdict in VERDICTS if verdict != "ok")
 
 
 def to_text(found: Comparison) -> str:
@@ -29,22 +30,17 @@ def to_text(found: Comparison) -> str:
     """
     lines: list[str] = []
     for verdict in VERDICTS if found.whole else LISTED:
-        cells = [cell for cell in found.cells if cell.verdict == verdict and not _silent(cell)]
+        cells = [cell for cell in _of(found, verdict) if not _silent(cell)]
         label = LABELS.get(verdict, verdict)
         shown = [f"{label}: {cell.suite}/{cell.row} ({cell.runs}) {_sentence(cell)}" for cell in cells]
-        lines += shown if verdict == "regression" else _first(label, shown)
-    lines += _first("skipped", [f"skipped: {note}" for note in found.skipped])
+        lines += shown if verdict == "regression" else first(shown, MOST_LINES, f"{label}: {{}} more")
+    lines += first([f"skipped: {note}" for note in found.skipped], MOST_LINES, "skipped: {} more")
     return "\n".join([*lines, *found.notes, found.summary]) + "\n"
 
 
 def _silent(cell: Cell) -> bool:
     """Return whether a cell is no more than a run that ended as before."""
     return cell.verdict == "ok" and cell.quantity == "status"
-
-
-def _first(label: str, lines: list[str]) -> list[str]:
-    left = len(lines) - MOST_LINES
-    return [*lines[:MOST_LINES], f"{label}: {left} more"] if left > 0 else lines
 
 
 def _sentence(cell: Cell) -> str:
@@ -57,27 +53,27 @@ def _cause(cell: Cell) -> str:
     return cell.cause.removeprefix(f"{LABELS.get(cell.verdict)}: ")
 
 
-def _sorted(found: Comparison) -> list[Cell]:
-    return [cell for verdict in LISTED for cell in found.cells if cell.verdict == verdict]
-
-
 def to_markdown(found: Comparison) -> str:
     """Return the counts and a table of every cell."""
-    every = [*_sorted(found), *(cell for cell in found.cells if cell.verdict == "ok")]
-    return "\n".join([f"**{markdown(found.summary)}**", "", *_table(every), *_notes(found)]) + "\n"
+    lines = [f"**{markdown(found.summary)}**", "", *_table(_of(found, *VERDICTS)), *_notes(found)]
+    return "\n".join(lines) + "\n"
 
 
 def to_github(found: Comparison) -> str:
     """Return Markdown for a GitHub step summary: regressions in sight, everything else folded."""
-    worst = [cell for cell in found.cells if cell.verdict == "regression"]
-    rest = [cell for cell in _sorted(found) if cell.verdict != "regression"]
-    fine = sum(cell.verdict == "ok" for cell in found.cells)
+    worst = _of(found, "regression")
+    rest = [cell for cell in _of(found, *LISTED) if cell.verdict != "regression"]
     lines = [f"### {markdown(found.summary)}", ""]
     lines += [*_table(worst), ""] if worst else []
     if rest:
-        title = f"{len(rest)} cells with another verdict, {fine} ok"
+        title = f"{len(rest)} cells with another verdict, {len(_of(found, 'ok'))} ok"
         lines += ["<details>", f"<summary>{title}</summary>", "", *_table(rest), "", "</details>"]
     return "\n".join([*lines, *_notes(found)]) + "\n"
+
+
+def _of(found: Comparison, *verdicts: Verdict) -> list[Cell]:
+    """Return the cells with these verdicts, in the order of the verdicts."""
+    return [cell for verdict in verdicts for cell in found.cells if cell.verdict == verdict]
 
 
 def _table(cells: Sequence[Cell]) -> list[str]:
@@ -120,8 +116,7 @@ def to_junit(found: Comparison) -> str:
     root = ElementTree.Element(
         "testsuites", _counted(f"lorebench {found.name}", found.cells, len(found.skipped))
     )
-    for suite in dict.fromkeys(cell.suite for cell in found.cells):
-        cells = [cell for cell in found.cells if cell.suite == suite]
+    for suite, cells in grouped(found.cells, lambda cell: cell.suite).items():
         element = ElementTree.SubElement(root, "testsuite", _counted(suite, cells))
         for cell in cells:
             _case(element, cell)
@@ -136,7 +131,7 @@ def to_junit(found: Comparison) -> str:
 
 def _counted(name: str, cells: Sequence[Cell], others: int = 0) -> dict[str, str]:
     failed = sum(cell.verdict == "regression" for cell in cells)
-    skipped = sum(cell.verdict not in ("regression", "improvement", "ok") for cell in cells) + others
+    skipped = sum(cell.verdict not in JUDGED for cell in cells) + others
     counts = {"tests": len(cells) + others, "failures": failed, "errors": 0, "skipped": skipped}
     return {"name": name, **{key: str(value) for key, value in counts.items()}}
 
@@ -146,7 +141,7 @@ def _case(suite: ElementTree.Element, cell: Cell) -> None:
     case = ElementTree.SubElement(suite, "testcase", names)
     if cell.verdict == "regression":
         ElementTree.SubElement(case, "failure", message=cell.cause, type="regression")
-    elif cell.verdict in ("improvement", "ok"):
+    elif cell.verdict in JUDGED:
         ElementTree.SubElement(case, "system-out").text = f"{cell.verdict}: {cell.cause}"
     else:
         ElementTree.SubElement(case, "skipped", message=f"{cell.verdict}: {cell.cause}")

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from harness.tables.format import Column, Table, markdown
+from harness.tables.format import Column, Table, first, markdown
 from harness.tables.history import wording
 from harness.tables.history.series import ChangePoint, History, Series
 from harness.tables.history.tables import tables, unchanged
@@ -33,14 +33,14 @@ def to_text(history: History) -> str:
     changes = wording.listed_change_points(history)
     lines += ["", _counts(changes), *_changes(history, changes)]
     breaks = [f"  {text}" for text in wording.breaks(history)]
-    lines += ["", "breaks: a series ends, another one begins", *_first(breaks)] if breaks else []
+    lines += ["", "breaks: a series ends, another one begins", *_shown(breaks)] if breaks else []
     for table in tables(history):
         sides = [str.rjust if column.numeric else str.ljust for column in table.all_columns]
         heads = tuple(column.name for column in table.all_columns)
         lines += ["", table.title, *(f"  {line}" for line in _aligned([heads, *table.rows], sides))]
-    notes = _notes(history, _first(wording.remarks(history)))
-    skipped = [f"skipped: {note}" for note in history.skipped]
-    lines += ["", *(f"- {note}" for note in (*notes, *_first(skipped)))] if notes or skipped else []
+    notes = _notes(history, _shown(wording.remarks(history)))
+    aside = [f"skipped: {note}" for note in history.skipped]
+    lines += ["", *(f"- {note}" for note in (*notes, *_shown(aside)))] if notes or aside else []
     return "\n".join(lines) + "\n"
 
 
@@ -151,7 +151,7 @@ def _changes(history: History, changes: Sequence[ChangePoint]) -> list[str]:
             for c in here
         ]
         lines += [f"  {before.name} -> {after.name}{subject}"]
-        lines += _first([f"    {text}" for text in _aligned(cells, [str.ljust] * 6)])
+        lines += _shown([f"    {text}" for text in _aligned(cells, [str.ljust] * 6)])
     return lines
 
 
@@ -189,6 +189,5 @@ def _notes(history: History, remarks: Sequence[str]) -> list[str]:
     return notes
 
 
-def _first(lines: list[str]) -> list[str]:
-    left = len(lines) - MOST_LINES
-    return [*lines[:MOST_LINES], f"  … {left} more: see --format json or --out"] if left > 0 else lines
+def _shown(lines: Sequence[str]) -> list[str]:
+    return first(lines, MOST_LINES, "  … {} more: see --format json or --out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from harness.tables.format import first
 from harness.tables.history import wording
 from harness.tables.history.series import ChangePoint, History, Quantity, Series
 from harness.tables.page import chart
@@ -31,8 +32,8 @@ def charts(history: History) -> tuple[list[Chart], list[str]]:
     drawn = [quantity for quantity in history.quantities if _is_drawn(history, quantity)]
     found = [_chart(history, quantity, f"history-{place}") for place, quantity in enumerate(drawn)]
     left = [quantity.name for quantity in history.quantities if quantity not in drawn]
-    lines = [*_first(_changes(history)), *_first(wording.breaks(history)), *wording.method(history)]
-    lines += _first(wording.remarks(history))
+    lines = [*_shown(_changes(history)), *_shown(wording.breaks(history)), *wording.method(history)]
+    lines += _shown(wording.remarks(history))
     lines += [f"not drawn, without change points: {', '.join(left)}"] if left else []
     skipped = [f"{len(history.skipped)} files skipped"] if history.skipped else []
     return found, [*lines, *history.notes, *skipped]
@@ -163,7 +164,5 @@ def _sentence(history: History, change: ChangePoint) -> str:
     return f"{wording.verdict(change)}: {change.row}, {size} at {commit.name}{subject}{why}"
 
 
-def _first(lines: Sequence[str]) -> list[str]:
-    left = len(lines) - MOST_LINES
-    more = [f"{left} more: see lorebench history"] if left > 0 else []
-    return [*lines[:MOST_LINES], *more]
+def _shown(lines: Sequence[str]) -> list[str]:
+    return first(lines, MOST_LINES, "{} more: see lorebench history")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,19 +17,8 @@ SHORT = 7
 SUBJECT_LENGTH = 80
 #: A commit and the hash of its changed files, or a day.
 Key = tuple[str, str]
-
-
-@dataclass
-class _Place:
-    """A commit before its order is known."""
-
-    key: Key
-    starts: list[datetime] = field(default_factory=list)
-
-    @property
-    def earliest(self) -> datetime:
-        """The first start of a run; commits without one come first."""
-        return min(self.starts, default=datetime.min.replace(tzinfo=UTC))
+#: In place of the start of a commit whose runs have none: it comes first.
+UNKNOWN = datetime.min.replace(tzinfo=UTC)
 
 
 def started(record: Record) -> datetime | None:
@@ -49,17 +37,26 @@ def place(found: Sequence[Found], repositories: Iterable[Path]) -> tuple[tuple[C
     the earliest start of their runs.
     """
     keys = [_key(each.record) for each in found]
-    places: dict[Key, _Place] = {}
+    starts: dict[Key, list[datetime]] = {}
     for each, key in zip(found, keys, strict=True):
         when = started(each.record)
-        places.setdefault(key, _Place(key)).starts += [when] if when else []
+        starts.setdefault(key, []).extend([when] if when else [])
+    earliest = {key: min(times, default=UNKNOWN) for key, times in starts.items()}
     known = _known({sha for sha, _ in keys if sha}, repositories)
-    ordered = _ordered(list(places.values()), known)
-    names = _names(ordered)
+    ordered = _ordered(earliest, known)
     commits = tuple(
-        _commit(order, each, names[order], known.get(each.key[0])) for order, each in enumerate(ordered)
+        Commit(
+            order,
+            name,
+            plain(sha) or None,
+            dirty=bool(sha and other),
+            when=earliest[sha, other].isoformat() if starts[sha, other] else None,
+            subject=plain(known[sha][1], SUBJECT_LENGTH) if sha in known else "",
+            known=sha in known,
+        )
+        for order, ((sha, other), name) in enumerate(zip(ordered, _names(ordered), strict=True))
     )
-    orders = {each.key: order for order, each in enumerate(ordered)}
+    orders = {key: order for order, key in enumerate(ordered)}
     return commits, [orders[key] for key in keys]
 
 
@@ -80,36 +77,27 @@ def _known(shas: set[str], repositories: Iterable[Path]) -> dict[str, tuple[int,
     return {}
 
 
-def _ordered(places: list[_Place], known: dict[str, tuple[int, str]]) -> list[_Place]:
+def _ordered(earliest: Mapping[Key, datetime], known: Mapping[str, tuple[int, str]]) -> list[Key]:
     """Order known commits as the repository does, each unknown one before the first that started later."""
-    inside = [each for each in places if each.key[0] in known]
-    inside.sort(key=lambda each: (known[each.key[0]][0], bool(each.key[1]), each.earliest, each.key))
-    outside = [each for each in places if each.key[0] not in known]
-    outside.sort(key=lambda each: (each.earliest, each.key))
-    ordered: list[_Place] = []
-    for each in inside:
-        while outside and outside[0].earliest < each.earliest:
+    inside = [key for key in earliest if key[0] in known]
+    inside.sort(key=lambda key: (known[key[0]][0], bool(key[1]), earliest[key], key))
+    outside = [key for key in earliest if key[0] not in known]
+    outside.sort(key=lambda key: (earliest[key], key))
+    ordered: list[Key] = []
+    for key in inside:
+        while outside and earliest[outside[0]] < earliest[key]:
             ordered.append(outside.pop(0))
-        ordered.append(each)
+        ordered.append(key)
     return ordered + outside
 
 
-def _names(ordered: Sequence[_Place]) -> list[str]:
+def _names(ordered: Sequence[Key]) -> list[str]:
     """Name commits: `abc1234`, `abc1234+` with changed files (and a hash if several), `no commit <day>`."""
-    names = []
-    for each in ordered:
-        sha, other = each.key
-        names.append(plain(sha, None)[:SHORT] + ("+" if other else "") if sha else f"no commit {other}")
-    repeated = Counter(names)
-    pairs = zip(names, ordered, strict=True)
-    return [
-        name + plain(each.key[1])[:4] if repeated[name] > 1 and each.key[0] else name for name, each in pairs
+    names = [
+        plain(sha)[:SHORT] + ("+" if other else "") if sha else f"no commit {other}" for sha, other in ordered
     ]
-
-
-def _commit(order: int, each: _Place, name: str, known: tuple[int, str] | None) -> Commit:
-    sha, other = each.key
-    found = Commit(order, name, plain(sha) or None, dirty=bool(sha and other))
-    when = each.earliest.isoformat() if each.starts else None
-    subject = plain(known[1], SUBJECT_LENGTH) if known else ""
-    return replace(found, when=when, subject=subject, known=known is not None)
+    repeated = Counter(names)
+    return [
+        name + plain(other)[:4] if repeated[name] > 1 and sha else name
+        for name, (sha, other) in zip(names, ordered, strict=True)
+    ]

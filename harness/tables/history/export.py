@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,23 +14,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUFFIXES = (".csv", ".parquet")
-#: Columns of every table with their types; those of the environments follow, as text.
-COLUMNS = {
-    "suite": "string",
-    "row": "string",
-    "quantity": "string",
-    "unit": "string",
+#: Types of the columns that are not text; those of the environments follow the others.
+TYPES = {
     "value": "float64",
-    "commit": "string",
-    "commit_sha": "string",
     "commit_order": "int64",
     "dirty": "bool",
-    "when": "string",
     "seed": "int64",
     "repeat": "int64",
-    "run_id": "string",
-    "config_id": "string",
-    "series": "string",
     "step_before": "bool",
 }
 STAND = "stand_"
@@ -52,14 +42,14 @@ def frame(history: History) -> pd.DataFrame:
     import pandas as pd
 
     keys = sorted({key for series in history.series for key in series.environment})
-    columns = {**COLUMNS, **{_environment(key): "string" for key in keys}}
-    lines = [line for series in history.series for line in _lines(history, series)]
-    return pd.DataFrame(lines, columns=list(columns)).astype(columns)
+    lines = [line for series in history.series for line in _lines(history, series, keys)]
+    table = pd.DataFrame(lines)
+    return table.astype({column: TYPES.get(column, "string") for column in table.columns})
 
 
-def _lines(history: History, series: Series) -> Iterator[dict[str, Any]]:
+def _lines(history: History, series: Series, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
     stepped = {change.second for change in series.change_points}
-    environment = {_environment(key): value or None for key, value in series.environment.items()}
+    environment = {_environment(key): series.environment.get(key) or None for key in keys}
     for point in sorted((*series.points, *series.lost), key=lambda point: point.order):
         commit = history.commits[point.order]
         yield {

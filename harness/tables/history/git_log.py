@@ -29,12 +29,6 @@ class Version:
     blob: str
 
 
-def top(folder: Path) -> Path | None:
-    """Return the top of the repository of a folder, or None."""
-    answer = git.ask(folder, "rev-parse", "--show-toplevel")
-    return Path(answer) if answer else None
-
-
 def order(repository: Path) -> dict[str, tuple[int, str]]:
     """Return the place of each commit, oldest first (`--topo-order`), and the first line of its message."""
     answer = git.ask(repository, "log", "--all", "HEAD", "--topo-order", "--reverse", "-z", "--format=%H %s")
@@ -52,7 +46,7 @@ def versions(folder: Path) -> list[Version]:
     Includes branches that a merge dropped, which git omits from a path's history by default. Files in the
     folder of a run are left out. UserError where the folder is in no repository.
     """
-    if top(folder) is None:
+    if not git.ask(folder, "rev-parse", "--show-toplevel"):
         raise UserError(f"--committed: {folder} is in no git repository, or git is missing; drop --committed")
     answer = git.ask(
         folder, "-c", "log.showRoot=true", "log", "-z", "--raw", "--no-abbrev", "--no-renames", "--relative",

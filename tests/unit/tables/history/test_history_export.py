@@ -23,7 +23,7 @@ def read(path: Path) -> pd.DataFrame:
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
     names = pd.read_csv(path, nrows=0).columns
-    types = export.COLUMNS | {name: "string" for name in names if name.startswith("stand_")}
+    types = {name: export.TYPES.get(name, "string") for name in names}
     return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
 
 

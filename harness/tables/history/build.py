@@ -147,8 +147,7 @@ def _changes(
     for number, each in enumerate(moved):
         remark, doubtful = each.remark, False
         if segment.quantity.kind == "time":
-            judged = machine_noise.judge(moved, number, segment, controls, baseline)
-            remark, doubtful = judged.text, judged.doubtful
+            remark, doubtful = machine_noise.judge(moved, number, segment, controls, baseline)
         levels = each.before, each.after, each.p_value, each.cause, remark, doubtful
         yield ChangePoint(series, segment.row, segment.quantity, each.first, each.second, *levels)
 

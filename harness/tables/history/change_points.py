@@ -35,10 +35,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Change:
-    """A change of level in front of the value `at`, with its p value by permutation."""
+    """A change of level in front of the value `at`, with its p value by permutation, None without a test."""
 
     at: int
-    p_value: float
+    p_value: float | None = None
 
 
 def change_points(

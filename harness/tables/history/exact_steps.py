@@ -32,11 +32,6 @@ class LevelChange:
     remark: str = ""
 
 
-def by_commit(runs: Iterable[Run]) -> dict[int, list[Run]]:
-    """Return runs by the place of their commit, in order."""
-    return grouped(runs, lambda run: run.order)
-
-
 def memory(runs: Sequence[Run], quantity: Quantity) -> list[LevelChange]:
     """Return the change points of a peak or of one of its components.
 
@@ -46,7 +41,7 @@ def memory(runs: Sequence[Run], quantity: Quantity) -> list[LevelChange]:
     found: list[LevelChange] = []
     reference: dict[int, Run] = {}
     last = -1
-    for order, here in by_commit(runs).items():
+    for order, here in grouped(runs, lambda run: run.order).items():
         moved = _moved(reference, here)
         if moved is not None:
             before, after = moved
@@ -139,7 +134,7 @@ def turned(runs: Iterable[Run], good: Callable[[Run], bool]) -> Iterator[tuple[i
     Each is (place of the newest commit before with one of the runs that turned, runs before, runs after).
     """
     known: dict[tuple[int, int], list[Run]] = {}
-    for here in by_commit(runs).values():
+    for here in grouped(runs, lambda run: run.order).values():
         now = grouped(here, lambda run: (run.record.seed, run.record.repeat))
         both = [key for key in now if key in known]
         other = [key for key in both if _share(known[key], good) != _share(now[key], good)]

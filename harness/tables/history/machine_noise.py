@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from harness.tables.aggregate import agree
 from harness.tables.compare.statistics import LEAST_SPEED_CHANGE, interleaved
@@ -20,40 +19,35 @@ from harness.tables.history.segments import Run, Segment
 DOUBT = "may be machine noise"
 
 
-@dataclass(frozen=True)
-class Remark:
-    """A remark on a change point, and whether it may be machine noise."""
-
-    text: str
-    doubtful: bool
-
-
 def judge(
     changes: Sequence[LevelChange],
     place: int,
     segment: Segment,
     controls: Sequence[Segment],
     label: str | None,
-) -> Remark:
-    """Judge one of the change points of a segment; `label` is the label of the control row."""
+) -> tuple[str, bool]:
+    """Return a remark on one of the change points of a segment, and whether it may be machine noise.
+
+    `label` is the label of the control row.
+    """
     change = changes[place]
     if _alternated(segment.runs, change):
-        return Remark("runs were interleaved", doubtful=False)
+        return "runs were interleaved", False
     if label is None:
-        return Remark(f"{DOUBT}: runs were not interleaved, and the suite has no control row", doubtful=True)
+        return f"{DOUBT}: runs were not interleaved, and the suite has no control row", True
     label = plain(label, 80)
     if any(run.record.label == label for run in segment.runs):
-        return Remark(f"{DOUBT}: this is the control row", doubtful=True)
+        return f"{DOUBT}: this is the control row", True
     start = changes[place - 1].second if place else segment.runs[0].order
     end = changes[place + 1].first if place + 1 < len(changes) else segment.runs[-1].order
     sides = _sides(segment, controls, (start, change.first), (change.second, end))
     if min(map(len, sides)) < LEAST_SIDE:
-        return Remark(f"{DOUBT}: too few runs of the control row {label} there", doubtful=True)
+        return f"{DOUBT}: too few runs of the control row {label} there", True
     ratio = statistics.median(sides[1]) / statistics.median(sides[0])
     moved = f"the control row {label} moved by {100 * (ratio - 1):+.1f} %"
     if abs(ratio - 1) > LEAST_SPEED_CHANGE:
-        return Remark(f"{DOUBT}: {moved} there, too", doubtful=True)
-    return Remark(f"{moved} there, within noise", doubtful=False)
+        return f"{DOUBT}: {moved} there, too", True
+    return f"{moved} there, within noise", False
 
 
 def _alternated(runs: Sequence[Run], change: LevelChange) -> bool:
@@ -61,15 +55,11 @@ def _alternated(runs: Sequence[Run], change: LevelChange) -> bool:
 
     Fewer could be two days: A A B B has no side three times in a row.
     """
-    turns = [
-        (started(run.record), run.order == change.second)
-        for run in runs
-        if run.order in (change.first, change.second)
-    ]
-    sides = [side for _, side in turns]
-    if min(sides.count(True), sides.count(False)) < LEAST_SIDE or any(when is None for when, _ in turns):
-        return False
-    return interleaved([side for _, side in sorted(turns, key=lambda turn: turn[0] or 0)])
+    both = [run for run in runs if run.order in (change.first, change.second)]
+    turns = [(when, run.order == change.second) for run in both if (when := started(run.record))]
+    sides = [side for _, side in sorted(turns, key=lambda turn: turn[0])]
+    enough = min(sides.count(True), sides.count(False)) >= LEAST_SIDE
+    return enough and len(turns) == len(both) and interleaved(sides)
 
 
 def _sides(

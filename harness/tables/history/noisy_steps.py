@@ -11,6 +11,7 @@ from itertools import pairwise
 from harness.tables.aggregate import binomial_stderr, grouped
 from harness.tables.compare.statistics import ALPHA, LEAST_PERPLEXITY_CHANGE, LEAST_SPEED_CHANGE
 from harness.tables.history import change_points
+from harness.tables.history.change_points import Change
 from harness.tables.history.exact_steps import LevelChange
 from harness.tables.history.quantities import task
 from harness.tables.history.segments import Run
@@ -44,15 +45,14 @@ def search(runs: Sequence[Run], quantity: Quantity) -> Searched:
         runs = runs[-change_points.MOST_VALUES :]
         remarks = (f"only the newest {len(runs)} runs were searched for change points",)
     if quantity.kind == "perplexity" and _repeats(runs):
-        changes = _large([_Split(at, None) for at in _changes(runs)], runs, quantity)
+        changes = _large([Change(at) for at in _changes(runs)], runs, quantity)
         return Searched(tuple(changes), remarks=(*remarks, "repeats to the last digit, so no test is needed"))
     places = [run.order for run in runs]
     blocks = [_block(run, quantity) for run in runs]
     if change_points.attainable(places, blocks) > ALPHA:
         return Searched((), tested=False, remarks=(f"{len(runs)} runs are too few for a test",))
     found = change_points.change_points(_comparable(runs, quantity), places, blocks)
-    splits = [_Split(change.at, change.p_value) for change in found]
-    return Searched(tuple(_large(splits, runs, quantity)), remarks=remarks)
+    return Searched(tuple(_large(found, runs, quantity)), remarks=remarks)
 
 
 def _block(run: Run, quantity: Quantity) -> int:
@@ -71,14 +71,6 @@ def _comparable(runs: Sequence[Run], quantity: Quantity) -> list[float]:
 
 # ------------------------------------------------------------------------------------- effect size
 @dataclass(frozen=True)
-class _Split:
-    """A candidate in front of the run `at`."""
-
-    at: int
-    p_value: float | None
-
-
-@dataclass(frozen=True)
 class _Levels:
     """The levels of both sides of a candidate, over the seeds that both have, and a run of each side."""
 
@@ -87,7 +79,7 @@ class _Levels:
     ends: tuple[Run, Run]
 
 
-def _large(splits: Sequence[_Split], runs: Sequence[Run], quantity: Quantity) -> list[LevelChange]:
+def _large(splits: Sequence[Change], runs: Sequence[Run], quantity: Quantity) -> list[LevelChange]:
     """Return the candidates that move the level enough; the smallest is dropped first, and levels redone."""
     left = list(splits)
     while left:
@@ -95,13 +87,16 @@ def _large(splits: Sequence[_Split], runs: Sequence[Run], quantity: Quantity) ->
         sizes = [_size(each, quantity) for each in levels]
         smallest = min(range(len(left)), key=sizes.__getitem__)
         if sizes[smallest] > 1:
-            pairs = zip(left, levels, strict=True)
-            return [_moved(split, runs, each) for split, each in pairs if each is not None]
+            return [
+                LevelChange(runs[c.at - 1].order, runs[c.at].order, each.before, each.after, c.p_value)
+                for c, each in zip(left, levels, strict=True)
+                if each is not None
+            ]
         del left[smallest]
     return []
 
 
-def _levels(place: int, splits: Sequence[_Split], runs: Sequence[Run], quantity: Quantity) -> _Levels | None:
+def _levels(place: int, splits: Sequence[Change], runs: Sequence[Run], quantity: Quantity) -> _Levels | None:
     """Average, over the seeds of both sides, the medians since the candidate before and up to the next one.
 
     So commits that ran another number of seeds are no change. None where the sides share no seed.
@@ -126,21 +121,11 @@ def _size(levels: _Levels | None, quantity: Quantity) -> float:
         return 0.0
     first, second = levels.before, levels.after
     if quantity.kind == "accuracy":
-        errors = math.hypot(*(_stderr(run, quantity) for run in levels.ends))
+        tasks = [task(run.record, quantity) for run in levels.ends]
+        errors = math.hypot(*(binomial_stderr(found) for found in tasks if found))
         return abs(second - first) / (ERRORS * errors) if errors else math.inf * (second != first)
     least = LEAST_PERPLEXITY_CHANGE if quantity.kind == "perplexity" else LEAST_SPEED_CHANGE
     return abs(second / first - 1) / least
-
-
-def _stderr(run: Run, quantity: Quantity) -> float:
-    """Return the standard error of an accuracy over its documents."""
-    found = task(run.record, quantity)
-    return binomial_stderr(found) if found else 0.0
-
-
-def _moved(split: _Split, runs: Sequence[Run], levels: _Levels) -> LevelChange:
-    first, second = runs[split.at - 1].order, runs[split.at].order
-    return LevelChange(first, second, levels.before, levels.after, split.p_value)
 
 
 # --------------------------------------------------------------------------------- nothing is random

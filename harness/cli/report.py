@@ -33,7 +33,8 @@ def report(
 ) -> None:
     """Print and write the tables of a suite from its records, without running anything."""
     from harness.engine import runner
-    from harness.tables.history import build
+    from harness.tables.history.build import build
+    from harness.tables.history.loading import collect
     from harness.tables.records import load
 
     if html is not None:
@@ -46,7 +47,7 @@ def report(
     earlier = None
     if history:
         labels = list(dict.fromkeys(run.name for run in chosen.runs))
-        earlier = build.load(history, chosen.name, baseline=chosen.baseline, labels=labels)
+        earlier = build(collect(history, chosen.name), history, chosen.baseline, labels=labels)
     wanted = runner.resolve(chosen.runs).runs
     folders = sorted(path for path in results.glob(f"*/{chosen.name}") if path.is_dir())
     if not folders:

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.tables.history.build import build
+from harness.tables.history.loading import collect
+from harness.tables.history.series import History
 from tests.support.gate_records import environment, made, put
+
+
+def load(folders: list[Path], suite: str, committed: bool = False, **options: Any) -> History:
+    """The history of a suite from the records below some folders."""
+    return build(collect(folders, suite, committed), folders, **options)
 
 
 @dataclass

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness.errors import UserError, nearest
+from harness.tables.aggregate import grouped
 from harness.tables.format import bytes_text, plain
 from harness.tables.history import exact_steps, machine_noise, noisy_steps
 from harness.tables.history.commits import place
 from harness.tables.history.exact_steps import LevelChange
-from harness.tables.history.loading import Collection, Found, Selection, collect
+from harness.tables.history.loading import Collection, Found, Selection
 from harness.tables.history.quantities import values
 from harness.tables.history.segments import Segment, breaks, fields, join, names
 from harness.tables.history.series import KINDS, Break, ChangePoint, Commit, History, Series
@@ -26,53 +27,37 @@ HERE = Path(__file__).resolve().parent
 MOST_LOST = 4
 
 
-def load(
-    folders: Sequence[Path],
-    suite: str,
-    committed: bool = False,
-    baseline: str | None = None,
-    only: Sequence[str] = (),
-    labels: Sequence[str] = (),
-) -> History:
-    """Return the history of a suite from records below folders; `committed` adds their git history.
-
-    `baseline` is the label of the control row, `only` has conditions KEY=VALUE, `labels` the order of rows.
-    UserError where a folder is missing, is in no repository, or holds no record of the suite.
-    """
-    return build(collect(folders, suite, committed), folders, baseline, only, labels)
-
-
 def build(
     collection: Collection,
-    folders: Sequence[Path] = (),
+    folders: Sequence[Path],
     baseline: str | None = None,
     only: Sequence[str] = (),
     labels: Sequence[str] = (),
 ) -> History:
-    """Return the history of collected records."""
+    """Return the history of the records that were collected below some folders.
+
+    `baseline` is the label of the control row, `only` has conditions KEY=VALUE, `labels` the order of rows.
+    UserError where no record or no value meets the conditions.
+    """
     selection = Selection.of(only)
-    found = collection.found
     near = [folder if folder.is_dir() else folder.parent for folder in folders]
-    commits, orders = place(found, [*near, Path.cwd(), HERE])
-    rows = names(found, orders)
-    chosen = [selection.takes(each.record) for each in found]
-    if not any(chosen):
-        known = sorted({plain(each.record.label) for each in found})
+    commits, placed = place(collection.found, [*near, Path.cwd(), HERE])
+    rows = names(placed)
+    used = [(each, order) for each, order in placed if selection.takes(each.record)]
+    if not used:
+        known = sorted({plain(each.record.label) for each in collection.found})
         raise UserError(f"--only {' '.join(only)}: no record matches; the labels are: {', '.join(known)}")
-    kept = [pair for pair, wanted in zip(zip(found, orders, strict=True), chosen, strict=True) if wanted]
-    controls = [pair for pair in zip(found, orders, strict=True) if pair[0].record.label == baseline]
-    joined = [one for one in _joined(kept, rows) if selection.shows(one.quantity)]
+    joined = [one for one in join(used, rows) if selection.shows(one.quantity)]
     if not joined:
-        known = sorted({quantity.name for each, _ in kept for quantity in values(each.record)})
+        known = sorted({quantity.name for each, _ in used for quantity in values(each.record)})
         raise UserError(f"--only {' '.join(only)}: {nearest(selection.quantity, known)}")
     segments = [one for one in joined if one.runs]
     if not segments:
         raise UserError(f"--only {' '.join(only)}: no run has a finite value of it; drop the condition")
-    rank = _ranks(labels, found, rows)
+    rank = _ranks(labels, collection.found, rows)
     segments.sort(key=lambda one: (rank[one.config_id], KINDS.index(one.quantity.kind)))
-    control = _joined(controls, rows)
+    control = join([pair for pair in placed if pair[0].record.label == baseline], rows)
     series = {id(one): _series(one, collection.suite, commits, control, baseline) for one in segments}
-    used = [each for each, _ in kept]
     return History(
         suite=collection.suite,
         baseline=baseline,
@@ -81,12 +66,8 @@ def build(
         breaks=tuple(_breaks(segments, series)),
         runs=len(used),
         skipped=tuple(collection.skipped),
-        notes=(*_lost(joined, commits), *_notes(collection, used, commits)),
+        notes=(*_lost(joined, commits), *_notes(collection, commits)),
     )
-
-
-def _joined(pairs: Sequence[tuple[Found, int]], rows: dict[str, str]) -> list[Segment]:
-    return join([found for found, _ in pairs], [order for _, order in pairs], rows)
 
 
 def _ranks(labels: Sequence[str], found: Sequence[Found], rows: dict[str, str]) -> dict[str, tuple[int, str]]:
@@ -111,30 +92,28 @@ def _series(
         searched = noisy_steps.search(segment.runs, quantity)
         moved, tested, remarks = searched.changes, searched.tested, searched.remarks
         if quantity.kind == "perplexity":
-            moved = sorted((*moved, *exact_steps.lost(segment.runs, segment.lost, quantity)), key=_place)
+            moved = sorted(
+                (*moved, *exact_steps.lost(segment.runs, segment.lost, quantity)),
+                key=lambda each: (each.second, each.first),
+            )
     points = tuple(run.point for run in segment.runs)
     text = "\0".join(
         (suite, segment.row, quantity.key, segment.config_id, points[0].run_id, str(points[0].when))
     )
     name = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:10]
-    changes = tuple(_changes(name, segment, moved, controls, baseline))
     return Series(
-        name,
-        plain(suite),
-        segment.row,
-        quantity,
-        segment.config_id,
-        segment.known,
-        points,
-        changes,
-        tested,
-        remarks,
-        tuple(run.point for run in segment.lost),
+        id=name,
+        suite=plain(suite),
+        row=segment.row,
+        quantity=quantity,
+        config_id=segment.config_id,
+        environment=segment.known,
+        points=points,
+        change_points=tuple(_changes(name, segment, moved, controls, baseline)),
+        tested=tested,
+        remarks=remarks,
+        lost=tuple(run.point for run in segment.lost),
     )
-
-
-def _place(moved: LevelChange) -> tuple[int, int]:
-    return moved.second, moved.first
 
 
 def _changes(
@@ -161,17 +140,14 @@ def _breaks(segments: Sequence[Segment], series: dict[int, Series]) -> Iterable[
 
 def _lost(segments: Sequence[Segment], commits: Sequence[Commit]) -> Iterable[str]:
     """Yield a line for each row and quantity with values that can be neither drawn nor tested."""
-    found: dict[tuple[str, str], dict[str, None]] = {}
-    for one in segments:
-        for run in one.lost:
-            text = f"{run.value:g} at {commits[run.order].name}"
-            found.setdefault((one.row, one.quantity.name), {})[text] = None
-    for (row, name), places in found.items():
+    lost = [(one.row, one.quantity.name, run) for one in segments for run in one.lost]
+    for (row, name), several in grouped(lost, lambda each: each[:2]).items():
+        places = list(dict.fromkeys(f"{run.value:g} at {commits[run.order].name}" for *_, run in several))
         more = f" and {len(places) - MOST_LOST} more" if len(places) > MOST_LOST else ""
-        yield f"{row}: {name} is not finite: {', '.join(list(places)[:MOST_LOST])}{more}"
+        yield f"{row}: {name} is not finite: {', '.join(places[:MOST_LOST])}{more}"
 
 
-def _notes(collection: Collection, used: Sequence[Found], commits: Sequence[Commit]) -> Iterable[str]:
+def _notes(collection: Collection, commits: Sequence[Commit]) -> Iterable[str]:
     yield from collection.notes
     if collection.unfinished:
         yield f"{collection.unfinished} records of unfinished runs are not shown"

@@ -30,8 +30,10 @@ def started(record: Record) -> datetime | None:
         return None
 
 
-def place(found: Sequence[Found], repositories: Iterable[Path]) -> tuple[tuple[Commit, ...], list[int]]:
-    """Return all commits, oldest first, and the place of each record's commit.
+def place(
+    found: Sequence[Found], repositories: Iterable[Path]
+) -> tuple[tuple[Commit, ...], list[tuple[Found, int]]]:
+    """Return all commits, oldest first, and each record with the place of its commit.
 
     The first repository that knows any of the commits orders those that it knows; the others are placed by
     the earliest start of their runs.
@@ -57,7 +59,7 @@ def place(found: Sequence[Found], repositories: Iterable[Path]) -> tuple[tuple[C
         for order, ((sha, other), name) in enumerate(zip(ordered, _names(ordered), strict=True))
     )
     orders = {key: order for order, key in enumerate(ordered)}
-    return commits, [orders[key] for key in keys]
+    return commits, [(each, orders[key]) for each, key in zip(found, keys, strict=True)]
 
 
 def _key(record: Record) -> Key:

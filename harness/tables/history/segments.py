@@ -69,16 +69,16 @@ class Segment:
         (self.runs if self.quantity.usable(run.value) else self.lost).append(run)
 
 
-def names(found: Sequence[Found], orders: Sequence[int]) -> dict[str, str]:
+def names(placed: Sequence[tuple[Found, int]]) -> dict[str, str]:
     """Name each config: its label, with the settings that differ among configs of the label at a commit.
 
     So the rates of a grid are rows of their own, while a row whose config changed from one commit to the next
     keeps its name, and its series breaks. Configs that differ in a method's options alone are told apart by
     the beginning of their ids.
     """
-    records = {each.record.config_id: each.record for each in found}
+    records = {each.record.config_id: each.record for each, _ in placed}
     together: dict[tuple[str, int], set[str]] = {}
-    for each, order in zip(found, orders, strict=True):
+    for each, order in placed:
         together.setdefault((each.record.label, order), set()).add(each.record.config_id)
     varied: dict[str, set[str]] = {}
     for (label, _), configs in together.items():
@@ -109,25 +109,23 @@ def _settings(record: Record) -> dict[str, str]:
         return {}
 
 
-def join(found: Sequence[Found], orders: Sequence[int], rows: Mapping[str, str]) -> list[Segment]:
+def join(placed: Iterable[tuple[Found, int]], rows: Mapping[str, str]) -> list[Segment]:
     """Return all segments in the order of their first runs; one may consist of lost values alone."""
     segments: dict[tuple[str, Quantity], list[Segment]] = {}
     known: dict[tuple[int, Kind], tuple[dict[str, str], dict[str, str]]] = {}
-    pairs = sorted(zip(orders, found, strict=True), key=lambda pair: (pair[0], _turn(pair[1].record)))
-    for order, each in pairs:
+    for each, order in sorted(placed, key=lambda pair: (pair[1], _turn(pair[0].record))):
+        row = rows[each.record.config_id]
         for quantity, value in values(each.record).items():
             key = id(each), quantity.kind
             if key not in known:
                 known[key] = conditions(each.record, quantity)
             here, by_seed = known[key]
             here = here | scored_text(each.record, quantity)
-            open_ones = segments.setdefault((rows[each.record.config_id], quantity), [])
-            segment = next(
-                (one for one in reversed(open_ones) if one.takes(each.record, here, by_seed)), None
-            )
+            several = segments.setdefault((row, quantity), [])
+            segment = next((one for one in reversed(several) if one.takes(each.record, here, by_seed)), None)
             if segment is None:
-                segment = Segment(rows[each.record.config_id], quantity, each.record.config_id)
-                open_ones.append(segment)
+                segment = Segment(row, quantity, each.record.config_id)
+                several.append(segment)
             segment.add(Run(each, order, value), here, by_seed)
     return [segment for several in segments.values() for segment in several]
 
@@ -165,8 +163,6 @@ def breaks(segments: Iterable[Segment]) -> Iterator[tuple[Segment, Segment, bool
         for place, segment in enumerate(several):
             start = segment.runs[0].order
             ended = [one for one in several[:place] if one.runs[-1].order < start]
-            earlier = (
-                ended or [one for one in several[:place] if one.runs[0].order < start] or several[:place]
-            )
-            if earlier:
+            begun = [one for one in several[:place] if one.runs[0].order < start]
+            if earlier := ended or begun or several[:place]:
                 yield max(earlier, key=lambda one: one.runs[-1].order), segment, not ended

@@ -16,12 +16,11 @@ import pytest
 from harness.cli import main as cli
 from harness.errors import UserError
 from harness.tables.format import DASH
-from harness.tables.history.build import load
 from harness.tables.history.rendering import FORMATS
 from harness.tables.history.series import History, Series
 from harness.tables.history.wording import method
 from tests.support.gate_records import made, memory, put
-from tests.support.history_records import Repository, scored
+from tests.support.history_records import Repository, load, scored
 from tests.unit.cli.test_gate import HOSTILE, Said, mutated
 
 Call = Callable[..., Said]

@@ -9,10 +9,9 @@ import pandas as pd
 import pytest
 
 from harness.tables.history import export
-from harness.tables.history.build import load
 from harness.tables.history.series import History
 from tests.support.gate_records import made, memory, put
-from tests.support.history_records import Repository, scored
+from tests.support.history_records import Repository, load, scored
 from tests.unit.cli.test_gate import mutated
 
 LABEL = 'a "row", with = and \\, é'

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.tables.history.build import load
 from harness.tables.history.tables import tables
 from harness.tables.page import document
 from harness.tables.page import history as page_history
 from tests.support.gate_records import memory
-from tests.support.history_records import Repository, scored
+from tests.support.history_records import Repository, load, scored
 from tests.unit.cli.test_gate import HOSTILE
 from tests.unit.tables.page.test_page import Elements, charts, command, records, reference
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.tables.format import Column, Table, first, markdown
 from harness.tables.history import wording
-from harness.tables.history.series import ChangePoint, History, Series
+from harness.tables.history.series import Break, ChangePoint, History, Series
 from harness.tables.history.tables import tables, unchanged
 from harness.tables.report.render import markdown_table
 
@@ -39,20 +39,15 @@ def to_text(history: History) -> str:
         heads = tuple(column.name for column in table.all_columns)
         lines += ["", table.title, *(f"  {line}" for line in _aligned([heads, *table.rows], sides))]
     notes = _notes(history, _shown(wording.remarks(history)))
-    aside = [f"skipped: {note}" for note in history.skipped]
-    lines += ["", *(f"- {note}" for note in (*notes, *_shown(aside)))] if notes or aside else []
+    notes += _shown([f"skipped: {note}" for note in history.skipped])
+    lines += ["", *(f"- {note}" for note in notes)] if notes else []
     return "\n".join(lines) + "\n"
 
 
 def to_markdown(history: History) -> str:
     """Return the same as Markdown, for a page or a comment."""
-    lines = [
-        f"# {markdown(_title(history))}",
-        "",
-        f"**{markdown(_counts(wording.listed_change_points(history)))}**",
-        "",
-    ]
     changes = wording.listed_change_points(history)
+    lines = [f"# {markdown(_title(history))}", "", f"**{markdown(_counts(changes))}**", ""]
     if changes:
         lines += [*markdown_table(_change_table(history, changes)), ""]
     breaks = wording.breaks(history)
@@ -95,7 +90,7 @@ def _finite(content: Any) -> Any:
     return [_finite(value) for value in content] if isinstance(content, (list, tuple)) else content
 
 
-def _plain(item: Series | ChangePoint | Any) -> dict[str, Any]:
+def _plain(item: Series | ChangePoint | Break) -> dict[str, Any]:
     found = {NAMES.get(key, key): value for key, value in dataclasses.asdict(item).items()}
     found["quantity"] = item.quantity.key
     found.pop("change_points", None)
@@ -146,10 +141,7 @@ def _changes(history: History, changes: Sequence[ChangePoint]) -> list[str]:
         here = [change for change in changes if (change.second, change.first) == place]
         before, after = (history.commits[order] for order in (place[1], place[0]))
         subject = f": {after.subject}" if after.subject else ""
-        cells = [
-            (wording.verdict(c), c.row, c.quantity.name, wording.levels(c), wording.ratio(c), wording.why(c))
-            for c in here
-        ]
+        cells = [_cells(change) for change in here]
         lines += [f"  {before.name} -> {after.name}{subject}"]
         lines += _shown([f"    {text}" for text in _aligned(cells, [str.ljust] * 6)])
     return lines
@@ -164,18 +156,18 @@ def _aligned(rows: Sequence[Sequence[str]], sides: Sequence[Callable[[str, int],
     ]
 
 
+def _cells(change: ChangePoint) -> tuple[str, ...]:
+    levels, ratio = wording.levels(change), wording.ratio(change)
+    return wording.verdict(change), change.row, change.quantity.name, levels, ratio, wording.why(change)
+
+
 def _change_table(history: History, changes: Sequence[ChangePoint]) -> Table:
-    rows = [
-        (
-            wording.verdict(change), change.row, change.quantity.name,
-            f"{history.commits[change.first].name} -> {history.commits[change.second].name}",
-            wording.levels(change), wording.ratio(change), wording.why(change),
-        )
-        for change in changes
-    ]  # fmt: skip
-    names = ("verdict", "row", "quantity", "between", "level", "ratio", "why")
-    columns = zip(names, zip(*rows, strict=True), strict=True)
-    return Table("change points", (), tuple(Column(name, cells, numeric=False) for name, cells in columns))
+    names = [commit.name for commit in history.commits]
+    between = tuple(f"{names[change.first]} -> {names[change.second]}" for change in changes)
+    cells = list(zip(*map(_cells, changes), strict=True))
+    heads = ("verdict", "row", "quantity", "between", "level", "ratio", "why")
+    columns = zip(heads, (*cells[:3], between, *cells[3:]), strict=True)
+    return Table("change points", (), tuple(Column(head, texts, numeric=False) for head, texts in columns))
 
 
 def _notes(history: History, remarks: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from harness.tables.aggregate import grouped
-from harness.tables.format import DASH, Column, Table
+from harness.tables.format import DASH, Column, Table, points
 from harness.tables.history import wording
 from harness.tables.history.series import History, Quantity, Series
 
@@ -23,15 +23,14 @@ def tables(history: History) -> list[Table]:
     """Return the newest value of each row and quantity, the change since the series began, the trend."""
     lines = _lines(history)
     chosen = [quantity for quantity in history.quantities if _is_headline(history, quantity)]
-    stub = (Column("row", tuple(history.rows), numeric=False),)
     heads = wording.heads(chosen)
-    columns = tuple(
-        c for quantity in chosen for c in _columns(history.rows, quantity, lines, heads[quantity])
-    )
+    columns = [
+        each for quantity in chosen for each in _columns(history.rows, quantity, lines, heads[quantity])
+    ]
     if not columns:
         return []
     title = "now" if len(history.commits) == 1 else MOVED
-    return Table(title, stub, columns).split()
+    return Table(title, (Column("row", tuple(history.rows), numeric=False),), tuple(columns)).split()
 
 
 def _lines(history: History) -> Lines:
@@ -43,8 +42,8 @@ def _lines(history: History) -> Lines:
 def _is_headline(history: History, quantity: Quantity) -> bool:
     """Show components and outcomes where there is nothing else, outcomes also where any run failed."""
     if quantity.kind == "status":
-        points = [p for s in history.series if s.quantity == quantity for p in s.points]
-        return any(point.value < 1 for point in points) or len(history.quantities) == 1
+        shares = [p.value for s in history.series if s.quantity == quantity for p in s.points]
+        return any(share < 1 for share in shares) or len(history.quantities) == 1
     others = any(other.kind in ("time", "perplexity", "accuracy") for other in history.quantities)
     return not (quantity.part and others)
 
@@ -68,10 +67,11 @@ def unchanged(history: History) -> list[str]:
         return []
     lines = _lines(history)
     heads = wording.heads([quantity for quantity in history.quantities if _is_headline(history, quantity)])
-    rows = {
-        quantity: [several for (_, own), several in lines.items() if own == quantity] for quantity in heads
-    }
-    return [heads[quantity] for quantity in heads if _constant(rows[quantity])]
+    return [
+        head
+        for quantity, head in heads.items()
+        if _constant([several for (_, own), several in lines.items() if own == quantity])
+    ]
 
 
 def _constant(rows: Sequence[Sequence[Series]]) -> bool:
@@ -85,8 +85,8 @@ def _still(several: Sequence[Series]) -> bool:
     """Return whether all commits of a row have one value, per seed where values depend on it."""
     levels: dict[int | None, set[float]] = {}
     for series in several:
-        for order, points in series.by_commit.items():
-            for seed in {None if series.quantity.kind == "time" else point.seed for point in points}:
+        for order, here in series.by_commit.items():
+            for seed in {None if series.quantity.kind == "time" else point.seed for point in here}:
                 level = series.level(order, None if seed is None else {seed})
                 levels.setdefault(seed, set()).add(level)
     return all(len(found) < 2 for found in levels.values())
@@ -98,24 +98,25 @@ def _cell(several: Sequence[Series], write: Callable[[Series], str]) -> str:
 
 
 def _newest(series: Series) -> str:
-    if series.lost and series.lost[-1].order > series.last:
-        return wording.number(series.quantity, series.lost[-1].value)
-    return wording.number(series.quantity, series.level(series.last))
+    value = series.lost[-1].value if _ends_lost(series) else series.level(series.last)
+    return wording.number(series.quantity, value)
+
+
+def _ends_lost(series: Series) -> bool:
+    return bool(series.lost) and series.lost[-1].order > series.last
 
 
 def _change(series: Series) -> str:
     """Write the change from the first to the last commit, over the seeds of both."""
-    if series.first == series.last or (series.lost and series.lost[-1].order > series.last):
-        return DASH
     ends = series.first, series.last
     seeds = series.seeds(ends)
-    if seeds is not None and not seeds:
+    if series.first == series.last or _ends_lost(series) or (seeds is not None and not seeds):
         return DASH
     before, after = (series.level(order, seeds) for order in ends)
     if before == after:
         return "="
     if series.quantity.unit == "share":
-        return f"{100 * (after - before):+.1f}"
+        return points(after - before)
     return f"{100 * (after / before - 1):+.1f} %" if before else DASH
 
 
@@ -134,11 +135,5 @@ def _trend(several: Sequence[Series]) -> str:
 def _bars(series: Series) -> list[tuple[float, str]]:
     """Return the level of each commit, over the seeds that all have where there are any, and its mark."""
     seeds = series.seeds(series.by_commit) or None
-    return [(series.level(order, seeds), _mark(series, order)) for order in series.by_commit]
-
-
-def _mark(series: Series, order: int) -> str:
-    """Return the mark in front of a commit."""
-    if order == series.first:
-        return "/"
-    return "|" if any(change.second == order for change in series.change_points) else ""
+    marks = {change.second: "|" for change in series.change_points} | {series.first: "/"}
+    return [(series.level(order, seeds), marks.get(order, "")) for order in series.by_commit]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
-from harness.tables.compare.comparison import Difference
+from harness.tables.aggregate import grouped
+from harness.tables.compare.comparison import Difference, listed
 from harness.tables.compare.memory import CUDA_BYTES, CUDA_SHARE, EXACT
 from harness.tables.compare.statistics import ALPHA, LEAST_PERPLEXITY_CHANGE, LEAST_SPEED_CHANGE
+from harness.tables.format import points
 from harness.tables.history.change_points import METHOD, PERMUTATIONS
-from harness.tables.history.series import ChangePoint, History, Quantity
+from harness.tables.history.series import Break, ChangePoint, History, Quantity
 
 #: Names of rows or quantities that a line lists before it counts.
 MOST_NAMES = 3
@@ -63,7 +64,7 @@ def levels(change: ChangePoint) -> str:
 def ratio(change: ChangePoint) -> str:
     """Write after over before, "" without a before; for a share the difference in points."""
     if change.quantity.unit == "share":
-        return f"{100 * (change.after - change.before):+.1f} points"
+        return f"{points(change.after - change.before)} points"
     if change.ratio is None:
         return ""
     digits = 3 if abs(change.ratio - 1) >= 0.001 else 6
@@ -89,57 +90,34 @@ def listed_change_points(history: History) -> list[ChangePoint]:
         if change.quantity.kind == "memory" and not change.quantity.part
     }
     found = [
-        s for s in history.change_points if not (s.quantity.part and (s.row, s.first, s.second) in peaks)
+        c for c in history.change_points if not (c.quantity.part and (c.row, c.first, c.second) in peaks)
     ]
     return sorted(found, key=lambda change: (change.doubtful, not change.worse))
-
-
-@dataclass(frozen=True)
-class _Broken:
-    """Breaks that share place and reason, with their rows and quantities."""
-
-    order: int
-    beside: bool
-    differences: tuple[Difference, ...]
-    rows: tuple[str, ...]
-    quantities: tuple[str, ...]
-
-    @property
-    def reason(self) -> str:
-        """The fields that differ, at most four by name."""
-        shown = "; ".join(map(str, self.differences[:4])) or "nothing that records name"
-        return f"{shown} and {len(self.differences) - 4} more" if len(self.differences) > 4 else shown
-
-
-def _broken(history: History) -> list[_Broken]:
-    """Return the breaks of a history, merged where place and reason are the same."""
-    grouped: dict[tuple[int, bool, tuple[Difference, ...]], tuple[list[str], list[str]]] = {}
-    for each in history.breaks:
-        reasons = tuple(field for field in each.differences if field.field != "config_id") or each.differences
-        rows, quantities = grouped.setdefault((each.order, each.beside, reasons), ([], []))
-        rows.append(each.row)
-        quantities.append(each.quantity.name)
-    return [
-        _Broken(*key, tuple(dict.fromkeys(rows)), tuple(dict.fromkeys(quantities)))
-        for key, (rows, quantities) in sorted(grouped.items(), key=lambda item: item[0][0])
-    ]
 
 
 def breaks(history: History) -> list[str]:
     """Write where and why series end, a line for each place and reason."""
     quantities = [quantity.name for quantity in history.quantities]
+    ordered = sorted(history.breaks, key=lambda each: each.order)
     found = []
-    for each in _broken(history):
-        rows = listed(each.rows, history.rows, "rows")
-        what = listed(each.quantities, quantities, "quantities")
-        kind = "also" if each.beside else "from here"
-        found.append(f"{history.commits[each.order].name}: {kind} {each.reason} ({rows}; {what})")
+    for (order, beside, differences), alike in grouped(ordered, _reason).items():
+        rows = _listed([each.row for each in alike], history.rows, "rows")
+        what = _listed([each.quantity.name for each in alike], quantities, "quantities")
+        kind = "also" if beside else "from here"
+        why = listed(differences) or "nothing that records name"
+        found.append(f"{history.commits[order].name}: {kind} {why} ({rows}; {what})")
     return found
 
 
-def listed(names: Sequence[str], everything: Iterable[str], word: str) -> str:
+def _reason(each: Break) -> tuple[int, bool, tuple[Difference, ...]]:
+    """Return the place and the reason of a break; an id of a config is one only without its settings."""
+    reasons = tuple(field for field in each.differences if field.field != "config_id")
+    return each.order, each.beside, reasons or each.differences
+
+
+def _listed(several: Iterable[str], everything: Iterable[str], word: str) -> str:
     """Write a few names, `all <word>`, or how many."""
-    count = len(set(everything))
+    names, count = list(dict.fromkeys(several)), len(set(everything))
     if len(names) == count > 1:
         return f"all {count} {word}"
     return ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} of {count} {word}"

@@ -142,6 +142,13 @@ def agree(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
     return all(second[key] == value for key, value in first.items() if key in second)
 
 
+def methods(record: Record) -> list[str]:
+    """Return the names of the stack of methods in a run's config."""
+    stack = record.config.get("method")
+    parts = stack if isinstance(stack, (list, tuple)) else ()
+    return [str(part["name"]) for part in parts if isinstance(part, dict) and "name" in part]
+
+
 def environment_of(record: Record) -> dict[str, str]:
     """Return what must be equal before two values are compared; a run that failed early knows only a part."""
     known: dict[str, Any] = {"tier": record.tier, "meter": record.memory.meter if record.memory else None}

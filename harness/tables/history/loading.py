@@ -16,6 +16,7 @@ from harness import suite as suites
 from harness.errors import UserError, nearest
 from harness.record import Record
 from harness.tables import records
+from harness.tables.aggregate import methods
 from harness.tables.format import plain
 from harness.tables.history import git_log
 from harness.tables.history.series import Quantity
@@ -171,16 +172,10 @@ def _holds(record: Record, key: str, values: Sequence[Any]) -> bool:
     if key in OWN:
         return getattr(record, key) in values
     if key == "method":
-        return record.label in values or not _methods(record).isdisjoint(map(str, values))
+        return record.label in values or not set(methods(record)).isdisjoint(map(str, values))
     value: Any = record.config
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
             return False
         value = value[part]
     return value in values
-
-
-def _methods(record: Record) -> set[str]:
-    stack = record.config.get("method")
-    parts = stack if isinstance(stack, list) else []
-    return {str(part.get("name")) for part in parts if isinstance(part, dict)}

@@ -10,10 +10,9 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 from harness.errors import UserError, one_line
 from harness.record import Record
@@ -25,7 +24,7 @@ from harness.tables.history.quantities import STATUS, values
 #: Limits of MLflow: parameters and metrics in one request, characters of a value and of a name.
 PARAMS, METRICS = 100, 900
 LONGEST_VALUE, LONGEST_KEY = 500, 200
-#: Short timeouts, since a missing server would block for minutes.
+#: Short timeouts, since a missing server would block for minutes; the environment may set others.
 CLIENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -57,19 +56,6 @@ class Run:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-class Server(Protocol):
-    """The operations of an MLflow server that the upload needs."""
-
-    def experiment(self, name: str) -> str:
-        """Return the id of an experiment, created if missing."""
-
-    def uploaded(self, experiment: str) -> set[str]:
-        """Return the keys of complete runs, and delete those of an unfinished upload."""
-
-    def send(self, experiment: str, run: Run) -> None:
-        """Write one run."""
-
-
 def upload(collection: Collection, uri: str, experiment: str, only: Sequence[str] = ()) -> str:
     """Send the records that a server does not have yet; return a line on the result.
 
@@ -77,15 +63,16 @@ def upload(collection: Collection, uri: str, experiment: str, only: Sequence[str
     """
     selection = Selection.of(only)
     chosen = [each for each in collection.found if selection.takes(each.record)]
-    with _settings():
-        server, failures = connect(uri)
-        try:
-            sent, there = send(server, chosen, experiment)
-        except failures as error:
-            raise UserError(
-                f"--mlflow {uri}: upload failed: {_reason(error)}; check that an MLflow server answers "
-                "there; the same command resumes the upload"
-            ) from error
+    for key, value in CLIENT.items():
+        os.environ.setdefault(key, value)
+    server, failures = connect(uri)
+    try:
+        sent, there = send(server, chosen, experiment)
+    except failures as error:
+        raise UserError(
+            f"--mlflow {uri}: upload failed: {_reason(error)}; check that an MLflow server answers "
+            "there; the same command resumes the upload"
+        ) from error
     return f"mlflow: {sent} runs uploaded to experiment {experiment!r}, {there} were there already"
 
 
@@ -103,18 +90,6 @@ def _reason(error: Exception) -> str:
     """Return the cause of an error without the addresses that wrap a failed request."""
     text = one_line(error, 2000)
     return text.rpartition("(Caused by ")[2].rstrip(")")[:200] if "(Caused by " in text else text[:200]
-
-
-@contextmanager
-def _settings() -> Iterator[None]:
-    """Set short timeouts unless the environment sets others."""
-    new = {key: value for key, value in CLIENT.items() if key not in os.environ}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for key in new:
-            os.environ.pop(key, None)
 
 
 # ----------------------------------------------------------------------------------------- mapping
@@ -200,24 +175,26 @@ def connect(uri: str) -> tuple[Server, tuple[type[Exception], ...]]:
         ) from error
     failures = (exceptions.MlflowException, OSError, ValueError)  # requests' exceptions are OSErrors
     try:
-        return _Mlflow(mlflow.MlflowClient(tracking_uri=uri), entities), failures
+        return Server(mlflow.MlflowClient(tracking_uri=uri), entities), failures
     except (*failures, ImportError) as error:
         raise UserError(
             f"--mlflow {uri}: {one_line(error)}; give for example http://localhost:5000"
         ) from error
 
 
-class _Mlflow:
-    """A server through MLflow's client; see `Server` for its methods."""
+class Server:
+    """A server through MLflow's client."""
 
     def __init__(self, client: Any, entities: Any) -> None:
         self.client, self.entities = client, entities
 
     def experiment(self, name: str) -> str:
+        """Return the id of an experiment, created if missing."""
         known = self.client.get_experiment_by_name(name)
         return str(known.experiment_id if known else self.client.create_experiment(name))
 
     def uploaded(self, experiment: str) -> set[str]:
+        """Return the keys of complete runs, and delete those of an unfinished upload."""
         found: set[str] = set()
         token, ours = None, f"tags.`{KEY}` LIKE '%'"
         while True:
@@ -232,7 +209,7 @@ class _Mlflow:
                 return found
 
     def send(self, experiment: str, run: Run) -> None:
-        # complete when it is terminated, and not before
+        """Write one run, which is complete once it is terminated."""
         made = self.client.create_run(
             experiment, start_time=run.start_ms, tags=dict(run.tags), run_name=run.name
         )

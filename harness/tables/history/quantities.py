@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.record import COMPONENTS, Accuracy, Record
-from harness.tables import format
 from harness.tables.compare.pairing import decides
-from harness.tables.format import plain
+from harness.tables.format import component, plain
 from harness.tables.history.series import Kind, Quantity
 
 NAME_LENGTH = 80
@@ -32,8 +31,11 @@ def _measured(record: Record) -> Iterator[tuple[Quantity, float]]:
     train = record.memory.train if record.memory else None
     if train is not None:
         yield PEAK, float(train.peak_allocated_bytes)
-        for field in COMPONENTS:
-            yield component(field), float(getattr(train, field))
+        for key in COMPONENTS:
+            part = Quantity(
+                key, f"memory: {component(key)}", "bytes", "memory", "lower", exact=True, part=True
+            )
+            yield part, float(getattr(train, key))
     if record.time and record.time.tokens_per_s is not None:
         yield THROUGHPUT, record.time.tokens_per_s
     if record.time and record.time.wall_s is not None and record.time.wall_s > 0:
@@ -42,10 +44,8 @@ def _measured(record: Record) -> Iterator[tuple[Quantity, float]]:
         return
     for name, scored in record.quality.perplexity.items():
         name = plain(name, NAME_LENGTH)
-        yield (
-            Quantity(f"perplexity_{name}", f"perplexity {name}", "", "perplexity", "lower"),
-            scored.perplexity,
-        )
+        quantity = Quantity(f"perplexity_{name}", f"perplexity {name}", "", "perplexity", "lower")
+        yield quantity, scored.perplexity
     for name, scores in record.quality.tasks.items():
         shown, version = plain(name, NAME_LENGTH), plain(scores.version, NAME_LENGTH)
         shown = shown if version in ("", "1") else f"{shown} v{version}"
@@ -62,12 +62,6 @@ def task(record: Record, quantity: Quantity) -> Accuracy | None:
     """Return the task of an accuracy, None where the record has none."""
     tasks = record.quality.tasks if record.quality else {}
     return next((each for name, each in tasks.items() if quantity.key == _accuracy(name, each)), None)
-
-
-def component(field: str) -> Quantity:
-    """Return the quantity of a component of the peak, by its field in a record."""
-    name = f"memory: {format.component(field)}"
-    return Quantity(field, name, "bytes", "memory", "lower", exact=True, part=True)
 
 
 def measurement(kind: Kind) -> str:

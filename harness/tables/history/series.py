@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -62,7 +62,7 @@ class Commit:
     """A place on the axis of a history: a commit, a commit with changed files (`abc1234+`), or a day.
 
     `order` counts from 0, oldest first, and is the place in `History.commits`. `sha` is None where records
-    name no commit: these are kept by the day of their start. `known` says whether the order is the
+    name no commit: these are grouped by the day of their start. `known` says whether the order is the
     repository's; `when` is the earliest start of a run, ISO 8601; `subject` the first line of the commit's
     message.
     """
@@ -160,9 +160,7 @@ class Series:
         """The seeds that all of these commits have; None where values do not follow the seed, as times."""
         if self.quantity.kind == "time":
             return None
-        return frozenset.intersection(
-            *(frozenset(point.seed for point in self.by_commit[order]) for order in orders)
-        )
+        return frozenset.intersection(*(frozenset(p.seed for p in self.by_commit[order]) for order in orders))
 
     def level(self, order: int, seeds: Container[int] | None = None) -> float:
         """The median of the runs of a commit, of these seeds or of all; of how they ended the share."""
@@ -201,7 +199,7 @@ class Break:
 class History:
     """All of a suite: commits oldest first, series in the order of rows and quantities, breaks, and notes.
 
-    `baseline` is the label of the control row; `skipped` has a line for each file that is no sound record;
+    `baseline` is the label of the control row; `skipped` has a line for each file that is no valid record;
     `runs` counts the records that were used.
     """
 
@@ -212,11 +210,11 @@ class History:
     breaks: tuple[Break, ...] = ()
     runs: int = 0
     skipped: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def change_points(self) -> list[ChangePoint]:
-        """The steps of all series."""
+        """The change points of all series."""
         return [change for series in self.series for change in series.change_points]
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.errors import UserError
 from harness.record import Record
-from harness.tables.aggregate import grouped
+from harness.tables.aggregate import grouped, methods
 from harness.tables.format import DASH, Column, Table, plain
 from harness.tables.format import ratio as ratio_text
 from harness.tables.page.html import escape, tag
@@ -68,9 +68,9 @@ def chosen(records: Sequence[Record], judged: dict[str, list[Judged]]) -> tuple[
     own = [item for item in everything if _is_met(item, lambda one: _speaks_of(one, suite, labels))]
     if own:
         return own, "The published numbers that runs of this suite are compared with."
-    methods = list(dict.fromkeys(name for record in records for name in _methods(record)))
-    found = [item for item in everything if any(is_of(item, method) for method in methods)]
-    named = ", ".join(methods)
+    stacks = list(dict.fromkeys(name for record in records for name in methods(record)))
+    found = [item for item in everything if any(is_of(item, method) for method in stacks)]
+    named = ", ".join(stacks)
     if not found:
         return [], f"No transcribed published number belongs to this suite or its methods ({named})."
     return found, (
@@ -87,13 +87,6 @@ def _speaks_of(selector: Selector, suite: str, labels: set[str]) -> bool:
     if isinstance(selector, Recorded):
         return Path(selector.suite).name == suite and selector.only.get("label", "") in {*labels, ""}
     return isinstance(selector, Predicted) and suite == _FORECASTS and selector.forecast in labels
-
-
-def _methods(record: Record) -> list[str]:
-    """Return the names of a run's methods in its suite."""
-    stack = record.config.get("method", ())
-    choices = stack if isinstance(stack, (list, tuple)) else ()
-    return [str(choice["name"]) for choice in choices if isinstance(choice, dict) and "name" in choice]
 
 
 def is_of(item: Judged, method: str) -> bool:

@@ -87,7 +87,7 @@ def _series(
         if not quantity.part:
             remarks = exact_steps.disagreements(segment.runs, bytes_text, lambda order: commits[order].name)
     elif quantity.kind == "status":
-        moved = exact_steps.status(segment.runs)
+        moved = list(exact_steps.status(segment.runs))
     else:
         searched = noisy_steps.search(segment.runs, quantity)
         moved, tested, remarks = searched.changes, searched.tested, searched.remarks

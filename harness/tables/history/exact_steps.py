@@ -86,16 +86,16 @@ def _cause(before: Record, after: Record) -> str:
     return compare_memory.cause(old.peak_allocated_bytes, new.peak_allocated_bytes, old, new)
 
 
-def status(runs: Sequence[Run]) -> list[LevelChange]:
+def status(runs: Sequence[Run]) -> Iterator[LevelChange]:
     """Find where the share of successful runs changed, compared within seeds and repeats."""
-    found = []
-    for first, before, after in turned(runs, _succeeded):
-        shares = _share(before, _succeeded), _share(after, _succeeded)
-        worse = shares[1] < shares[0]
-        failed = next(run for run in (after if worse else before) if not _succeeded(run))
-        cause = f"{'' if worse else 'was '}{_outcome(failed.record)}"
-        found.append(LevelChange(first, after[0].order, *shares, cause=plain(cause, CAUSE_LENGTH)))
-    return found
+
+    def levels(good: Sequence[Run], bad: Sequence[Run]) -> tuple[float, float]:
+        return _share(good, _succeeded), _share(bad, _succeeded)
+
+    def cause(bad: Sequence[Run]) -> str:
+        return _outcome(next(run.record for run in bad if not _succeeded(run)))
+
+    return turned(runs, _succeeded, levels, cause)
 
 
 def _succeeded(run: Run) -> bool:
@@ -109,38 +109,47 @@ def _outcome(record: Record) -> str:
     return f"{outcome.status}{where}{f': {outcome.message}' if outcome.message else ''}"
 
 
-def lost(runs: Sequence[Run], without: Sequence[Run], quantity: Quantity) -> list[LevelChange]:
+def lost(runs: Sequence[Run], without: Sequence[Run], quantity: Quantity) -> Iterator[LevelChange]:
     """Find where runs lose a usable value, or have one again; `without` are the runs that have none."""
 
-    def good(run: Run) -> bool:
+    def usable(run: Run) -> bool:
         return quantity.usable(run.value)
 
-    found = []
-    for first, before, after in turned(sorted((*runs, *without), key=lambda run: run.order), good):
-        worse = _share(after, good) < _share(before, good)
-        usable, gone = (before, after) if worse else (after, before)
-        level = statistics.median(run.value for run in usable if good(run))
-        none = next(run.value for run in gone if not good(run))
-        count = sum(not good(run) for run in gone)
-        cause = f"{'' if worse else 'was '}no finite value in {count} of {len(gone)} runs"
-        sides = (level, none) if worse else (none, level)
-        found.append(LevelChange(first, after[0].order, *sides, cause=cause))
-    return found
+    def levels(good: Sequence[Run], bad: Sequence[Run]) -> tuple[float, float]:
+        level = statistics.median(run.value for run in good if usable(run))
+        return level, next(run.value for run in bad if not usable(run))
+
+    def cause(bad: Sequence[Run]) -> str:
+        return f"no finite value in {sum(not usable(run) for run in bad)} of {len(bad)} runs"
+
+    return turned(sorted((*runs, *without), key=lambda run: run.order), usable, levels, cause)
 
 
-def turned(runs: Iterable[Run], good: Callable[[Run], bool]) -> Iterator[tuple[int, list[Run], list[Run]]]:
-    """Yield commits whose share of good runs differs from that of the last runs of their seeds and repeats.
+def turned(
+    runs: Iterable[Run],
+    good: Callable[[Run], bool],
+    levels: Callable[[Sequence[Run], Sequence[Run]], tuple[float, float]],
+    cause: Callable[[Sequence[Run]], str],
+) -> Iterator[LevelChange]:
+    """Yield a change where the share of good runs differs from that of the runs before.
 
-    Each is (place of the newest commit before with one of the runs that turned, runs before, runs after).
+    Runs are compared with the last ones of their seed and repeat, and the commit before is the
+    newest with one of those that turned. `levels` returns the levels of the better side and of the worse
+    side, `cause` describes the worse side.
     """
     known: dict[tuple[int, int], list[Run]] = {}
-    for here in grouped(runs, lambda run: run.order).values():
+    for order, here in grouped(runs, lambda run: run.order).items():
         now = grouped(here, lambda run: (run.record.seed, run.record.repeat))
         both = [key for key in now if key in known]
         other = [key for key in both if _share(known[key], good) != _share(now[key], good)]
         before, after = ([run for key in both for run in side[key]] for side in (known, now))
         if other and _share(before, good) != _share(after, good):
-            yield max(known[key][0].order for key in other), before, after
+            first = max(known[key][0].order for key in other)
+            if _share(after, good) < _share(before, good):
+                sides, why = levels(before, after), cause(after)
+            else:
+                sides, why = levels(after, before)[::-1], f"was {cause(before)}"
+            yield LevelChange(first, order, *sides, cause=plain(why, CAUSE_LENGTH))
         known |= now
 
 

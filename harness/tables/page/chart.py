@@ -109,9 +109,12 @@ def content(traces: Sequence[Any], **layout: Any) -> dict[str, Any]:
     return found
 
 
-def rows_axis(labels: Sequence[str]) -> dict[str, Any]:
-    """Return a vertical axis with a line per row, the first on top; equal labels stay apart."""
-    return {
+def rows(labels: Sequence[str], **more: Any) -> dict[str, Any]:
+    """Return the layout of a chart with a line per row, the first on top, without a legend.
+
+    Equal labels stay apart; `more` changes the axis.
+    """
+    axis = {
         "tickvals": list(range(len(labels))),
         "ticktext": [chart_text(label) for label in labels],
         "range": [len(labels) - 0.5, -0.5],
@@ -119,11 +122,7 @@ def rows_axis(labels: Sequence[str]) -> dict[str, Any]:
         "fixedrange": True,
         "zeroline": False,
     }
-
-
-def rows_height(count: int) -> int:
-    """Return the pixels for so many rows, without a legend."""
-    return _AROUND + _ROW_HEIGHT * count
+    return {"yaxis": axis | more, "height": _AROUND + _ROW_HEIGHT * len(labels)}
 
 
 def axis(title: str) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from harness.record import COMPONENTS
 from harness.tables import format
+from harness.tables.aggregate import Stat
 from harness.tables.page import chart
 from harness.tables.page.chart import Chart
 from harness.tables.page.html import chart_text
@@ -47,15 +48,14 @@ def _figure(view: View, group: Group, quantity: Quantity, name: str) -> Chart:
             continue
         hover = [_hover(labels[place], written(view, place, quantity))]
         marker = {**chart.marker(place), "size": 10}
-        bar = _bar(known.spread, thickness=2, width=6)
+        bar = _bar(known, thickness=2, width=6)
         traces.append(chart.scatter("markers", [known.mean], [line], hover, marker=marker, error_x=bar))
     drawn = chart.content(
         traces,
         xaxis=chart.axis(quantity.name),
-        yaxis=chart.rows_axis(axis_names(view, group)),
         annotations=absent,
         showlegend=False,
-        height=chart.rows_height(len(group.places)),
+        **chart.rows(axis_names(view, group)),
     )
     caption = f"{quantity.better} is better; bars are the sample standard deviation"
     return Chart(name, _titled(quantity.name, group), caption, drawn)
@@ -85,37 +85,44 @@ def fronts(view: View) -> list[Chart]:
     for group in groups(view):
         cost = memory(view, group)
         for benefit in (*quality(view), speed(view)):
-            places = [p for p in group.places if point(view, p, cost) and point(view, p, benefit)]
-            if len(places) > 1:
-                found.append(_front(view, group, places, (cost, benefit), f"front-{len(found)}"))
+            both = {
+                place: (across, up)
+                for place in group.places
+                if (across := point(view, place, cost)) and (up := point(view, place, benefit))
+            }
+            if len(both) > 1:
+                found.append(_front(view, group, both, (cost, benefit), f"front-{len(found)}"))
     return found
 
 
 def _front(
-    view: View, group: Group, places: Sequence[int], axes: tuple[Quantity, Quantity], name: str
+    view: View,
+    group: Group,
+    measured: Mapping[int, tuple[Stat, Stat]],
+    axes: tuple[Quantity, Quantity],
+    name: str,
 ) -> Chart:
+    """Draw the rows of `measured`, their cost and benefit by their places."""
     cost, benefit = axes
     labels, brief = names(view), dict(zip(group.places, axis_names(view, group), strict=True))
-    measured = [(point(view, place, cost), point(view, place, benefit)) for place in places]
-    points = [(across.mean, up.mean) for across, up in measured if across and up]
+    points = [(across.mean, up.mean) for across, up in measured.values()]
     best = front(points, benefit.better)
     line = {"color": "#8a919b", "dash": "dot", "shape": "hv", "width": 2}
-    across, up = [points[place][0] for place in best], [points[place][1] for place in best]
+    across, up = [points[at][0] for at in best], [points[at][1] for at in best]
     traces = [chart.scatter("lines", across, up, None, name="Pareto front", line=line, hoverinfo="skip")]
-    for at, place in enumerate(places):
+    for at, (place, (x, y)) in enumerate(measured.items()):
         texts = [written(view, place, cost), written(view, place, benefit)]
         texts += ["on the front"] if at in best else []
-        bars = [_bar(each.spread if each else None) for each in measured[at]]
         traces.append(
             chart.scatter(
                 "markers",
-                [points[at][0]],
-                [points[at][1]],
+                [x.mean],
+                [y.mean],
                 [_hover(labels[place], *texts)],
                 name=chart_text(brief[place]),
                 marker={**chart.marker(place), "size": 12},
-                error_x=bars[0],
-                error_y=bars[1],
+                error_x=_bar(x),
+                error_y=_bar(y),
             )
         )
     drawn = chart.content(
@@ -126,10 +133,10 @@ def _front(
         height=chart.HEIGHT,
     )
     title = _titled(f"{benefit.name} against peak memory", group)
-    return Chart(name, title, _beside(view, group, places, benefit), drawn)
+    return Chart(name, title, _beside(view, group, measured, benefit), drawn)
 
 
-def _beside(view: View, group: Group, drawn: Sequence[int], benefit: Quantity) -> str:
+def _beside(view: View, group: Group, drawn: Container[int], benefit: Quantity) -> str:
     """Write the caption: which corner is best, and which rows are missing."""
     labels = names(view)
     corner = "lower left" if benefit.better == "lower" else "upper left"
@@ -137,9 +144,9 @@ def _beside(view: View, group: Group, drawn: Sequence[int], benefit: Quantity) -
     return f"best is {corner}" + (f"; not in the chart: {'; '.join(absent)}" if absent else "")
 
 
-def _bar(spread: float | None, thickness: float = 1.5, width: int = 4) -> dict[str, Any] | None:
+def _bar(stat: Stat, thickness: float = 1.5, width: int = 4) -> dict[str, Any] | None:
     style = {"thickness": thickness, "width": width}
-    return None if spread is None else {"type": "data", "array": [spread], **style}
+    return None if stat.sd is None else {"type": "data", "array": [stat.sd], **style}
 
 
 # ------------------------------------------------------------------------------------- components
@@ -159,20 +166,19 @@ def _components(view: View, group: Group, name: str) -> Chart:
     traces = []
     for colour, key in zip(chart.COLOURS, COMPONENTS, strict=False):
         part = format.component(key)
-        sizes = [view.rows[place].mean(key) or 0.0 for place in there]
-        if not any(sizes):
+        sizes = {place: view.rows[place].mean(key) or 0.0 for place in there}
+        if not any(sizes.values()):
             continue
-        pairs = zip(there, sizes, strict=True)
-        texts = [f"{part}: {cost.show(size)} of {written(view, p, cost)}" for p, size in pairs]
+        texts = {p: f"{part}: {cost.show(size)} of {written(view, p, cost)}" for p, size in sizes.items()}
         traces.append(
             {
                 "type": "bar",
                 "orientation": "h",
                 "name": part,
-                "x": [size * cost.scale for size in sizes],
+                "x": [size * cost.scale for size in sizes.values()],
                 "y": [lines[place] for place in there],
                 "marker": {"color": colour},
-                "hovertext": [_hover(labels[p], text) for p, text in zip(there, texts, strict=True)],
+                "hovertext": [_hover(labels[place], text) for place, text in texts.items()],
                 "hoverinfo": "text",
             }
         )
@@ -180,12 +186,11 @@ def _components(view: View, group: Group, name: str) -> Chart:
         traces,
         barmode="stack",
         xaxis=chart.axis(cost.name),
-        yaxis=chart.rows_axis(axis_names(view, group)),
         annotations=[
-            chart.ended(lines[place], _missing(view, place)) for place in group.places if place not in there
+            chart.ended(line, _missing(view, place)) for place, line in lines.items() if place not in there
         ],
         legend=chart.legend_below() | {"traceorder": "normal"},
-        height=chart.rows_height(len(group.places)),
+        **chart.rows(axis_names(view, group)),
     )
     caption = "means over the runs of a row; the components add up to the peak"
     return Chart(name, _titled("bytes of the peak by component", group), caption, drawn)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.tables.aggregate import agree
+from harness.tables.aggregate import Stat, agree
 from harness.tables.format import DASH, UNITS, Show, byte_unit, fixed, percent, plain, significant
 from harness.tables.report.view import View, traits
 
@@ -35,14 +35,6 @@ class Quantity:
     better: Better
     show: Show
     scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class Point:
-    """The mean of one row and its spread, both in the unit of the quantity."""
-
-    mean: float
-    spread: float | None
 
 
 def names(view: View) -> list[str]:
@@ -126,12 +118,12 @@ def speed(view: View) -> Quantity:
     return Quantity(key, "throughput, tokens/s", "higher", _digits(view, key))
 
 
-def point(view: View, place: int, quantity: Quantity) -> Point | None:
-    """Return the mean and spread of a row, None where the mean is missing or not finite."""
+def point(view: View, place: int, quantity: Quantity) -> Stat | None:
+    """Return a row's value in the unit of the quantity, None where the mean is missing or not finite."""
     stat = view.rows[place].stats.get(quantity.key)
     if stat is None or not math.isfinite(stat.mean):
         return None
-    return Point(stat.mean * quantity.scale, None if stat.sd is None else stat.sd * quantity.scale)
+    return Stat(stat.mean * quantity.scale, None if stat.sd is None else stat.sd * quantity.scale, stat.n)
 
 
 def written(view: View, place: int, quantity: Quantity) -> str:

@@ -99,8 +99,7 @@ def _map(title: str, ranks: Mapping[str, int], shared: tuple[int, list[str]], na
     drawn = chart.content(
         [trace],
         xaxis=chart.axis("layer") | {"dtick": max(1, len(layers) // 8), "showgrid": False},
-        yaxis=chart.rows_axis(kinds) | {"showgrid": False},
-        height=chart.rows_height(len(kinds)),
+        **chart.rows(kinds, showgrid=False),
     )
     outside = {key: rank for key, rank in ranks.items() if not _NUMBERED.search(key)}
     said = "; ".join(f"{key}: {rank}" for key, rank in outside.items())

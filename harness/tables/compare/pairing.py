@@ -53,7 +53,10 @@ class Side:
 
 
 def load(path: Path) -> Side:
-    """Load the records of a file or of a folder and those below; UserError where neither exists."""
+    """Load the records of a file or of a folder and those below; UserError where neither exists.
+
+    One run on one machine by one meter is loaded once.
+    """
     root = path if path.is_dir() else path.parent
     found: list[Loaded] = []
     skipped: list[str] = []
@@ -62,7 +65,7 @@ def load(path: Path) -> Side:
         if read is None:
             skipped.append(_note(file, root, reason))
             continue
-        twin = known.setdefault(_identity(read), file)
+        twin = known.setdefault((read.suite, read.run_id, *machine(read)), file)
         if twin is file:
             found.append(Loaded(read, file))
         else:
@@ -78,11 +81,6 @@ def machine(read: Record) -> tuple[str, ...]:
 
 def _note(file: Path, root: Path, reason: str) -> str:
     return plain(f"{file.relative_to(root)}: {reason}", NOTE_LENGTH)
-
-
-def _identity(read: Record) -> tuple[str, ...]:
-    """Return what is unique within one side: a run on a machine by a meter."""
-    return read.suite, read.run_id, *machine(read)
 
 
 # ------------------------------------------------------------------------------------------- pairs

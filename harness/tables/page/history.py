@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from harness.tables.aggregate import grouped
 from harness.tables.format import first
 from harness.tables.history import wording
 from harness.tables.history.series import ChangePoint, History, Quantity, Series
@@ -29,8 +30,9 @@ def charts(history: History) -> tuple[list[Chart], list[str]]:
     if len(history.commits) < 2:
         alone = "".join(commit.name for commit in history.commits)
         return [], [f"one commit, {alone}, so nothing can have changed yet", *history.notes]
-    drawn = [quantity for quantity in history.quantities if _is_drawn(history, quantity)]
-    found = [_chart(history, quantity, f"history-{place}") for place, quantity in enumerate(drawn)]
+    series = grouped(history.series, lambda each: each.quantity)
+    drawn = [quantity for quantity in history.quantities if _is_drawn(quantity, series[quantity])]
+    found = [_chart(history, each, series[each], f"history-{place}") for place, each in enumerate(drawn)]
     left = [quantity.name for quantity in history.quantities if quantity not in drawn]
     lines = [*_shown(_changes(history)), *_shown(wording.breaks(history)), *wording.method(history)]
     lines += _shown(wording.remarks(history))
@@ -39,15 +41,13 @@ def charts(history: History) -> tuple[list[Chart], list[str]]:
     return found, [*lines, *history.notes, *skipped]
 
 
-def _is_drawn(history: History, quantity: Quantity) -> bool:
+def _is_drawn(quantity: Quantity, own: Sequence[Series]) -> bool:
     """Return whether to draw a quantity: components of a peak and outcomes only with a change point."""
-    own = [series for series in history.series if series.quantity == quantity]
     return not (quantity.part or quantity.kind == "status") or any(series.change_points for series in own)
 
 
-def _chart(history: History, quantity: Quantity, name: str) -> Chart:
+def _chart(history: History, quantity: Quantity, own: Sequence[Series], name: str) -> Chart:
     rows = history.rows
-    own = [series for series in history.series if series.quantity == quantity]
     environments = list(dict.fromkeys(tuple(series.environment.items()) for series in own))
     seen: set[str] = set()
     traces: list[dict[str, Any]] = []
@@ -59,17 +59,16 @@ def _chart(history: History, quantity: Quantity, name: str) -> Chart:
         seen.add(series.row)
     traces += _marks(history, own)
     ends = sorted({each.order for each in history.breaks if each.quantity == quantity and not each.beside})
-    unit = f", {quantity.shown_unit}" if quantity.shown_unit else ""
+    title = quantity.name + (f", {quantity.shown_unit}" if quantity.shown_unit else "")
     content = chart.content(
         traces,
         xaxis=chart.axis("commit, oldest first") | _ticks(history),
-        yaxis=chart.axis(f"{quantity.name}{unit}") | {"separatethousands": True},
+        yaxis=chart.axis(title) | {"separatethousands": True},
         shapes=[_rule(order) for order in ends],
         legend=chart.legend_below(),
         hovermode="closest",
         height=chart.HEIGHT,
     )
-    title = f"{quantity.name}{unit}"
     changes = [change for series in own for change in series.change_points]
     level = "shares" if quantity.kind == "status" else "medians"
     caption = f"{quantity.better} is better; {level} of the runs of a commit"
@@ -88,12 +87,8 @@ def _line(history: History, series: Series, line: dict[str, Any], first: bool) -
     for order, (level, count) in levels.items():
         commit = history.commits[order]
         value = f"{wording.number(series.quantity, level)} {series.quantity.shown_unit}".rstrip()
-        texts = [
-            series.row,
-            f"{commit.name}: {commit.subject}".rstrip(": "),
-            f"{value} (n={count})",
-            environment,
-        ]
+        where = f"{commit.name}: {commit.subject}".rstrip(": ")
+        texts = (series.row, where, f"{value} (n={count})", environment)
         hover.append("<br>".join(chart_text(text, 90) for text in texts if text))
     place = history.rows.index(series.row)
     return chart.scatter(
@@ -149,9 +144,8 @@ def _rule(order: int) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------- words
 def _changes(history: History) -> list[str]:
-    return [_sentence(history, change) for change in wording.listed_change_points(history)] or [
-        "no change points"
-    ]
+    found = [_sentence(history, change) for change in wording.listed_change_points(history)]
+    return found or ["no change points"]
 
 
 def _sentence(history: History, change: ChangePoint) -> str:

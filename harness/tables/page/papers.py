@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -50,9 +50,8 @@ def section(records: Sequence[Record], sources: Sources) -> str:
         names = published.available(sources.papers)
         judged = {name: judge.judge(name, published.load(sources.papers, name), sources) for name in names}
         cells, introduction = chosen(records, judged)
-        tables = "".join(
-            _paper(name, own, sources, len(cells) <= FEW) for name, own in _by_paper(cells).items()
-        )
+        by_paper = grouped(cells, lambda item: item.cell.paper)
+        tables = "".join(_paper(name, own, sources, len(cells) <= FEW) for name, own in by_paper.items())
     except (UserError, OSError) as error:
         return tag("p", escape(f"Published numbers could not be compared with ours: {error}"))
     if not any(judged.values()):
@@ -65,7 +64,11 @@ def chosen(records: Sequence[Record], judged: dict[str, list[Judged]]) -> tuple[
     """Return the cells that this suite answers, else those of its methods, and a sentence on which."""
     suite, labels = records[0].suite, {record.label for record in records}
     everything = [item for items in judged.values() for item in items]
-    own = [item for item in everything if _is_met(item, lambda one: _speaks_of(one, suite, labels))]
+    own = [
+        item
+        for item in everything
+        if any(_speaks_of(one, suite, labels) for one in item.cell.answer.selectors)
+    ]
     if own:
         return own, "The published numbers that runs of this suite are compared with."
     stacks = list(dict.fromkeys(name for record in records for name in methods(record)))
@@ -77,10 +80,6 @@ def chosen(records: Sequence[Record], judged: dict[str, list[Judged]]) -> tuple[
         "No published number belongs to this suite, since no paper has its model and text. These are the "
         f"published numbers of its methods ({named}), beside ours from any suite."
     )
-
-
-def _is_met(item: Judged, wanted: Callable[[Selector], bool]) -> bool:
-    return any(wanted(selector) for selector in item.cell.answer.selectors)
 
 
 def _speaks_of(selector: Selector, suite: str, labels: set[str]) -> bool:
@@ -99,10 +98,6 @@ def is_of(item: Judged, method: str) -> bool:
         return item.cell.paper == method
     parts = re.findall(r"[a-z]+|[0-9]+", str(name).lower())
     return method in parts or method in map("".join, pairwise(parts))
-
-
-def _by_paper(cells: Sequence[Judged]) -> dict[str, list[Judged]]:
-    return grouped(cells, lambda item: item.cell.paper)
 
 
 # ------------------------------------------------------------------------------------------ tables

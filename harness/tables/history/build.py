@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.errors import UserError, nearest
 from harness.tables.aggregate import grouped
-from harness.tables.format import bytes_text, plain
+from harness.tables.format import plain
 from harness.tables.history import exact_steps, machine_noise, noisy_steps
 from harness.tables.history.commits import place
 from harness.tables.history.exact_steps import LevelChange
@@ -85,12 +85,11 @@ def _series(
     if quantity.kind == "memory":
         moved: Sequence[LevelChange] = exact_steps.memory(segment.runs, quantity)
         if not quantity.part:
-            remarks = exact_steps.disagreements(segment.runs, bytes_text, lambda order: commits[order].name)
+            remarks = exact_steps.disagreements(segment.runs, commits)
     elif quantity.kind == "status":
         moved = list(exact_steps.status(segment.runs))
     else:
-        searched = noisy_steps.search(segment.runs, quantity)
-        moved, tested, remarks = searched.changes, searched.tested, searched.remarks
+        moved, tested, remarks = noisy_steps.search(segment.runs, quantity)
         if quantity.kind == "perplexity":
             moved = sorted(
                 (*moved, *exact_steps.lost(segment.runs, segment.lost, quantity)),

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from harness.record import Record
 from harness.tables.aggregate import grouped
 from harness.tables.compare import memory as compare_memory
-from harness.tables.format import plain
+from harness.tables.format import bytes_text, first, plain
 from harness.tables.history.segments import Run
-from harness.tables.history.series import Quantity
+from harness.tables.history.series import Commit, Quantity
 
 CAUSE_LENGTH = 240
 
@@ -144,12 +144,12 @@ def turned(
         other = [key for key in both if _share(known[key], good) != _share(now[key], good)]
         before, after = ([run for key in both for run in side[key]] for side in (known, now))
         if other and _share(before, good) != _share(after, good):
-            first = max(known[key][0].order for key in other)
+            last = max(known[key][0].order for key in other)
             if _share(after, good) < _share(before, good):
                 sides, why = levels(before, after), cause(after)
             else:
                 sides, why = levels(after, before)[::-1], f"was {cause(before)}"
-            yield LevelChange(first, order, *sides, cause=plain(why, CAUSE_LENGTH))
+            yield LevelChange(last, order, *sides, cause=plain(why, CAUSE_LENGTH))
         known |= now
 
 
@@ -157,16 +157,14 @@ def _share(runs: Sequence[Run], good: Callable[[Run], bool]) -> float:
     return sum(map(good, runs)) / len(runs)
 
 
-def disagreements(
-    runs: Sequence[Run], shown: Callable[[float], str], commit: Callable[[int], str]
-) -> tuple[str, ...]:
+def disagreements(runs: Sequence[Run], commits: Sequence[Commit]) -> tuple[str, ...]:
     """Write at most three lines on commits whose runs of one seed differ beyond their meter's noise."""
     found = []
     for (order, seed), several in grouped(runs, lambda run: (run.order, run.record.seed)).items():
-        same = sorted(several, key=lambda run: run.value)
-        if _differs(same[0], same[-1]):
-            low, high = (shown(run.value) for run in (same[0], same[-1]))
+        least, most = min(several, key=lambda run: run.value), max(several, key=lambda run: run.value)
+        if _differs(least, most):
+            low, high = bytes_text(least.value), bytes_text(most.value)
             if low == high:
-                low, high = f"{same[0].value:,.0f}", f"{same[-1].value:,.0f} bytes"
-            found.append(f"runs of {commit(order)} disagree (seed {seed}): {low} to {high}")
-    return (*found[:3], *([f"{len(found) - 3} more such disagreements"] if len(found) > 3 else []))
+                low, high = f"{least.value:,.0f}", f"{most.value:,.0f} bytes"
+            found.append(f"runs of {commits[order].name} disagree (seed {seed}): {low} to {high}")
+    return tuple(first(found, 3, "{} more such disagreements"))

@@ -23,36 +23,27 @@ ERRORS = 1.96
 REPEATING = 0.5
 
 
-@dataclass(frozen=True)
-class Searched:
-    """The change points of a series, whether it could be searched, and remarks on the search."""
-
-    changes: tuple[LevelChange, ...]
-    tested: bool = True
-    remarks: tuple[str, ...] = ()
-
-
-def search(runs: Sequence[Run], quantity: Quantity) -> Searched:
-    """Return all change points of a noisy series, oldest first.
+def search(runs: Sequence[Run], quantity: Quantity) -> tuple[Sequence[LevelChange], bool, tuple[str, ...]]:
+    """Return the change points of a noisy series, oldest first, whether it was searched, and remarks.
 
     Quality depends on the seed, so its runs are compared within seeds; cost does not. A perplexity that
     repeats to the last digit is not noisy, and needs no test.
     """
     if len({run.order for run in runs}) < 2:
-        return Searched((), tested=False)
+        return (), False, ()
     remarks: tuple[str, ...] = ()
     if len(runs) > change_points.MOST_VALUES:
         runs = runs[-change_points.MOST_VALUES :]
         remarks = (f"only the newest {len(runs)} runs were searched for change points",)
     if quantity.kind == "perplexity" and _repeats(runs):
         changes = _large([Change(at) for at in _changes(runs)], runs, quantity)
-        return Searched(tuple(changes), remarks=(*remarks, "repeats to the last digit, so no test is needed"))
+        return changes, True, (*remarks, "repeats to the last digit, so no test is needed")
     places = [run.order for run in runs]
     blocks = [_block(run, quantity) for run in runs]
     if change_points.attainable(places, blocks) > ALPHA:
-        return Searched((), tested=False, remarks=(f"{len(runs)} runs are too few for a test",))
+        return (), False, (f"{len(runs)} runs are too few for a test",)
     found = change_points.change_points(_comparable(runs, quantity), places, blocks)
-    return Searched(tuple(_large(found, runs, quantity)), remarks=remarks)
+    return _large(found, runs, quantity), True, remarks
 
 
 def _block(run: Run, quantity: Quantity) -> int:

@@ -5,7 +5,6 @@ A file that is no valid record (`harness.tables.records`) is skipped, never comp
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,7 @@ from harness.tables.records import NOTE_LENGTH, find, read_each
 SHOWN = 60
 #: Packages that can change a value, beside those of a row's environment.
 PACKAGES = ("peft", "tokenizers", "bitsandbytes")
-#: The field of a measurement protocol, and the packages irrelevant to a quantity.
-PROTOCOL = re.compile(r"^(\w+) protocol$")
+#: The packages irrelevant to a quantity.
 FOREIGN = {
     "memory": ("lm-eval", "tokenizers"),
     "perplexity": ("lm-eval",),
@@ -155,7 +153,7 @@ def _differ(
 
 
 def decides(record: Record, quantity: str) -> dict[str, str]:
-    """Return every condition of a quantity beside the config, as text."""
+    """Return every condition of a quantity beside the config, as text; no protocol of another quantity."""
     known = {"seed": str(record.seed), **environment_of(record)}
     if record.environment:
         here = record.environment
@@ -165,13 +163,11 @@ def decides(record: Record, quantity: str) -> dict[str, str]:
         known |= {"data": record.data.sha256, "data tokens": str(record.data.tokens)}
         known |= {"model": record.data.model_sha256} if record.data.model_sha256 else {}
     foreign = FOREIGN[quantity]
-    return {key: value for key, value in known.items() if key not in foreign and _is_of(key, quantity)}
-
-
-def _is_of(key: str, quantity: str) -> bool:
-    """Return whether a field matters to this quantity: the protocols of others do not."""
-    protocol = PROTOCOL.match(key)
-    return protocol is None or protocol[1] == quantity
+    return {
+        key: value
+        for key, value in known.items()
+        if key not in foreign and key.removesuffix(" protocol") in (key, quantity)
+    }
 
 
 def _settings(config: Any, prefix: str = "") -> dict[str, str]:

@@ -65,8 +65,8 @@ class Row:
         fewest = min(len(self.base), len(self.candidate))
         if self.differences:
             return f"another machine or day: {'; '.join(map(str, self.differences[:3]))}"
-        starts = sorted((record.started_at or "", False) for record in self.base)
-        starts = sorted([*starts, *((record.started_at or "", True) for record in self.candidate)])
+        sides = ((False, self.base), (True, self.candidate))
+        starts = sorted((record.started_at or "", side) for side, records in sides for record in records)
         if not all(when for when, _ in starts) or not interleaved([side for _, side in starts]):
             return "another day or time: the runs of the two sides were not interleaved"
         return f"{fewest} runs of a side, a verdict needs {LEAST_RUNS}" if fewest < LEAST_RUNS else None

@@ -75,21 +75,20 @@ def unchanged(history: History) -> list[str]:
 
 
 def _constant(rows: Sequence[Sequence[Series]]) -> bool:
-    """Return whether no row ever moved or lost a value, not even from one series to the next."""
-    if any(series.lost for several in rows for series in several):
-        return False
-    return all(_still(several) for several in rows)
+    """Return whether no row ever moved or lost a value, not even from one series to the next.
 
-
-def _still(several: Sequence[Series]) -> bool:
-    """Return whether all commits of a row have one value, per seed where values depend on it."""
-    levels: dict[int | None, set[float]] = {}
-    for series in several:
-        for order, here in series.by_commit.items():
-            for seed in {None if series.quantity.kind == "time" else point.seed for point in here}:
-                level = series.level(order, None if seed is None else {seed})
-                levels.setdefault(seed, set()).add(level)
-    return all(len(found) < 2 for found in levels.values())
+    Values that depend on the seed are compared seed by seed.
+    """
+    for several in rows:
+        levels: dict[int | None, set[float]] = {}
+        for series in several:
+            for order, here in series.by_commit.items():
+                for seed in {None if series.quantity.kind == "time" else point.seed for point in here}:
+                    level = series.level(order, None if seed is None else {seed})
+                    levels.setdefault(seed, set()).add(level)
+        if any(series.lost for series in several) or any(len(found) > 1 for found in levels.values()):
+            return False
+    return True
 
 
 def _cell(several: Sequence[Series], write: Callable[[Series], str]) -> str:

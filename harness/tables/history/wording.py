@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 
 from harness.tables.aggregate import grouped
 from harness.tables.compare.comparison import Difference, listed
@@ -45,11 +46,8 @@ def heads(quantities: Sequence[Quantity]) -> dict[Quantity, str]:
 
 def _beginning(names: Sequence[str]) -> str:
     """Return the words, up to a `_`, that several names begin with; "" where one name has no others."""
-    parts = [name.split("_") for name in names]
-    same = 0
-    while len(names) > 1 and all(len(p) > same + 1 and p[same] == parts[0][same] for p in parts):
-        same += 1
-    return "".join(f"{word}_" for word in parts[0][:same]) if same else ""
+    words = zip(*(name.split("_")[:-1] for name in names), strict=False) if len(names) > 1 else ()
+    return "".join(f"{several[0]}_" for several in takewhile(lambda each: len(set(each)) == 1, words))
 
 
 def levels(change: ChangePoint) -> str:

@@ -10,7 +10,6 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from harness.tables.format import plain
@@ -50,9 +49,6 @@ def tag(name: str, content: str = "", /, **attributes: str | None) -> str:
 
     A trailing underscore of a name is dropped and one within it becomes a hyphen: `class_`, `aria_sort`.
     """
-    return f"<{name}{_written(attributes)}>{content}</{name}>"
-
-
-def _written(attributes: Mapping[str, str | None]) -> str:
     known = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}
-    return "".join(f' {key}="{html.escape(value)}"' for key, value in known.items() if value is not None)
+    texts = (f' {key}="{html.escape(value)}"' for key, value in known.items() if value is not None)
+    return f"<{name}{''.join(texts)}>{content}</{name}>"

@@ -15,30 +15,19 @@ from harness.errors import UserError
 from harness.tables.page.html import chart_text
 
 #: Distinguishable on white and on black; with symbols, so that no reader depends on colour.
-COLOURS = (
-    "#3b7fc4",
-    "#d06f1c",
-    "#2f9459",
-    "#d1495b",
-    "#8a6fd1",
-    "#a9713f",
-    "#cf5fa8",
-    "#78828e",
-    "#8f8712",
-    "#128fa0",
+_STYLES = (
+    ("#3b7fc4", "circle"),
+    ("#d06f1c", "square"),
+    ("#2f9459", "diamond"),
+    ("#d1495b", "triangle-up"),
+    ("#8a6fd1", "cross"),
+    ("#a9713f", "star"),
+    ("#cf5fa8", "triangle-down"),
+    ("#78828e", "x"),
+    ("#8f8712", "pentagon"),
+    ("#128fa0", "hexagon"),
 )
-SYMBOLS = (
-    "circle",
-    "square",
-    "diamond",
-    "triangle-up",
-    "cross",
-    "star",
-    "triangle-down",
-    "x",
-    "pentagon",
-    "hexagon",
-)
+COLOURS, SYMBOLS = zip(*_STYLES, strict=True)
 DASHES = ("solid", "dash", "dot", "dashdot")
 #: Pixels of a plot without its legend, of a row, and of what surrounds rows.
 HEIGHT = 360

@@ -26,18 +26,18 @@ TITLE = "Published numbers"
 FEW = 40
 #: The suite whose labels name forecasts.
 _FORECASTS = "shapes"
-_HEADS = (
-    "table",
-    "row",
-    "quantity",
-    "published",
-    "ours",
-    "ratio",
-    "verdict",
-    "origin of ours, notes, differing conditions",
-)
+#: Headings of the columns with their kind.
+_HEADS = {
+    "table": "words",
+    "row": "words",
+    "quantity": "words",
+    "published": "number",
+    "ours": "number",
+    "ratio": "number",
+    "verdict": "words",
+    "origin of ours, notes, differing conditions": "words",
+}
 _COUNTED = "counted is one number per transcribed row; further values of a row are in its paper"
-_NUMBERS = ("published", "ours", "ratio")
 _GOOD = ("reproduced", "same order", "arithmetic checked")
 _BAD = ("differs", "does not run as published")
 
@@ -122,10 +122,9 @@ def _filter(cells: Sequence[Judged]) -> str:
 def _paper(name: str, items: Sequence[Judged], sources: Sources, is_open: bool) -> str:
     """Render the cells of one paper, below a line that counts them."""
     described = f"published-{name}"
-    heads = [(head, _kind(head)) for head in _HEADS]
     caption = tag("caption", escape(f"{name}: published numbers and ours"), id=described, class_="hidden")
     body = "".join(_row(item, sources) for item in items)
-    drawn = sortable(described, caption, heads, body, class_="sortable published")
+    drawn = sortable(described, caption, list(_HEADS.items()), body, class_="sortable published")
     summary = tag("summary", escape(f"{name}, {_counted(items)}"))
     return tag("details", summary + drawn, class_="cells", open="" if is_open else None)
 
@@ -146,17 +145,13 @@ def _row(item: Judged, sources: Sources) -> str:
     value = item.ours.value if item.ours and not isinstance(item.ours.value, (str, bool)) else None
     sorts = {"published": item.number, "ours": value, "ratio": item.ratio}
     cells = tag("th", escape(cell.table.id), scope="row") + "".join(
-        tag("td", escape(text), class_=_kind(head), data_value=_sort(sorts.get(head)))
+        tag("td", escape(text), class_=_HEADS[head], data_value=_sort(sorts.get(head)))
         for head, text in texts.items()
     )
     ending = "all" if item.verdict in _GOOD else "none" if item.verdict in _BAD else "open"
     cells += tag("td", tag("span", escape(item.verdict), class_=f"ending {ending}"), class_="words")
     cells += tag("td", escape("; ".join((*by, *notes(item, sources)))), class_="words long")
     return tag("tr", cells, data_verdict=item.verdict)
-
-
-def _kind(head: str) -> str:
-    return "number" if head in _NUMBERS else "words"
 
 
 def _sort(value: float | None) -> str | None:

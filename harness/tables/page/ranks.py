@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from harness.record import RankMove, Record
-from harness.tables.aggregate import Row
 from harness.tables.page import chart
 from harness.tables.page.chart import Chart
 from harness.tables.page.html import chart_text
@@ -41,17 +40,20 @@ def placed(ranks: Mapping[str, Known]) -> tuple[list[str], list[int], dict[tuple
 
 def maps(view: View) -> tuple[list[Chart], list[str]]:
     """Return a map of ranks for each row in which they differ, and a line on each other row."""
-    first = [(place, record) for place, row in enumerate(view.rows) if (record := _ranked(row))]
     labels = names(view)
-    differing, said = [], []
-    for place, record in first:
-        ranks = record.parameters.ranks if record.parameters else {}
+    differing, equal = [], []
+    for place, row in enumerate(view.rows):
+        # the first run that has ranks represents the row
+        record = next((r for r in row.records if r.parameters and r.parameters.ranks), None)
+        if record is None or record.parameters is None:
+            continue
+        ranks = record.parameters.ranks
         if len(set(ranks.values())) > 1 and placed(ranks)[0]:
             differing.append((place, record, ranks))
         else:
             low, high = min(ranks.values()), max(ranks.values())
             values = f"{low}" if low == high else f"{low} to {high}"
-            said.append(f"{labels[place]}: rank {values} in all {len(ranks)} matrices")
+            equal.append(f"{labels[place]}: rank {values} in all {len(ranks)} matrices")
     most = max((max(ranks.values()) for *_, ranks in differing), default=0)
     longest_first = sorted((ranks for *_, ranks in differing), key=len, reverse=True)
     order = placed({name: rank for ranks in longest_first for name, rank in ranks.items()})[0]
@@ -59,12 +61,7 @@ def maps(view: View) -> tuple[list[Chart], list[str]]:
         _map(run_name(labels[place], record), ranks, (most, order), f"ranks-{place}")
         for place, record, ranks in differing
     ]
-    return charts, said
-
-
-def _ranked(row: Row) -> Record | None:
-    """Return the first run of a row that has ranks; it represents the row."""
-    return next((record for record in row.records if record.parameters and record.parameters.ranks), None)
+    return charts, equal
 
 
 def _map(title: str, ranks: Mapping[str, int], shared: tuple[int, list[str]], name: str) -> Chart:

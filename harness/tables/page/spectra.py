@@ -46,7 +46,7 @@ def spectra(view: View) -> tuple[list[Chart], list[str]]:
             if any(min(values, default=1.0) <= 0 for _, values in lines):
                 caption += "; singular values of 0 are not drawn"
             charts.append(Chart(f"spectra-{len(charts)}", f"{kind}{model}", caption, drawn))
-    return charts, [_said(weights) for weights in found]
+    return charts, [_described(weights) for weights in found]
 
 
 def _weights(view: View) -> list[Weights]:
@@ -67,20 +67,15 @@ def _weights(view: View) -> list[Weights]:
 
 def _same(weights: Weights, record: Record, own: Spectra) -> bool:
     """Compare by the hash of the checkpoint, without one by the values themselves."""
-    if (one := _hash(weights.first)) and (other := _hash(record)):
-        return one == other
-    return weights.spectra == own
-
-
-def _hash(record: Record) -> str | None:
-    return record.data.model_sha256 if record.data else None
+    one, other = (each.data and each.data.model_sha256 for each in (weights.first, record))
+    return one == other if one and other else weights.spectra == own
 
 
 def _model(record: Record) -> str:
     return record.data.model if record.data else "unknown model"
 
 
-def _said(weights: Weights) -> str:
+def _described(weights: Weights) -> str:
     outside = len(weights.spectra) - len(placed(weights.spectra)[2])
     more = f"; {outside} matrices outside numbered layers are not drawn" if outside else ""
     return f"{_model(weights.first)}, before training: {', '.join(weights.rows)}{more}"

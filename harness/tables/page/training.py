@@ -20,7 +20,7 @@ POINTS = 24_000
 def losses(view: View) -> list[Chart]:
     """Return a chart of the training loss of every run that has one, failed runs included."""
     runs = [
-        (place, record)
+        (place, record, record.training.loss)
         for place, row in enumerate(view.rows)
         for record in row.records
         if record.training and len(record.training.loss) > 1
@@ -30,8 +30,7 @@ def losses(view: View) -> list[Chart]:
     room = max(2, POINTS // len(runs))
     labels, traces, seen = names(view), [], set[int]()
     coarsest = 1
-    for place, record in runs:
-        loss = record.training.loss if record.training else []
+    for place, record, loss in runs:
         stride = -(-len(loss) // room)
         coarsest = max(coarsest, stride)
         steps, means = thinned(loss, stride)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from xml.etree import ElementTree
 
 from harness.tables.aggregate import grouped
-from harness.tables.compare.comparison import JUDGED, LABELS, VERDICTS, Cell, Comparison, Verdict
+from harness.tables.compare.comparison import JUDGED, LABELS, STATUS, VERDICTS, Cell, Comparison, Verdict
 from harness.tables.format import first, markdown
 
 #: Cells of a table: a page on GitHub has at most 1 MiB.
@@ -30,17 +30,14 @@ def to_text(found: Comparison) -> str:
     """
     lines: list[str] = []
     for verdict in VERDICTS if found.whole else LISTED:
-        cells = [cell for cell in _of(found, verdict) if not _silent(cell)]
+        cells = _of(found, verdict)
+        if verdict == "ok":  # that a run ended as before says nothing
+            cells = [cell for cell in cells if cell.quantity != STATUS]
         label = LABELS.get(verdict, verdict)
         shown = [f"{label}: {cell.suite}/{cell.row} ({cell.runs}) {_sentence(cell)}" for cell in cells]
         lines += shown if verdict == "regression" else first(shown, MOST_LINES, f"{label}: {{}} more")
     lines += first([f"skipped: {note}" for note in found.skipped], MOST_LINES, "skipped: {} more")
     return "\n".join([*lines, *found.notes, found.summary]) + "\n"
-
-
-def _silent(cell: Cell) -> bool:
-    """Return whether a cell is no more than a run that ended as before."""
-    return cell.verdict == "ok" and cell.quantity == "status"
 
 
 def _sentence(cell: Cell) -> str:

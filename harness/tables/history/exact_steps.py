@@ -93,20 +93,15 @@ def status(runs: Sequence[Run]) -> Iterator[LevelChange]:
         return _share(good, _succeeded), _share(bad, _succeeded)
 
     def cause(bad: Sequence[Run]) -> str:
-        return _outcome(next(run.record for run in bad if not _succeeded(run)))
+        outcome = next(run.record.outcome for run in bad if not _succeeded(run))
+        where = f" in {outcome.phase}" if outcome.phase else ""
+        return f"{outcome.status}{where}" + (f": {outcome.message}" if outcome.message else "")
 
     return turned(runs, _succeeded, levels, cause)
 
 
 def _succeeded(run: Run) -> bool:
     return bool(run.value)
-
-
-def _outcome(record: Record) -> str:
-    """Write how a run ended: `oom in train: message`."""
-    outcome = record.outcome
-    where = f" in {outcome.phase}" if outcome.phase else ""
-    return f"{outcome.status}{where}{f': {outcome.message}' if outcome.message else ''}"
 
 
 def lost(runs: Sequence[Run], without: Sequence[Run], quantity: Quantity) -> Iterator[LevelChange]:

@@ -68,10 +68,10 @@ def _sides(
     """Return the control's values between the commits of the two sides, in the segment's environment."""
     for control in controls:
         if control.quantity == segment.quantity and agree(control.known, segment.known):
-            sides = tuple(
+            first, second = (
                 [run.value for run in control.runs if start <= run.order <= end]
                 for start, end in (before, after)
             )
-            if all(sides):
-                return sides[0], sides[1]
+            if first and second:
+                return first, second
     return [], []

@@ -18,12 +18,12 @@ CUDA = ", CUDA "
 
 def select(side: Side, wanted: Set[tuple[str, int]], repeats: int) -> Side:
     """Return the records of the wanted rows and seeds, at most `repeats` of each."""
-    kept = [
+    chosen = [
         item
         for item in side.records
         if (item.record.label, item.record.seed) in wanted and item.record.repeat < repeats
     ]
-    return replace(side, records=tuple(kept))
+    return replace(side, records=tuple(chosen))
 
 
 def compare(base: Side, candidate: Side, controls: Mapping[str, str]) -> Comparison:

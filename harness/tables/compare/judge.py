@@ -26,7 +26,7 @@ def compare(base: Side, candidate: Side, controls: Mapping[str, str] | None = No
     """Return all verdicts; `controls` maps each suite to the label of its control row."""
     pairs = pair(base.records, candidate.records)
     found = [item for each in pairs for item in _run(each)]
-    speed = compare_speed.judge(compare_speed.rows(pairs), controls or {})
+    speed = compare_speed.judge(pairs, controls or {})
     skipped = [f"base: {note}" for note in base.skipped]
     skipped += [f"candidate: {note}" for note in candidate.skipped]
     return Comparison((*_closed(found), *speed), tuple(skipped))

@@ -44,11 +44,10 @@ class Row:
         throughputs do.
         """
         others = {(record.seed, record.repeat): record for record in self.candidate}
-        pairs = [(record, others.get((record.seed, record.repeat))) for record in self.base]
         found = [
             _speeds([other])[0] / _speeds([one])[0]
-            for one, other in pairs
-            if other and _simultaneous(one, other)
+            for one in self.base
+            if (other := others.get((one.seed, one.repeat))) and _simultaneous(one, other)
         ]
         return found if len(found) == len(self.base) == len(self.candidate) else []
 
@@ -81,23 +80,22 @@ def _speeds(records: Sequence[Record]) -> list[float]:
     return [record.time.tokens_per_s for record in records if record.time and record.time.tokens_per_s]
 
 
-def rows(pairs: Sequence[Pair]) -> list[Row]:
-    """Return the rows that have a throughput on both sides."""
+def judge(pairs: Sequence[Pair], controls: Mapping[str, str]) -> list[Cell]:
+    """Return a cell for each row that has a throughput on both sides.
+
+    `controls` maps each suite to the label of its control row.
+    """
     sides: dict[tuple[str, str], tuple[list[Record], list[Record]]] = {}
     for pair in pairs:
         for place, item in enumerate((pair.base, pair.candidate)):
             if item and item.record.outcome.status == "ok" and _speeds([item.record]):
                 key = item.record.suite, item.record.config_id
                 sides.setdefault(key, ([], []))[place].append(item.record)
-    return [
+    found = [
         Row(suite, base[0].label, tuple(base), tuple(candidate))
         for (suite, _), (base, candidate) in sides.items()
         if base and candidate
     ]
-
-
-def judge(found: Sequence[Row], controls: Mapping[str, str]) -> list[Cell]:
-    """Return a cell for each row; `controls` maps each suite to the label of its control row."""
     return [_judge(row, found, controls.get(row.suite)) for row in found]
 
 

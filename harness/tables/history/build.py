@@ -126,15 +126,14 @@ def _changes(
         remark, doubtful = each.remark, False
         if segment.quantity.kind == "time":
             remark, doubtful = machine_noise.judge(moved, number, segment, controls, baseline)
-        levels = each.before, each.after, each.p_value, each.cause, remark, doubtful
-        yield ChangePoint(series, segment.row, segment.quantity, each.first, each.second, *levels)
+        place = series, segment.row, segment.quantity, each.first, each.second
+        yield ChangePoint(*place, each.before, each.after, each.p_value, each.cause, remark, doubtful)
 
 
 def _breaks(segments: Sequence[Segment], series: dict[int, Series]) -> Iterable[Break]:
     for before, after, beside in breaks(segments):
-        ends = series[id(before)], series[id(after)]
-        ids = ends[0].id, ends[1].id
-        yield Break(after.row, after.quantity, ends[1].first, *ids, fields(before, after), beside)
+        old, new = series[id(before)], series[id(after)]
+        yield Break(new.row, new.quantity, new.first, old.id, new.id, fields(before, after), beside)
 
 
 def _lost(segments: Sequence[Segment], commits: Sequence[Commit]) -> Iterable[str]:

@@ -144,11 +144,11 @@ def fields(before: Segment, after: Segment) -> tuple[Difference, ...]:
     skipped = ("seed",) if same else BY_SEED
     found = differences(old, new, measurement(after.quantity.kind))
     kept = [each for each in found if each.field not in skipped]
-    texts = scored_text(old, after.quantity), scored_text(new, after.quantity)
+    text = scored_text(old, after.quantity)
     kept += [
-        Difference(key, plain(texts[0][key], 60), plain(value, 60))
-        for key, value in texts[1].items()
-        if key in texts[0] and texts[0][key] != value
+        Difference(key, plain(text[key], 60), plain(value, 60))
+        for key, value in scored_text(new, after.quantity).items()
+        if text.get(key, value) != value
     ]
     return tuple(kept)
 

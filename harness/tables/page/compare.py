@@ -69,14 +69,14 @@ def front(points: Sequence[tuple[float, float]], better: Better) -> list[int]:
     indices are in order of cost.
     """
     signed = [(cost, benefit if better == "lower" else -benefit) for cost, benefit in points]
-    kept = [
+    undominated = [
         place
         for place, (cost, loss) in enumerate(signed)
         if not any(
             other <= cost and worse <= loss and (other, worse) != (cost, loss) for other, worse in signed
         )
     ]
-    return sorted(kept, key=lambda place: signed[place])
+    return sorted(undominated, key=lambda place: signed[place])
 
 
 def fronts(view: View) -> list[Chart]:

@@ -99,9 +99,9 @@ def _map(title: str, ranks: Mapping[str, int], shared: tuple[int, list[str]], na
         **chart.rows(kinds, showgrid=False),
     )
     outside = {key: rank for key, rank in ranks.items() if not _NUMBERED.search(key)}
-    said = "; ".join(f"{key}: {rank}" for key, rank in outside.items())
+    others = "; ".join(f"{key}: {rank}" for key, rank in outside.items())
     caption = "rank by layer and kind of matrix; gaps have none" + (
-        f"; outside the layers {said}" if said else ""
+        f"; outside the layers {others}" if others else ""
     )
     return Chart(name, title, caption, drawn)
 

@@ -118,10 +118,13 @@ def _memory(view: View) -> _Draft | None:
         return None
     unit, show = format.byte_unit(max(peaks))
     columns = [_measured(view, "peak_allocated_bytes", "peak", show), _ratio(view, "peak_allocated_bytes")]
-    columns += [_mean(view, key, format.component(key).removeprefix("weights "), show) for key in COMPONENTS]
+    for key in COMPONENTS:  # the whole name of the last one would split the table
+        head = format.component(key).removeprefix("weights ").removesuffix(" and temporaries")
+        columns.append(_mean(view, key, head, show))
     meters = sorted({row.environment["meter"] for row in view.rows if "meter" in row.environment})
     counted = ", ".join(format.METERS[meter] for meter in meters)
-    return _Draft(f"Peak memory of training by component, {unit} ({counted})", columns)
+    title = f"Peak memory of training by component, {unit} ({counted}; activations include temporaries)"
+    return _Draft(title, columns)
 
 
 def _speed(view: View) -> _Draft | None:

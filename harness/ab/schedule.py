@@ -23,10 +23,11 @@ from harness.ab import lockstep
 from harness.ab.checkouts import SHORT, Revision
 from harness.ab.lockstep import Lockstep
 from harness.config import Run
+from harness.engine import runner
 from harness.engine.measure.lockstep import FLAG, VARIABLE
-from harness.engine.process import parent_watch
-from harness.engine.process.progress import Display
+from harness.engine.process import parent_watch, progress
 from harness.errors import UserError
+from harness.files import cache_folder
 from harness.record import Record
 
 SIDES = ("a", "b")
@@ -88,9 +89,13 @@ def interleave(runs: Sequence[Run], repeats: int) -> list[SideRun]:
     ]
 
 
-def carry_out(todo: Sequence[SideRun], sides: Sequence[Revision], request: Request, display: Display) -> None:
-    """Carry out all runs but those with a finished record; UserError for what a revision refuses."""
-    with display, sigterm_as_interrupt():
+def carry_out(todo: Sequence[SideRun], sides: Sequence[Revision], request: Request, device: str) -> None:
+    """Carry out all runs but those with a finished record, while no other sweep uses the device.
+
+    UserError for what a revision refuses.
+    """
+    display = progress.choose()
+    with runner.device_lock(device, cache_folder(), display), display, sigterm_as_interrupt():
         display.begin(len(todo), 0)
         for pair in zip(todo[::2], todo[1::2], strict=True):
             missing = _missing(pair, request)

@@ -91,17 +91,6 @@ def request_for(
     return schedule.Request(file, chosen.name, tuple(options), selectors, folder, together)
 
 
-def carry_out(request: Request, chosen: Suite, repeats: int, sides: Sequence[Revision], device: str) -> None:
-    """Carry out the runs of both sides while no other sweep uses the device."""
-    from harness.ab import schedule
-    from harness.engine import runner
-    from harness.engine.process import progress
-
-    display = progress.choose()
-    with runner.device_lock(device, cache_folder(), display):
-        schedule.carry_out(schedule.interleave(chosen.runs, repeats), sides, request, display)
-
-
 def sides_of(
     repository: Path | None, specs: tuple[str, str], pythons: tuple[str | None, str | None]
 ) -> list[Revision]:

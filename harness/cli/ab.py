@@ -64,6 +64,7 @@ def ab(
     out: OutOption = None,
 ) -> None:
     """Run two revisions interleaved on this machine and show what changed; exit codes as for gate."""
+    from harness.ab import schedule
     from harness.engine import runner
 
     if not 1 <= repeats <= MOST_REPEATS:
@@ -79,5 +80,5 @@ def ab(
     sides = session.sides_of(repository, (first, second), (python_a, python_b))
     given = [f"--deadline={deadline}", *changed.forwarded(plan.device)]
     request = session.request_for(selection.suite, chosen, given, results, sides, plan, apart or quality)
-    session.carry_out(request, chosen, repeats, sides, plan.device)
+    schedule.carry_out(schedule.interleave(chosen.runs, repeats), sides, request, plan.device)
     publish(session.compare(request, chosen.runs, repeats, control), form, out)

@@ -33,8 +33,6 @@ def report(
 ) -> None:
     """Print and write the tables of a suite from its records, without running anything."""
     from harness.engine import runner
-    from harness.tables.history.build import build
-    from harness.tables.history.loading import collect
     from harness.tables.records import load
 
     if html is not None:
@@ -44,10 +42,7 @@ def report(
     elif history:
         raise UserError("--history belongs to a page: add --html FILE")
     chosen = selection.load()
-    earlier = None
-    if history:
-        labels = list(dict.fromkeys(run.name for run in chosen.runs))
-        earlier = build(collect(history, chosen.name), history, chosen.baseline, labels=labels)
+    earlier = _history(chosen, history) if history else None
     wanted = runner.resolve(chosen.runs).runs
     folders = sorted(path for path in results.glob(f"*/{chosen.name}") if path.is_dir())
     if not folders:
@@ -69,6 +64,15 @@ def report(
         publish(chosen, records, notes, out or folder / "tables", chosen.name + machine)
         if html is not None:
             _page(chosen, records, notes, html.with_stem(html.stem + machine), results, earlier)
+
+
+def _history(suite: Suite, folders: Sequence[Path]) -> History:
+    """Return the history of a suite from the records of earlier commits."""
+    from harness.tables.history.build import build
+    from harness.tables.history.loading import collect
+
+    labels = list(dict.fromkeys(run.name for run in suite.runs))
+    return build(collect(folders, suite.name), folders, suite.baseline, labels=labels)
 
 
 def _page(

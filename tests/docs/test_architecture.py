@@ -103,7 +103,7 @@ MAY_IMPORT = {
         "methods",
         *(f"harness.{name}" for name in ("method", "config", "errors", "factored", "files", "spectrum")),
     ),
-    "benchmarks.embedded": ("benchmarks.embedded",),
+    "benchmarks.embedded": ("benchmarks.embedded", "harness.files"),
 }
 #: Folders that may import all of the harness: nothing imports them but what stands beside them.
 ABOVE = ("benchmarks.bpe", "benchmarks.papers", "benchmarks.studies", "benchmarks.tasks")

@@ -121,13 +121,12 @@ def _add_versions(collection: Collection, folder: Path) -> None:
 
 def _nothing(collection: Collection, folders: Sequence[Path]) -> str:
     """Explain why there is nothing to show, and what to do."""
-    where = ", ".join(map(str, folders))
     why = f"run: lorebench run {collection.suite} --results {folders[0]}"
     if collection.others:
         why = f"there are records of other suites, {nearest(collection.suite, collection.others)}"
     elif collection.skipped:
         why = f"skipped: {collection.skipped[0]}"
-    return plain(f"no records of suite {collection.suite!r} under {where}; {why}")
+    return plain(f"no records of suite {collection.suite!r} under {', '.join(map(str, folders))}; {why}")
 
 
 # --------------------------------------------------------------------------------------- selection

@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.errors import UserError
 from harness.record import Record
 from harness.tables.aggregate import grouped, methods
-from harness.tables.format import DASH, Column, Table, plain
+from harness.tables.format import DASH, plain
 from harness.tables.format import ratio as ratio_text
 from harness.tables.page.html import escape, tag
 from harness.tables.page.tables import sortable, words
@@ -162,13 +162,10 @@ def _summary(judged: dict[str, list[Judged]]) -> str:
     """Render the counts of verdicts of every paper, and its most frequent obstacle."""
     rows = {name: [item for item in items if item.cell.primary] for name, items in judged.items()}
     rows["all"] = [item for items in rows.values() for item in items]
-    columns = (
-        Column("verdicts", tuple(map(_counted, rows.values())), numeric=False),
-        Column("most frequent obstacle", tuple(map(_reason, rows.values())), numeric=False),
-    )
-    table = Table("All papers: verdicts", (Column("paper", tuple(rows), numeric=False),), columns)
+    title, heads = "All papers: verdicts", ("paper", "verdicts", "most frequent obstacle")
+    lines = [(name, _counted(items), _reason(items)) for name, items in rows.items()]
     read = tag("ul", "".join(tag("li", escape(text)) for text in (_COUNTED, *report.READING)))
-    return tag("h3", escape(table.title)) + words(table, "published-papers") + read
+    return tag("h3", escape(title)) + words("published-papers", title, heads, lines) + read
 
 
 def _counted(items: Sequence[Judged]) -> str:

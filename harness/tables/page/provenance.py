@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from harness.record import Record
 from harness.tables.aggregate import grouped, task_names
-from harness.tables.format import DASH, Column, Table, plain
+from harness.tables.format import DASH, plain
 from harness.tables.report.view import View
 
 TITLE = "How each number was made"
@@ -17,18 +17,14 @@ _METERS = {
 _SEVERAL = 3  # values named one by one; more are counted
 
 
-def made(view: View) -> Table:
+Line = tuple[str, str, str, str]
+HEADS: Line = ("quantity", "definition", "protocol", "in these records")
+
+
+def made(view: View) -> list[Line]:
     """Return one line per quantity: its definition, protocol version, and the facts in the records."""
     records = [record for row in view.rows for record in row.records]
-    lines = [*_perplexities(records), *_accuracies(view, records), *_costs(records)]
-    heads = ("quantity", "definition", "protocol", "in these records")
-    columns = [
-        Column(head, tuple(line[place] for line in lines), numeric=False) for place, head in enumerate(heads)
-    ]
-    return Table(TITLE, tuple(columns[:1]), tuple(columns[1:]))
-
-
-Line = tuple[str, str, str, str]
+    return [*_perplexities(records), *_accuracies(view, records), *_costs(records)]
 
 
 def _perplexities(records: Sequence[Record]) -> Iterator[Line]:

@@ -147,38 +147,27 @@ def _reason(record: Record) -> str:
 
 
 # ---------------------------------------------------------------------------------- other tables
-def words(table: Table, name: str) -> str:
-    """Render a table of text that is not sorted."""
-    heads = "".join(tag("th", escape(column.name), scope="col") for column in table.all_columns)
-    body = "".join(
-        tag(
-            "tr",
-            "".join((tag("th", escape(first), scope="row"), *(tag("td", escape(cell)) for cell in rest))),
-        )
-        for first, *rest in table.rows
+def words(name: str, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Render a table of text that is not sorted; `name` is the id of its hidden caption."""
+    head = "".join(tag("th", escape(text), scope="col") for text in heads)
+    lines = (
+        tag("th", escape(first), scope="row") + "".join(tag("td", escape(cell)) for cell in rest)
+        for first, *rest in rows
     )
-    caption = tag("caption", escape(table.title), id=name, class_="hidden")
-    return box(
-        tag("table", caption + tag("thead", tag("tr", heads)) + tag("tbody", body), class_="prose"), name
-    )
+    body = "".join(tag("tr", line) for line in lines)
+    caption = tag("caption", escape(title), id=name, class_="hidden")
+    content = caption + tag("thead", tag("tr", head)) + tag("tbody", body)
+    return box(tag("table", content, class_="prose"), name)
 
 
 def runs(view: View) -> str:
     """Return each row with the command that repeats each run, and the log of a failed run."""
-    labels = names(view)
-    return "".join(
-        tag(
-            "details",
-            tag("summary", escape(f"{labels[place]} ({_counted(row.records)})"))
-            + "".join(_run(record) for record in row.records),
-            id=f"row-{place}",
-        )
-        for place, row in enumerate(view.rows)
-    )
-
-
-def _counted(records: Sequence[Record]) -> str:
-    return f"{len(records)} run{'s' if len(records) > 1 else ''}"
+    found = []
+    for place, (label, row) in enumerate(zip(names(view), view.rows, strict=True)):
+        count = "1 run" if len(row.records) == 1 else f"{len(row.records)} runs"
+        summary = tag("summary", escape(f"{label} ({count})"))
+        found.append(tag("details", summary + "".join(map(_run, row.records)), id=f"row-{place}"))
+    return "".join(found)
 
 
 def _run(record: Record) -> str:

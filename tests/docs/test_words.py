@@ -24,7 +24,7 @@ REPLACED = {
     r"\blore\b": "facts",
     r"\bmoods? of a machine": "machine noise",
     r"\barbiter\b": "schedule",
-    r"\bin turns\b(?![]:])": "interleaved",
+    r"\bin turns\b(?![][:])": "interleaved",
     r"test stand": "environment",
     r"no time span": "is not a duration",
     r"by guessing": "chance",

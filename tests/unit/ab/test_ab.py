@@ -250,7 +250,8 @@ def test_a_changed_default_is_not_compared_and_named(place: Place) -> None:
     place.commit("a", **behaving())
     place.commit("b", **other)
     said = place.call("a", "b")
-    assert "not comparable: config_id" in said.out
+    assert "not comparable: demo/other" in said.out
+    assert "config_id" in said.out
     assert "train.lr 0.001 -> 1.0" in said.out
 
 

@@ -112,7 +112,9 @@ def test_the_key_changes_with_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     before = key(run_of())
     for package in cache.PACKAGES:
         with monkeypatch.context() as patch:
-            patch.setattr(cache, "installed", lambda name, new=package: "new" if name == new else "old")
+            patch.setattr(
+                "harness.files.installed", lambda name, new=package: "new" if name == new else "old"
+            )
             assert key(run_of()) != before
             before = key(run_of())
     monkeypatch.setattr(cache, "FORECAST_VERSION", 99)

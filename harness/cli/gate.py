@@ -1,4 +1,7 @@
-"""The command `lorebench gate`: compare two sets of records, or peak memory with stored baselines."""
+"""The command `lorebench gate`: compare two sets of records, or peak memory with stored baselines.
+
+Verdicts are made in `tables/compare/judge.py`, those on baselines in `tables/compare/baselines.py`.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,16 @@ FormOption = Annotated[
     typer.Option("--format", help="github is Markdown for $GITHUB_STEP_SUMMARY, junit is XML for CI."),
 ]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", metavar="FILE", help="Write there; the counts are printed.")
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="Write the comparison to this file; print only the counts."),
 ]
 
 
 BaseArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="BASE", help="Records before: a folder or a file. With --baselines their file."),
+    typer.Argument(
+        metavar="BASE", help="Records before: a folder or a file. With --baselines: the file of baselines."
+    ),
 ]
 CandidateArgument = Annotated[
     Path | None, typer.Argument(metavar="CAND", help="Records after: a folder or a file.")
@@ -74,7 +80,7 @@ def gate(
         _gate_baselines(base, write, form, out)
         return
     if write or base is None or candidate is None:
-        raise UserError("give BASE and CAND, or --baselines, with or without --write")
+        raise UserError("give BASE and CAND, or --baselines; --write belongs to --baselines")
     from harness.tables.compare.judge import compare
     from harness.tables.compare.pairing import load
 

@@ -62,27 +62,30 @@ def seconds(text: str) -> float:
     return value
 
 
-Results = Annotated[Path, typer.Option(help="Folder of the records.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Deadline = Annotated[str, typer.Option(help="Timeout per run, e.g. 90s, 25m or 6h.")]
+Results = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the records.")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
+Deadline = Annotated[
+    str, typer.Option(metavar="TIME", help="Timeout per run: 90s, 25m or 6h; a bare number is seconds.")
+]
 
 
 @dataclass(frozen=True)
 class Selection:
     """A suite with what the command line changes in it and selects of it: options of several commands."""
 
-    suite: Annotated[
-        str, typer.Argument(metavar="SUITE", help="A suite that ships, by name, or a YAML file.")
-    ]
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="Name of an included suite, or a YAML file.")]
     model: Annotated[
-        str | None, typer.Option(help="A model folder, or a hub id with optional @revision.")
+        str | None, typer.Option(metavar="MODEL", help="A model folder, or a hub id with optional @revision.")
     ] = None
     data: Annotated[
         list[str] | None,
-        typer.Option(help="A .txt or .jsonl file (repeatable), or a `datasets` id with optional @revision."),
+        typer.Option(
+            metavar="DATA",
+            help="A .txt or .jsonl file (repeatable), or a `datasets` id with optional @revision.",
+        ),
     ] = None
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")
     ] = None
     only: Annotated[
         list[str] | None,
@@ -90,7 +93,9 @@ class Selection:
             metavar="KEY=VALUE", help="Select runs by label, method, seed or any setting; repeatable."
         ),
     ] = None
-    seed: Annotated[list[int] | None, typer.Option(help="Run these seeds instead of the suite's.")] = None
+    seed: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="Run this seed instead of the suite's; repeatable.")
+    ] = None
 
     def load(self) -> Suite:
         """Return the suite with its overrides, seeds and selection applied."""

@@ -35,7 +35,7 @@ class Claim(Strict):
     title: str
     about: Annotated[tuple[str, ...], Field(min_length=1)]
     text: str
-    figures: Annotated[dict[str, ClaimValue], Field(min_length=1)]
+    values: Annotated[dict[str, ClaimValue], Field(min_length=1)]
     evidence: Annotated[tuple[str, ...], Field(min_length=1)]
     again: str
 
@@ -64,7 +64,7 @@ def build(errata: Errata, sources: Sources) -> Report:
             {
                 "claim": claim.title,
                 "about": " ".join(claim.about),
-                "figure": name,
+                "quantity": name,
                 "value": value,
                 "how": how,
             }
@@ -86,7 +86,7 @@ def _table(claim: Claim, sources: Sources) -> Table:
     text = claim.text.format_map({name: value for name, (value, _) in values.items()})
     notes = (text, *(f"evidence: {item}" for item in claim.evidence), f"again: {claim.again}")
     shown, how = zip(*values.values(), strict=True)
-    units = tuple(item.unit for item in claim.figures.values())
+    units = tuple(item.unit for item in claim.values.values())
     return Table(
         claim.title,
         (Column("quantity", tuple(name.replace("_", " ") for name in values), numeric=False),),
@@ -98,7 +98,7 @@ def _table(claim: Claim, sources: Sources) -> Table:
 def _values(claim: Claim, sources: Sources) -> dict[str, tuple[str, str]]:
     """Return each value as text, with how it was obtained."""
     found = {}
-    for name, item in claim.figures.items():
+    for name, item in claim.values.items():
         try:
             found[name] = _value(item, sources)
         except UserError as error:

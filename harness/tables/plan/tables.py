@@ -131,7 +131,7 @@ def _caption(plan: Plan) -> Iterator[str]:
         text += f", {sum(row.seconds or 0 for row in known) / 60:.1f} minutes" if known else ""
     yield text
     if plan.device_gib:
-        yield f"fits: the peak and {plan.reserve_gib:g} GiB kept free are at most what the device has"
+        yield f"fits: the peak plus a reserve of {plan.reserve_gib:g} GiB is at most the memory of the device"
     yield plan.unseen
     if any(row.report for row in plan.rows):
         yield "activations: activations and temporaries, all that is alive beside the other components"

@@ -27,7 +27,7 @@ def claim(**changes: Any) -> Claim:
         "title": "T",
         "about": ["galore"],
         "text": "It is {figure}.",
-        "figures": {"figure": figure},
+        "values": {"figure": figure},
         "evidence": ["a file"],
         "again": "a command",
     }
@@ -57,7 +57,7 @@ def test_a_claim_shows_its_figure_its_evidence_and_how_to_see_it_again(tmp_path:
     [
         ({"text": "It is {figur}."}, "no value 'figur'; did you mean 'figure'"),
         ({"text": "It is."}, "the text does not use figure"),
-        ({"figures": {"figure": {"of": {"calculation": "g", "with": {}}}}}, "no value of g {} yet"),
+        ({"values": {"figure": {"of": {"calculation": "g", "with": {}}}}}, "no value of g {} yet"),
     ],
 )
 def test_a_claim_that_does_not_fit_is_one_line(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -84,7 +84,7 @@ def test_lists_in_calculations_are_those_of_the_tables() -> None:
     printed += [[row["value"] for row in downstream.rows if row["task"] == task] for task in sorted(tasks)]
     lists = 0
     for made in errata.load(published.folder()).claims:
-        for figure in made.figures.values():
+        for figure in made.values.values():
             for value in figure.of.arguments.values() if isinstance(figure.of, Calculated) else ():
                 if isinstance(value, list) and all(isinstance(item, (int, float)) for item in value):
                     lists += 1
@@ -104,7 +104,7 @@ def test_single_numbers_in_calculations_are_printed_somewhere() -> None:
     names = {"perplexity", "numerator", "denominator", "minuend", "subtrahend", "less_than"}
     derived = {46.5, 59.92}  # 22.0 + 24.5 and 22.0 + 37.92, by the text of the paper
     for made in errata.load(published.folder()).claims:
-        for name, figure in made.figures.items():
+        for name, figure in made.values.items():
             if isinstance(figure.of, Calculated):
                 given = {float(v) for key, v in figure.of.arguments.items() if key in names}
                 assert given <= printed | derived, (made.title, name, given - printed)

@@ -2,7 +2,8 @@
 
 Every `period` updates the leading singular directions of the current gradient of each attention and
 feed-forward matrix become its subspace. In between the gradient is projected, Adam works on the
-coordinates, and the result is mapped back, times `scale`.
+coordinates, and the result is mapped back, times `scale`. The update itself is `ProjectedStepper.step`
+in `methods/parts/projection/method.py`.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def test_each_config_has_one_row_with_what_is_done_its_peak_and_where_it_fits(
     assert UNSEEN.split(",")[0] in out
     assert "unsupported: no forecast: it does not do that" in out
     assert "6 runs on cpu-9t: 2 done, 4 to do; times known from records of equal runs: 1, 1.5 min" in out
-    assert "the peak and 0.5 GiB kept free" in out
+    assert "the peak plus a reserve of 0.5 GiB" in out
     assert "simulated" not in out
     assert "[3/3]" in err, "progress goes to standard error"
 

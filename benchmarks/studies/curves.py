@@ -15,6 +15,7 @@ from benchmarks.studies.memory import charts
 from harness import record
 from harness import suite as suites
 from harness.errors import UserError
+from harness.tables.records import load
 
 #: Suites with a chart.
 SUITES = ("pretrain_small",)
@@ -37,7 +38,7 @@ def lines_of(name: str, raw: Path) -> dict[str, Line]:
     """Return the line of each row in the order of the suite; UserError where no record has a loss."""
     found: dict[str, list[record.Record]] = {run.name: [] for run in suites.load(name).runs}
     for folder in sorted(raw.glob(f"*/{name}")):
-        for item in record.read_all(folder):
+        for item in load(folder)[0]:
             if item.training is not None and item.training.loss and item.label in found:
                 found[item.label].append(item)
     lines = {label: _line(items) for label, items in found.items() if items}

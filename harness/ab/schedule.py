@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -251,7 +252,10 @@ class Subprocess:
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM, by which a job is cancelled; in the main thread alone."""
+    """Raise KeyboardInterrupt on SIGTERM, by which a job is cancelled; no effect outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -97,7 +97,9 @@ def _gate_baselines(file: Path | None, write: bool, form: Format, out: Path | No
     from harness.tables.compare import baselines
 
     file = file or ROOT / "results" / "baselines" / "memory.json"
-    base = {} if write else baselines.read(file)  # before minutes of measuring
+    if write:  # either of both before minutes of measuring
+        baselines.check_writable(file)
+    base = {} if write else baselines.read(file)
     today = _measure()
     if write:
         baselines.write(file, today)

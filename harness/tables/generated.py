@@ -144,13 +144,16 @@ def main(arguments: Sequence[str]) -> int:
     if list(arguments) not in ([], ["--check"]):
         print("usage: nox -s tables [-- --check]", file=sys.stderr)
         return 2
+    found = 0
     try:
-        found = [path for path, _ in drifted(pages(ROOT))] if arguments else write(pages(ROOT))
-    except (UserError, OSError) as error:
+        for path, text in drifted(pages(ROOT)):
+            if not arguments:
+                files.replace(path, text)
+            print(f"{'drifted' if arguments else 'written'}: {path.relative_to(ROOT)}", flush=True)
+            found += 1
+    except (UserError, OSError, UnicodeDecodeError) as error:
         print(error, file=sys.stderr)
         return 2
-    for path in found:
-        print(f"{'drifted' if arguments else 'written'}: {path.relative_to(ROOT)}")
     if found and arguments:
         print("run: nox -s tables")
         return 1

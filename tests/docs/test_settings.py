@@ -23,7 +23,7 @@ HOLDERS = {
     "OptimConfig": {"optim", "config", "train"},
     "TrainConfig": {"config", "train"},
     "PerplexityConfig": {"config", "item", "protocol"},
-    "EvaluateConfig": {"asked", "evaluate"},
+    "EvaluateConfig": {"wanted", "evaluate"},
     "TuningConfig": {"tuning"},
     "MethodChoice": {"choice"},
     "Run": {"run"},

@@ -35,12 +35,14 @@ def main(arguments: Sequence[str], root: Path = ROOT) -> int:
         rows = table.resolved()
         complete = forecast(suite.load(table.SUITE), root / table.FORECASTS)
         complete &= forecast(growth.suite_of(rows), root / growth.FORECASTS)
+        if not complete:
+            return 1
         measure(list(rows.values()), read_forecasts(root / table.FORECASTS), root)
         generated.write([*table.pages(root), *growth.pages(root)])
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    return int(not complete)
+    return 0
 
 
 def write(path: Path, text: str) -> None:
@@ -52,14 +54,15 @@ def write(path: Path, text: str) -> None:
 
 
 def forecast(chosen: Suite, file: Path) -> bool:
-    """Write the plan of a suite to a file; return whether every row has a forecast."""
+    """Write the plan of a suite to a file if every row has a forecast, and return whether that is so."""
     raw = file.parents[1] / "raw"
     made = plan_suite(chosen, device="cpu", results=raw, notify=lambda line: print(line, flush=True))
-    write(file, as_json(made))
-    for row in made.rows:
-        if row.report is None:
-            print(f"{row.label}: no forecast: {row.forecast}", flush=True)
-    return all(row.report is not None for row in made.rows)
+    missing = [row for row in made.rows if row.report is None]
+    for row in missing:
+        print(f"{row.label}: no forecast: {row.forecast}; {file} is left as it was", flush=True)
+    if not missing:
+        write(file, as_json(made))
+    return not missing
 
 
 def measure(runs: Sequence[Run], forecasts: Mapping[str, MemoryReport | str], root: Path) -> None:

@@ -14,10 +14,11 @@ from benchmarks.studies.memory import charts
 from harness import suite
 from harness.config import Run
 from harness.forecast import UNSEEN, MemoryReport
-from harness.record import COMPONENTS, Record, read_all
+from harness.record import COMPONENTS, Record
 from harness.tables import format
 from harness.tables.format import DASH
 from harness.tables.plan.plan import read_forecasts
+from harness.tables.records import load
 
 SUITE = "shapes"
 FORECASTS = Path("results", "forecasts", "shapes.json")
@@ -129,7 +130,7 @@ def measured(raw: Path) -> Measured | None:
     for folder in sorted(raw.glob(f"*/{SUITE}")):
         records = {
             record.config_id: record
-            for record in read_all(folder)
+            for record in load(folder)[0]
             if record.outcome.status != "interrupted" and _device(record).startswith("cuda")
         }
         if records:

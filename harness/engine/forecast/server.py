@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -48,9 +47,6 @@ def answer_all(request: dict[str, Any], send: Callable[[dict[str, Any]], None]) 
 
 
 def _answer(run: Run, item: Mapping[str, Any], ranks: Ranks, seen: Seen) -> ForecastAnswer:
-    if run.train.state_bits == 8:  # else the first such run would pay for tensors that the import leaves
-        with suppress(ImportError):
-            importlib.import_module("bitsandbytes")
     if item["meter"] == "live":
         return ForecastAnswer(kind="report", report=count(run))
     if item["meter"] == "exact":

@@ -7,7 +7,7 @@ The sizes from 9m to 7b are the configurations of the GaLore and SLTrain code (G
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,16 @@ def shape_of(model: ShapeModel) -> Shape:
     """Return the named shape with the sizes that a model overrides; UserError when these do not fit."""
     if model.name not in SHAPES:
         raise UserError(f"no shape {model.name!r}; {nearest(model.name, SHAPES)}")
-    sizes = {size.name for size in fields(Shape)}
-    shape = replace(SHAPES[model.name], **model.model_dump(include=sizes, exclude_none=True))
+    given = {
+        "hidden": model.hidden,
+        "intermediate": model.intermediate,
+        "layers": model.layers,
+        "heads": model.heads,
+        "vocab": model.vocab,
+        "context": model.context,
+    }
+    sizes: dict[str, Any] = {name: size for name, size in given.items() if size is not None}
+    shape = replace(SHAPES[model.name], **sizes)
     if shape.hidden % (2 * shape.heads):
         raise UserError(
             f"shape {model.name}: {shape.heads} heads do not divide the width {shape.hidden} into even parts"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,12 +41,15 @@ class Job:
 
     def write(self) -> None:
         """Write the job file."""
-        self.file.write_bytes(TypeAdapter(Job).dump_json(self, indent=1) + b"\n")
+        paths = {"folder": str(self.folder), "cache": str(self.cache)}  # may hold bytes that are no UTF-8
+        content = {"run": self.run.model_dump(mode="json"), "suite": self.suite, "device": self.device}
+        content |= {**paths, "rerun": self.rerun}
+        self.file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Job:
         """Undo `write`."""
-        return TypeAdapter(Job).validate_json(path.read_bytes())
+        return TypeAdapter(Job).validate_python(json.loads(path.read_text(encoding="utf-8")))
 
     def blank(self) -> Record:
         """Return the record before anything is measured; its status is `interrupted`."""

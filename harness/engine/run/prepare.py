@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,9 @@ def load_stack(run: Run) -> tuple[list[Method], Caps]:
     methods = checks.stack(run)
     for name in (name for method in methods for name in method.libraries):
         importlib.import_module(name)
+    if run.train.state_bits == 8:
+        with suppress(ImportError):  # the optimizer says what to install
+            importlib.import_module("bitsandbytes")
     return methods, checks.supported(run, methods)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -91,6 +92,18 @@ def read(path: Path) -> dict[str, Row]:
             f"or check with the old versions and then write the baselines again: {WRITE}"
         )
     return found.rows
+
+
+def check_writable(path: Path) -> None:
+    """Raise UserError where no file can be written."""
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}; choose another") from error
 
 
 def write(path: Path, rows: Mapping[str, Row]) -> None:

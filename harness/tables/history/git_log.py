@@ -36,7 +36,7 @@ def order(repository: Path) -> dict[str, tuple[int, str]]:
     for entry in (answer or "").split("\0"):
         sha, _, subject = entry.strip().partition(" ")
         if sha:
-            found[sha] = len(found), subject
+            found[sha] = len(found), subject.encode(errors="surrogateescape").decode(errors="replace")
     return found
 
 

@@ -63,17 +63,26 @@ def upload(collection: Collection, uri: str, experiment: str, only: Sequence[str
     """
     selection = Selection.of(only)
     chosen = [each for each in collection.found if selection.takes(each.record)]
-    for key, value in CLIENT.items():
-        os.environ.setdefault(key, value)
+    added = {key: value for key, value in CLIENT.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+        sent, there = _sent(uri, chosen, experiment)
+    finally:
+        for key in added:
+            del os.environ[key]
+    return f"mlflow: {sent} runs uploaded to experiment {experiment!r}, {there} were there already"
+
+
+def _sent(uri: str, chosen: Sequence[Found], experiment: str) -> tuple[int, int]:
+    """Connect and send; UserError for whatever fails on the way."""
     server, failures = connect(uri)
     try:
-        sent, there = send(server, chosen, experiment)
+        return send(server, chosen, experiment)
     except failures as error:
         raise UserError(
             f"--mlflow {uri}: upload failed: {_reason(error)}; check that an MLflow server answers "
             "there; the same command resumes the upload"
         ) from error
-    return f"mlflow: {sent} runs uploaded to experiment {experiment!r}, {there} were there already"
 
 
 def send(server: Server, found: Sequence[Found], experiment: str) -> tuple[int, int]:

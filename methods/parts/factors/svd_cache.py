@@ -34,7 +34,8 @@ def singular_values(layers: Mapping[str, nn.Linear], context: Context) -> Singul
     entry = context.cache / f"svd-{key}.bin"
     if entry.exists():
         try:
-            return _read(entry, key)
+            values = _read(entry, key)
+            return {name: values[name] for name in layers}  # a file has an order of its own
         except (OSError, ValueError) as error:
             context.warn(f"cached singular values {entry.name} are not usable and computed again: {error}")
     result = _compute(layers)

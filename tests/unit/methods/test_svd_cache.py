@@ -12,6 +12,7 @@ from torch import nn
 
 from harness import factored
 from harness.method import Context, build
+from methods.parts.factors.svd_cache import singular_values
 from tests.support.tiny import tiny_llama
 
 
@@ -206,3 +207,11 @@ def test_several_writers_at_once_agree(tmp_path: Path) -> None:
     assert len(results) == 4
     assert all(equal(model, wanted) and not context.warnings for model, context in results)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_cached_values_have_the_order_of_the_layers(tmp_path: Path) -> None:
+    """Facts and ranks of a record follow this order, and a file of tensors has none."""
+    layers = {f"layer{number}": nn.Linear(8, 8, bias=False) for number in range(40)}
+    first = singular_values(layers, Context(cache=tmp_path))
+    cached = singular_values(layers, Context(cache=tmp_path))
+    assert list(cached) == list(first) == list(layers)

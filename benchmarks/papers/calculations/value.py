@@ -5,19 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.errors import UserError, nearest
+from harness.tables.papers.lookup import BYTE_UNITS
 
-#: Counts and bytes in one unit. `G` is that of GaLore's tables: 1024 times 10^6 bytes, which is millions of
-#: numbers, times their bytes, over 1024 (found by calculation: see `states.nominal`).
-COUNT_UNITS = {"elements": 1, "million": 10**6, "billion": 10**9}
-BYTE_UNITS = {
-    "bytes": 1,
-    "MB": 10**6,
-    "MiB": 2**20,
-    "GB": 10**9,
-    "GiB": 2**30,
-    "G": 1024 * 10**6,
-    "GiB/1000": 2**30 / 1000,
-}
+#: Counts and bytes in one unit.
+UNITS: dict[str, float] = {"elements": 1, "million": 10**6, "billion": 10**9, **BYTE_UNITS}
 
 
 @dataclass(frozen=True)
@@ -31,10 +22,9 @@ class Value:
 
 def in_unit(number: float, unit: str) -> float:
     """Convert a count or bytes to a unit; UserError names the nearest for an unknown unit."""
-    units = {**COUNT_UNITS, **BYTE_UNITS}
-    if unit not in units:
-        raise UserError(f"no unit {unit!r}; {nearest(unit, units)}")
-    return number / units[unit]
+    if unit not in UNITS:
+        raise UserError(f"no unit {unit!r}; {nearest(unit, UNITS)}")
+    return number / UNITS[unit]
 
 
 def shape_name(text: str) -> str:

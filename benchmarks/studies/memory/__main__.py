@@ -45,14 +45,6 @@ def main(arguments: Sequence[str], root: Path = ROOT) -> int:
     return 0
 
 
-def write(path: Path, text: str) -> None:
-    """Replace a file as a whole; UserError where it cannot be written."""
-    try:
-        files.replace(path, text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-
-
 def forecast(chosen: Suite, file: Path) -> bool:
     """Write the plan of a suite to a file if every row has a forecast, and return whether that is so."""
     raw = file.parents[1] / "raw"
@@ -61,7 +53,7 @@ def forecast(chosen: Suite, file: Path) -> bool:
     for row in missing:
         print(f"{row.label}: no forecast: {row.forecast}; {file} is left as it was", flush=True)
     if not missing:
-        write(file, as_json(made))
+        files.replace(file, as_json(made))
     return not missing
 
 

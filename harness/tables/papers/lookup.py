@@ -29,18 +29,20 @@ PARTS = {
     "states": (*WEIGHTS, "optimizer_bytes", "buffers_bytes"),
 }
 UNITS = {"peak_allocated_bytes": "bytes", "tokens_per_s": "tokens/s"}
-#: Kinds of units that can be turned into each other. "G" is that of some tables, 1024 million bytes: millions
-#: of numbers, times their bytes, over 1024 (benchmarks/papers/calculations/value.py).
+#: Bytes in one unit. `G` is that of GaLore's tables (arXiv 2403.03507): 1024 times 10^6 bytes, which is
+#: millions of numbers, times their bytes, over 1024 (found by calculation: benchmarks/papers/calculations).
+BYTE_UNITS: dict[str, float] = {
+    "bytes": 1,
+    "MB": 10**6,
+    "MiB": 2**20,
+    "GiB/1000": 2**30 / 1000,
+    "GB": 10**9,
+    "GiB": 2**30,
+    "G": 1024 * 10**6,
+}
+#: Kinds of units that can be turned into each other.
 KINDS: tuple[dict[str, float], ...] = (
-    {
-        "bytes": 1,
-        "MB": 1e6,
-        "MiB": 2**20,
-        "GiB/1000": 2**30 / 1000,
-        "GB": 1e9,
-        "GiB": 2**30,
-        "G": 1.024e9,
-    },
+    BYTE_UNITS,
     {"x": 1, "ratio": 1, "share": 1, "percent": 0.01},
     {"ppl": 1, "perplexity": 1},
 )

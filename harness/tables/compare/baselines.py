@@ -98,7 +98,7 @@ def check_writable(path: Path) -> None:
     """Raise UserError where no file can be written."""
     try:
         if path.is_dir():
-            raise UserError(f"{path}: is a folder; name a file")
+            raise UserError(f"{path}: cannot be written: it is a folder; name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass

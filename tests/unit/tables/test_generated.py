@@ -50,6 +50,14 @@ def test_pages_are_written_in_order_and_then_up_to_date(
     assert (tmp_path / "results" / "a.md").read_text() == "typed by hand"
 
 
+def test_a_builder_that_fails_does_not_hide_what_was_written_before_it(
+    pages: dict[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results" / "b.md").mkdir(parents=True)
+    assert generated.main([]) == 2
+    assert capsys.readouterr().out == "written: results/a.md\n"
+
+
 def test_a_place_that_cannot_be_written_is_one_line_and_2(
     pages: dict[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

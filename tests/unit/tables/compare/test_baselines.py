@@ -246,9 +246,10 @@ def test_a_file_that_is_no_baseline_is_one_line_and_2(
 
 
 @pytest.mark.parametrize("place", ["a file/memory.json", "a folder", "n" * 5000])
-def test_a_place_that_cannot_be_written_is_one_line_and_2(
-    measured: dict[str, Row], gate: Callable[..., int], tmp_path: Path, capsys: Any, place: str
+def test_a_place_that_cannot_be_written_is_one_line_and_2_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, gate: Callable[..., int], tmp_path: Path, capsys: Any, place: str
 ) -> None:
+    monkeypatch.setattr(gate_command, "_measure", lambda: pytest.fail("measured first"))
     (tmp_path / "a file").write_text("")
     (tmp_path / "a folder").mkdir()
     assert gate(tmp_path / place, "--write") == 2

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from harness import endings
 from harness import suite as suites
 from harness.config import Run
 from harness.errors import UserError
@@ -34,7 +35,7 @@ def _data_override(data: Sequence[str] | None) -> list[Override]:
     if not data:
         return []
     section: dict[str, Any]
-    if all(_is_path(item) or item.endswith((".txt", ".jsonl", ".json", ".gz", ".raw")) for item in data):
+    if all(_is_path(item) or endings.names_a_file(item) for item in data):
         section = {"source": "files", "paths": list(data)}
     elif len(data) == 1:
         name, _, revision = data[0].partition("@")
@@ -81,7 +82,7 @@ class Selection:
         list[str] | None,
         typer.Option(
             metavar="DATA",
-            help="A .txt or .jsonl file (repeatable), or a `datasets` id with optional @revision.",
+            help="A file of text or JSON lines (repeatable), or a `datasets` id with optional @revision.",
         ),
     ] = None
     settings: Annotated[

@@ -32,6 +32,7 @@ LIGHT = (
     "harness.cli",
     "harness.ab",
     "harness.config",
+    "harness.endings",
     "harness.errors",
     "harness.files",
     "harness.forecast",
@@ -52,7 +53,7 @@ LIGHT = (
     "harness.engine.worker",
 )
 VOCABULARY = tuple(
-    f"harness.{name}" for name in ("errors", "factored", "files", "git", "spectrum", "validation")
+    f"harness.{name}" for name in ("endings", "errors", "factored", "files", "git", "spectrum", "validation")
 )
 CONTRACTS = tuple(
     f"harness.{name}" for name in ("config", "forecast", "method", "record", "registry", "suite")

@@ -4,86 +4,211 @@ from __future__ import annotations
 
 import gzip
 import json
+import stat
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import endings
 from harness.config import DatasetsData, FilesData
 from harness.errors import UserError, one_line
 
-JSON_LINES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+#: First bytes of files that are no text whatever their name, by what they are.
+MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"PK\x03\x04": "zip",
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+    b"%PDF-": "PDF",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"\x00\x05\x16\x07": "attributes of another file, written by macOS",
+}
+#: Characters of names from a file in a message.
+SHOWN = 200
 
 
 def read_text(path: Path) -> str:
-    """Read a text file: UTF-8 with or without byte-order mark, line ends LF or CRLF, gzip by its suffix."""
+    """Read a text file: UTF-8 with or without byte-order mark, line ends LF or CRLF, gzip by its ending."""
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return raw.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 text (byte {error.start}); convert it or name a text file"
-        ) from error
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if endings.compressed(path) else raw
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file, though its name says so ({error})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def documents_of_file(
-    path: Path, field: str, separator: str | None, template: str | None = None
-) -> Iterator[str]:
-    """Yield the documents of a file, stripped, without empty ones."""
-    if path.name.endswith(JSON_LINES):
-        parts: Iterable[str] = texts_of_json_lines(path, field, template)
-    elif template is not None:
+    try:
+        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: template {template!r} needs the rows of a .jsonl file; leave it out for text"
+            f"{path}: not UTF-8 text (byte {error.start}){_looks_like(raw)}; convert it or name a text file"
+        ) from error
+    if (place := raw.find(b"\0")) >= 0:
+        raise UserError(
+            f"{path}: not UTF-8 text (byte {place} is NUL, as in UTF-16 and in binary files); convert it"
         )
-    else:
-        text = read_text(path)
-        parts = text.split(separator) if separator else [text]
-    yield from filter(None, map(str.strip, parts))
+    return text
+
+
+def _looks_like(raw: bytes) -> str:
+    """Return what a file is by its first bytes, in words for a message; empty where that is not known."""
+    return next((f": it is {name}" for magic, name in MAGIC.items() if raw.startswith(magic)), "")
+
+
+def parts_of_file(path: Path, config: FilesData) -> list[str]:
+    """Return the texts of a file as they stand there: of its rows, or between separators."""
+    if kind(path) == "JSON lines":
+        return list(texts_of_json_lines(path, config.field, config.template))
+    if config.template is not None:
+        raise UserError(
+            f"{path}: template {config.template!r} needs the rows of a .jsonl file; leave it out for text"
+        )
+    text = plain_text(path)
+    return text.split(config.separator) if config.separator else [text]
+
+
+def kind(path: Path) -> endings.Kind:
+    """Return how a file is read; UserError for a name whose ending does not tell."""
+    found = endings.kind(path)
+    if found is None:
+        raise UserError(
+            f"{path}: {path.suffix!r} says nothing about how to read it; known are {endings.KNOWN}"
+        )
+    return found
+
+
+def plain_text(path: Path) -> str:
+    """Return a text as it is; UserError for JSON lines under the name of a text, which is a mistake."""
+    text = read_text(path)
+    if not path.name.lower().removesuffix(endings.COMPRESSED).endswith(".raw") and _all_json_lines(text):
+        raise UserError(
+            f"{path}: every line is a JSON object; name it .jsonl, or .raw if its braces are to be trained on"
+        )
+    return text
+
+
+def _all_json_lines(text: str) -> bool:
+    lines = filter(str.strip, text.split("\n"))
+    try:
+        # a text that begins otherwise is not parsed any further
+        return text.lstrip().startswith("{") and all(isinstance(json.loads(line), dict) for line in lines)
+    except (ValueError, RecursionError):
+        return False
 
 
 def texts_of_json_lines(path: Path, field: str, template: str | None = None) -> Iterator[str]:
     """Yield the texts of a JSONL file unchanged, white space and empty ones included."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: not valid JSON: {getattr(error, 'msg', error)}") from error
+    for where, row in _rows(path):
         if template is not None and isinstance(row, dict):
-            row = {field: fill(template, row, f"{path}:{number}")}
+            row = {field: fill(template, row, where)}
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            keys = ", ".join(sorted(row)) if isinstance(row, dict) else type(row).__name__
-            raise UserError(f"{path}:{number}: no text under {field!r}; the line has: {keys}")
+            keys = _listed(row) if isinstance(row, dict) else type(row).__name__
+            raise UserError(f"{where}: no text under {field!r}; the line has: {keys}")
         try:
             row[field].encode()
         except UnicodeEncodeError as error:  # a tokenizer would stop there, without saying where
-            raise UserError(f"{path}:{number}: {field!r} holds half a character: {error.reason}") from error
+            raise UserError(f"{where}: {field!r} holds half a character: {error.reason}") from error
         yield row[field]
 
 
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield each row with its place for messages, from a line each, or from one array of all."""
+    text = read_text(path)
+    if text.lstrip().startswith("[") and _ends_with(path, ".json"):
+        for number, row in enumerate(_parsed(text, str(path)), start=1):
+            yield f"{path}: row {number}", row
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", _parsed(line, f"{path}:{number}")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        hint = "; JSON lines have one whole object a line" if text.strip() in ("{", "[") else ""
+        raise UserError(f"{where}: not valid JSON: {getattr(error, 'msg', error)}{hint}") from error
+
+
+def _ends_with(path: Path, ending: str) -> bool:
+    return path.name.lower().removesuffix(endings.COMPRESSED).endswith(ending)
+
+
+def _listed(keys: Iterable[str]) -> str:
+    """Return keys for a message: on one line, bounded, and encodable whatever they hold."""
+    text = " ".join(", ".join(sorted(keys)).split())
+    return text.encode(errors="replace").decode()[:SHOWN]
+
+
 def documents_of_files(config: FilesData) -> list[str]:
-    """Return all documents of all files in the given order; UserError when they are empty."""
-    found = [
-        text
-        for path in config.paths
-        for text in documents_of_file(existing_file(path), config.field, config.separator, config.template)
-    ]
-    if not found:
-        raise UserError(f"no text in {', '.join(config.paths)}: the files are empty")
+    """Return all documents of all files in the given order, stripped, without empty ones.
+
+    UserError for files that cannot be read, hold no text or are given twice, and for idle settings.
+    """
+    paths = [existing_file(path) for path in config.paths]
+    _check_settings(config, paths)
+    found: list[str] = []
+    split = False
+    for path in paths:
+        parts = parts_of_file(path, config)
+        split = split or (kind(path) == "plain text" and len(parts) > 1)
+        documents = list(filter(None, map(str.strip, parts)))
+        if not documents:
+            raise UserError(f"no text in {path}: the file is empty; leave it out")
+        found += documents
+    if config.separator and not split:
+        raise UserError(
+            f"data.separator {config.separator!r} occurs nowhere in {', '.join(config.paths)}: "
+            "give what stands between documents, or leave it out"
+        )
     return found
 
 
-def existing_file(path: str) -> Path:
-    """Return the path of a file; UserError when it does not exist."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"no file at {file}; give a .txt or .jsonl file (several: repeat the option)")
+def _check_settings(config: FilesData, paths: Sequence[Path]) -> None:
+    """Raise UserError for idle settings and for a file given twice, whose text would be held out, too."""
+    seen: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        state = path.stat()
+        first = seen.setdefault((state.st_dev, state.st_ino), path)
+        if first is not path:
+            raise UserError(f"{path}: the same file as {first}; give each file once")
+    kinds = {kind(path) for path in paths}
+    default = FilesData.model_fields["field"].default
+    if config.separator == "":
+        raise UserError("data.separator is empty; give what stands between documents, or leave it out")
+    if config.separator is not None and "plain text" not in kinds:
+        raise UserError("data.separator splits plain text, and all files are JSON lines: leave it out")
+    if config.field != default and "JSON lines" not in kinds:
+        raise UserError(
+            f"data.field {config.field!r} is a key of JSON lines, and all files are text: leave it out"
+        )
+    if config.field != default and config.template is not None:
+        raise UserError(f"data.field {config.field!r} is not read with data.template: leave one of them out")
+
+
+def existing_file(path: str | Path) -> Path:
+    """Return the path of a file; UserError when it does not exist or is something else."""
+    try:
+        file = Path(path).expanduser()
+        mode = file.stat().st_mode
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, a NUL in the name
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        why = "" if missing else f" ({getattr(error, 'strerror', None) or one_line(error)})"
+        raise UserError(
+            f"no file at {str(Path(path))[:SHOWN]}{why}; "
+            "give a .txt or .jsonl file (several: repeat the option)"
+        ) from error
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{file} is a folder: name its files (several: repeat the option)")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{file} is a pipe or a device, which can be read only once: write it to a file")
+    if file.name.startswith("._"):
+        raise UserError(f"{file}: macOS keeps attributes of another file in it, not text: leave it out")
     return file
 
 
@@ -113,9 +238,8 @@ def _text_of(row: Mapping[str, Any], config: DatasetsData) -> str:
     if config.template is not None:
         return fill(config.template, row, f"data set {config.id!r}")
     if config.field not in row:
-        fields = ", ".join(sorted(row))
         raise UserError(
-            f"data set {config.id!r} has no field {config.field!r}: set data.field to one of {fields}"
+            f"data set {config.id!r} has no field {config.field!r}: set data.field to one of {_listed(row)}"
         )
     text = row[config.field]
     if text is not None and not isinstance(text, str):
@@ -145,6 +269,6 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
     if wrong:
         raise UserError(
             f"{where}: template {template!r} needs text under {' and '.join(map(repr, wrong))}; "
-            f"there is: {', '.join(sorted(row))}"
+            f"there is: {_listed(row)}"
         )
     return (ALPACA_WITH_INPUT if parts["input"].strip() else ALPACA).format(**parts)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from harness import endings
 from harness.engine.data import documents
 from harness.errors import UserError, one_line
 from harness.files import sha256
@@ -78,13 +79,15 @@ def pieces_sha256(tokenizer: Any) -> str | None:
 
 
 # ------------------------------------------------------------------------------------------------- C4
-def check_c4_files(paths: Sequence[str] | None) -> None:
-    """Raise UserError for a file that does not exist or is not in the format of C4."""
+def check_files(paths: Sequence[str] | None, wanted: endings.Kind, text: str) -> None:
+    """Raise UserError for a file that does not exist or whose name says that it is in another format."""
     for path in paths or ():
-        if not documents.existing_file(path).name.endswith(documents.JSON_LINES):
+        file = documents.existing_file(path)
+        if documents.kind(file) != wanted:
+            known = endings.JSON_LINES if wanted == "JSON lines" else endings.PLAIN_TEXT
             raise UserError(
-                f"{path}: C4 comes as JSON lines with the text under 'text'; "
-                f"give a file that ends with {', '.join(documents.JSON_LINES)}"
+                f"{path}: {text} comes as {wanted}; give a file that ends with {', '.join(known)}, "
+                f"or {endings.COMPRESSED} of these"
             )
 
 

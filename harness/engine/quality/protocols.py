@@ -14,7 +14,6 @@ from typing import Any
 
 from harness import registry
 from harness.config import DataConfig, DatasetsData, FilesData, PerplexityConfig
-from harness.engine.data.documents import existing_file
 from harness.engine.data.token_cache import TokenCache
 from harness.engine.data.tokens import documents_of, encode, encode_once, pack, split_documents
 from harness.engine.quality import corpora, paper_protocols
@@ -70,10 +69,10 @@ def check(config: PerplexityConfig, source: DataConfig) -> None:
     for option in sorted(config.options.keys() - set(allowed)):
         takes = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
         raise UserError(f"perplexity protocol {name!r} has no option {option!r}; {takes}")
-    for path in config.paths or ():
-        existing_file(path)
     if name.startswith("c4-"):
-        corpora.check_c4_files(config.paths)
+        corpora.check_files(config.paths, "JSON lines", "C4 (text under 'text')")
+    else:
+        corpora.check_files(config.paths, "plain text", "WikiText-2")
 
 
 def build(

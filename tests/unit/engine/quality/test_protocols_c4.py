@@ -195,7 +195,7 @@ def test_a_file_that_is_not_in_the_format_of_c4_is_refused_before_anything_runs(
     for name in ("c4-256", "c4-256-legacy", "c4-joined"):
         config = PerplexityConfig(protocol=name, paths=(str(tmp_path / "c4.txt"),))
         with pytest.raises(
-            UserError, match=r"C4 comes as JSON lines with the text under 'text'; .*\.json\.gz"
+            UserError, match=r"C4 \(text under 'text'\) comes as JSON lines; .*\.json, or \.gz"
         ):
             protocols.check(config, EmbeddedData())
     with pytest.raises(UserError, match=r"no file at .*none\.json"):

@@ -13,6 +13,8 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,6 +22,8 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
+    PrivateAttr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -53,6 +57,8 @@ PHASES: tuple[Phase, ...] = ("load", "prepare", "train", "evaluate", "export")
 
 #: The largest count, and the largest number of seconds, that a run can have measured.
 LARGEST_COUNT = 1 << 60
+#: The ending of the file of a series.
+SERIES_SUFFIX = ".parquet"
 #: Levels of containers in settings or facts; a stack of methods with their options has five.
 DEEPEST_NESTING = 32
 
@@ -181,18 +187,36 @@ class Memory(Part):
     host_rss_bytes: Count | None = None
 
 
+def _empty(values: list[Any]) -> bool:
+    return not values
+
+
+class StepTimes(Part):
+    """Seconds of the timed steps of one kind: how many, their median, and the 5th and 95th percentile."""
+
+    count: Positive
+    median_s: Seconds
+    p05_s: Seconds
+    p95_s: Seconds
+
+
 class Time(Part):
     """Seconds by a clock that runs only while no meter slows the work down.
 
-    `step_s` are the timed steps in order, `refresh_step` says which of them held a refresh. `mfu` is the
-    share of the device's peak FLOP/s that training the dense architecture in full would take at this
-    throughput (`measure.flops_per_token`); absent where the peak is not known.
+    `plain_steps` are the timed steps without a refresh, `refresh_steps` those with one; the seconds of each
+    step are in the series. `mfu` is the share of the device's peak FLOP/s that training the dense
+    architecture in full would take at this throughput (`measure.flops_per_token`); absent where the peak is
+    not known. The phases add up to `wall_s`; neither has the writing of the series.
+
+    Older records have the steps themselves: `step_s` in order, and whether each held a refresh.
     """
 
     phase_s: dict[Phase, Seconds] = {}
     wall_s: Seconds | None = None
-    step_s: list[Seconds] = []
-    refresh_step: list[bool] = []
+    plain_steps: StepTimes | None = None
+    refresh_steps: StepTimes | None = None
+    step_s: list[Seconds] = Field(default=[], exclude_if=_empty)
+    refresh_step: list[bool] = Field(default=[], exclude_if=_empty)
     tokens_per_step: Count | None = None
     tokens_per_s: Speed | None = None
     mfu: Utilization | None = None
@@ -206,22 +230,30 @@ class RankMove(Part):
 
 
 class Training(Part):
-    """The course of the training: one loss (nats per token) and learning rate per update.
+    """The course of the training in short; each update is in the series.
 
-    `refreshes` counts new subspaces over all matrices, `skipped_gradients` matrices left alone in an
-    update because their gradient was not finite; absent from methods that have no such thing. `tokens` counts
-    places in the batches, as throughput does; `real_tokens` those that are no padding, absent where none is.
+    Losses are nats per token; `lowest_loss` is the lowest finite one. `rank_updates` counts the updates in
+    which a method chose ranks anew, `refreshes` new subspaces over all matrices, `skipped_gradients` matrices
+    left alone in an update because their gradient was not finite; absent from methods that have no such
+    thing. `tokens` counts places in the batches, as throughput does; `real_tokens` those that are no padding,
+    absent where none is.
+
+    Older records have the series here: one `loss` and `lr` per update, `grad_norm` and `rank_moves`.
     """
 
     steps: Count
     tokens: Count
     real_tokens: Count | None = None
-    loss: list[float]
-    lr: list[float]
-    grad_norm: list[float] = []
+    first_loss: float | None = None
+    last_loss: float | None = None
+    lowest_loss: float | None = None
     refreshes: Count | None = None
     skipped_gradients: Count | None = None
-    rank_moves: list[RankMove] = []
+    rank_updates: Count | None = None
+    loss: list[float] = Field(default=[], exclude_if=_empty)
+    lr: list[float] = Field(default=[], exclude_if=_empty)
+    grad_norm: list[float] = Field(default=[], exclude_if=_empty)
+    rank_moves: list[RankMove] = Field(default=[], exclude_if=_empty)
 
 
 class Perplexity(Part):
@@ -325,6 +357,27 @@ class Data(Part):
     model_sha256: str | None = None
 
 
+class SeriesFile(Part):
+    """The file beside the record that has a row per update: its name, hash and number of rows."""
+
+    file: str = Field(pattern=rf"^[A-Za-z0-9-]+\.series\.[0-9a-f]{{8}}{re.escape(SERIES_SUFFIX)}$")
+    sha256: str
+    updates: Count
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The place of a record, for the files that it names; no part of what the record says."""
+
+    bytes_of: Callable[[str, int], bytes] | None = field(default=None, compare=False)
+
+    def read(self, name: str, largest: int) -> bytes:
+        """Return the bytes of a file beside the record; UserError where it is missing or larger."""
+        if self.bytes_of is None:
+            raise UserError(f"{name}: this record was not read from a file")
+        return self.bytes_of(name, largest)
+
+
 class Record(Part):
     """Everything about one run."""
 
@@ -348,7 +401,19 @@ class Record(Part):
     quality: Quality | None = None
     data: Data | None = None
     environment: Environment | None = None
+    series: SeriesFile | None = None
     warnings: list[str] = []
+    _beside: Beside = PrivateAttr(default_factory=Beside)
+
+    @property
+    def beside(self) -> Beside:
+        """Return the place of the record."""
+        return self._beside
+
+    def placed(self, bytes_of: Callable[[str, int], bytes]) -> Self:
+        """Let the files that the record names be read by `bytes_of`, given a name and the most bytes."""
+        self._beside = Beside(bytes_of)
+        return self
 
     def contradiction(self) -> str | None:
         """Return a reason where the id of the run does not follow from its parts."""
@@ -375,7 +440,19 @@ def read(path: Path, limits: bool = False) -> Record:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
-    return parse(text, str(path), limits)
+    return parse(text, str(path), limits).placed(partial(_bytes_beside, path.parent))
+
+
+def _bytes_beside(folder: Path, name: str, largest: int) -> bytes:
+    """Return the bytes of a file in a folder; UserError where it is missing or larger than `largest`."""
+    try:
+        with (folder / name).open("rb") as file:
+            content = file.read(largest + 1)
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error.strerror}") from error
+    if len(content) > largest:
+        raise UserError(f"{name}: larger than {largest >> 20} MiB")
+    return content
 
 
 def parse(text: str, where: str, limits: bool = False) -> Record:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from harness import series
 from harness.config import Run
 from harness.engine import runner
 from harness.engine.forecast.cache import ForecastAnswer, ForecastRequest
@@ -110,9 +110,8 @@ def step_s(record: Record, refreshed: bool) -> float | None:
     """Return the median of the timed steps with, or without, a refresh."""
     if record.time is None:
         return None
-    both = zip(record.time.step_s, record.time.refresh_step, strict=True)
-    chosen = [seconds for seconds, fresh in both if fresh == refreshed]
-    return statistics.median(chosen) if chosen else None
+    found = series.times(record.time, refreshed)
+    return found.median_s if found else None
 
 
 def pairs(found: Iterable[Record], baselines: Mapping[str, str | None]) -> list[str]:

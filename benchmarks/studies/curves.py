@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.studies.memory import charts
-from harness import record
+from harness import record, series
 from harness import suite as suites
 from harness.errors import UserError
 from harness.tables.records import load
@@ -39,7 +39,7 @@ def lines_of(name: str, raw: Path) -> dict[str, Line]:
     found: dict[str, list[record.Record]] = {run.name: [] for run in suites.load(name).runs}
     for folder in sorted(raw.glob(f"*/{name}")):
         for item in load(folder)[0]:
-            if item.training is not None and item.training.loss and item.label in found:
+            if series.updates(item) and item.label in found:
                 found[item.label].append(item)
     lines = {label: _line(items) for label, items in found.items() if items}
     if not lines:
@@ -48,8 +48,10 @@ def lines_of(name: str, raw: Path) -> dict[str, Line]:
 
 
 def _line(items: Sequence[record.Record]) -> Line:
-    losses = [item.training.loss for item in items if item.training is not None]
-    tokens = [item.training.tokens / len(item.training.loss) for item in items if item.training is not None]
+    losses = list(map(series.losses, items))
+    tokens = [
+        item.training.tokens / len(loss) for item, loss in zip(items, losses, strict=True) if item.training
+    ]
     updates = min(map(len, losses))
     mean = [fmean(values) for values in zip(*(loss[:updates] for loss in losses), strict=True)]
     width = -(-updates // POINTS)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import record as records
+from harness import series
 from harness.ab import lockstep
 from harness.ab.checkouts import SHORT, Revision
 from harness.ab.lockstep import Lockstep
@@ -133,6 +134,7 @@ def _missing(pair: Sequence[SideRun], request: Request) -> list[SideRun]:
         return missing
     for at in filter(None, found):  # or the revision would skip them
         at[0].unlink()
+        series.remove(at[0])
     return list(pair)
 
 

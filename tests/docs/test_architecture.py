@@ -40,6 +40,7 @@ LIGHT = (
     "harness.method",
     "harness.record",
     "harness.registry",
+    "harness.series",
     "harness.suite",
     "harness.validation",
     "harness.tables",
@@ -56,7 +57,7 @@ VOCABULARY = tuple(
     f"harness.{name}" for name in ("endings", "errors", "factored", "files", "git", "spectrum", "validation")
 )
 CONTRACTS = tuple(
-    f"harness.{name}" for name in ("config", "forecast", "method", "record", "registry", "suite")
+    f"harness.{name}" for name in ("config", "forecast", "method", "record", "registry", "series", "suite")
 )
 BASEMENT = (*VOCABULARY, *CONTRACTS)
 

@@ -183,7 +183,9 @@ def check(record: Record, limit: int, task: str) -> None:
     assert 0 < training.real_tokens < training.tokens
     assert read_data.dropped_rows == 0
     assert 0 < read_data.real_tokens < read_data.tokens
-    assert training.loss[-1] < training.loss[0]
+    assert training.last_loss is not None
+    assert training.first_loss is not None
+    assert training.last_loss < training.first_loss
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from sweeping import ROOT, Remember, alive, suite_of, wait_until
 
 from harness import record as records
+from harness import series
 from harness.config import Run
 from harness.engine.runner import WORKER, Settings, Sweep, sweep
 from harness.record import PHASES, Record
@@ -23,7 +24,8 @@ from harness.record import PHASES, Record
 #: the code is left out because a person may save a file while this test runs.
 NOT_COMPARED = {
     "started_at": True,
-    "time": {"phase_s", "wall_s", "step_s", "tokens_per_s"},
+    "time": {"phase_s", "wall_s", "plain_steps", "refresh_steps", "tokens_per_s"},
+    "series": True,  # holds the seconds of each step
     "memory": {"host_rss_bytes"},
     "environment": {"git_sha", "git_dirty_sha256"},
 }
@@ -157,6 +159,7 @@ def test_one_seed_gives_one_record_and_another_seed_another(done: Sweep, folder:
     first, second = by_label(done)["none in train"], by_label(twice)["none in train"]
     assert first.outcome.status == "ok"
     assert compared(first) == compared(second)
+    assert series.losses(first) == series.losses(second)
     assert first.training != by_label(again)["another seed"].training
 
 

@@ -7,12 +7,12 @@ suite on a GPU; without any, none are shown.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.studies.memory import charts, fits, table
+from harness import series
 from harness.config import Run
 from harness.forecast import MemoryReport
 from harness.suite import Suite
@@ -174,10 +174,8 @@ def step_seconds(rows: Mapping[str, Run], machine: table.Measured | None) -> dic
     for method in METHODS:
         for size in TIMED:
             record = machine.records.get(rows[f"{size}: {method}"].config_id) if machine else None
-            if record and record.time:
-                steps = zip(record.time.step_s, record.time.refresh_step, strict=True)
-                if plain := [seconds for seconds, refreshed in steps if not refreshed]:
-                    found.setdefault(method, {})[size] = statistics.median(plain)
+            if record and record.time and (plain := series.times(record.time, refreshed=False)):
+                found.setdefault(method, {})[size] = plain.median_s
     return found
 
 

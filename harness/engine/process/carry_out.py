@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from harness import record as records
+from harness import series
 from harness.engine.process.child import Event, OnEvent, Worker
 from harness.engine.process.job import Job
 from harness.errors import EXIT_BAD_INPUT, UserError
@@ -60,6 +61,7 @@ def _clear(job: Job) -> None:
     records.write(job.blank(), job.record)
     for half in job.record.parent.glob(f".{job.record.name}.*.tmp"):
         half.unlink()  # left by a worker that was killed while it wrote
+    series.remove(job.record)
     if job.folder.exists():
         shutil.rmtree(job.folder)
     job.folder.mkdir(parents=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from harness import series as serieses
 from harness.engine.data.tasks import SHIPPED_TASKS, existing_folder, load_tasks
 from harness.engine.data.token_cache import TokenCache
 from harness.engine.data.tokens import Tokens, load_tokens
@@ -23,7 +24,7 @@ from harness.engine.run import checks, environment
 from harness.engine.run.prepare import assemble, load_stack
 from harness.engine.run.train import Trainer, TrainResult, Turn
 from harness.method import Caps, Context
-from harness.record import Data, Memory, Perplexity, Quality, RankMove, Training
+from harness.record import Data, Memory, Perplexity, Quality, Training
 
 if TYPE_CHECKING:
     from harness.engine.process.job import Job
@@ -186,14 +187,14 @@ class RunInProgress:
             steps=len(trained.loss),
             tokens=len(trained.loss) * per_step,
             real_tokens=sum(trained.real_tokens[: len(trained.loss)]) if self.tokens.padded else None,
-            loss=trained.loss,
-            lr=trained.lr[: len(trained.loss)],  # a failed run has begun an update without a loss
-            grad_norm=trained.grad_norm,
             refreshes=trained.refreshes,
             skipped_gradients=trained.skipped,
-            rank_moves=[RankMove(step=step, ranks=ranks) for step, ranks in trained.rank_moves],
+            rank_updates=sum(step <= len(trained.loss) for step, _ in trained.rank_moves) or None,
+            **serieses.loss_summary(trained.loss),
         )
-        self.time.step_s, self.time.refresh_step = trained.step_s, trained.refresh_step
+        self.writer.keep(trained.series())
+        self.time.plain_steps = serieses.step_times(trained.step_s, trained.refresh_step, False)
+        self.time.refresh_steps = serieses.step_times(trained.step_s, trained.refresh_step, True)
         self.time.tokens_per_step = per_step
         self.time.tokens_per_s = self._speed(trained).get("tokens_per_s")
         self.memory.reserved_bytes = components.reserved_bytes(self.device)

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from harness import series as serieses
 from harness.engine.process.job import Job
 from harness.record import Outcome, Phase, Time, write
+from harness.series import Series
 
 
 class RecordWriter:
@@ -21,6 +23,8 @@ class RecordWriter:
         self.path, self.events, self.started = job.record, take_stdout(), started
         self.record = job.blank()
         self.time = self.record.time = Time()
+        self._series: Series | None = None
+        self._series_s = 0.0
         write(self.record, self.path)
 
     @contextmanager
@@ -29,15 +33,32 @@ class RecordWriter:
 
         A phase begins where the last one ended, so that phases add up to the wall time.
         """
-        begun = self.started + sum(self.time.phase_s.values())
+        begun = self.started + sum(self.time.phase_s.values()) + self._series_s
         self.record.outcome.phase = name
         self.notify(phase=name)
         try:
             yield
         finally:
             self.time.phase_s[name] = time.perf_counter() - begun
-            self.time.wall_s = time.perf_counter() - self.started
+            self.time.wall_s = time.perf_counter() - self.started - self._series_s
+            self._write_series()
             write(self.record, self.path)
+
+    def keep(self, series: Series) -> None:
+        """Write a series once, at the end of the phase, before the record that names it."""
+        self._series = series
+
+    def _write_series(self) -> None:
+        """Write the series that was kept; where that fails, the run is without it but not lost."""
+        series, self._series = self._series, None
+        if not series:
+            return
+        begun = time.perf_counter()
+        try:
+            self.record.series = serieses.write(series, self.path, self.record.run_id)
+        except OSError as error:
+            self.record.warnings.append(f"the series of updates could not be written: {error.strerror}")
+        self._series_s += time.perf_counter() - begun
 
     def notify(self, **event: Any) -> None:
         """Send an event to the parent; ignore it if the parent is gone."""

@@ -8,9 +8,9 @@ metered and timed at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,12 +25,14 @@ from harness.engine.measure.speed import StepClock
 from harness.errors import DivergedError
 from harness.method import StepInfo, Stepper
 from harness.record import TrainMemory
+from harness.series import Series
 
 WARMUP_STEPS = 2  # optimizer state is created at the end of the first update
 METERED_STEPS = 3
 REPORTS = 20  # progress reports of a training; each reads the loss, which stalls a GPU
 
 Progress = Callable[[dict[str, Any]], None]
+T = TypeVar("T")
 
 
 def lr_at(step: int, config: TrainConfig) -> float:
@@ -92,6 +94,29 @@ class TrainResult:
     step_s: list[float] = field(default_factory=list)
     refresh_step: list[bool] = field(default_factory=list)
     real_tokens: list[int] = field(default_factory=list)
+    norm_steps: list[int] = field(default_factory=list)
+    timed_steps: list[int] = field(default_factory=list)
+
+    def series(self) -> Series:
+        """Return what was measured by update, as far as there are losses: a failed run has begun another."""
+        updates = len(self.loss)
+
+        def column(steps: Sequence[int], values: Sequence[T]) -> list[T | None]:
+            placed: list[T | None] = [None] * updates
+            for step, value in zip(steps, values, strict=False):
+                if step <= updates:
+                    placed[step - 1] = value
+            return placed if values else []
+
+        moved = [step for step, _ in self.rank_moves]
+        return Series(
+            loss=self.loss,
+            lr=self.lr[:updates],
+            grad_norm=column(self.norm_steps, self.grad_norm),
+            step_s=column(self.timed_steps, self.step_s),
+            refresh_step=column(self.timed_steps, self.refresh_step),
+            ranks=column(moved, [ranks for _, ranks in self.rank_moves]),
+        )
 
 
 class Trainer:
@@ -137,7 +162,7 @@ class Trainer:
             if self._metered(step):
                 info = self._metered_update(step)
             else:
-                info = self._timed_update() if step >= WARMUP_STEPS else self._update()
+                info = self._timed_update(step) if step >= WARMUP_STEPS else self._update()
             self._note(step, info)
             if (step + 1) % every == 0 or step + 1 == self.config.steps:
                 self._report(step + 1, progress)
@@ -177,10 +202,11 @@ class Trainer:
         self.result.memory.add(step + 1, window.peak_allocated_bytes, parts[0], info.refreshed)
         return info
 
-    def _timed_update(self) -> StepInfo:
+    def _timed_update(self, step: int) -> StepInfo:
         self.clock.start()
         info = self._update()
         self.clock.stop(info.refreshed)
+        self.result.timed_steps.append(step + 1)
         return info
 
     def _update(self, before_step: Callable[[], None] | None = None) -> StepInfo:
@@ -218,6 +244,7 @@ class Trainer:
         result = self.result
         if info.grad_norm is not None:
             self._norms.append(info.grad_norm)
+            result.norm_steps.append(step + 1)
         if info.ranks:
             result.ranks |= info.ranks
             result.rank_moves.append((step + 1, dict(info.ranks)))

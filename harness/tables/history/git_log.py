@@ -74,6 +74,16 @@ def _owned(path: str, known: set[str]) -> bool:
     return inside.name.startswith(".") or any(f"{place}.json" in known for place in inside.parents)
 
 
+def beside(folder: Path, version: Version, name: str, largest: int) -> bytes:
+    """Return a file beside a version, as its commit has it; UserError where it is missing or too large."""
+    path = str(PurePosixPath(version.path).with_name(name))
+    asked = [] if "\n" in path else [f"{version.commit}:./{path}"]
+    content = next(contents(folder, asked, largest), None)
+    if content is None:
+        raise UserError(f"{name}: not in commit {version.commit[:7]}, or larger than {largest >> 20} MiB")
+    return content
+
+
 def contents(folder: Path, blobs: list[str], largest: int) -> Iterator[bytes | None]:
     """Yield contents by their ids, in order, from one process; None above `largest` bytes."""
     command = [*git.COMMAND, "-C", str(folder), "cat-file", "--batch", "--buffer"]

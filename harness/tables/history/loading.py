@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def _add_versions(collection: Collection, folder: Path) -> None:
             if content is None:
                 raise UserError(f"missing, or larger than {LARGEST_RECORD >> 20} MiB")
             text = content.decode("utf-8")
-            collection.add(record.parse(text, source, limits=True), source)
+            item = record.parse(text, source, limits=True)
+            collection.add(item.placed(partial(git_log.beside, folder, version)), source)
         except UnicodeDecodeError:
             collection.skip(source, "no text in UTF-8")
         except UserError as error:

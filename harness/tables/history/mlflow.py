@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+from harness import series
 from harness.errors import UserError, one_line
 from harness.record import Record
 from harness.tables.format import plain
@@ -31,6 +32,8 @@ CLIENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 KEY = "lorebench.key"
+#: The tag of a run whose series could not be read, with the reason.
+WITHOUT = "losses"
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,15 @@ def upload(collection: Collection, uri: str, experiment: str, only: Sequence[str
     added = {key: value for key, value in CLIENT.items() if key not in os.environ}
     os.environ.update(added)
     try:
-        sent, there = _sent(uri, chosen, experiment)
+        sent, there, lost = _sent(uri, chosen, experiment)
     finally:
         for key in added:
             del os.environ[key]
-    return f"mlflow: {sent} runs uploaded to experiment {experiment!r}, {there} were there already"
+    without = f"; {len(lost)} without their losses: {lost[0]}" if lost else ""
+    return f"mlflow: {sent} runs uploaded to experiment {experiment!r}, {there} were there already{without}"
 
 
-def _sent(uri: str, chosen: Sequence[Found], experiment: str) -> tuple[int, int]:
+def _sent(uri: str, chosen: Sequence[Found], experiment: str) -> tuple[int, int, list[str]]:
     """Connect and send; UserError for whatever fails on the way."""
     server, failures = connect(uri)
     try:
@@ -85,14 +89,17 @@ def _sent(uri: str, chosen: Sequence[Found], experiment: str) -> tuple[int, int]
         ) from error
 
 
-def send(server: Server, found: Sequence[Found], experiment: str) -> tuple[int, int]:
-    """Send records; return how many were sent, and how many were there."""
+def send(server: Server, found: Sequence[Found], experiment: str) -> tuple[int, int, list[str]]:
+    """Send records; return how many were sent, how many were there, and why some have no losses."""
     place = server.experiment(experiment)
     known = server.uploaded(place)
-    runs = [run for run in map(mapped, found) if run.key not in known]
-    for run in runs:
+    new = [each for each in found if identity(each.record) not in known]
+    lost = []
+    for each in new:  # one at a time: the losses of all would fill the memory
+        run = mapped(each)
         server.send(place, run)
-    return len(runs), len(found) - len(runs)
+        lost += [run.tags[WITHOUT]] if WITHOUT in run.tags else []
+    return len(new), len(found) - len(new), lost
 
 
 def _reason(error: Exception) -> str:
@@ -103,8 +110,16 @@ def _reason(error: Exception) -> str:
 
 # ----------------------------------------------------------------------------------------- mapping
 def mapped(found: Found) -> Run:
-    """Convert a record: its config to parameters, its values to metrics with units in their names."""
+    """Convert a record: its config to parameters, its values to metrics with units in their names.
+
+    A tag says why there are no losses where the series cannot be read.
+    """
     item = found.record
+    losses, tags = list[Metric](), _tags(found)
+    try:
+        losses += _losses(item)
+    except UserError as error:
+        tags[WITHOUT] = str(error)
     when = started(item)
     start = max(0, int(when.timestamp() * 1000)) if when else 0
     wall = item.time.wall_s if item.time and item.time.wall_s and 0 < item.time.wall_s < 1e9 else 0.0
@@ -115,8 +130,8 @@ def mapped(found: Found) -> Run:
         start_ms=start,
         end_ms=start + int(wall * 1000),
         params=dict(_params(item)),
-        metrics=tuple(_metrics(item)),
-        tags={key: plain(str(value), LONGEST_VALUE) for key, value in _tags(found).items() if value},
+        metrics=(*_metrics(item), *losses),
+        tags={key: plain(str(value), LONGEST_VALUE) for key, value in tags.items() if value},
     )
 
 
@@ -142,10 +157,12 @@ def _metrics(item: Record) -> Iterator[Metric]:
     for quantity, value in values(item).items():
         if quantity != STATUS and quantity.usable(value):
             yield Metric(_name(quantity.key), value)
-    if item.training is not None:
-        for step, loss in enumerate(item.training.loss, start=1):
-            if abs(loss) < float("inf"):
-                yield Metric("train_loss_nats", loss, step)
+
+
+def _losses(item: Record) -> Iterator[Metric]:
+    for step, loss in enumerate(series.losses(item), start=1):
+        if abs(loss) < float("inf"):
+            yield Metric("train_loss_nats", loss, step)
 
 
 def _tags(found: Found) -> dict[str, Any]:

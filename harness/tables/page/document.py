@@ -72,9 +72,9 @@ def render(report: Report, view: View, published: str = "", history: History | N
         ("figures", "Results with error bars", compare.figures(view), []),
         ("fronts", "Quality and throughput against memory", compare.fronts(view), []),
         ("memory", "Where the memory goes", compare.components(view), []),
-        ("training", "Training", training.losses(view), []),
+        ("training", "Training", *training.losses(view)),
         ("ranks", "Ranks by layer and kind of matrix", rank_maps, equal_ranks),
-        ("moves", "Ranks over time", ranks.moves(view), []),
+        ("moves", "Ranks over time", *ranks.moves(view)),
         ("spectra", "Singular values", spectra, same_weights),
     ]
     if history is not None:

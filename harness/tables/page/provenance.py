@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from harness.record import Record
+from harness.series import timed
 from harness.tables.aggregate import grouped, task_names
 from harness.tables.format import DASH, plain
 from harness.tables.report.view import View
@@ -77,7 +78,7 @@ def _costs(records: Sequence[Record]) -> Iterator[Line]:
             "timed without a memory meter"
         )
         facts = _joined(
-            ("timed steps", [len(clock.step_s) or None for clock in clocks]),
+            ("timed steps", [timed(clock) or None for clock in clocks]),
             ("tokens per step", [clock.tokens_per_step for clock in clocks]),
         )
         yield "tokens/s", what, _version(records, "time"), facts

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from harness import series
+from harness.errors import UserError
 from harness.record import RankMove, Record
+from harness.tables.format import plain
 from harness.tables.page import chart
 from harness.tables.page.chart import Chart
 from harness.tables.page.html import chart_text
 from harness.tables.page.quantities import names
 from harness.tables.page.training import run_name
+from harness.tables.records import NOTE_LENGTH
 from harness.tables.report.view import View
 
 _NUMBERED = re.compile(r"(?:^|\.)([0-9]{1,6})\.")  # no model has a million layers
@@ -107,29 +111,39 @@ def _map(title: str, ranks: Mapping[str, int], shared: tuple[int, list[str]], na
 
 
 # ---------------------------------------------------------------------------------------- movement
-def moves(view: View) -> list[Chart]:
-    """Return, for each row whose ranks changed in training, a chart of the mean rank by kind over updates."""
-    labels, found = names(view), []
+def moves(view: View) -> tuple[list[Chart], list[str]]:
+    """Return, for each row whose ranks changed in training, a chart of the mean rank by kind over updates.
+
+    The notes tell why a row is left out whose series cannot be read.
+    """
+    labels, found, notes = names(view), [], []
     for place, row in enumerate(view.rows):
-        record = next((record for record in row.records if _moved(record)), None)
-        if record and record.training:
-            found.append(_moves(run_name(labels[place], record), record, f"moves-{place}"))
-    return found
+        try:
+            each = next((pair for pair in map(_with_moves, row.records) if _moved(pair[1])), None)
+        except UserError as error:
+            notes.append(f"{labels[place]} is not drawn: {plain(str(error), NOTE_LENGTH)}")
+            continue
+        if each:
+            found.append(_moves(run_name(labels[place], each[0]), *each, f"moves-{place}"))
+    return found, notes
 
 
-def _moved(record: Record) -> bool:
+def _with_moves(record: Record) -> tuple[Record, list[RankMove]]:
+    return record, series.rank_moves(record)
+
+
+def _moved(moved: Sequence[RankMove]) -> bool:
     """Return whether the rank of any matrix ever changed."""
     seen: dict[str, int] = {}
-    for move in record.training.rank_moves if record.training else ():
+    for move in moved:
         if any(seen.get(name, rank) != rank for name, rank in move.ranks.items()):
             return True
         seen |= move.ranks
     return False
 
 
-def course(record: Record) -> tuple[list[int], dict[str, list[float | None]]]:
+def course(record: Record, moved: Sequence[RankMove]) -> tuple[list[int], dict[str, list[float | None]]]:
     """Return the updates at which ranks changed, with the last, and after each the mean rank by kind."""
-    moved = record.training.rank_moves if record.training else []
     kinds = placed({name: rank for move in moved for name, rank in move.ranks.items()})[0]
     known: dict[str, int] = {}
     steps: list[int] = []
@@ -145,8 +159,8 @@ def course(record: Record) -> tuple[list[int], dict[str, list[float | None]]]:
     return steps, lines
 
 
-def _moves(title: str, record: Record, name: str) -> Chart:
-    steps, lines = course(record)
+def _moves(title: str, record: Record, moved: Sequence[RankMove], name: str) -> Chart:
+    steps, lines = course(record, moved)
     traces = [
         chart.scatter(
             "lines", steps, values, None, name=chart_text(kind), line=chart.line(place) | {"shape": "hv"}

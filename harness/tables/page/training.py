@@ -5,28 +5,41 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from harness import series
+from harness.errors import UserError
 from harness.record import Record
 from harness.tables.aggregate import mean
+from harness.tables.format import plain
 from harness.tables.page import chart
 from harness.tables.page.chart import Chart
 from harness.tables.page.html import chart_text
 from harness.tables.page.quantities import names, short
+from harness.tables.records import NOTE_LENGTH
 from harness.tables.report.view import View
 
 #: Points of all curves of one chart together: more would be a file that opens slowly and shows no more.
 POINTS = 24_000
 
 
-def losses(view: View) -> list[Chart]:
-    """Return a chart of the training loss of every run that has one, failed runs included."""
-    runs = [
-        (place, record, record.training.loss)
-        for place, row in enumerate(view.rows)
-        for record in row.records
-        if record.training and len(record.training.loss) > 1
-    ]
-    if not runs:
-        return []
+def losses(view: View) -> tuple[list[Chart], list[str]]:
+    """Return a chart of the training loss of every run that has one, failed runs included.
+
+    The notes tell how many runs are left out because their series cannot be read.
+    """
+    runs: list[tuple[int, Record, Sequence[float]]] = []
+    unread: list[str] = []
+    for place, row in enumerate(view.rows):
+        for record in row.records:
+            if series.updates(record) > 1:
+                try:
+                    runs.append((place, record, series.losses(record)))
+                except UserError as error:
+                    unread.append(str(error))
+    notes = [f"{len(unread)} runs are not drawn: {plain(unread[0], NOTE_LENGTH)}"] if unread else []
+    return [_chart(view, runs)] if runs else [], notes
+
+
+def _chart(view: View, runs: Sequence[tuple[int, Record, Sequence[float]]]) -> Chart:
     room = max(2, POINTS // len(runs))
     labels, traces, seen = names(view), [], set[int]()
     coarsest = 1
@@ -61,7 +74,7 @@ def losses(view: View) -> list[Chart]:
     caption = (
         f"one line per run, all runs of a row in one colour; a legend entry shows or hides a row{thinner}"
     )
-    return [Chart("losses", "Training loss", caption, drawn)]
+    return Chart("losses", "Training loss", caption, drawn)
 
 
 def thinned(values: Sequence[float], stride: int) -> tuple[list[int], list[float | None]]:

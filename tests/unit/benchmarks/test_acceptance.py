@@ -235,6 +235,9 @@ class Writer:
     def notify(self, **event: object) -> None:
         pass
 
+    def keep(self, series: object) -> None:
+        pass
+
 
 @pytest.mark.parametrize(("device", "known"), [("NVIDIA H200", True), ("a cpu", False)])
 def test_a_run_notes_its_mfu_where_the_peak_is_known(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import record
+from harness import record, series
 from harness.cli import main as cli
 from harness.config import Run
 from harness.engine import runner, worker
@@ -412,8 +412,8 @@ def test_a_suite_runs_and_leaves_records_and_tables(finished: tuple[Path, Path, 
         assert one.time is not None
         assert one.memory is not None
         assert one.memory.train is not None
-        assert len(one.training.loss) == 8
-        assert len(one.time.step_s) == 3
+        assert len(series.losses(one)) == one.training.steps == 8
+        assert series.timed(one.time) == 3
         assert one.time.wall_s == pytest.approx(sum(one.time.phase_s.values()), rel=0.01)
     written = {path.suffix for path in results.glob("*/nano/tables/*")}
     assert {".md", ".csv"} <= written

@@ -75,9 +75,9 @@ def test_a_run_that_failed_is_uploaded_as_failed_without_figures() -> None:
 def test_a_second_upload_adds_nothing_and_a_new_run_alone_is_sent() -> None:
     server = Fake()
     both = [found(), found(outcome={"status": "oom"}, started_at="2026-11-22T10:00:00+00:00")]
-    assert send(server, both[:1], "demo") == (1, 0)
-    assert send(server, both[:1], "demo") == (0, 1)
-    assert send(server, both, "demo") == (1, 1)
+    assert send(server, both[:1], "demo") == (1, 0, [])
+    assert send(server, both[:1], "demo") == (0, 1, [])
+    assert send(server, both, "demo") == (1, 1, [])
     assert len(server.runs["demo"]) == 2
 
 
@@ -92,7 +92,7 @@ def test_runs_of_two_commits_that_start_in_one_second_are_two() -> None:
         {"git_sha": "b" * 40, "git_dirty_sha256": "c" * 64},
     )
     server = Fake()
-    assert send(server, [found(environment=environment(**stand)) for stand in stands], "demo") == (3, 0)
+    assert send(server, [found(environment=environment(**stand)) for stand in stands], "demo") == (3, 0, [])
     assert len({run.key for run in server.runs["demo"]}) == 3
 
 

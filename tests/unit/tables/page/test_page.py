@@ -372,7 +372,7 @@ def test_a_long_curve_is_thinned_to_means_and_says_so() -> None:
     assert page_training.thinned([1.79769313486e308], 1) == ([1], [None])  # rounds to infinity
     long = fabricate()
     long.training.loss = [float(step % 7) for step in range(100_000)]
-    (chart,) = page_training.losses(view([long]))
+    (chart,), _ = page_training.losses(view([long]))
     assert len(chart.content["data"][0]["x"]) <= page_training.POINTS
     assert "mean of up to 5 updates" in chart.caption
 
@@ -404,10 +404,10 @@ def test_moving_ranks_are_means_by_kind_after_each_change() -> None:
         RankMove(step=5, ranks={"h.1.q": 2}),
     ]
     still.training.rank_moves = moving.training.rank_moves[:1]
-    steps, lines = page_ranks.course(moving)
+    steps, lines = page_ranks.course(moving, moving.training.rank_moves)
     assert steps == [1, 5, moving.training.steps]
     assert lines == {"q": [6.0, 5.0, 5.0], "k": [2.0, 2.0, 2.0]}
-    assert [chart.title for chart in page_ranks.moves(view([moving, still]))] == ["moving, seed 0"]
+    assert [chart.title for chart in page_ranks.moves(view([moving, still]))[0]] == ["moving, seed 0"]
 
 
 # ------------------------------------------------------------------------------------------ the file

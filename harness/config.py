@@ -8,15 +8,27 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
+from harness.credentials import shown
 from harness.files import ROOT
 from harness.registry import check_name
+from harness.strict_yaml import Written
 
-Positive = Annotated[int, Field(gt=0)]
+#: The largest count of anything that 32 bits hold, and the largest seed that torch, numpy and Parquet take.
+MOST = (1 << 31) - 1
+LARGEST_SEED = (1 << 63) - 1
+
+#: Source: huggingface_hub.utils.validate_repo_id.
+HUB_ID = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?")
+
+Positive = Annotated[int, Field(gt=0, le=MOST)]
+#: Tokens per sequence: the last one is only predicted, so a sequence of one trains nothing.
+Length = Annotated[int, Field(ge=2, le=MOST)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -76,6 +88,15 @@ class HubModel(Strict):
     id: str
     revision: str = "main"
 
+    @field_validator("id")
+    @classmethod
+    def _a_name(cls, name: str) -> str:
+        if not HUB_ID.fullmatch(name):
+            raise ValueError(
+                f"{shown(name)} is no hub id; give OWNER/NAME, or a folder by model.source local"
+            )
+        return name
+
 
 ModelConfig = Annotated[EmbeddedModel | ShapeModel | LocalModel | HubModel, Field(discriminator="source")]
 
@@ -87,15 +108,16 @@ class EmbeddedData(Strict):
     source: Literal["embedded"] = "embedded"
     world: Literal["a", "b"] = "b"
     documents: Positive = 6000
-    seq_len: Positive = 128
+    seq_len: Length = 128
 
 
 class FilesData(Strict):
     """Local text or JSONL files.
 
-    `separator` splits a text file into documents (None: a file is one document); `field` is the key
-    of the text in JSONL. The last `holdout` share of the documents is never trained on: it is what
-    the protocol `heldout` scores. `end_token` ends each document with the tokenizer's end mark.
+    `separator` splits a text file into documents (None: a file is one document); a backslash with n, r or t
+    in it is the character that is meant. `field` is the key of the text in JSONL. The last `holdout` share
+    of the documents is never trained on: it is what the protocol `heldout` scores. `end_token` ends each
+    document with the tokenizer's end mark.
 
     `layout: packed` joins documents and cuts windows without padding; `rows` gives each document a row of
     its own, cut to `seq_len` (what is cut keeps its end mark) or padded on the right, as papers on
@@ -109,9 +131,18 @@ class FilesData(Strict):
     separator: str | None = None
     holdout: Share = 0.1
     end_token: bool = True
-    seq_len: Positive = 512
+    seq_len: Length = 512
     layout: Literal["packed", "rows"] = Field(default="packed", exclude_if=_packed)
     template: Literal["alpaca"] | None = Field(default=None, exclude_if=_absent)
+
+    @field_validator("separator")
+    @classmethod
+    def _as_meant(cls, separator: str | None) -> str | None:
+        if separator is None:
+            return None
+        for written, meant in (("\\r", "\r"), ("\\n", "\n"), ("\\t", "\t")):
+            separator = separator.replace(written, meant)
+        return separator
 
 
 class DatasetsData(Strict):
@@ -129,7 +160,7 @@ class DatasetsData(Strict):
     limit: Positive | None = None
     holdout: Share = 0.1
     end_token: bool = True
-    seq_len: Positive = 512
+    seq_len: Length = 512
     layout: Literal["packed", "rows"] = Field(default="packed", exclude_if=_packed)
     template: Literal["alpaca"] | None = Field(default=None, exclude_if=_absent)
 
@@ -146,19 +177,34 @@ class TaskData(Strict):
     task: str
     folder: str | None = None
     too_long: Literal["drop", "cut"] = "drop"
-    seq_len: Positive = 512
+    seq_len: Length = 512
 
 
 class RandomData(Strict):
     """Uniformly random token ids, for speed and memory alone."""
 
     source: Literal["random"]
-    seq_len: Positive = 512
+    seq_len: Length = 512
 
 
 DataConfig = Annotated[
     EmbeddedData | FilesData | DatasetsData | TaskData | RandomData, Field(discriminator="source")
 ]
+
+
+MODELS: dict[str, type[Strict]] = {
+    "embedded": EmbeddedModel,
+    "shape": ShapeModel,
+    "local": LocalModel,
+    "hub": HubModel,
+}
+DATA: dict[str, type[Strict]] = {
+    "embedded": EmbeddedData,
+    "files": FilesData,
+    "datasets": DatasetsData,
+    "task": TaskData,
+    "random": RandomData,
+}
 
 
 # ------------------------------------------------------------------------------------- training
@@ -197,7 +243,7 @@ class TrainConfig(OptimConfig):
     batch: Positive = 16
     grad_accum: Positive = 1
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Annotated[int, Field(ge=0, le=MOST)] = 0
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     activation_checkpointing: bool = False
@@ -221,7 +267,7 @@ class PerplexityConfig(Strict):
 
     protocol: str
     paths: tuple[str, ...] | None = None
-    context: Annotated[int, Field(ge=2)] | None = Field(default=None, exclude_if=_absent)
+    context: Length | None = Field(default=None, exclude_if=_absent)
     tokens: Positive | None = Field(default=None, exclude_if=_absent)
     batch: Positive | None = Field(default=None, exclude_if=_absent)
     ranks: Positive | None = Field(default=None, exclude_if=_absent)
@@ -257,7 +303,7 @@ class EvaluateConfig(Strict):
     task_paths: tuple[str, ...] = ()
     task_data: str | None = Field(default=None, exclude_if=_absent)
     limit: Positive | None = None
-    shots: Annotated[int, Field(ge=0)] | None = Field(default=None, exclude_if=_absent)
+    shots: Annotated[int, Field(ge=0, le=MOST)] | None = Field(default=None, exclude_if=_absent)
     batch: Positive = 32
 
     @field_validator("perplexity", mode="before")
@@ -282,7 +328,7 @@ class MethodChoice(Strict):
             return {"name": value}
         if isinstance(value, dict) and len(value) == 1 and "name" not in value:
             name, options = next(iter(value.items()))
-            return {"name": name, "options": options or {}}
+            return {"name": name, "options": {} if options is None else options}
         return value
 
     @field_validator("name")
@@ -308,10 +354,22 @@ class Run(Strict):
     evaluate: EvaluateConfig = EvaluateConfig()
     method: tuple[MethodChoice, ...] = Field(min_length=1)
     save_weights: bool = False
-    seed: Annotated[int, Field(ge=0)] = 0
-    repeat: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
+    repeat: Annotated[int, Field(ge=0, le=MOST)] = 0
     label: str | None = None
     tuning: TuningConfig | None = Field(default=None, exclude_if=_absent)
+
+    _written: Written | None = PrivateAttr(default=None)
+
+    def written_as(self, written: Written) -> Run:
+        """Return the run with what was written for it, which is no part of its identity."""
+        run = self.model_copy()
+        run._written = written
+        return run
+
+    def place(self, path: Sequence[int | str]) -> str | None:
+        """Return the line or option that a setting came from, None for a run that nobody wrote."""
+        return None if self._written is None else self._written.place(path)
 
     @field_validator("model", "data", mode="before")
     @classmethod

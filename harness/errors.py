@@ -12,8 +12,13 @@ EXIT_BAD_INPUT = 2
 class UserError(Exception):
     """A request that cannot be carried out: one line on what was given, what is allowed and what to do.
 
-    The command line prints it without a traceback and exits with `EXIT_BAD_INPUT`.
+    The command line prints it without a traceback and exits with `EXIT_BAD_INPUT`. `path` leads to the
+    setting that is to blame and `run` is the number of the run, as far as these are known.
     """
+
+    def __init__(self, text: str = "", path: tuple[int | str, ...] = (), run: int | None = None) -> None:
+        super().__init__(text)
+        self.path, self.run = path, run
 
 
 class UnsupportedError(Exception):

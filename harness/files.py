@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
+from harness.credentials import shown
+from harness.errors import UserError
+
 #: The folder that holds `harness`, `methods` and `benchmarks`.
 ROOT = Path(__file__).resolve().parents[1]
 #: The version of a package that is not installed.
@@ -21,6 +24,24 @@ def cache_folder() -> Path:
     """Return the folder of caches: LOREBENCH_CACHE, else `lorebench` in the user's cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorebench"
     return Path(os.environ.get("LOREBENCH_CACHE", default))
+
+
+def from_user(text: str | Path) -> Path:
+    """Return a path as a person gives it, `~` filled in; UserError for one that no file can have."""
+    if "\0" in str(text):
+        raise UserError(f"{shown(str(text))}: a path cannot hold the character \\0")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{shown(str(text))}: no such user; write the path without `~`") from error
+
+
+def is_there(path: Path) -> bool:
+    """Return whether something is at a path; a name that is too long, or may not be seen, is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 @functools.cache

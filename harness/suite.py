@@ -4,32 +4,44 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, field_validator
 
-from harness.config import Run, Strict
+from harness import config, no_effect, strict_yaml
+from harness.config import LARGEST_SEED, Run, Strict
+from harness.credentials import shown
 from harness.errors import UserError, nearest
 from harness.files import ROOT
+from harness.strict_yaml import Written
 from harness.validation import validate
 
-Override = tuple[str, Any]
 #: The folder of suites that need weights or text that cannot ship.
 WEIGHTS = "llama2"
+#: Runs of a suite; commands are made for 10,000 records.
+MOST_RUNS = 20_000
+MOST_SHOWN = 40
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+#: Keys of `--only` whose values are names: taken by the letter, though a name may happen to be YAML.
+NAMES = ("label", "method", "run_id", "config_id", "tier", "quantity")
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-3` is a number: YAML 1.1 wants a dot there, no person does."""
+@dataclass(frozen=True)
+class Override:
+    """A value from the command line for a dotted setting; it wins over the file."""
 
+    key: str
+    value: Written
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+    @classmethod
+    def of(cls, key: str, value: Any, option: str, replaces: bool = True) -> Override:
+        """Return an override by a plain value; a section replaces that of the file unless told otherwise."""
+        return cls(key, strict_yaml.lift(value, option, replaces))
 
 
 class SuiteFile(Strict):
@@ -44,6 +56,15 @@ class SuiteFile(Strict):
     base: dict[str, Any] = Field(default_factory=dict)
     matrix: dict[str, list[Any]] = Field(default_factory=dict)
     rows: list[dict[str, Any]] = Field(default_factory=lambda: [dict[str, Any]()])
+
+    @field_validator("suite")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                f"suite name {shown(name)} names a folder: use letters, digits, '.', '_' and '-', at most 100"
+            )
+        return name
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,9 @@ class Suite:
         """Return the same runs with other seeds; without any, the suite as it is."""
         if not seeds:
             return self
+        for seed in seeds:
+            if not 0 <= seed <= LARGEST_SEED:
+                raise UserError(f"--seed {shown(seed)}: give a whole number from 0 to {LARGEST_SEED}")
         wanted = [run.model_copy(update={"seed": seed}) for run in self.runs for seed in seeds]
         return replace(self, runs=tuple({run.run_id: run for run in wanted}.values()))
 
@@ -70,48 +94,70 @@ class Suite:
         """Return the runs that match one of the conditions on each key; UserError where none does."""
         wanted: dict[str, list[Any]] = {}
         for text in conditions:
-            key, value = parse_override(text, option="--only")
-            if key == "label" and not isinstance(value, str):  # a name that happens to be YAML, as "7b: full"
-                value = text.partition("=")[2].strip()
+            key, value = parse_condition(text)
             wanted.setdefault(key, []).append(value)
-        found = [r for r in self.runs if all(_matches(r, key, values) for key, values in wanted.items())]
-        if not found:
-            labels = ", ".join(sorted({run.name for run in self.runs}))
-            raise UserError(f"--only {' '.join(conditions)}: no run matches; the labels are: {labels}")
+        found = list(self.runs)
+        for key, values in wanted.items():
+            left = [run for run in found if _matches(run, key, values)]
+            if not left:
+                raise UserError(
+                    f"--only {shown(' '.join(conditions))}: no run matches; {_values(found, key)}"
+                )
+            found = left
         return replace(self, runs=tuple(found))
 
     def selector(self, run: Run) -> list[str]:
         """Return conditions for `only` that single out one run."""
-        axes = [f"{key}={json.dumps(_value(run, key))}" for key in self.axes]
-        return [f"label={json.dumps(run.name)}", f"seed={run.seed}", *axes]
+        axes = [f"{key}={_quoted(_value(run, key))}" for key in self.axes]
+        return [f"label={_quoted(run.name)}", f"seed={run.seed}", *axes]
 
 
 def load(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
-    """Read a suite; `overrides` of dotted keys win over the file. UserError for an invalid one."""
+    """Read a suite; `overrides` of dotted keys win over the file. UserError for an invalid one.
+
+    Sections are merged key by key: base, matrix, row, overrides. A mistake is blamed on the line of the file,
+    or on the option of the command line, that it came from.
+    """
     file = find(Path(path))
-    written = validate(SuiteFile, read_yaml(file), where=str(file))
-    runs: dict[str, Run] = {}
-    for values in _combinations(written):
-        content = _merge(written.base, [*values.items(), *overrides])
-        run = validate(Run, content, where=str(file))
-        _check_rate(run, file)
-        runs.setdefault(run.run_id, run)
+    content = strict_yaml.read(file)
+    written = validate(SuiteFile, content, where=str(file))
+    runs: dict[str, tuple[Run, Written]] = {}
+    for settings in _combinations(content):
+        for override in overrides:
+            settings = _set(settings, override.key, override.value, override.value.where)
+        run = validate(Run, settings, where=str(file))
+        _check_rate(run, settings)
+        runs.setdefault(run.run_id, (run.written_as(settings), settings))
     if not runs:
         raise UserError(f"{file}: the suite has no runs; give `matrix` or `rows` at least one entry")
+    no_effect.refuse(list(runs.values()))
+    _check_baseline(written, content, [run for run, _ in runs.values()])
     varied = [key for axis in written.matrix for key in _keys(axis)]
     varied += [key for row in written.rows for key in row]
     axes = tuple(key for key in dict.fromkeys(varied) if key not in ("label", "method", "seed"))
-    return Suite(written.suite, written.question, written.baseline, tuple(runs.values()), axes)
+    return Suite(
+        written.suite, written.question, written.baseline, tuple(run for run, _ in runs.values()), axes
+    )
 
 
-def _check_rate(run: Run, file: Path) -> None:
+def _check_baseline(written: SuiteFile, content: Written, runs: Sequence[Run]) -> None:
+    """Raise UserError for a baseline that no row bears."""
+    if written.baseline is not None and written.baseline not in {run.name for run in runs}:
+        raise UserError(
+            f"{content.place(['baseline'])}: baseline {shown(written.baseline)} names no row; "
+            f"{_values(runs, 'label')}"
+        )
+
+
+def _check_rate(run: Run, written: Written) -> None:
     """Raise UserError for a learning rate that is not in the grid that it claims to be tuned on."""
     tuning = run.tuning
     if tuning is None or run.train.stage == "compress" or run.train.lr in tuning.grid:
         return
+    place = written.place(["train", "lr"])
     tried = ", ".join(f"{rate:g}" for rate in tuning.grid)
     raise UserError(
-        f"{file}: {run.name}: train.lr {run.train.lr:g} is none of those that suite {tuning.suite!r} tried "
+        f"{place}: {run.name}: train.lr {run.train.lr:g} is none of those that suite {tuning.suite!r} tried "
         f"({tried}); choose one of them, or say that it was not tuned: --set tuning=null"
     )
 
@@ -132,76 +178,168 @@ def find(path: Path) -> Path:
     """Return the file of a suite by its path or the name of one that ships; UserError for anything else."""
     if path.is_file():
         return path
+    if path.exists():
+        raise UserError(f"no suite {shown(str(path))}: it is there, but is no file; give a YAML file")
     shipped = shipped_suites()
     name = str(path).removesuffix(".yaml")
     if name in shipped:
         return shipped[name]
     known = nearest(name, shipped)
-    raise UserError(f"no suite {str(path)!r}: neither a file nor a suite that ships; {known}")
+    raise UserError(f"no suite {shown(str(path))}: neither a file nor a suite that ships; {known}")
 
 
 def read_yaml(path: Path) -> Any:
-    """Parse YAML safely; UserError names file, line and column."""
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    """Return the plain values of a YAML file; UserError names file and line."""
+    return strict_yaml.read(path).plain()
 
 
-def _combinations(written: SuiteFile) -> Iterable[dict[str, Any]]:
-    axes = [list(_entries(axis, values)) for axis, values in written.matrix.items()]
-    for row in written.rows:
+# --------------------------------------------------------------------- from a file to the settings of runs
+def _combinations(content: Written) -> Iterator[Written]:
+    """Yield the settings of every run: the base with one entry of each axis, then the row."""
+    empty = Written({}, content.where)
+    base = _together(empty, content.value.get("base", empty))
+    matrix, rows = content.value.get("matrix", empty), content.value.get("rows")
+    _check_axes(matrix)
+    axes = [list(_entries(matrix, axis)) for axis in matrix.value]
+    sections = [empty] if rows is None else rows.value
+    count = math.prod(map(len, axes)) * len(sections)
+    if count > MOST_RUNS:
+        raise UserError(f"{matrix.where}: {count:,} runs in one suite; at most {MOST_RUNS:,}")
+    for row in sections:
         for chosen in itertools.product(*axes):
-            yield {key: value for part in (*chosen, row) for key, value in part.items()}
+            settings = base
+            for part in (*chosen, row):
+                settings = _together(settings, part)
+            yield settings
 
 
-def _entries(axis: str, values: Sequence[Any]) -> Iterable[dict[str, Any]]:
+def _check_axes(matrix: Written) -> None:
+    """Raise UserError for a setting that two axes vary."""
+    seen: set[str] = set()
+    for axis in matrix.value:
+        for key in _keys(axis):
+            if key in seen:
+                raise UserError(
+                    f"{matrix.keys[axis]}: matrix {axis!r}: {key!r} varies in two axes; name it once"
+                )
+            seen.add(key)
+
+
+def _entries(matrix: Written, axis: str) -> Iterator[Written]:
     """Yield the settings of each entry of an axis; entries of an axis `a + b` are lists of two values."""
-    keys = _keys(axis)
-    for value in values:
-        several = value if len(keys) > 1 else [value]
+    keys, where = _keys(axis), matrix.keys[axis]
+    for entry in matrix.value[axis].value:
+        several = entry.value if len(keys) > 1 else [entry]
         if not isinstance(several, list) or len(several) != len(keys):
             raise UserError(
-                f"matrix {axis!r}: {value!r} is not a list of {len(keys)} values, one per setting"
+                f"{entry.where}: matrix {axis!r}: {shown(entry.plain())} is not a list of {len(keys)} "
+                "values, one per setting"
             )
-        yield dict(zip(keys, several, strict=True))
+        yield Written(dict(zip(keys, several, strict=True)), where, dict.fromkeys(keys, where))
 
 
 def _keys(axis: str) -> list[str]:
     return [key.strip() for key in axis.split("+")]
 
 
-def _merge(base: Mapping[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:
-    """Return a deep copy of `base` with dotted keys set in order."""
-    content = _copy(dict(base))
-    for key, value in overrides:
-        *parents, leaf = key.split(".")
-        place = content
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise UserError(f"cannot set {key!r}: {parent!r} is a value, not a section")
-        place[leaf] = _copy(value)
-    return content
+def _together(settings: Written, section: Written) -> Written:
+    """Return settings with those of a section, whose keys may be dotted, merged into them."""
+    seen: dict[tuple[str, ...], str] = {}
+    for key, value in section.value.items():
+        for leaf in _leaves(tuple(key.split(".")), value):
+            if leaf in seen:
+                raise UserError(
+                    f"{section.keys[key]}: {'.'.join(leaf)} is given twice, as {seen[leaf]} and {key}"
+                )
+            seen[leaf] = key
+        settings = _set(settings, key, value, section.keys[key])
+    return settings
 
 
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
+def _leaves(path: tuple[str, ...], value: Written) -> Iterator[tuple[str, ...]]:
+    """Yield the dotted settings that a value gives."""
+    if path[0] == "method" or not isinstance(value.value, dict) or value.replaces:
+        yield path
+        return
+    for key, item in value.value.items():
+        yield from _leaves((*path, key), item)
 
 
+def _set(settings: Written, dotted: str, value: Written, where: str) -> Written:
+    """Return settings with the value of a dotted key set, merged where both are sections."""
+
+    def within(section: Written, path: tuple[str, ...], rest: Sequence[str]) -> Written:
+        name, *deeper = rest
+        if not isinstance(section.value, dict):
+            raise UserError(f"{where}: cannot set {dotted!r}: {path[-1]!r} is a value, not a section")
+        old = section.value.get(name, Written({}, where))
+        inner = within(old, (*path, name), deeper) if deeper else _merge(old, value, (*path, name))
+        if deeper == ["source"] and not path:
+            inner = _without_other_source(name, old, inner)
+        return replace(section, value={**section.value, name: inner}, keys={**section.keys, name: where})
+
+    parts = dotted.split(".")
+    if not all(part.strip() == part and part for part in parts):
+        raise UserError(f"{where}: {shown(dotted)} is no setting; write for example train.steps")
+    return within(settings, (), parts)
+
+
+def _merge(old: Written, new: Written, path: tuple[str, ...]) -> Written:
+    """Return a new value, merged into the old one where both are sections.
+
+    The options of a method belong to its name, so an entry of `method` replaces the old one whole.
+    """
+    both = isinstance(old.value, dict) and isinstance(new.value, dict)
+    if not both or new.replaces or path[0] == "method":
+        return new
+    merged = dict(old.value)
+    for key, item in new.value.items():
+        merged[key] = _merge(merged[key], item, (*path, key)) if key in merged else item
+    together = Written(merged, new.where, old.keys | new.keys)
+    return _without_other_source(path[0], old, together) if path in (("model",), ("data",)) else together
+
+
+def _without_other_source(name: str, old: Written, merged: Written) -> Written:
+    """Return a section without the old keys that a source of another kind does not have."""
+    kinds = {"model": config.MODELS, "data": config.DATA}.get(name, {})
+
+    def source(section: Written) -> Any:
+        return section.value["source"].value if "source" in section.value else "embedded"
+
+    kind = kinds.get(source(merged)) if isinstance(source(merged), str) else None
+    if kind is None or source(old) == source(merged):
+        return merged
+    kept = {
+        key: item
+        for key, item in merged.value.items()
+        if key in kind.model_fields or old.value.get(key) is not item
+    }
+    return replace(merged, value=kept)
+
+
+# ------------------------------------------------------------------------------------- what selects runs
 def _matches(run: Run, key: str, values: list[Any]) -> bool:
+    held = [choice.name for choice in run.method] + [run.name] if key == "method" else [_value(run, key)]
+    return any(
+        one == other and isinstance(one, bool) == isinstance(other, bool) for one in held for other in values
+    )
+
+
+def _values(runs: Sequence[Run], key: str) -> str:
+    """Return in words which values of a key there are to select by."""
     if key == "method":
-        named = {choice.name for choice in run.method}
-        return any(value in named or value == run.name for value in values)
-    return _value(run, key) in values
+        found = {choice.name for run in runs for choice in run.method}
+    else:
+        held = [_value(run, key) for run in runs]
+        found = {value if isinstance(value, str) else json.dumps(value) for value in held}
+    shortest = sorted(found)[:MOST_SHOWN]
+    more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
+    what = "the labels are" if key == "label" else f"the values of {key} are"
+    return f"{what}: {', '.join(shortest)}{more}"
+
+
+def _quoted(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _value(run: Run, key: str) -> Any:
@@ -221,8 +359,18 @@ def parse_override(text: str, option: str = "--set") -> Override:
     """Read `key=value` from the command line; the value is YAML, so `3`, `1e-3` and `[a, b]` are values."""
     key, found, value = text.partition("=")
     if not found or not key.strip():
-        raise UserError(f"{option} {text!r}: write KEY=VALUE, for example train.steps=100")
+        raise UserError(f"{option} {shown(text)}: write KEY=VALUE, for example train.steps=100")
+    return Override(key.strip(), strict_yaml.parse(value, f"{option} {shown(text)}"))
+
+
+def parse_condition(text: str) -> tuple[str, Any]:
+    """Read a condition of `--only`: as an override, but names are taken by the letter unless quoted."""
+    key, _, raw = text.partition("=")
+    if key.strip() not in NAMES:
+        override = parse_override(text, option="--only")
+        return override.key, override.value.plain()
     try:
-        return key.strip(), yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{option} {text!r}: the value is not valid YAML") from error
+        value = parse_override(text, option="--only").value.value
+    except UserError:
+        value = None
+    return key.strip(), value if isinstance(value, str) else raw.strip()

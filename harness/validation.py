@@ -2,58 +2,192 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import types
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from harness.credentials import shown
 from harness.errors import UserError, nearest
+from harness.strict_yaml import Written
 
 Model = TypeVar("Model", bound=BaseModel)
+Path = tuple[int | str, ...]
+
+_NUMBER = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+_SECTION = "a section, as {{key: value}}"
+#: What is allowed, by the error type of pydantic; in braces what pydantic knows about it.
+_ALLOWED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a whole number of at most 19 digits",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text, in quotes where it looks like a number",
+    "path_type": "a path",
+    "list_type": "a list, as [a, b]",
+    "tuple_type": "a list, as [a, b]",
+    "set_type": "a list, as [a, b]",
+    "frozen_set_type": "a list, as [a, b]",
+    "dict_type": _SECTION,
+    "mapping_type": _SECTION,
+    "model_type": _SECTION,
+    "model_attributes_type": _SECTION,
+    "none_required": "null",
+    "literal_error": "{expected}",
+    "enum": "{expected}",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "multiple_of": "a multiple of {multiple_of:g}",
+    "string_too_short": "text of at least {min_length} characters",
+    "string_too_long": "text of at most {max_length} characters",
+    "string_pattern_mismatch": "text of the form {pattern}",
+}
 
 
 def validate(cls: type[Model], value: Any, where: str) -> Model:
-    """Return a validated model; UserError says in one line what is wrong, where, and what is allowed."""
+    """Return a validated model; UserError says in one line what is wrong, where, and what is allowed.
+
+    `value` is plain, or `Written`: then the message names the line or the option that is to blame instead of
+    `where`. Text in place of a number, as in `rank: "8"`, is refused, though pydantic would convert it.
+    """
+    plain = value.plain() if isinstance(value, Written) else value
     try:
-        return cls.model_validate(value)
+        _refuse_conversions(cls, plain)
+        return cls.model_validate(plain)
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(cls, error)}") from error
+        path, key, problem = _explain(cls, error)
+    except _ConversionError as error:
+        path, key, problem = error.path, False, f"{_dotted(error.path)}: {error}"
     except UserError as error:  # from a validator of ours, which does not know where it was called
-        raise UserError(f"{where}: {error}") from error
+        path, key, problem = _method_or_root(plain), False, str(error)
+    place = value.place(path, key) if isinstance(value, Written) else where
+    raise UserError(f"{place}: {problem}", path)
 
 
-def _explain(cls: type[BaseModel], error: ValidationError) -> str:
+class _ConversionError(Exception):
+    """A value of a type that is not allowed at a path."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(problem)
+        self.path = path
+
+
+def _method_or_root(value: Any) -> Path:
+    """Return the path that a UserError of a validator is about: only that of a method's name raises one."""
+    return ("method",) if isinstance(value, dict) and "method" in value else ()
+
+
+def _dotted(path: Sequence[int | str]) -> str:
+    return ".".join(map(str, path))
+
+
+def _explain(cls: type[BaseModel], error: ValidationError) -> tuple[Path, bool, str]:
+    """Return the path of the first mistake, whether its key is to blame, and the mistake in words."""
     # A misspelt key comes first: it is often why another is missing.
     first = min(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        *parents, key = first["loc"]
-        inside = f" in {'.'.join(str(part) for part in parents)}" if parents else ""
-        return f"unknown key {key!r}{inside}; {nearest(str(key), _fields_at(cls, parents))}"
-    message = first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
-    shown = f", given {given!r}" if not isinstance(given, (dict, list)) and first["type"] != "missing" else ""
-    return f"{place}: {message}{shown}" if place else f"{message}{shown}"
+    kind, context = first["type"], first.get("ctx", {})
+    path, models = _walk(cls, first["loc"])
+    place = _dotted(path)
+    if kind == "extra_forbidden":
+        *parents, name = path
+        inside = f" in {_dotted(parents)}" if parents else ""
+        source = [f" of source {_tag(model)}" for model in models if _tag(model) in first["loc"]]
+        known = {name for model in models for name in model.model_fields}
+        return path, True, f"unknown key {shown(name)}{inside}{''.join(source)}; {nearest(str(name), known)}"
+    if kind == "missing":
+        return path[:-1], False, f"{place} is required and missing"
+    if kind == "union_tag_invalid":
+        place = f"{place}.{context['discriminator'].strip(chr(39))}"
+        problem = f"give {context['expected_tags']}, not {shown(context['tag'])}"
+        return (*path, "source"), False, f"{place}: {problem}"
+    if kind in ("too_short", "too_long"):
+        bound = f"least {context['min_length']}" if kind == "too_short" else f"most {context['max_length']}"
+        problem = f"give a list with at {bound} of them, not {context['actual_length'] or 'an empty one'}"
+    elif kind in _ALLOWED:
+        given = "nothing" if first["input"] is None else shown(first["input"])
+        problem = f"give {_ALLOWED[kind].format(**context)}, not {given}"
+    else:
+        message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        given = first["input"]
+        problem = message if kind == "value_error" else f"{message}, given {shown(given)}"
+    return path, False, f"{place}: {problem}" if place else problem
 
 
-def _fields_at(cls: type[BaseModel], path: list[Any]) -> list[str]:
-    """Return the field names of the model found by walking `path` from `cls` (union tags are looked up)."""
+def _walk(cls: type[BaseModel], location: Sequence[int | str]) -> tuple[Path, list[type[BaseModel]]]:
+    """Return the path that a person wrote, without the tags of unions, and the models around its end."""
     models: list[type[BaseModel]] = [cls]
-    for part in path:
+    path: list[int | str] = []
+    for position, part in enumerate(location):
+        tagged = [model for model in models if _tag(model) == part]
+        if tagged and position < len(location):
+            models = tagged
+            continue
+        path.append(part)
         inner = [
-            t for m in models if part in m.model_fields for t in _models_in(m.model_fields[part].annotation)
+            found
+            for model in models
+            if part in model.model_fields
+            for found in _models_in(model.model_fields[str(part)].annotation)
         ]
-        tagged = [m for m in models if _tag(m) == part]
-        models = inner or tagged or models
-    return sorted({name for model in models for name in model.model_fields})
+        models = inner or models
+    return tuple(path), models
 
 
 def _tag(model: type[BaseModel]) -> str | None:
     source = model.model_fields.get("source")
-    values = getattr(source.annotation, "__args__", ()) if source else ()
-    return values[0] if values else None
+    values = get_args(source.annotation) if source else ()
+    return values[0] if values and isinstance(values[0], str) else None
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+# ------------------------------------------------------------------ text is no number, a number no boolean
+def _refuse_conversions(cls: type[BaseModel], value: Any, path: Path = ()) -> None:
+    """Raise for text or a boolean where only a number fits, and for anything else where a boolean does."""
+    for name, item in value.items() if isinstance(value, dict) else ():
+        if name in cls.model_fields:
+            _refuse_conversion(cls.model_fields[name].annotation, item, (*path, name))
+
+
+def _refuse_conversion(annotation: Any, value: Any, path: Path, inside: bool = False) -> None:
+    """Check one value; `inside` means that it is an item of the list that `annotation` describes."""
+    kinds = get_args(annotation) if inside else (annotation,)
+    choices = [choice for kind in kinds for choice in _choices(kind) if choice is not ...]
+    if isinstance(value, dict):
+        for model in _models_in(annotation):
+            if _tag(model) in (None, value.get("source")):
+                _refuse_conversions(model, value, path)
+    elif isinstance(value, list):
+        for choice in choices:
+            if get_origin(choice) in (list, tuple):
+                for number, item in enumerate(value):
+                    _refuse_conversion(choice, item, (*path, number), inside=True)
+    elif isinstance(value, str | bool | int | float):
+        allowed = set(filter(lambda choice: get_origin(choice) not in (list, tuple), choices))
+        numbers = [kind for kind in (int, float, bool) if kind in allowed]
+        fits = type(value) in allowed or (bool not in (type(value), *numbers) and not isinstance(value, str))
+        if numbers and not fits and allowed <= {int, float, bool, type(None)}:
+            kind = _NUMBER[("float" if float in numbers else numbers[0].__name__)]
+            given = f"the text {shown(value)}" if isinstance(value, str) else shown(value)
+            raise _ConversionError(path, f"give {kind}, not {given}")
+
+
+def _choices(annotation: Any) -> list[Any]:
+    """Return the alternatives of a union, without annotations."""
+    if get_origin(annotation) is Annotated:
+        return _choices(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [choice for part in get_args(annotation) for choice in _choices(part)]
+    return [annotation]

@@ -22,6 +22,7 @@ if str(_ROOT) not in sys.path:
     sys.path.append(str(_ROOT))
 
 from harness.errors import UserError, one_line  # noqa: E402  (needs the path above)
+from harness.files import from_user  # noqa: E402
 
 BLURB = (
     "Below is a question that describes a task. Write a response that appropriately completes the request."
@@ -181,7 +182,7 @@ def examples(dataset: str, split: str, folder: str | None) -> list[Example]:
     source = SOURCES[dataset]
     if folder is None:
         return _from_hub(dataset, split)
-    path = Path(folder).expanduser() / (source.train if split == "train" else source.test)
+    path = from_user(folder) / (source.train if split == "train" else source.test)
     rows = _rows(path, dataset)
     if source.train_percent is not None:
         cut = len(rows) * source.train_percent // 100

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def check_settings(settings: Sequence[str]) -> None:
     """Refuse an override of `repeat`, which numbers the runs of a row."""
     for text in settings:
-        if parse_override(text)[0] == "repeat":
+        if parse_override(text).key == "repeat":
             raise UserError(f"--set {text}: the runs of a row are numbered here; set how many by --repeats")
 
 

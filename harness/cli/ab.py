@@ -69,7 +69,7 @@ def ab(
 
     if not 1 <= repeats <= MOST_REPEATS:
         raise UserError(f"--repeats {repeats}: give a number from 1 to {MOST_REPEATS}")
-    options.seconds(deadline)
+    options.seconds(deadline, "--deadline")
     settings = selection.settings or []
     session.check_settings(settings)
     changed = replace(selection, settings=[*settings, *(() if quality else COST_ONLY)], only=None)

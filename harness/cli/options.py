@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ import typer
 
 from harness import endings
 from harness import suite as suites
-from harness.config import Run
+from harness.config import HUB_ID, Run
+from harness.credentials import refuse_secrets, shown
 from harness.errors import UserError
+from harness.files import from_user, is_there
 from harness.suite import Override, Suite
 
 LONGEST_S = 366 * 24 * 3600.0
@@ -24,42 +27,58 @@ LONGEST_S = 366 * 24 * 3600.0
 def _model_override(model: str | None) -> list[Override]:
     if model is None:
         return []
+    refuse_secrets(model, "--model")
+    section: dict[str, Any]
     if _is_path(model):
-        return [("model", {"source": "local", "path": model})]
-    name, _, revision = model.partition("@")
-    return [("model", {"source": "hub", "id": name, "revision": revision or "main"})]
+        section = {"source": "local", "path": model}
+    else:
+        name, _, revision = model.partition("@")
+        if not HUB_ID.fullmatch(name):
+            raise UserError(
+                f"--model {shown(model)}: neither a folder here nor a hub id, as OWNER/NAME@REVISION"
+            )
+        section = {"source": "hub", "id": name, "revision": revision or "main"}
+    return [Override.of("model", section, f"--model {shown(model)}")]
 
 
 def _data_override(data: Sequence[str] | None) -> list[Override]:
     """Return overrides that train on a user's text, score its held-out part, and drop the embedded tasks."""
     if not data:
         return []
+    for item in data:
+        refuse_secrets(item, "--data")
     section: dict[str, Any]
     if all(_is_path(item) or endings.names_a_file(item) for item in data):
         section = {"source": "files", "paths": list(data)}
     elif len(data) == 1:
         name, _, revision = data[0].partition("@")
+        if not HUB_ID.fullmatch(name):
+            raise UserError(
+                f"--data {shown(data[0])}: neither a file here nor a `datasets` id, as OWNER/NAME@REVISION"
+            )
         section = {"source": "datasets", "id": name, "revision": revision or "main"}
     else:
         raise UserError(f"--data {' '.join(data)}: give several files or one `datasets` id, not a mixture")
-    return [("data", section), ("evaluate.perplexity", ["heldout"]), ("evaluate.tasks", [])]
+    option = f"--data {shown(' '.join(data))}"
+    changes = {"data": section, "evaluate.perplexity": ["heldout"], "evaluate.tasks": []}
+    return [Override.of(key, value, option) for key, value in changes.items()]
 
 
 def _is_path(text: str) -> bool:
     """Return whether a text is a path: it exists, or is written like one."""
-    return Path(text).expanduser().exists() or text.startswith(("/", "./", "../", "~"))
+    return is_there(from_user(text)) or text.startswith(("/", "./", "../", "~"))
 
 
-def seconds(text: str) -> float:
-    """Read a duration such as 90, 90s, 25m or 6h; UserError for anything else."""
+def seconds(text: str, option: str) -> float:
+    """Read a duration such as 90s, 25m, 6h or 90, which is seconds; UserError for anything else."""
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
-    try:
-        value = float(number) * unit
-    except ValueError:
-        value = 0.0
+    number = text[:-1] if text[-1:] in units else text
+    value = float(number) if re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", number) else 0.0
+    value *= units.get(text[-1:], 1.0)
     if not 0 < value <= LONGEST_S:
-        raise UserError(f"{text!r} is not a duration; write for example 90s, 25m or 6h (at most a year)")
+        raise UserError(
+            f"{option} {shown(text)} is not a duration; write for example 90s, 25m or 6h (at most a year)"
+        )
     return value
 
 

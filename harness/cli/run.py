@@ -18,7 +18,12 @@ def run(
     device: options.Device = "auto",
     results: options.Results = Path("runs"),
     budget: Annotated[
-        str | None, typer.Option(help="Time budget: start only runs expected to end within it, e.g. 25m.")
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Time budget: start only runs expected to end within it: 90s, 25m or 6h; a bare number is "
+            "seconds.",
+        ),
     ] = None,
     deadline: options.Deadline = "6h",
     retry: Annotated[bool, typer.Option("--retry", help="Re-run failed runs.")] = False,
@@ -35,8 +40,8 @@ def run(
             results=results,
             cache=cache_folder(),
             device=device,
-            deadline_s=options.seconds(deadline),
-            budget_s=None if budget is None else options.seconds(budget),
+            deadline_s=options.seconds(deadline, "--deadline"),
+            budget_s=None if budget is None else options.seconds(budget, "--budget"),
             retry=retry,
             force=force,
         ),

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -119,13 +120,20 @@ def resolve(
     try:
         content = json.loads(answer.stdout.decode(errors="replace").strip().splitlines()[-1])
         if "error" in content:
-            raise UserError(str(content["error"]))
+            raise _placed(runs, content)
         resolved = tuple(Run.model_validate(value) for value in content["runs"])
         return Plan(resolved, content["device"], content["machine"], content.get("device_bytes"))
     except (IndexError, KeyError, TypeError, ValueError) as error:
         lines = answer.stderr.decode(errors="replace").strip().splitlines()
         last = lines[-1] if lines else f"exit code {answer.returncode} and no message"
         raise UserError(f"the worker could not read the runs: {last}") from error
+
+
+def _placed(runs: Sequence[Run], answer: Mapping[str, Any]) -> UserError:
+    """Return the error of a worker with the line or option that it is about, where the run tells."""
+    number, text = answer.get("run"), str(answer["error"])
+    place = None if number is None else runs[number].place(answer["path"])
+    return UserError(text if place is None else f"{place}: {text}")
 
 
 def sweep(suite: Suite, settings: Settings, display: Display, rerun: Callable[[Run], str]) -> Sweep:

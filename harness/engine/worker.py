@@ -133,7 +133,7 @@ def main(arguments: list[str]) -> int:
             _die_with_the_parent()
             simulate(request, send)
     except UserError as error:
-        send({"error": str(error)})
+        send({"error": str(error), "path": error.path, "run": error.run})
         return EXIT_BAD_INPUT
     return 0
 

@@ -193,7 +193,7 @@ def test_an_installed_package_cannot_take_the_name_of_a_method_that_ships() -> N
 
 @pytest.mark.usefixtures("installed")
 def test_wrong_options_of_a_method_from_outside_are_refused_by_its_own_rules() -> None:
-    with pytest.raises(UserError, match="every: Input should be greater than 0, given 0"):
+    with pytest.raises(UserError, match="every: give a number above 0, not 0"):
         build("strangers_method:Norms", {"every": 0})
 
 

@@ -54,10 +54,22 @@ LIGHT = (
     "harness.engine.worker",
 )
 VOCABULARY = tuple(
-    f"harness.{name}" for name in ("endings", "errors", "factored", "files", "git", "spectrum", "validation")
+    f"harness.{name}"
+    for name in (
+        "credentials",
+        "endings",
+        "errors",
+        "factored",
+        "files",
+        "git",
+        "spectrum",
+        "strict_yaml",
+        "validation",
+    )
 )
 CONTRACTS = tuple(
-    f"harness.{name}" for name in ("config", "forecast", "method", "record", "registry", "series", "suite")
+    f"harness.{name}"
+    for name in ("config", "forecast", "method", "no_effect", "record", "registry", "series", "suite")
 )
 BASEMENT = (*VOCABULARY, *CONTRACTS)
 

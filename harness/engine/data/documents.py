@@ -13,6 +13,7 @@ from typing import Any
 from harness import endings
 from harness.config import DatasetsData, FilesData
 from harness.errors import UserError, one_line
+from harness.files import from_user
 
 #: First bytes of files that are no text whatever their name, by what they are.
 MAGIC = {
@@ -194,7 +195,7 @@ def _check_settings(config: FilesData, paths: Sequence[Path]) -> None:
 def existing_file(path: str | Path) -> Path:
     """Return the path of a file; UserError when it does not exist or is something else."""
     try:
-        file = Path(path).expanduser()
+        file = from_user(path)
         mode = file.stat().st_mode
     except (OSError, RuntimeError, ValueError) as error:  # no such user, a NUL in the name
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError))

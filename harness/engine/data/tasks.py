@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.config import TaskData
 from harness.errors import UserError, nearest
-from harness.files import ROOT
+from harness.files import ROOT, from_user
 
 BENCHMARKS = ROOT / "benchmarks"
 EMBEDDED_TASKS = BENCHMARKS / "embedded" / "tasks"
@@ -20,7 +20,7 @@ SHIPPED_TASKS = (EMBEDDED_TASKS, PAPER_TASKS)
 
 def existing_folder(path: str | Path) -> Path:
     """Return the path of a folder with tasks; UserError when it does not exist."""
-    folder = Path(path).expanduser()
+    folder = from_user(path)
     if not folder.is_dir():
         raise UserError(f"no folder {str(path)!r} to look for tasks in; check evaluate.task_paths")
     return folder.resolve()

@@ -27,6 +27,7 @@ from harness.engine.forecast.cache import (
 )
 from harness.engine.process.child import Worker
 from harness.errors import UserError
+from harness.files import from_user, is_there
 from harness.registry import check_name
 
 LONGEST_S = 30 * 24 * 3600.0
@@ -174,8 +175,8 @@ def read_ranks(text: str) -> tuple[RankSource, str]:
     `text` is the name of an approximation, a record (its chosen ranks are taken), or a JSON file of
     {layer: rank} or {method: {layer: rank}}. UserError for a file that is none of these.
     """
-    path = Path(text).expanduser()
-    if not (path.exists() or path.suffix == ".json" or "/" in text):
+    path = from_user(text)
+    if not (is_there(path) or path.suffix == ".json" or "/" in text):
         return text, f"the approximation {text!r}"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

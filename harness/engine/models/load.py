@@ -20,6 +20,7 @@ from harness.config import EmbeddedModel, HubModel, ModelConfig, ShapeModel
 from harness.engine.models import checkpoint
 from harness.engine.models.shapes import known_shape, model_folder, shape_of
 from harness.errors import UserError, one_line
+from harness.files import from_user
 from harness.spectrum import like_llama
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -130,7 +131,7 @@ def _load_random(config: ModelConfig, dtype: torch.dtype, device: torch.device, 
 
 
 def _borrowed_tokenizer(place: str) -> Any:
-    folder = Path(place).expanduser()
+    folder = from_user(place)
     if not folder.is_dir():
         raise UserError(
             f"no folder {place!r} with a tokenizer: put its files there, or give another: "

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.config import EmbeddedModel, HubModel, LocalModel, ModelConfig, ShapeModel
 from harness.errors import UserError, nearest
-from harness.files import ROOT
+from harness.files import ROOT, from_user
 
 EMBEDDED_BASE = ROOT / "benchmarks" / "embedded" / "base"
 
@@ -22,7 +22,7 @@ def model_folder(model: ModelConfig) -> Path | None:
     """Return the folder of an embedded or local model, None for a shape or a hub id."""
     if isinstance(model, EmbeddedModel):
         return EMBEDDED_BASE
-    return Path(model.path).expanduser() if isinstance(model, LocalModel) else None
+    return from_user(model.path) if isinstance(model, LocalModel) else None
 
 
 @dataclass(frozen=True)

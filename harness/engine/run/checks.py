@@ -57,19 +57,23 @@ def resolve(runs: Sequence[Run], text: bool = True) -> list[Run]:
     for evaluate, data in _unique((run.evaluate, run.data) for run in runs):
         for protocol in evaluate.perplexity:
             protocols.check(protocol, data)
-    return [_with_options(run) for run in runs]
+    return [_with_options(run, number) for number, run in enumerate(runs)]
 
 
 def _unique(values: Iterable[T]) -> Iterable[T]:
     return {repr(value): value for value in values}.values()
 
 
-def _with_options(run: Run) -> Run:
-    choices = tuple(
-        MethodChoice(name=choice.name, options=method.config.model_dump(mode="json"))
-        for choice, method in zip(run.method, stack(run), strict=True)
-    )
-    return run.model_copy(update={"method": choices, "label": run.name})
+def _with_options(run: Run, number: int) -> Run:
+    choices = []
+    for position, choice in enumerate(run.method):
+        try:
+            method = build(choice.name, choice.options)
+        except UserError as error:
+            path = ("method", position, choice.name, "options", *error.path)
+            raise UserError(str(error), path, number) from error
+        choices.append(MethodChoice(name=choice.name, options=method.config.model_dump(mode="json")))
+    return run.model_copy(update={"method": tuple(choices), "label": run.name})
 
 
 def supported(run: Run, methods: Sequence[Method]) -> Caps:

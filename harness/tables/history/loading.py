@@ -146,9 +146,7 @@ class Selection:
         """Parse conditions; UserError where one is not KEY=VALUE."""
         wanted: dict[str, list[Any]] = {}
         for text in conditions:
-            key, value = suites.parse_override(text, option="--only")
-            if key in ("label", QUANTITY) and not isinstance(value, str):  # a name that happens to be YAML
-                value = text.partition("=")[2].strip()
+            key, value = suites.parse_condition(text)
             wanted.setdefault(key, []).append(value)
         return cls(wanted)
 

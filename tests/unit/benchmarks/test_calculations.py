@@ -156,7 +156,7 @@ def test_abilities_follow_from_what_methods_say_of_themselves() -> None:
     [
         ("parameter", {}, "did you mean 'parameters'"),
         ("parameters", {"shap": "1b"}, "unknown key 'shap'; did you mean 'shape'"),
-        ("parameters", {}, "shape: Field required"),
+        ("parameters", {}, "shape is required"),
         ("parameters", {"shape": "2b"}, "no shape '2b'"),
         ("parameters", {"shape": "60m", "unit": "millions"}, "did you mean 'million'"),
         ("parameters", {"shape": "60m", "count": "all"}, "count"),

@@ -106,7 +106,7 @@ def suite_file(folder: Path, content: Any = NANO, name: str = "nano.yaml") -> Pa
 
 
 def with_row(**row: Any) -> dict[str, Any]:
-    return {**NANO, "rows": [row]}
+    return {**NANO, "rows": [{"label": "full", **row}]}
 
 
 # ----------------------------------------------------------------------------------------- a user's mistakes
@@ -115,12 +115,12 @@ def with_row(**row: Any) -> dict[str, Any]:
     [
         (with_row(method="full", train={"stpes": 3}), "unknown key 'stpes' in train; did you mean 'steps'"),
         (with_row(method="fulll"), "unknown method 'fulll'; did you mean 'full'?"),
-        (with_row(method="full", **{"train.lr": -1}), "train.lr: Input should be greater than 0, given -1"),
+        (with_row(method="full", **{"train.lr": -1}), "train.lr: give a number above 0, not -1"),
         ({**NANO, "matirx": {}}, "unknown key 'matirx'; did you mean 'matrix'?"),
         ("suite: nano\nbase: {train: [\n", "nano.yaml:3:1: not valid YAML"),
         ("suite: nano\n\tbase: 1\n", "nano.yaml:2:1: not valid YAML"),
-        ("- 1\n- 2\n", "nano.yaml: Input should be a valid dictionary"),
-        ("", "nano.yaml: Input should be a valid dictionary"),
+        ("- 1\n- 2\n", "nano.yaml:1: give a section, as {key: value}"),
+        ("", "nano.yaml:1: give a section, as {key: value}"),
     ],
 )
 def test_a_mistake_in_a_suite_is_one_line(
@@ -137,12 +137,12 @@ def test_a_mistake_in_a_suite_is_one_line(
     ("arguments", "says"),
     [
         (["--set", "train.steps"], "--set 'train.steps': write KEY=VALUE, for example train.steps=100"),
-        (["--set", "train.steps=many"], "train.steps: Input should be a valid integer"),
+        (["--set", "train.steps=many"], "train.steps: give a whole number, not the text 'many'"),
         (["--set", "train.stepz=3"], "unknown key 'stepz' in train; did you mean 'steps'"),
         (["--set", "train.lr=[1"], "--set 'train.lr=[1': the value is not valid YAML"),
         (["--set", "method=fulll"], "unknown method 'fulll'; did you mean 'full'?"),
         (["--only", "full"], "--only 'full': write KEY=VALUE"),
-        (["--only", "label=none"], "--only label=none: no run matches; the labels are: full, low rank"),
+        (["--only", "label=none"], "--only 'label=none': no run matches; the labels are: full, low rank"),
         (["--only", "train.stepz=3"], "no setting 'train.stepz' to select by"),
         (["--budget", "soon"], "'soon' is not a duration; write for example 90s, 25m or 6h"),
         (["--budget", ""], "'' is not a duration"),
@@ -153,11 +153,11 @@ def test_a_mistake_in_a_suite_is_one_line(
         (["--device", "gpu"], "no device 'gpu'; use auto, cpu, cuda or cuda:N"),
         (
             ["--set", "method={uniform: {err: 1.5}}"],
-            "method uniform: err: Input should be less than 1, given 1.5",
+            "method uniform: err: give a number below 1, not 1.5",
         ),
         (
             ["--set", "method={uniform: {err: 0}}"],
-            "method uniform: err: Input should be greater than 0, given 0",
+            "method uniform: err: give a number above 0, not 0",
         ),
         (["--set", "method={lora: {ranc: 1}}"], "method lora: unknown key 'ranc'; did you mean 'rank'?"),
         (["--data", "./none.txt"], "no file at none.txt"),
@@ -383,7 +383,8 @@ def test_a_wrong_option_of_a_method_ends_a_real_process_with_one_line(tmp_path: 
     path = suite_file(tmp_path, with_row(method={"welore": {"err": 1}}))
     found = lorebench_process("run", path, "--results", tmp_path / "runs")
     assert found.returncode == 2
-    assert found.stderr == "lorebench: method welore: err: Input should be less than 1, given 1\n"
+    line = path.read_text().splitlines().index("  method:") + 2
+    assert found.stderr == f"lorebench: {path}:{line + 1}: method welore: err: give a number below 1, not 1\n"
 
 
 @pytest.fixture(scope="module")

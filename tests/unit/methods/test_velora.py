@@ -767,9 +767,9 @@ def test_an_adapter_with_dropout_reads_a_copy_of_its_own(dropout: float, warning
             {"num_groups": 4, "subtoken_size": 8},
             "num_groups and subtoken_size set the same size; give one of them",
         ),
-        ({"num_groups": 0}, "num_groups: Input should be greater than 0"),
-        ({"scale": 0}, "scale: Input should be greater than 0"),
-        ({"init": "svd"}, "init: Input should be 'first_batch' or 'random'"),
+        ({"num_groups": 0}, "num_groups: give a number above 0"),
+        ({"scale": 0}, "scale: give a number above 0"),
+        ({"init": "svd"}, "init: give 'first_batch' or 'random'"),
         ({"targets": []}, "targets"),
     ],
 )

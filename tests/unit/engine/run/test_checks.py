@@ -124,7 +124,10 @@ def test_an_option_spelled_out_or_left_to_its_default_is_the_same_run() -> None:
     ("content", "says"),
     [
         ({"method": [{"name": HERE, "options": {"sise": 1}}]}, r"unknown key 'sise'.*did you mean 'size'"),
-        ({"method": [{"name": HERE, "options": {"size": "big"}}]}, "size: Input should be a valid integer"),
+        (
+            {"method": [{"name": HERE, "options": {"size": "big"}}]},
+            "size: give a whole number, not the text 'big'",
+        ),
         ({"method": "tests.unit.nothing:Method"}, r"cannot import module 'tests\.unit\.nothing'"),
         ({"method": f"{__name__}:Nothing"}, r"is not a subclass of harness\.method\.Method"),
         ({"method": f"{__name__}:Config"}, r"is not a subclass of harness\.method\.Method"),

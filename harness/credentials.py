@@ -1,0 +1,55 @@
+"""Keep passwords and tokens out of records, commands and messages. No torch.
+
+What is given as a setting or an argument is stored, so a value that looks like a secret is refused, and its
+text is repeated nowhere.
+"""
+
+from __future__ import annotations
+
+import re
+
+from harness.errors import UserError
+
+_SECRETS = {
+    "a user name or password": re.compile(
+        r"://[^/\s?#]*@"  # https://user:pass@host, https://token@host
+        r"|^[^\s/:@=\[\]{},]+:[^\s@]*@[^\s@]+$"  # user:pass@host/x
+        r"|^[^\s/:@]*://.*:.*@",  # a password that holds a slash
+    ),
+    "an access token": re.compile(
+        r"\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
+        r"|\bsk-[\w-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bxox[abprs]-[\w-]{10,}|\beyJ[\w-]{10,}\.[\w-]{10,}"
+        r"|^hf_[A-Za-z0-9]{8,}$|[?&][\w-]*(token|key|password|passwd|secret|signature|credential)=",
+        re.IGNORECASE,
+    ),
+}
+HIDDEN = "(not shown)"
+
+
+def kind_of_secret(text: str) -> str | None:
+    """Return in words what kind of secret a text holds, None where it holds none."""
+    return next((kind for kind, form in _SECRETS.items() if form.search(text)), None)
+
+
+def refuse_secrets(text: str, where: str) -> None:
+    """Raise UserError for a text that holds a secret; the message does not repeat it."""
+    kind = kind_of_secret(text)
+    if kind is not None:
+        place = where if kind_of_secret(where) is None else where.partition(" ")[0]
+        raise UserError(
+            f"{place}: the value holds {kind}, which every record would show; log in by `hf auth login` or "
+            "HF_TOKEN instead, and give a folder or a hub id"
+        )
+
+
+def shown(value: object, most: int = 60) -> str:
+    """Return a value for a message: short, on one line, and hidden where it holds a secret."""
+    if isinstance(value, dict):
+        return "a section"
+    if isinstance(value, list | tuple):
+        return "a list"
+    text = value if isinstance(value, str) else repr(value)
+    if kind_of_secret(text) is not None:
+        return HIDDEN
+    text = repr(value) if isinstance(value, str) else text
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -1,0 +1,102 @@
+"""Refuse settings that would be accepted and ignored, before anything trains. No torch.
+
+A setting that belongs to one row is checked in that row. Settings that rows usually share by `base` are
+refused where no row of the suite acts on them. Those of text files are checked with the files, in
+`engine/data/documents.py`. In stage `compress` the settings of training are ignored on purpose: such rows
+stand beside rows that train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from harness.config import DatasetsData, RandomData, Run, ShapeModel, TrainConfig
+from harness.errors import UserError
+from harness.strict_yaml import Written
+
+LONGEST_LABEL = 200
+
+
+def refuse(runs: Sequence[tuple[Run, Written]]) -> None:
+    """Raise UserError for the first setting without effect; `runs` come with what was written for them."""
+    for run, written in runs:
+        for path, problem in _of_a_row(run):
+            raise UserError(f"{written.place(path.split('.'))}: {path}: {problem}")
+    for shared in _SHARED:
+        given = [(run, written) for run, written in runs if shared.is_given(run)]
+        emptied = any(written.place(("evaluate", "tasks")).startswith("--data") for _, written in given)
+        if given and not any(shared.is_used(run) for run, _ in given) and not (shared.of_tasks and emptied):
+            place = given[0][1].place(shared.setting.split("."))
+            raise UserError(f"{place}: {shared.setting} has no effect: {shared.because}")
+
+
+def _of_a_row(run: Run) -> Iterator[tuple[str, str]]:
+    train = run.train
+    if train.stage != "compress":
+        if train.warmup >= train.steps:
+            yield (
+                "train.warmup",
+                f"{train.warmup} updates of warm-up leave none of the {train.steps} of train.steps; "
+                f"give less, for example --set train.warmup={train.steps // 10}",
+            )
+        late = [update for update in train.refresh_at if update > train.steps]
+        if late:
+            yield "train.refresh_at", f"update {late[0]} is beyond the last one, train.steps {train.steps}"
+        if list(train.refresh_at) != sorted(set(train.refresh_at)):
+            yield "train.refresh_at", "give each update once, in increasing order"
+    if isinstance(run.data, DatasetsData) and run.data.template is not None and run.data.field != "text":
+        yield "data.field", f"{run.data.field!r} is not read with data.template; leave one of them out"
+    yield from _twice("evaluate.tasks", run.evaluate.tasks)
+    yield from _twice("evaluate.task_paths", run.evaluate.task_paths)
+    yield from _twice("evaluate.perplexity", [protocol.name for protocol in run.evaluate.perplexity])
+    label = run.name if run.label is None else run.label
+    if not label.strip() or not label.isprintable() or (run.label and len(label) > LONGEST_LABEL):
+        yield "label", f"give 1 to {LONGEST_LABEL} printable characters, not all of them spaces"
+
+
+def _twice(setting: str, values: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for value in sorted({value for value in values if values.count(value) > 1}):
+        yield setting, f"{value} is given twice; name each once"
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A setting that acts only where another allows it."""
+
+    setting: str
+    is_given: Callable[[Run], bool]
+    is_used: Callable[[Run], bool]
+    because: str
+    of_tasks: bool = False
+
+
+def _reads_text(run: Run) -> bool:
+    return not isinstance(run.data, RandomData) or bool(run.evaluate.perplexity or run.evaluate.tasks)
+
+
+_NO_TASKS = "no row scores tasks; add evaluate.tasks or leave it out"
+_SHARED = (
+    *(
+        _Shared(
+            f"evaluate.{name}",
+            lambda run, name=name: getattr(run.evaluate, name) not in (None, ()),  # type: ignore[misc]
+            lambda run: bool(run.evaluate.tasks),
+            _NO_TASKS,
+            of_tasks=True,
+        )
+        for name in ("limit", "shots", "task_paths", "task_data")
+    ),
+    _Shared(
+        "train.min_lr_ratio",
+        lambda run: run.train.stage != "compress" and run.train.min_lr_ratio != TrainConfig().min_lr_ratio,
+        lambda run: run.train.schedule != "constant",
+        "with train.schedule constant the rate does not fall; leave it out",
+    ),
+    _Shared(
+        "model.tokenizer",
+        lambda run: isinstance(run.model, ShapeModel) and run.model.tokenizer is not None,
+        _reads_text,
+        "no row reads text; leave it out",
+    ),
+)

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.engine.data.tasks import EMBEDDED_TASKS, existing_folder, load_tasks
+from harness.engine.data.tasks import EMBEDDED_TASKS, check_room, existing_folder, load_tasks
 from harness.engine.quality.tasks import evaluate_tasks
 from harness.errors import UserError
 from harness.record import Accuracy
@@ -224,3 +224,62 @@ def test_a_folder_of_tasks_must_exist(tmp_path: Path) -> None:
     assert existing_folder(str(tmp_path)) == tmp_path.resolve()
     with pytest.raises(UserError, match="no folder"):
         existing_folder(tmp_path / "nowhere")
+
+
+# ------------------------------------------------------------------------------- prompts that do not fit
+@pytest.fixture
+def long_prompts(folder: Path) -> Path:
+    """Ten prompts of one to ten words."""
+    answers = [{"choices": ["red", "blue"], "answer": 0, "wanted": "red"} for _ in PROMPTS]
+    rows = [{"prompt": " ".join(PROMPTS[: n + 1]), **answer} for n, answer in enumerate(answers)]
+    (folder / "data.py").write_text(DATA.format(rows=rows))
+    return folder
+
+
+@pytest.mark.parametrize("context", [4, 8, 64])
+def test_prompts_that_lost_their_beginning_are_counted_and_said(
+    context: int, model: Any, tokenizer: Any, long_prompts: Path
+) -> None:
+    said: list[str] = []
+    tasks = ["local_choice", "local_generate"]
+    found = evaluate(model, tokenizer, tasks, long_prompts, max_length=context, warn=said.append)
+    words = range(1, 11)
+    # `<s>`, the words and the choice, which is only predicted; or `<s>`, the words and room for two more
+    expected = {
+        "local_choice": sum(1 + n + 1 > context + 1 for n in words),
+        "local_generate": sum(1 + n > context - 2 for n in words),
+    }
+    assert {name: result.truncated or 0 for name, result in found.items()} == expected
+    assert (context == 64) == (not any(expected.values()))
+    for name, count in expected.items():
+        line = (
+            f"prompts of {name}: {count} of 10 are longer than the model's context and lost their beginning"
+        )
+        assert (line in said) == (count > 0)
+        assert ("truncated" in found[name].model_dump(exclude_none=True)) == (count > 0)
+
+
+def test_letters_of_prompts_that_the_tokenizer_lacks_are_said(
+    model: Any, tokenizer: Any, folder: Path
+) -> None:
+    rows = [{"prompt": "what is this", "choices": ["red", "blue"], "answer": 0, "wanted": "red"}] * 3
+    (folder / "data.py").write_text(DATA.format(rows=rows))
+    said: list[str] = []
+    evaluate(model, tokenizer, ["local_choice"], folder, warn=said.append)
+    assert said[0].startswith("prompts of local_choice: 60% of the tokens are <unk>"), "3 of `<s>`, 3 and 1"
+
+
+def test_a_task_whose_answers_leave_no_room_is_refused_before_training(folder: Path) -> None:
+    tasks = load_tasks(["local_choice", "local_generate"], [folder])
+    check_room(tasks, 3)
+    with pytest.raises(UserError, match=r"'local_generate': an answer may have 2 tokens .* context 2"):
+        check_room(tasks, 2)
+
+
+def test_an_evaluation_leaves_the_tokenizer_as_it_was(model: Any, folder: Path) -> None:
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    bare = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>")
+    before = (bare.backend_tokenizer.to_str(), bare.special_tokens_map, len(bare), bare.padding_side)
+    evaluate(model, bare, ["local_choice", "local_generate"], folder)
+    assert (bare.backend_tokenizer.to_str(), bare.special_tokens_map, len(bare), bare.padding_side) == before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ BENCHMARKS = ROOT / "benchmarks"
 EMBEDDED_TASKS = BENCHMARKS / "embedded" / "tasks"
 #: The papers' downstream tasks, read from their original files.
 PAPER_TASKS = BENCHMARKS / "tasks"
+#: The most tokens of an answer where a task does not say, by lm-eval 0.4.13 (HFLM.max_gen_toks).
+ANSWER_LENGTH = 256
 SHIPPED_TASKS = (EMBEDDED_TASKS, PAPER_TASKS)
 
 
@@ -77,6 +79,25 @@ def _give_shots(name: str, task: Any, shots: int) -> None:
         left = f"it has {len(task.sampler.df) - own} examples beside a question"
         raise UserError(f"task {name!r}: {shots} shots requested, {left}; set evaluate.shots to fewer")
     task.set_config("num_fewshot", shots)
+
+
+def answer_length(options: Mapping[str, Any]) -> int:
+    """Return the most tokens of an answer by a task's options for generating one."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    return int(normalize_gen_kwargs(dict(options), ANSWER_LENGTH)["max_gen_toks"])
+
+
+def check_room(tasks: Mapping[str, Any], context: int) -> None:
+    """Raise UserError for a task whose answers may fill the model's whole context, so that no prompt fits."""
+    for name, task in tasks.items():
+        if task.OUTPUT_TYPE == "generate_until":
+            longest = answer_length(task.config.generation_kwargs or {})
+            if longest >= context:
+                raise UserError(
+                    f"task {name!r}: an answer may have {longest} tokens and the model's context {context}, "
+                    "so no question fits; use another task or a model with a longer context"
+                )
 
 
 def metric_of(name: str, task: Any) -> str:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from harness import registry
 from harness.config import DataConfig, DatasetsData, EmbeddedData, FilesData, RandomData, TaskData
+from harness.engine.data import doubts
 from harness.engine.data.documents import documents_of_dataset, documents_of_files, existing_file
 from harness.engine.data.tasks import training_texts
 from harness.engine.data.token_cache import Blocks, TokenCache, cached, text_sha256
@@ -29,6 +30,8 @@ TOKENISED_AT_ONCE = 1000
 PAD = -100  # the default ignore_index of torch.nn.functional.cross_entropy
 #: The input id in place of padding: `<unk>` of LLaMA's tokenizer, `<pad>` of T5's, as in the papers.
 PAD_TOKEN = 0
+#: The share of tokens left out from which a warning is worth its line.
+DROPPED = 0.1
 LEAST = 2  # the first token is only context, so a shorter row predicts nothing
 
 
@@ -37,6 +40,7 @@ class Tokens:
     """Training windows (count, seq_len) int64 on the host, and where they came from.
 
     `real_tokens` (those that are no padding) and `dropped_rows` (documents left out) are None when packed.
+    `warnings` are for the record.
     """
 
     windows: np.ndarray
@@ -47,6 +51,7 @@ class Tokens:
     dropped_tokens: int = 0
     real_tokens: int | None = None
     dropped_rows: int | None = None
+    warnings: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def count(self) -> int:
@@ -88,7 +93,19 @@ def load_tokens(
             f"the tokenizer gives ids up to {largest}, but the model has a vocabulary of {vocab_size}; "
             "use the tokenizer that belongs to the model"
         )
-    return Tokens(windows, name, _sha256(windows), len(documents), revision, *counts)
+    found = Tokens(windows, name, _sha256(windows), len(documents), revision, *counts)
+    return replace(found, warnings=tuple(_doubts(found, documents, tokenizer)))
+
+
+def _doubts(found: Tokens, documents: Sequence[str], tokenizer: Any) -> list[str]:
+    """Return what makes training on a text doubtful."""
+    what, dropped = f"training text {found.name}", found.dropped_tokens
+    warnings = doubts.of_tokens(found.windows.reshape(-1), tokenizer, what)
+    warnings += doubts.of_letters(documents, tokenizer, what)
+    total = int((found.windows != PAD).sum()) + dropped
+    if dropped / total >= DROPPED:
+        warnings.append(f"{what}: {dropped} of {total} tokens are left out: they fill no row of data.seq_len")
+    return warnings
 
 
 def split_documents(documents: Sequence[str], holdout: float) -> tuple[list[str], list[str]]:

@@ -41,8 +41,8 @@ def joined(config: PerplexityConfig, tokenizer: Any, cache: TokenCache | None) -
     windows, _ = _windows(stream[: JOINED_WINDOWS * context], context, name)
     text = f"{name}: first {len(documents)} documents joined, {len(stream)} tokens"
     short = f"{config.name}: {name} has {len(documents)} documents, the protocol takes {JOINED_DOCUMENTS}"
-    note = short if len(documents) < JOINED_DOCUMENTS else None
-    return ScoredText(text, list(windows), len(stream) - windows.size, context, note=note)
+    warnings = (short,) if len(documents) < JOINED_DOCUMENTS else ()
+    return ScoredText(text, list(windows), len(stream) - windows.size, context, warnings=warnings)
 
 
 def _one_stream(text: str, tokenizer: Any, cache: TokenCache | None) -> np.ndarray:
@@ -149,4 +149,5 @@ def _cut_text(
     name, count = corpora.c4_name(config.paths), len(blocks.tokens)
     text = f"{name}: {len(blocks.lengths)} documents cut to {CUT_LENGTH} tokens, {count} tokens"
     short = f"{config.name}: {name} has {count} tokens in all, the protocol takes {limit}"
-    return ScoredText(text, blocks.sequences, batches=batches, note=short if count < limit else None)
+    warnings = (short,) if count < limit else ()
+    return ScoredText(text, blocks.sequences, batches=batches, warnings=warnings)

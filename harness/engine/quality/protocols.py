@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from harness import registry
 from harness.config import DataConfig, DatasetsData, FilesData, PerplexityConfig
+from harness.engine.data import doubts
 from harness.engine.data.token_cache import TokenCache
 from harness.engine.data.tokens import documents_of, encode, encode_once, pack, split_documents
 from harness.engine.quality import corpora, paper_protocols
@@ -78,10 +80,26 @@ def check(config: PerplexityConfig, source: DataConfig) -> None:
 def build(
     config: PerplexityConfig, source: DataConfig, tokenizer: Any, cache: TokenCache | None = None
 ) -> ScoredText:
-    """Read, tokenise and cut the text of a protocol."""
+    """Read, tokenise and cut the text of a protocol; its warnings say what makes the value doubtful."""
     check(config, source)
     if tokenizer is None:
         raise UserError(f"perplexity {config.protocol!r} needs a tokenizer: set model.tokenizer")
+    text = _build(config, source, tokenizer, cache)
+    found = [*text.warnings, *_trained_on(config, source)]
+    found += doubts.of_scored(text.sequences, tokenizer, config.name)
+    return replace(text, warnings=tuple(found))
+
+
+def _trained_on(config: PerplexityConfig, source: DataConfig) -> list[str]:
+    """Return a warning for files of a protocol that are also trained on."""
+    trained = {Path(path).resolve() for path in source.paths} if isinstance(source, FilesData) else set()
+    both = [path for path in config.paths or () if Path(path).resolve() in trained]
+    return [f"{config.name}: {', '.join(both)} is also trained on"] if both else []
+
+
+def _build(
+    config: PerplexityConfig, source: DataConfig, tokenizer: Any, cache: TokenCache | None
+) -> ScoredText:
     if world := re.fullmatch(r"world-([ab])(-validation)?", config.protocol):
         return _world(world[1], "validation" if world[2] else "test", tokenizer)
     if (make := KNOWN[config.protocol].make) is not None:
@@ -102,7 +120,9 @@ def _world(name: str, split: str, tokenizer: Any) -> ScoredText:
 
 def _heldout(source: FilesData | DatasetsData, tokenizer: Any, cache: TokenCache | None) -> ScoredText:
     documents, name, _ = documents_of(source)
-    held = split_documents(documents, source.holdout)[1]
+    trained, held = split_documents(documents, source.holdout)
     stream = encode_once(held, tokenizer, source.end_token, cache).tokens
     windows, dropped = pack(stream, source.seq_len, f"the held-out part of {name}")
-    return ScoredText(f"last {source.holdout:.0%} of {name}", list(windows), dropped, source.seq_len)
+    found = doubts.of_repeats(trained, held, "heldout") + doubts.of_letters(held, tokenizer, "heldout")
+    text = f"last {source.holdout:.0%} of {name}"
+    return ScoredText(text, list(windows), dropped, source.seq_len, warnings=tuple(found))

@@ -26,7 +26,7 @@ class ScoredText:
 
     `dropped_tokens` fill no window at the end; `context` is the window's length, None where each document is
     scored by itself. `floor` is the perplexity of the generator on the same tokens. `batches` are the rows
-    per batch of each process, where a protocol averages batch means. `note` is a warning for the record.
+    per batch of each process, where a protocol averages batch means. `warnings` are for the record.
     """
 
     text: str
@@ -35,7 +35,7 @@ class ScoredText:
     context: int | None = None
     floor: float | None = None
     batches: tuple[tuple[int, ...], ...] = ()
-    note: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def perplexity(self, scored: Scored) -> float:
         """Return the perplexity over all tokens, or by batch means where the protocol defines it so."""

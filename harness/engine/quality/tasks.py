@@ -5,16 +5,19 @@ How answers are scored is `task_scores.py`; how tasks are loaded is `harness.eng
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from harness.engine.data.tasks import metric_of
+from harness.engine.data import doubts
+from harness.engine.data.tasks import answer_length, metric_of
 from harness.engine.quality import task_scores
 from harness.engine.quality.perplexity import evaluating
 from harness.record import Accuracy
@@ -33,19 +36,22 @@ def evaluate_tasks(
     device: torch.device,
     max_length: int,
     samples_to: Path | None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Accuracy]:
     """Return the accuracy on tasks of `load_tasks`; write all answers as JSONL to `samples_to`.
 
+    `warn` takes what makes an accuracy doubtful.
     A task's metric is `acc` where it reports that, else `exact_match`; of several filters the task's first
     one counts. Every document counts, so an answer that cannot be parsed is wrong. Where the task's metadata
     name a `legacy_filter`, the result also holds the accuracy by that filter without such answers.
     The tokenizer decides on special tokens: HFLM 0.4.13 with `add_bos_token=None` encodes the context as the
     tokenizer does, never adds a second `<s>` to a text that begins with one, and predicts from `<s>` (else
-    `</s>`) where a context is empty.
+    `</s>`) where a context is empty. It works on a copy of the tokenizer, which may need a token to pad with.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with evaluating(model):
-        given = _answers(_language_model(model, tokenizer, batch, device, max_length), tasks, limit)
+        lm = _language_model(model, _able_to_pad(tokenizer), batch, device, max_length)
+        given = _answers(lm, tasks, limit)
     found = {}
     for name, by_filter in given.items():
         task, samples = tasks[name], next(iter(by_filter.values()))
@@ -57,9 +63,52 @@ def evaluate_tasks(
             official = by_filter[legacy]
             official_right = task_scores.are_right(name, official, metric)
             found[name] = task_scores.as_published(found[name], samples, official, official_right)
+        found[name] = _doubted(found[name], name, lm, samples, warn)
         if samples_to is not None:
             task_scores.write_samples(samples_to / f"{name}.jsonl", samples, right)
     return found
+
+
+def _able_to_pad(tokenizer: Any) -> Any:
+    """Return a copy of a tokenizer with marks to pad with and to end by: the original is saved as it was."""
+    tokenizer = copy.deepcopy(tokenizer)
+    marks = (tokenizer.pad_token, tokenizer.unk_token, tokenizer.eos_token, tokenizer.bos_token)
+    tokenizer.pad_token = next(filter(None, marks), None)  # HFLM would add one, beyond the embedding
+    tokenizer.eos_token = tokenizer.eos_token or tokenizer.pad_token  # HFLM reads its text
+    return tokenizer
+
+
+def _doubted(
+    honest: Accuracy, name: str, lm: Any, samples: task_scores.Samples, warn: Callable[[str], None]
+) -> Accuracy:
+    """Add how many documents lost the beginning of a prompt; warn of those and of letters without a token.
+
+    As HFLM 0.4.13 cuts: to the context and one token that is only predicted, or to what leaves room for an
+    answer.
+    """
+    truncated = 0
+    read: list[int] = []
+    for sample in samples:
+        cut = False
+        for context, asked in sample["arguments"]:
+            choice = asked if isinstance(asked, str) else ""
+            ids = lm.tok_encode(context + choice, add_special_tokens=None if context else False)
+            room = (
+                lm.max_length if not context else lm.max_length + 1
+            )  # a mark stands before an empty context
+            room = room if isinstance(asked, str) else lm.max_length - answer_length(asked)
+            cut = cut or len(ids) > room
+            read += ids
+        truncated += cut
+    for warning in doubts.of_tokens(np.asarray(read, dtype=np.int64), lm.tokenizer, f"prompts of {name}"):
+        warn(warning)
+    if not truncated:
+        return honest
+    warn(
+        f"prompts of {name}: {truncated} of {len(samples)} are longer than the model's context and lost "
+        "their beginning"
+    )
+    return honest.model_copy(update={"truncated": truncated})
 
 
 def _language_model(model: nn.Module, tokenizer: Any, batch: int, device: torch.device, length: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness import series as serieses
-from harness.engine.data.tasks import SHIPPED_TASKS, existing_folder, load_tasks
+from harness.engine.data.tasks import SHIPPED_TASKS, check_room, existing_folder, load_tasks
 from harness.engine.data.token_cache import TokenCache
 from harness.engine.data.tokens import Tokens, load_tokens
 from harness.engine.measure import components
@@ -89,9 +90,12 @@ class RunInProgress:
         wanted = run.evaluate
         folders = [*SHIPPED_TASKS, *map(existing_folder, wanted.task_paths)]
         self.tasks = load_tasks(wanted.tasks, folders, wanted.task_data, wanted.shots) if wanted.tasks else {}
+        check_room(self.tasks, self.model.config.max_position_embeddings)
         self.texts = {
             item.name: protocols.build(item, run.data, self.tokenizer, cache) for item in wanted.perplexity
         }
+        doubts = [self.tokens.warnings, *(text.warnings for text in self.texts.values())]
+        self.record.warnings += itertools.chain.from_iterable(doubts)
         self.record.data = Data(
             name=self.tokens.name,
             revision=self.tokens.revision,
@@ -147,7 +151,6 @@ class RunInProgress:
                 floor=text.floor,
                 batches=sum(map(len, text.batches)) or None,
             )
-            self.record.warnings += [text.note] if text.note else []
             longest, context = max(map(len, text.sequences)), self.model.config.max_position_embeddings
             if longest > context:
                 self.record.warnings.append(
@@ -164,6 +167,7 @@ class RunInProgress:
                 device=self.device,
                 max_length=self.model.config.max_position_embeddings,
                 samples_to=self.job.folder / "samples",
+                warn=self.record.warnings.append,
             )
 
     def export(self) -> None:

@@ -52,7 +52,7 @@ def build(
     view = View(tuple(rows_of(records, order)), baseline)
     lines = [plain(note) for note in notes]
     lines += _completeness(view, order)
-    lines += describe.doubts(view) + describe.failures(view)
+    lines += describe.doubts(view) + describe.failures(view) + describe.warned(view)
     caption = describe.shared(view)
     if any(view.bases):
         caption.append(

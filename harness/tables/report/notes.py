@@ -10,6 +10,7 @@ from harness.tables.format import DASH, METERS, bytes_text, plain
 from harness.tables.report.view import View, listed
 
 _STATUS_WIDTH = 40
+_MOST_WARNINGS = 20
 READING = (
     "± is the sample standard deviation, over seeds for quality and over runs for memory and speed; "
     "without it there is one value, or all values of the column are equal. "
@@ -54,6 +55,20 @@ def failures(view: View) -> list[str]:
                 where = f" in {outcome.phase}" if outcome.phase else ""
                 notes.append(f"{name}: {outcome.status}{where}: {message}")
     return list(dict.fromkeys(notes))
+
+
+def warned(view: View) -> list[str]:
+    """Return the warnings of runs, each once, with the rows that it is about where these are not all."""
+    rows: dict[str, list[str]] = {}
+    for row, name in zip(view.rows, view.names, strict=True):
+        for warning in dict.fromkeys(text for record in row.records for text in record.warnings):
+            rows.setdefault(plain(warning, 300), []).append(name)
+    notes = [
+        f"Warning: {text}" if len(names) == len(view.rows) else f"Warning for {'; '.join(names)}: {text}"
+        for text, names in rows.items()
+    ]
+    more = len(notes) - _MOST_WARNINGS
+    return notes[:_MOST_WARNINGS] + ([f"{more} more warnings are in the records."] if more > 0 else [])
 
 
 # ------------------------------------------------------------------------------------------ shared

@@ -328,7 +328,7 @@ def test_protocols_of_files_are_kept_apart_and_give_what_they_give_without(
             protocols.build(PerplexityConfig(paths=(str(path),), **one), EmbeddedData(), tokenizer, kept)
             for one in CONFIGS
         ]
-        return [(t.text, t.batches, t.note, [s.tolist() for s in t.sequences]) for t in texts]
+        return [(t.text, t.batches, t.warnings, [s.tolist() for s in t.sequences]) for t in texts]
 
     direct, cold = built(None), built(cache)
     assert len(list(cache.folder.iterdir())) == len(CONFIGS)

@@ -367,6 +367,21 @@ def test_a_long_reason_is_complete_in_the_notes():
     assert f"broken: unsupported in prepare: {reason}" in made.notes
 
 
+def test_warnings_of_runs_are_notes_said_once_with_their_rows():
+    records = [*three("full"), *three("small")]
+    for each in records:
+        each.warnings = ["14% of the tokens are <unk>"]
+    records[3].warnings = [*records[3].warnings, "a rank was cut", "a rank was cut"]
+    made = report.build(records, baseline="full")
+    warnings = [note for note in made.notes if note.startswith("Warning")]
+    assert warnings == [
+        "Warning: 14% of the tokens are <unk>",
+        "Warning for small: a rank was cut",
+    ]
+    records[0].warnings = [f"warning {number}" for number in range(30)]
+    assert "12 more warnings are in the records." in report.build(records, baseline="full").notes
+
+
 def test_only_failures_still_make_a_table():
     made = report.build([failed("oom", "load", requested=1 << 30)], baseline="full")
     assert [table.title for table in made.tables] == ["Runs"]

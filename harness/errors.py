@@ -9,6 +9,10 @@ from collections.abc import Iterable
 EXIT_BAD_INPUT = 2
 
 
+#: Characters of one message, or of one line of a log, that a record, an event or a terminal gets.
+LONGEST_MESSAGE = 2000
+
+
 class UserError(Exception):
     """A request that cannot be carried out: one line on what was given, what is allowed and what to do.
 
@@ -29,9 +33,29 @@ class DivergedError(Exception):
     """The loss became NaN or infinite; it becomes a row with status `diverged`."""
 
 
+def bounded(text: str, limit: int = LONGEST_MESSAGE) -> str:
+    """Return a text, or so much of its start and end that it has `limit` characters with a note on the rest.
+
+    A message may quote what it is about, a tensor or a document of megabytes.
+    """
+    if len(text) <= limit:
+        return text
+    note = f" … {len(text):,} characters in all … "
+    tail = (limit - len(note)) // 4
+    return text[: limit - len(note) - tail] + note + text[len(text) - tail :]
+
+
+def text_of(error: BaseException) -> str:
+    """Return the message of an exception, empty where it cannot even be asked for it."""
+    try:
+        return str(error).strip()
+    except Exception:
+        return ""
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the message of an exception on one line, else its type."""
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+    return " ".join(text_of(error).split())[:limit] or type(error).__name__
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

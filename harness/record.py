@@ -31,7 +31,7 @@ from pydantic import (
 )
 
 from harness import files
-from harness.errors import UserError
+from harness.errors import UserError, bounded
 
 SCHEMA_VERSION = 1
 #: Version of each measurement protocol; records of different versions are never compared. A test
@@ -49,6 +49,10 @@ VARIABLES = (
 
 #: What a line of a traceback says before the part of a path that is the same on every machine.
 TRACEBACK_PATH = re.compile(r'File "[^"]*/(?=(?:site-packages|lib/python[\d.]+|harness|methods|benchmarks)/)')
+
+#: Lines of the end of a log or of a traceback in a record, and characters of each.
+MOST_LINES = 50
+LONGEST_LINE = 500
 
 Status = Literal["ok", "oom", "timeout", "diverged", "unsupported", "error", "interrupted"]
 Phase = Literal["load", "prepare", "train", "evaluate", "export"]
@@ -123,21 +127,27 @@ class Part(BaseModel):
 
 
 class Outcome(Part):
-    """How the run ended; an unfinished record reads `interrupted`, so a killed run does too."""
+    """How the run ended; an unfinished record reads `interrupted`, so a killed run does too.
+
+    `attempts` counts those in a row that something outside the run ended; absent where there was none.
+    """
 
     status: Status = "interrupted"
     phase: Phase | None = None
     message: str = ""
     requested_bytes: Count | None = None
     log_tail: list[str] = []
+    attempts: Count | None = None
 
     @field_validator("message", "log_tail", mode="before")
     @classmethod
     def _encodable(cls, value: Any) -> Any:
-        """Replace bytes that are no text, and in tracebacks the folder of the installation."""
+        """Bound the text, and replace bytes that are no text and in tracebacks the installation's folder."""
         if isinstance(value, str):
+            value = bounded(value)
             return TRACEBACK_PATH.sub('File "', value).encode(errors="replace").decode()
-        lines = value if isinstance(value, list) else []
+        lines = value[:MOST_LINES] if isinstance(value, list) else []
+        lines = [bounded(line, LONGEST_LINE) if isinstance(line, str) else line for line in lines]
         return [cls._encodable(line) if isinstance(line, str) else line for line in lines] or value
 
 

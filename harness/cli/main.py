@@ -5,6 +5,7 @@ No command imports torch at its top: what needs it runs in another process, or i
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import NoReturn
 
@@ -57,6 +58,6 @@ def main() -> None:
         if error.filename is None:
             raise
         _refuse(f"{str(error.filename)[:LONGEST_PATH]}: {error.strerror}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("lorebench: stopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + getattr(interrupt, "number", signal.SIGINT))

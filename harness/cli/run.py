@@ -49,10 +49,11 @@ def run(
         selection.rerun(chosen, device),
     )
     records = list(outcome.records.values())
-    notes = [f"{len(outcome.left)} runs are left: run the same command again"] if outcome.left else []
+    left = len(outcome.left) + len(outcome.killed)
+    notes = [f"{left} runs are left: run the same command again"] if left else []
     show.publish(chosen, records, notes, outcome.folder / "tables", chosen.name)
     typer.echo(f"records: {outcome.folder}")
     if outcome.refused:
         raise UserError("; ".join(dict.fromkeys(outcome.refused.values())))
-    if any(record.outcome.status == "error" for record in records):
+    if outcome.killed or any(record.outcome.status == "error" for record in records):
         raise typer.Exit(1)

@@ -43,7 +43,7 @@ def run_job(path: Path) -> int:
 
         RunInProgress(job, writer).carry_out()
     except UserError as error:
-        writer.notify(error=str(error))
+        writer.notify(error=str(error), input=writer.reading)
         writer.finish(Outcome(phase=writer.record.outcome.phase, message=str(error)))
         return EXIT_BAD_INPUT
     except BaseException as error:
@@ -63,7 +63,7 @@ def resolve(request: dict[str, Any]) -> dict[str, Any]:
     _go_offline_where_nothing_is_remote(*runs)  # before the library of the hub is imported
 
     from harness.engine.run import checks
-    from harness.engine.run.environment import machine_slug, total_bytes
+    from harness.engine.run.environment import device_id, machine_slug, total_bytes
 
     device = checks.device(request["device"])
     resolved = checks.resolve(runs, text=request.get("text", True))
@@ -72,6 +72,7 @@ def resolve(request: dict[str, Any]) -> dict[str, Any]:
         "device": str(device),
         "machine": machine_slug(device),
         "device_bytes": total_bytes(device),
+        "device_id": device_id(device),
     }
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,13 @@ def faults_and_more(folder: Path) -> list[Run]:
 
 @pytest.fixture(scope="module")
 def done(folder: Path) -> Sweep:
-    """All but the last run, by the real worker from end to end."""
+    """All but the last run, by the real worker from end to end; the one that is killed twice."""
     settings = settings_for(folder, deadline_s=120.0, command=WORKER)
-    return carry_out(settings, faults_and_more(folder)[:-1])
+    first = carry_out(settings, faults_and_more(folder)[:-1])
+    assert len(first.killed) == 1
+    again = carry_out(replace(settings, command=QUICK), faults_and_more(folder)[:-1])
+    assert again.done_now == list(first.killed)
+    return again
 
 
 # --------------------------------------------------------------------------------------------- faults
@@ -168,7 +173,9 @@ def test_one_seed_gives_one_record_and_another_seed_another(done: Sweep, folder:
 def test_every_fault_in_every_phase(phase: str, folder: Path) -> None:
     faults = ["exception", "memory", "hang", "sigkill"]
     runs = [*(tiny(folder, fault, phase) for fault in faults), tiny(folder)]
-    result = carry_out(settings_for(folder, deadline_s=25.0), runs, f"all-{phase}")
+    settings = settings_for(folder, deadline_s=25.0)
+    carry_out(settings, runs, f"all-{phase}")
+    result = carry_out(settings, runs, f"all-{phase}")  # what was killed is tried once more
     expected = {f"{fault} in {phase}": (STATUS[fault], phase) for fault in faults}
     assert ends(result) == {**expected, "none in train": ("ok", "export")}
 

@@ -1,35 +1,56 @@
 """Carry out one run in its own process: start it, follow it, kill it at its deadline, complete its record.
 
-The worker writes the record as long as it lives; its death is recorded here. No torch.
+The worker writes the record as long as it lives; its death is recorded here. What becomes of an earlier
+record is decided in `attempt.py`. No torch.
 """
 
 from __future__ import annotations
 
-import shutil
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from harness import record as records
-from harness import series
+from harness.engine.process import attempt
 from harness.engine.process.child import Event, OnEvent, Worker
+from harness.engine.process.interrupts import Interrupted, interruptible
 from harness.engine.process.job import Job
 from harness.errors import EXIT_BAD_INPUT, UserError
 from harness.record import PHASES, Outcome, Phase, Record, Status
 
 LOG_TAIL_LINES = 20
 LOG_TAIL_BYTES = 16_384
+#: Signals that end a worker and that nothing in a run sends: a person, a scheduler, the kernel for memory.
+FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")
+#: A run that something outside ended so often in a row has an ending, too.
+MOST_ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds: `deadline_s` until a run is stopped, `grace_s` between SIGTERM and SIGKILL."""
+
+    deadline_s: float
+    grace_s: float
 
 
 def carry_out(
-    job: Job, command: Sequence[str], deadline_s: float, grace_s: float, on_event: OnEvent
+    job: Job,
+    command: Sequence[str],
+    limits: Limits,
+    on_event: OnEvent,
+    attempts: int = 0,
+    descriptors: Sequence[int] = (),
 ) -> Record:
-    """Run a job in a worker and return its record, with status `interrupted` if its input was bad.
+    """Run a job in a worker and return its record; whatever happens to its files is an `error`.
 
-    `grace_s` seconds lie between SIGTERM and SIGKILL. KeyboardInterrupt is recorded as `interrupted`, too.
+    Its status is `interrupted` if the input was bad, or if something outside ended the worker, unless that
+    happened to `attempts` before it. A signal to this process is recorded as `interrupted` and raised again.
+    The worker inherits `descriptors`.
     """
-    _clear(job)
     phase: Phase = "load"
 
     def follow(event: Event) -> None:
@@ -38,34 +59,51 @@ def carry_out(
             phase = cast(Phase, event["phase"])
         on_event(event)
 
-    worker = Worker([*command, "run", str(job.file)], job.log)
+    try:
+        _clear(job, attempts)
+        killed_before = kernel_kills()
+        worker = Worker([*command, "run", str(job.file)], job.log, descriptors)
+    except OSError as error:
+        return _complete(job, Outcome(status="error", phase=phase, message=f"cannot be started: {error}"))
     end: tuple[Status, str] | None = None
     try:
-        if not worker.follow(deadline_s, follow):
-            end = "timeout", f"stopped at the deadline of {deadline_s:g} s"
-    except KeyboardInterrupt:
-        end = "interrupted", "stopped by Ctrl-C"
+        with interruptible():
+            if not worker.follow(limits.deadline_s, follow):
+                end = "timeout", f"stopped at the deadline of {limits.deadline_s:g} s"
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
+        by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        end = "interrupted", f"stopped by {by}"
         raise
     finally:
         # Read before the worker is stopped: on SIGTERM it may write an outcome of its own.
-        record = _read(job)
-        final = record if record is not None and record.outcome.status != "interrupted" else None
-        worker.stop(grace_s)
+        final = _final(job)
+        worker.stop(limits.grace_s)
         if final is None and end is not None:
-            final = _complete(job, *end, phase)
-    return final or _refused(job, worker) or _complete(job, "error", worker.last_words(), phase)
+            outcome = Outcome(status=end[0], phase=phase, message=end[1], attempts=attempts or None)
+            final = _complete(job, outcome)
+    if final is None:
+        final = _refused(job, worker)
+    if final is None:
+        final = _complete(job, _death(worker, phase, attempts + 1, kernel_kills() > killed_before))
+    return final
 
 
-def _clear(job: Job) -> None:
+def _clear(job: Job, attempts: int) -> None:
     """Create an empty folder, the job file and a blank record, so that nothing old is taken for new."""
-    records.write(job.blank(), job.record)
-    for half in job.record.parent.glob(f".{job.record.name}.*.tmp"):
-        half.unlink()  # left by a worker that was killed while it wrote
-    series.remove(job.record)
-    if job.folder.exists():
-        shutil.rmtree(job.folder)
-    job.folder.mkdir(parents=True)
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    blank = job.blank()
+    blank.outcome.attempts = attempts or None
+    records.write(blank, job.record)
+    attempt.clear(job)
+    job.folder.mkdir()
     job.write()
+
+
+def _final(job: Job) -> Record | None:
+    """Return the record where the worker wrote an ending into it."""
+    record = _read(job)
+    return record if record is not None and record.outcome.status != "interrupted" else None
 
 
 def _read(job: Job) -> Record | None:
@@ -81,16 +119,52 @@ def _refused(job: Job, worker: Worker) -> Record | None:
     return record if record is not None and record.outcome.message else None
 
 
-def _complete(job: Job, status: Status, message: str, phase: Phase) -> Record:
-    """Write the outcome of a worker that is gone; its measurements stay in the record."""
+def _death(worker: Worker, phase: Phase, attempts: int, memory: bool) -> Outcome:
+    """Return the outcome of a worker that is gone without one; `memory`: the kernel killed for memory."""
+    message = worker.last_words()
+    if worker.ended_by not in FROM_OUTSIDE:
+        return Outcome(status="error", phase=phase, message=message)
+    memory = memory and worker.ended_by == "SIGKILL"
+    if memory:
+        message += " and did so while this run was at work"
+    status: Status = "interrupted" if attempts < MOST_ATTEMPTS else "oom" if memory else "error"
+    return Outcome(status=status, phase=phase, message=message, attempts=attempts)
+
+
+def kernel_kills() -> int:
+    """Return how many processes the kernel has killed for memory, in this control group if it can be told."""
+    with suppress(OSError, ValueError, LookupError):
+        group = Path("/proc/self/cgroup").read_text().split("0::", 1)[1].splitlines()[0]
+        return _counted(Path(f"/sys/fs/cgroup{group}/memory.events"))
+    with suppress(OSError, ValueError, LookupError):
+        return _counted(Path("/proc/vmstat"))
+    return 0
+
+
+def _counted(file: Path) -> int:
+    """Return the number behind `oom_kill` in a file of counters of the kernel."""
+    return int(dict(line.split() for line in file.read_text().splitlines())["oom_kill"])
+
+
+def _complete(job: Job, outcome: Outcome) -> Record:
+    """Write the outcome of a worker that is gone; its measurements stay in the record.
+
+    Where it cannot be written it is an `error` that says so, and the next sweep tries again.
+    """
     record = _read(job) or job.blank()
-    record.outcome = Outcome(status=status, phase=phase, message=message, log_tail=_tail(job.log))
-    records.write(record, job.record)
+    outcome.log_tail = _tail(job.log)
+    record.outcome = outcome
+    try:
+        records.write(record, job.record)
+    except OSError as error:
+        message = f"{outcome.message}; the record cannot be written: {error.strerror or error}"
+        record.outcome = outcome.model_copy(update={"status": "error", "message": message})
     return record
 
 
 def _tail(log: Path) -> list[str]:
-    """Return the last lines of a log that may be long and need not be text."""
-    with log.open("rb") as file:
+    """Return the last lines of a log that may be long, need not be text and may be gone."""
+    with suppress(OSError), log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
         return file.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+    return []

@@ -14,6 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from harness.engine.process.interrupts import interruptible, postpone
+
+#: Bytes of a line that is read as an event.
+LONGEST_EVENT = 1 << 20
+
 Event = Mapping[str, Any]
 OnEvent = Callable[[Event], None]
 
@@ -24,7 +29,8 @@ class Worker:
     So it cannot outlive this process: when this one is killed, the pipe closes.
     """
 
-    def __init__(self, argv: Sequence[str], log: Path) -> None:
+    def __init__(self, argv: Sequence[str], log: Path, descriptors: Sequence[int] = ()) -> None:
+        """Start the process, which inherits `descriptors`; OSError where it or its log cannot be made."""
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 argv,
@@ -32,6 +38,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 start_new_session=True,
+                pass_fds=descriptors,
             )
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -56,7 +63,10 @@ class Worker:
         if self._waiter.is_alive():
             self._signal(signal.SIGTERM)
             try:
-                self._waiter.join(grace_s)
+                with interruptible():
+                    self._waiter.join(grace_s)
+            except KeyboardInterrupt as interrupt:  # a person who asks again wants no grace
+                postpone(interrupt)
             finally:
                 self._signal(signal.SIGKILL)
                 self._waiter.join()
@@ -64,20 +74,29 @@ class Worker:
             with suppress(BrokenPipeError):  # closing flushes what a dead process never read
                 self.process.stdin.close()
 
+    @property
+    def ended_by(self) -> str | None:
+        """The name of the signal that ended the process, None where it was none."""
+        code = self.process.returncode
+        if code is None or code >= 0:
+            return None
+        with suppress(ValueError):  # of the real-time signals only two have names
+            return signal.Signals(-code).name
+        return f"signal {-code}"
+
     def last_words(self) -> str:
         """Describe the exit of a process that left no result."""
-        code = self.process.returncode
-        if code >= 0:
-            return f"worker exited with code {code} and left no result"
+        if self.ended_by is None:
+            return f"worker exited with code {self.process.returncode} and left no result"
         # The kernel frees host memory by SIGKILL: the most likely cause.
-        hint = "; the kernel does this when host memory runs out" if code == -signal.SIGKILL else ""
-        return f"worker killed by {signal.Signals(-code).name}{hint}"
+        hint = "; the kernel does this when host memory runs out" if self.ended_by == "SIGKILL" else ""
+        return f"worker killed by {self.ended_by}{hint}"
 
     def _read(self) -> None:
         assert self.process.stdout is not None
         with self.process.stdout as lines:
-            for line in lines:
-                with suppress(ValueError):
+            while line := lines.readline(LONGEST_EVENT):
+                with suppress(ValueError, RecursionError):
                     event = json.loads(line)
                     if isinstance(event, dict):
                         self._events.put(event)

@@ -25,6 +25,11 @@ class Job:
     rerun: str
 
     @property
+    def run_id(self) -> str:
+        """The id of the run, without hashing its config again."""
+        return self.folder.name
+
+    @property
     def record(self) -> Path:
         """The path of the record, beside the folder of the run's artefacts."""
         return self.folder.with_name(f"{self.folder.name}.json")

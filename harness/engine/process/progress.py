@@ -42,6 +42,10 @@ class Display:
     def end(self, run: Run, record: Record, seconds: float) -> None:
         """End a run."""
 
+    def adopt(self, run: Run, record: Record) -> None:
+        """Count a run that another sweep has carried out meanwhile."""
+        self.note(f"{title(run)}: {record.outcome.status}, by another sweep")
+
 
 class Plain(Display):
     """One line per start, phase, end and note, for logs and pipes; steps are not shown."""
@@ -72,6 +76,11 @@ class Plain(Display):
     def end(self, run: Run, record: Record, seconds: float) -> None:
         """Print the outcome."""
         self.note(f"[{self._number}/{self._total}] {verdict(run, record, seconds)}")
+
+    def adopt(self, run: Run, record: Record) -> None:
+        """Print the outcome with the number of the run."""
+        self._number += 1
+        self.note(f"[{self._number}/{self._total}] {title(run)}: {record.outcome.status}, by another sweep")
 
 
 class Live(Display):
@@ -122,6 +131,12 @@ class Live(Display):
         if self._run is not None:
             self._bars.remove_task(self._run)
             self._run = None
+        if self._sweep is not None:
+            self._bars.advance(self._sweep)
+
+    def adopt(self, run: Run, record: Record) -> None:
+        """Print the outcome above the bars."""
+        super().adopt(run, record)
         if self._sweep is not None:
             self._bars.advance(self._sweep)
 

@@ -86,6 +86,17 @@ def machine_slug(device: torch.device | str) -> str:
     return f"cpu-{torch.get_num_threads()}t"
 
 
+def device_id(device: torch.device) -> str:
+    """Return a name of a device for all processes of this host: a GPU's number depends on what is visible."""
+    if device.type != "cuda":
+        return str(device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if index < len(visible) and visible[index].startswith("MIG"):  # a part of a GPU
+        return visible[index]
+    return f"cuda-{torch.cuda.get_device_properties(index).uuid}"
+
+
 def total_bytes(device: torch.device) -> int:
     """Return the total memory of a GPU, or of this machine."""
     if device.type == "cuda":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 import traceback
 
 import torch
 
-from harness.errors import DivergedError, UnsupportedError
+from harness.errors import DivergedError, UnsupportedError, bounded, text_of
 from harness.record import Outcome, Phase
 
 UNITS = {"bytes": 1, "B": 1} | {f"{letter}iB": 1024**power for power, letter in enumerate("KMGTPE", 1)}
@@ -19,21 +20,27 @@ REQUESTED = re.compile(rf"(?:[Tt]ried|Unable) to allocate ([\d.]+) ?({'|'.join(U
 #: Messages of a RuntimeError: the allocator of the CPU, a CUDA call past torch's allocator, a CUDA library.
 RAN_OUT = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
+#: Lines of a message in a record, before the frames of its traceback; characters of a message in the log.
+MOST_MESSAGE_LINES = 20
+LONGEST_LOGGED = 100_000
+
 
 def classify(error: BaseException, phase: Phase | None) -> Outcome:
     """Return the outcome for an exception; prints the traceback of an error that is a defect."""
-    message = (str(error).strip().splitlines() or [""])[0]
+    message = (text_of(error).splitlines() or [""])[0]
     if is_out_of_memory(error):
         return Outcome(
-            status="oom", phase=phase, message=message, requested_bytes=requested_bytes(str(error))
+            status="oom", phase=phase, message=message, requested_bytes=requested_bytes(text_of(error))
         )
     if isinstance(error, DivergedError):
         return Outcome(status="diverged", phase=phase, message=message)
     if isinstance(error, UnsupportedError):
         return Outcome(status="unsupported", phase=phase, message=message)
-    traceback.print_exception(error)
-    tail = traceback.format_exception(error)[-1:] + traceback.format_tb(error.__traceback__)[-3:]
-    lines = [line for part in tail for line in part.rstrip().splitlines()]
+    for part in traceback.format_exception(error):
+        sys.stderr.write(bounded(part, LONGEST_LOGGED))
+    tail = "".join(traceback.format_exception_only(error)).splitlines()[:MOST_MESSAGE_LINES]
+    frames = [line for part in traceback.format_tb(error.__traceback__)[-3:] for line in part.splitlines()]
+    lines = [*tail, *frames]
     return Outcome(status="error", phase=phase, message=f"{type(error).__name__}: {message}", log_tail=lines)
 
 
@@ -43,7 +50,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in RAN_OUT)
+    return isinstance(error, RuntimeError) and any(words in text_of(error) for words in RAN_OUT)
 
 
 def requested_bytes(message: str) -> int | None:

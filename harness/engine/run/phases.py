@@ -73,6 +73,7 @@ class RunInProgress:
         self.memory = self.record.memory = Memory(meter=self.meter.name, cap_bytes=cap_bytes)
         self.methods, self.caps = load_stack(run)
         torch.manual_seed(run.seed)
+        self.writer.reading = "model"
         with self.meter.window() as window:
             loaded = load_model(
                 run.model,
@@ -84,8 +85,10 @@ class RunInProgress:
         self._peak("load", window.peak_allocated_bytes)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.flops_per_token = speeds.flops_per_token(self.model, run.data.seq_len)
+        self.writer.reading = "data"
         cache = TokenCache(self.job.cache / "tokens", self.record.warnings.append)
         self.tokens = load_tokens(run.data, self.tokenizer, self.model.config.vocab_size, run.seed, cache)
+        self.writer.reading = "evaluate"
         # Read now, though scored at the end: a missing text or task must not cost a training first.
         wanted = run.evaluate
         folders = [*SHIPPED_TASKS, *map(existing_folder, wanted.task_paths)]
@@ -96,6 +99,7 @@ class RunInProgress:
         }
         doubts = [self.tokens.warnings, *(text.warnings for text in self.texts.values())]
         self.record.warnings += itertools.chain.from_iterable(doubts)
+        self.writer.reading = None
         self.record.data = Data(
             name=self.tokens.name,
             revision=self.tokens.revision,

@@ -12,6 +12,7 @@ from typing import Any
 
 from harness import series as serieses
 from harness.engine.process.job import Job
+from harness.errors import bounded
 from harness.record import Outcome, Phase, Time, write
 from harness.series import Series
 
@@ -25,6 +26,8 @@ class RecordWriter:
         self.time = self.record.time = Time()
         self._series: Series | None = None
         self._series_s = 0.0
+        #: Which input is being read, `model`, `data` or `evaluate`: other runs may have the same.
+        self.reading: str | None = None
         write(self.record, self.path)
 
     @contextmanager
@@ -61,7 +64,8 @@ class RecordWriter:
         self._series_s += time.perf_counter() - begun
 
     def notify(self, **event: Any) -> None:
-        """Send an event to the parent; ignore it if the parent is gone."""
+        """Send an event to the parent, long texts bounded; ignore it if the parent is gone."""
+        event = {key: bounded(value) if isinstance(value, str) else value for key, value in event.items()}
         try:
             self.events.write(json.dumps({"phase": self.record.outcome.phase, **event}) + "\n")
             self.events.flush()

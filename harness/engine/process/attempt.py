@@ -1,0 +1,134 @@
+"""Where an attempt at a run is written, and how it replaces an earlier one once it has ended.
+
+An attempt at a run that has no ending yet is written in place. Where there is something to keep, a record
+with an ending or weights, the attempt has a hidden folder beside it, laid out like the folder of the suite:
+
+    .<run_id>.new/<run_id>.json, .<run_id>.new/<run_id>/…    at work; removed by the next sweep when left
+    .<run_id>.ready/…                                        has ended and replaces the earlier one
+    .<run_id>.moving/…                                       the earlier one's folder is gone
+
+Each step is one renaming or can be repeated, so a sweep that is killed between two of them is completed by
+the next (`recover`). The record moves last, and only then the earlier series goes. All of this happens under
+the claim of the run. No torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from harness import record as records
+from harness import series
+from harness.engine.process.job import Job
+from harness.engine.process.lock import Lock
+from harness.errors import UserError
+from harness.record import Record, Status
+
+#: What a sweep may leave when it is killed, by the id of its run.
+LEFT = re.compile(r"\.([0-9a-f]+-s\d+-r\d+)\.(?:lock|new|ready|moving|.*\.tmp)")
+FAILED_LOG = "log-of-failed-attempt.txt"
+
+
+def claim(folder: Path, run_id: str) -> Lock:
+    """Return the lock on a run, beside its record: who holds it may change the run's files."""
+    return Lock(folder / f".{run_id}.lock")
+
+
+def begin(job: Job, earlier: Record | None) -> Job:
+    """Return the job with the place to write to: its own unless there is something to keep."""
+    if not (has_ended(earlier) or _has_weights(job)):
+        return job
+    return replace(job, folder=_hidden(job, "new") / job.folder.name)
+
+
+def end(job: Job, attempt: Job, earlier: Record | None) -> None:
+    """Let an attempt replace the earlier one, or remove it.
+
+    It does not replace anything if it was interrupted, nor, if it failed, what ended well or has weights: of
+    such an attempt the log is kept.
+    """
+    if attempt.folder == job.folder:
+        return
+    status = _status(attempt)
+    ended_well = earlier is not None and earlier.outcome.status == "ok"
+    worth = ended_well or (has_ended(earlier) and _has_weights(job))
+    if status == "ok" or (status != "interrupted" and not worth):
+        _hidden(job, "new").rename(_hidden(job, "ready"))
+    elif status != "interrupted" and attempt.log.is_file():
+        with suppress(OSError):
+            job.folder.mkdir(exist_ok=True)
+            attempt.log.replace(job.folder / FAILED_LOG)
+    recover(job.folder.parent, job.folder.name)
+
+
+def recover(folder: Path, run_id: str) -> None:
+    """Complete or remove what a killed sweep left of a run; OSError where the file system refuses."""
+    new, ready, moving = (folder / f".{run_id}.{stage}" for stage in ("new", "ready", "moving"))
+    for half in (new, *folder.glob(f".{run_id}.*.tmp")):
+        remove(half)
+    for stage in (ready, moving):
+        if not _is_folder(stage):
+            remove(stage)
+    if _is_folder(ready):
+        remove(folder / run_id)
+        ready.rename(moving)
+    if _is_folder(moving):
+        record = moving / f"{run_id}.json"
+        for path in sorted(moving.iterdir(), key=lambda path: path == record):
+            if path != record:
+                remove(folder / path.name)
+            path.replace(folder / path.name)
+        kept = records.read(folder / record.name).series
+        series.remove(folder / record.name, kept.file if kept else None)
+        moving.rmdir()
+
+
+def leftovers(folder: Path) -> set[str]:
+    """Return the ids of the runs of which killed sweeps may have left something."""
+    with os.scandir(folder) as entries:
+        return {found[1] for entry in entries if (found := LEFT.fullmatch(entry.name))}
+
+
+def clear(job: Job) -> None:
+    """Remove everything that belongs to a run but its record."""
+    remove(job.folder)
+    series.remove(job.record)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with its content, if there is one; what links point to stays."""
+    if _is_folder(path):
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _hidden(job: Job, stage: str) -> Path:
+    return job.folder.with_name(f".{job.folder.name}.{stage}")
+
+
+def has_ended(record: Record | None) -> bool:
+    """Return whether a record tells how its run ended, by whatever protocols it was measured."""
+    return record is not None and record.outcome.status != "interrupted"
+
+
+def _status(attempt: Job) -> Status:
+    """Return how an attempt ended, `interrupted` where its record is lost."""
+    with suppress(UserError):
+        return records.read(attempt.record).outcome.status
+    return "interrupted"
+
+
+def _has_weights(job: Job) -> bool:
+    """Return whether trained weights were saved, be it half."""
+    with suppress(OSError):
+        return any((job.folder / "weights").iterdir())
+    return False

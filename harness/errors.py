@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 #: Exit code of every program here for input that a person must change; the message is on standard error.
 EXIT_BAD_INPUT = 2
@@ -51,6 +53,36 @@ def text_of(error: BaseException) -> str:
         return str(error).strip()
     except Exception:
         return ""
+
+
+#: Messages of a RuntimeError: the allocator of the CPU, a CUDA call past torch's allocator, a CUDA library.
+RAN_OUT = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception reports exhausted memory: torch on any device, Python or the system."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, by its name
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in text_of(error) for words in RAN_OUT)
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn whatever a library raises while it reads input into a UserError that begins with `what`.
+
+    Libraries raise types of their own for a broken file, those in Rust even panics, which are no `Exception`.
+    Exhausted memory, an interrupt and a UserError pass as they are.
+    """
+    try:
+        yield
+    except (UserError, UnsupportedError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{what}: {one_line(error)}") from error
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -87,7 +87,7 @@ def ranks(model: nn.Module) -> dict[str, int]:
 
 
 def restructure(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
-    """Replace dense layers by empty factored ones of the given ranks; UserError for what is no such layer."""
+    """Replace dense layers by empty factored ones; UserError for what is no such layer or no rank of it."""
     for name, rank in ranks.items():
         try:
             dense = model.get_submodule(name)
@@ -95,6 +95,12 @@ def restructure(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
             dense = None
         if not isinstance(dense, nn.Linear):
             raise UserError(f"the manifest of factors names {name!r}, which is no linear layer of this model")
+        largest = min(dense.weight.shape)
+        if type(rank) is not int or not 1 <= rank <= largest:
+            raise UserError(
+                f"the manifest of factors gives {name!r} the rank {str(rank)[:40]}; this layer "
+                f"takes 1 to {largest}"
+            )
         model.set_submodule(name, _empty_factors(dense, rank))
     return model
 

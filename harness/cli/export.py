@@ -20,7 +20,7 @@ def export(
     results: options.Results = Path("runs"),
 ) -> None:
     """Write the trained model of a run as a folder that transformers (dense) or lorebench (factors) loads."""
-    from harness.engine.models.checkpoint import export_run
+    from harness.engine.models.export import export_run
 
     export_run(_find_record(run, results), folder, form)
     typer.echo(f"{folder}: written as {form}")

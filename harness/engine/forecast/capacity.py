@@ -40,14 +40,13 @@ def ceiling(run: Run, setting: Setting) -> tuple[int, str]:
 
 
 def context_of(model: ModelConfig) -> int | None:
-    """Return the number of positions of a model (max_position_embeddings), None if it names none."""
+    """Return the number of positions of a model, None if it sets no limit."""
     model = known_shape(model)
     if isinstance(model, ShapeModel):
         return shape_of(model).context
-    from harness.engine.models.load import architecture
+    from harness.engine.models import load
 
-    found = getattr(architecture(model), "max_position_embeddings", None)
-    return found if isinstance(found, int) else None
+    return load.context_of(load.architecture(model))
 
 
 def largest(

@@ -5,24 +5,37 @@ What a folder holds is read by `checkpoint.py`; this module decides which weight
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers  # its parts are loaded when they are first used
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError
 from torch import nn
 
 from harness import files
-from harness.config import EmbeddedModel, HubModel, ModelConfig, ShapeModel
+from harness.config import EmbeddedModel, HubModel, LocalModel, ModelConfig, ShapeModel
+from harness.engine.models import check as folders
 from harness.engine.models import checkpoint
-from harness.engine.models.shapes import known_shape, model_folder, shape_of
-from harness.errors import UserError, one_line
+from harness.engine.models.quiet import quietly
+from harness.engine.models.shapes import Shape, known_shape, model_folder, shape_of
+from harness.engine.models.tokenizer import has_tokenizer, marks, own_tokenizer, tokenizer_of
+from harness.engine.models.weights import weight_files
+from harness.errors import UserError, is_out_of_memory, one_line
 from harness.files import from_user
 from harness.spectrum import like_llama
 
+#: Files of a hub model that are read. Folders hold other formats, `consolidated` the weights once more.
+READ = ("*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken")
+NOT_READ = ("*/*", "consolidated*", "adapter_model*")
+NO_TOKENIZER = (
+    "this model has no tokenizer, and text or tasks need one: put its files into the model's folder, set "
+    "model.tokenizer of a shape, or train on data.source random without evaluation"
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -37,12 +50,24 @@ class LoadedModel:
 
 
 def check_model(config: ModelConfig) -> None:
-    """Raise UserError when a model cannot be loaded, as far as that shows without loading its weights."""
+    """Raise UserError when a model cannot be loaded, as far as that shows without loading its weights.
+
+    A hub model is checked when its files are here, at loading.
+    """
     if isinstance(config, ShapeModel):
         shape_of(config)
     folder = model_folder(config)
     if folder is not None and not isinstance(config, EmbeddedModel):  # that one is valid, and takes seconds
-        checkpoint.check(folder)
+        folders.check(folder)
+
+
+def check_tokenizer(config: ModelConfig) -> None:
+    """Raise UserError when a model has no tokenizer for text; what the hub has shows at loading."""
+    folder = model_folder(config)
+    if isinstance(config, ShapeModel) and config.tokenizer:
+        _borrowed_tokenizer(config.tokenizer, shape_of(config))
+    elif isinstance(config, ShapeModel) or (folder is not None and not has_tokenizer(folder)):
+        raise UserError(NO_TOKENIZER)
 
 
 def load_model(
@@ -59,9 +84,13 @@ def load_model(
         return _load_hub(config, dtype, device)
     folder = model_folder(config)
     assert folder is not None
+    return _load_folder(folder, _name(config, folder), dtype, device)
+
+
+def _load_folder(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     model = checkpoint.load(folder, dtype).to(device)
-    sha256 = files.sha256(*checkpoint.weight_files(folder))
-    return LoadedModel(model, checkpoint.own_tokenizer(folder), _name(config, folder), sha256)
+    sha256 = files.sha256(*weight_files(folder))
+    return LoadedModel(model, own_tokenizer(folder), name, sha256)
 
 
 def build_empty(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
@@ -75,7 +104,7 @@ def build_empty(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
     check_model(config)
     model = _load_random(config, dtype, torch.device("cpu"), seed=0).model
     folder = model_folder(config)
-    return model if folder is None else checkpoint.restructured(model, folder)
+    return model if folder is None else folders.restructured(model, folder)
 
 
 def shape_config(model: ShapeModel | str) -> transformers.LlamaConfig:
@@ -114,30 +143,54 @@ def apply_spectrum(model: nn.Module, seed: int) -> None:
 
 def _load_random(config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int) -> LoadedModel:
     """Initialise the architecture of a shape, or of a model whose weights are not read, at random."""
-    described = architecture(config)
+    described = _settled(config)
     if isinstance(config, ShapeModel):
-        tokenizer, name = _borrowed_tokenizer(config.tokenizer) if config.tokenizer else None, config.name
+        tokenizer, name = None, config.name
+        if config.tokenizer:
+            tokenizer = _borrowed_tokenizer(config.tokenizer, shape_of(config))
     elif isinstance(config, HubModel):
         tokenizer = _from_hub(transformers.AutoTokenizer, config)
         name = f"{config.id}@{config.revision}, random weights"
     else:
         folder = model_folder(config)
         assert folder is not None
-        tokenizer, name = checkpoint.own_tokenizer(folder), f"{_name(config, folder)}, random weights"
+        tokenizer, name = own_tokenizer(folder), f"{_name(config, folder)}, random weights"
     torch.manual_seed(seed)
     with device:
-        model = transformers.AutoModelForCausalLM.from_config(described, dtype=dtype)
+        model = transformers.AutoModelForCausalLM.from_config(described, dtype=dtype, trust_remote_code=False)
+    if isinstance(config, ShapeModel) and tokenizer is not None:
+        _take_marks(model, tokenizer)
     return LoadedModel(model, tokenizer, name, None)
 
 
-def _borrowed_tokenizer(place: str) -> Any:
+def _settled(config: ModelConfig) -> Any:
+    """Return the configuration of a model, that of a user's folder as its tensors make it."""
+    folder = model_folder(config)
+    return folders.check(folder) if folder and isinstance(config, LocalModel) else architecture(config)
+
+
+def _take_marks(model: Any, tokenizer: Any) -> None:
+    """Name the marks of its tokenizer in the settings of a shape, where LLaMA's ids stood.
+
+    This comes after the model was made: its embedding would not learn a row that was named as padding then.
+    """
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for settings in (model.config, model.generation_config):
+            setattr(settings, name, getattr(tokenizer, name))
+
+
+def _borrowed_tokenizer(place: str, shape: Shape) -> Any:
+    """Return the tokenizer that a shape borrows; UserError unless its ids fit the shape's vocabulary."""
     folder = from_user(place)
     if not folder.is_dir():
         raise UserError(
             f"no folder {place!r} with a tokenizer: put its files there, or give another: "
             "--set model.tokenizer=FOLDER"
         )
-    return checkpoint.tokenizer_of(folder)
+    tokenizer = tokenizer_of(folder)
+    folders.check_vocabulary(tokenizer, shape.vocab, f"model.tokenizer {place}")
+    folders.check_marks(marks(tokenizer), shape.vocab, f"model.tokenizer {place}", "the tokenizer")
+    return tokenizer
 
 
 def architecture(config: ModelConfig) -> Any:
@@ -147,17 +200,38 @@ def architecture(config: ModelConfig) -> Any:
     if not isinstance(config, HubModel):
         folder = model_folder(config)
         assert folder is not None
-        return checkpoint.causal_config(folder)
+        return folders.causal_config(folder)
     described = _from_hub(transformers.AutoConfig, config)
-    if not checkpoint.is_causal(described):
+    if not folders.is_causal(described):
         raise UserError(f"hub model {config.id!r} is not a causal language model")
     return described
 
 
+def context_of(config: Any) -> int | None:
+    """Return the number of positions of a transformers configuration, None where it sets no limit."""
+    for name in ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length"):
+        found = getattr(config.get_text_config(), name, None)
+        if isinstance(found, int) and found > 0:
+            return found
+    return None
+
+
 def _from_hub(kind: Any, config: HubModel) -> Any:
-    try:
+    with _from_the_hub(config):
         return kind.from_pretrained(config.id, revision=config.revision, trust_remote_code=False)
-    except checkpoint.UNREADABLE as error:
+
+
+@contextmanager
+def _from_the_hub(config: HubModel) -> Iterator[None]:
+    """Explain what goes wrong while something is read from the hub."""
+    try:
+        with quietly():
+            yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        if is_out_of_memory(error):
+            raise
         raise _hub_error(config, error) from error
 
 
@@ -176,19 +250,19 @@ def _hub_error(config: HubModel, error: BaseException) -> UserError:
 
 
 def _load_hub(config: HubModel, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+    """Load a hub model through the folder that the hub's library keeps of each commit.
+
+    A branch moves, so the name in the record is the commit's.
+    """
     architecture(config)
-    tokenizer = _from_hub(transformers.AutoTokenizer, config)
-    try:
-        model: Any = checkpoint.whole(config.id, dtype=dtype, revision=config.revision)
-    except checkpoint.UNREADABLE as error:
-        raise _hub_error(config, error) from error
-    # The library stores each commit in its own folder: a branch moves, the name in the record must not.
-    cached = try_to_load_from_cache(config.id, "config.json", revision=config.revision)
-    if not isinstance(cached, str):
-        return LoadedModel(model.to(device), tokenizer, f"{config.id}@{config.revision}", None)
-    snapshot = Path(cached).parent
-    sha256 = files.sha256(*checkpoint.weight_files(snapshot))
-    return LoadedModel(model.to(device), tokenizer, f"{config.id}@{snapshot.name}", sha256)
+    with _from_the_hub(config):
+        snapshot = Path(
+            snapshot_download(
+                config.id, revision=config.revision, allow_patterns=list(READ), ignore_patterns=list(NOT_READ)
+            )
+        )
+        folders.check(snapshot)
+    return _load_folder(snapshot, f"{config.id}@{snapshot.name}", dtype, device)
 
 
 def _name(config: ModelConfig, folder: Path) -> str:

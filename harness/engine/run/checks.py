@@ -7,10 +7,10 @@ from typing import TypeVar
 
 import torch
 
-from harness.config import FilesData, MethodChoice, Run, TaskData
+from harness.config import FilesData, MethodChoice, RandomData, Run, TaskData
 from harness.engine.data import documents
 from harness.engine.data.tasks import training_texts
-from harness.engine.models.load import check_model
+from harness.engine.models.load import check_model, check_tokenizer
 from harness.engine.quality import protocols
 from harness.errors import UnsupportedError, UserError
 from harness.method import Caps, Method, build, stack_caps
@@ -57,7 +57,16 @@ def resolve(runs: Sequence[Run], text: bool = True) -> list[Run]:
     for evaluate, data in _unique((run.evaluate, run.data) for run in runs):
         for protocol in evaluate.perplexity:
             protocols.check(protocol, data)
-    return [_with_options(run, number) for number, run in enumerate(runs)]
+    resolved = [_with_options(run, number) for number, run in enumerate(runs)]
+    for model in _unique(run.model for run in runs if reads_text(run)) if text else ():
+        check_tokenizer(model)
+    return resolved
+
+
+def reads_text(run: Run) -> bool:
+    """Return whether a run needs a tokenizer, to train or to evaluate."""
+    wanted = run.evaluate
+    return not isinstance(run.data, RandomData) or bool(wanted.perplexity or wanted.tasks)
 
 
 def _unique(values: Iterable[T]) -> Iterable[T]:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import sys
 import traceback
 
-import torch
-
-from harness.errors import DivergedError, UnsupportedError, bounded, text_of
+from harness.errors import DivergedError, UnsupportedError, bounded, is_out_of_memory, text_of
 from harness.record import Outcome, Phase
 
 UNITS = {"bytes": 1, "B": 1} | {f"{letter}iB": 1024**power for power, letter in enumerate("KMGTPE", 1)}
 #: CUDA: "Tried to allocate 2.00 GiB"; CPU: "you tried to allocate 137438953472 bytes"; numpy: "Unable to
 #: allocate 8.00 EiB for an array".
 REQUESTED = re.compile(rf"(?:[Tt]ried|Unable) to allocate ([\d.]+) ?({'|'.join(UNITS)})\b")
-
-#: Messages of a RuntimeError: the allocator of the CPU, a CUDA call past torch's allocator, a CUDA library.
-RAN_OUT = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 #: Lines of a message in a record, before the frames of its traceback; characters of a message in the log.
 MOST_MESSAGE_LINES = 20
@@ -42,15 +36,6 @@ def classify(error: BaseException, phase: Phase | None) -> Outcome:
     frames = [line for part in traceback.format_tb(error.__traceback__)[-3:] for line in part.splitlines()]
     lines = [*tail, *frames]
     return Outcome(status="error", phase=phase, message=f"{type(error).__name__}: {message}", log_tail=lines)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception reports exhausted memory: torch on any device, Python or the system."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(words in text_of(error) for words in RAN_OUT)
 
 
 def requested_bytes(message: str) -> int | None:

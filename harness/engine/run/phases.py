@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from harness import series as serieses
@@ -17,20 +19,25 @@ from harness.engine.measure import components
 from harness.engine.measure import speed as speeds
 from harness.engine.measure.peak import meter_for
 from harness.engine.models import checkpoint
-from harness.engine.models.load import DTYPES, load_model
+from harness.engine.models.load import DTYPES, NO_TOKENIZER, context_of, load_model
 from harness.engine.quality import perplexity, protocols
 from harness.engine.quality.scored_text import ScoredText, write_sequences
 from harness.engine.quality.tasks import evaluate_tasks
 from harness.engine.run import checks, environment
 from harness.engine.run.prepare import assemble, load_stack
 from harness.engine.run.train import Trainer, TrainResult, Turn
+from harness.errors import UserError, one_line
 from harness.method import Caps, Context
 from harness.record import Data, Memory, Perplexity, Quality, Training
 
 if TYPE_CHECKING:
+    from harness.engine.models.load import LoadedModel
     from harness.engine.process.job import Job
     from harness.engine.run.record_writer import RecordWriter
     from harness.record import Phase
+
+#: Longest prompt of a task, in tokens, for a model that sets no limit: the default of lm-eval.
+NO_LIMIT = 2048
 
 
 class RunInProgress:
@@ -74,31 +81,24 @@ class RunInProgress:
         self.methods, self.caps = load_stack(run)
         torch.manual_seed(run.seed)
         self.writer.reading = "model"
-        with self.meter.window() as window:
-            loaded = load_model(
-                run.model,
-                dtype=DTYPES[run.train.dtype],
-                device=self.device,
-                seed=run.seed,
-                scratch=run.train.stage == "pretrain",
-            )
-        self._peak("load", window.peak_allocated_bytes)
-        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        loaded = self._load_model()
         self.flops_per_token = speeds.flops_per_token(self.model, run.data.seq_len)
         self.writer.reading = "data"
         cache = TokenCache(self.job.cache / "tokens", self.record.warnings.append)
-        self.tokens = load_tokens(run.data, self.tokenizer, self.model.config.vocab_size, run.seed, cache)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        self.tokens = load_tokens(run.data, self.tokenizer, vocabulary, run.seed, cache)
         self.writer.reading = "evaluate"
         # Read now, though scored at the end: a missing text or task must not cost a training first.
         wanted = run.evaluate
         folders = [*SHIPPED_TASKS, *map(existing_folder, wanted.task_paths)]
         self.tasks = load_tasks(wanted.tasks, folders, wanted.task_data, wanted.shots) if wanted.tasks else {}
-        check_room(self.tasks, self.model.config.max_position_embeddings)
+        check_room(self.tasks, context_of(self.model.config) or NO_LIMIT)
         self.texts = {
             item.name: protocols.build(item, run.data, self.tokenizer, cache) for item in wanted.perplexity
         }
         doubts = [self.tokens.warnings, *(text.warnings for text in self.texts.values())]
         self.record.warnings += itertools.chain.from_iterable(doubts)
+        self._check_ids()
         self.writer.reading = None
         self.record.data = Data(
             name=self.tokens.name,
@@ -155,8 +155,8 @@ class RunInProgress:
                 floor=text.floor,
                 batches=sum(map(len, text.batches)) or None,
             )
-            longest, context = max(map(len, text.sequences)), self.model.config.max_position_embeddings
-            if longest > context:
+            longest, context = max(map(len, text.sequences)), context_of(self.model.config)
+            if context is not None and longest > context:
                 self.record.warnings.append(
                     f"{protocol} scores windows of {longest} tokens, the model's own context is {context}"
                 )
@@ -169,18 +169,63 @@ class RunInProgress:
                 limit=wanted.limit,
                 batch=wanted.batch,
                 device=self.device,
-                max_length=self.model.config.max_position_embeddings,
+                max_length=context_of(self.model.config) or NO_LIMIT,
                 samples_to=self.job.folder / "samples",
                 warn=self.record.warnings.append,
             )
 
     def export(self) -> None:
-        """Save the trained weights as a plain model."""
+        """Save the trained weights as a plain model; what was measured stays when they cannot be written."""
         for method in reversed(self.methods):
             self.model = method.export(self.model)
-        checkpoint.save(self.model, self.tokenizer, self.job.folder / "weights")
+        try:
+            checkpoint.save(self.model, self.tokenizer, self.job.folder / "weights")
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            self.record.warnings.append(f"the weights could not be saved: {one_line(error)}")
 
     # ------------------------------------------------------------------------------------ parts
+    def _load_model(self) -> LoadedModel:
+        """Load the model and record the peak; what follows from its values is checked outside of that."""
+        run = self.run
+        with self.meter.window() as window:
+            loaded = load_model(
+                run.model,
+                dtype=DTYPES[run.train.dtype],
+                device=self.device,
+                seed=run.seed,
+                scratch=run.train.stage == "pretrain",
+            )
+        self._peak("load", window.peak_allocated_bytes)
+        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        self._check_loaded(loaded)
+        return loaded
+
+    def _check_loaded(self, loaded: LoadedModel) -> None:
+        """Raise UserError for what shows once a model is loaded and would cost a whole training later."""
+        if loaded.sha256 is not None:
+            checkpoint.refuse_not_finite(self.model, loaded.name)
+        if self.tokenizer is None and checks.reads_text(self.run):
+            raise UserError(NO_TOKENIZER)
+        if not self.run.save_weights:
+            return
+        needed, free = checkpoint.saved_bytes(self.model), shutil.disk_usage(self.job.folder).free
+        if needed > free:
+            raise UserError(
+                f"save_weights needs {needed:,} bytes in {self.job.folder}, where {free:,} are free; make "
+                "room, give a folder on another disk with --results, or leave save_weights out"
+            )
+
+    def _check_ids(self) -> None:
+        """Raise UserError for a text to be scored with a token that the model has no embedding for."""
+        size = self.model.config.get_text_config().vocab_size
+        for name, text in self.texts.items():
+            largest = max((int(max(sequence)) for sequence in text.sequences if len(sequence)), default=0)
+            if largest >= size:
+                raise UserError(
+                    f"perplexity {name!r}: its text holds a token with id {largest}, but the model has a "
+                    f"vocabulary of {size}; use the tokenizer that belongs to the model"
+                )
+
     def _context(self) -> Context:
         def calibration() -> Iterator[Tensor]:
             for batch in self.tokens.contexts(self.run.train.batch, self.run.seed):

@@ -20,9 +20,10 @@ from transformers import AutoModelForCausalLM, BertConfig, LlamaForCausalLM
 
 from harness import factored, files, record
 from harness.config import HubModel, LocalModel, MethodChoice, Run, ShapeModel
-from harness.engine.models import checkpoint
+from harness.engine.models import checkpoint, export
 from harness.engine.models.load import LoadedModel, build_empty, check_model, load_model, shape_config
 from harness.engine.models.shapes import PUBLISHED, SHAPES
+from harness.engine.models.weights import FACTORS_MANIFEST
 from harness.errors import UserError
 from tests.support.tiny import logits, tiny_llama, tiny_tokenizer
 
@@ -125,16 +126,14 @@ BROKEN: dict[str, tuple[Break, str]] = {
         lambda at: (at / "model.safetensors").write_bytes(b"\xff" * 1000),
         "{}/model.safetensors: corrupt safetensors file",
     ),
-}
-#: What shows only when the weights are read.
-BROKEN_WITHIN: dict[str, tuple[Break, str]] = {
     "missing weight": (
         rewrite_weights(lambda w: w.pop(UP)),
-        f"weights are missing or of another shape than config.json says: {UP}",
+        f"weights and config.json do not belong together: missing {UP}; correct one of them",
     ),
     "other shape": (
         rewrite_config(intermediate_size=96),
-        "weights are missing or of another shape than config.json says: ",
+        "do not belong together: of another shape model.layers.0.mlp.down_proj.weight"
+        " (32, 80) instead of (32, 96), ",
     ),
     "broken tokenizer": (
         lambda at: (at / "tokenizer.json").write_text('{"a": 1}'),
@@ -155,18 +154,8 @@ def test_a_folder_that_is_no_causal_model_is_refused_before_its_weights_are_read
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", BROKEN_WITHIN)
-def test_a_folder_whose_contents_do_not_fit_is_refused_when_it_is_loaded(folder: Path, name: str) -> None:
-    damage, says = BROKEN_WITHIN[name]
-    damage(folder)
-    with pytest.raises(UserError) as caught:
-        load(local(folder))
-    assert says.format(folder) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_file_is_no_model_folder(folder: Path) -> None:
-    with pytest.raises(UserError, match="no model folder at"):
+    with pytest.raises(UserError, match=r"config\.json is a file; give the folder that holds it"):
         check_model(local(folder / "config.json"))
 
 
@@ -212,7 +201,7 @@ def test_shards_are_hashed_and_checked_together(folder: Path) -> None:
     assert torch.equal(logits(loaded.model), logits(model))
     assert loaded.sha256 == files.sha256(*shards)
     shards[-1].unlink()
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match=r"model-00003-of-00003\.safetensors is missing"):
         load(local(folder))
 
 
@@ -244,7 +233,7 @@ def test_plain_loaders_refuse_a_folder_of_factors(tmp_path: Path) -> None:
 
 def test_factors_that_do_not_fit_their_manifest_are_refused(tmp_path: Path) -> None:
     checkpoint.save(factor_some(tiny_llama()), tiny_tokenizer(), tmp_path)
-    path = tmp_path / checkpoint.FACTORS_MANIFEST
+    path = tmp_path / FACTORS_MANIFEST
     manifest = json.loads(path.read_text())
     for broken, says in (
         ({**manifest, "format": 2}, "format 2, this lorebench reads 1"),
@@ -276,7 +265,7 @@ def finished_run(folder: Path, model: nn.Module | None) -> Path:
 
 def test_the_dense_export_is_a_plain_model_with_the_product_of_the_factors(tmp_path: Path) -> None:
     model = factor_some(tiny_llama())
-    checkpoint.export_run(finished_run(tmp_path, model), tmp_path / "dense", "dense")
+    export.export_run(finished_run(tmp_path, model), tmp_path / "dense", "dense")
     plain = LlamaForCausalLM.from_pretrained(tmp_path / "dense")
     assert not factored.ranks(plain)
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-4, atol=1e-3)
@@ -285,7 +274,7 @@ def test_the_dense_export_is_a_plain_model_with_the_product_of_the_factors(tmp_p
 
 def test_the_export_of_factors_is_bit_identical(tmp_path: Path) -> None:
     model = factor_some(tiny_llama(tie=True))
-    checkpoint.export_run(finished_run(tmp_path, model), tmp_path / "factors", "factors")
+    export.export_run(finished_run(tmp_path, model), tmp_path / "factors", "factors")
     assert torch.equal(logits(load(local(tmp_path / "factors")).model), logits(model))
 
 
@@ -302,7 +291,7 @@ def test_an_export_that_cannot_be_done_says_what_to_do(tmp_path: Path) -> None:
         (tmp_path / "none.json", "new", "dense", "none.json: cannot be read"),
     ):
         with pytest.raises(UserError) as caught:
-            checkpoint.export_run(path, tmp_path / target, form)
+            export.export_run(path, tmp_path / target, form)
         assert says in str(caught.value)
     assert not (tmp_path / "new").exists()
 
@@ -360,13 +349,12 @@ def test_a_hub_model_is_loaded_at_its_revision_and_named_by_its_commit(
     [
         ("someone/none", {}, "hub model 'someone/none' at 'main' cannot be loaded: "),
         ("someone/small", {"revision": "v9"}, "hub model 'someone/small' at 'v9' cannot be loaded: "),
-        ("a/b/c", {}, "hub model 'a/b/c' at 'main' cannot be loaded: "),
         ("someone/pickles", {}, "hub model 'someone/pickles' at 'main' cannot be loaded: "),
         ("someone/encoder", {}, "hub model 'someone/encoder' is not a causal language model"),
         (
             "someone/holes",
             {},
-            f"someone/holes: weights are missing or of another shape than config.json says: {UP}",
+            f"weights and config.json do not belong together: missing {UP}",
         ),
     ],
 )
@@ -454,8 +442,8 @@ def test_from_scratch_a_folder_gives_its_architecture_and_tokenizer_but_not_its_
     assert type(first.model) is type(trained.model)
     assert first.tokenizer.get_vocab() == trained.tokenizer.get_vocab()
     assert (first.name, first.sha256) == (f"{trained.name}, random weights", None)
-    for weights in (trained, other):
-        assert not torch.equal(logits(first.model), logits(weights.model))
+    for another in (trained, other):
+        assert not torch.equal(logits(first.model), logits(another.model))
     assert torch.equal(logits(first.model), logits(again.model))
 
 

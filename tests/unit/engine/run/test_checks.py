@@ -12,8 +12,8 @@ import torch
 
 from harness.config import MethodChoice, Run
 from harness.engine.run import checks
-from harness.engine.run.outcome import is_out_of_memory, requested_bytes
-from harness.errors import UnsupportedError, UserError
+from harness.engine.run.outcome import requested_bytes
+from harness.errors import UnsupportedError, UserError, is_out_of_memory
 from harness.method import Caps, Method, MethodConfig
 from harness.validation import validate
 
@@ -43,7 +43,8 @@ HERE = f"{__name__}:Limited"
 
 def run(*lacks: str, **content: Any) -> Run:
     method = [{"name": HERE, "options": {"lacks": word}} for word in lacks] or "full"
-    return validate(Run, {"method": method, "model": {"source": "shape", "name": "nano"}, **content}, "test")
+    small = {"model": {"source": "shape", "name": "nano"}, "data": {"source": "random", "seq_len": 16}}
+    return validate(Run, {"method": method, **small, **content}, "test")
 
 
 # --------------------------------------------------------------------------------------------- devices
@@ -150,7 +151,7 @@ def test_a_file_that_many_runs_share_is_read_once(tmp_path: Path, monkeypatch: p
     reads: list[Any] = []
     monkeypatch.setattr(checks.documents, "documents_of_files", reads.append)
     data = {"source": "files", "paths": [str(path)]}
-    checks.resolve([run(data=data, seed=seed) for seed in range(5)])
+    checks.resolve([run(data=data, model={"source": "embedded"}, seed=seed) for seed in range(5)])
     assert len(reads) == 1
 
 

@@ -1,0 +1,48 @@
+"""Write the trained model of a finished run for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from harness import factored, record
+from harness.engine.models.check import check
+from harness.engine.models.checkpoint import load, save
+from harness.engine.models.tokenizer import own_tokenizer
+from harness.errors import UserError, refusing
+
+FORMS = ("dense", "factors")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def export_run(path: Path, folder: Path, form: str) -> None:
+    """Write the model of a record as `dense` Hugging Face weights or as `factors` with their manifest.
+
+    Factors are multiplied out for the dense form; nothing is decomposed. UserError when the run saved no
+    weights, when they are damaged, when it has no factors, or when the target is not empty.
+    """
+    if form not in FORMS:
+        raise UserError(f"--form {form!r}: use dense or factors")
+    found = record.read(path)
+    weights = path.with_suffix("") / "weights"
+    if not weights.is_dir():
+        raise UserError(
+            f"run {found.run_id} saved no weights; run it again with --set save_weights=true --retry"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give a new folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; give a new folder")
+    train = found.config.get("train")
+    said = train.get("dtype") if isinstance(train, dict) else None
+    if said not in DTYPES:
+        raise UserError(f"{path}: its config has train.dtype {said!r}, not one of {', '.join(DTYPES)}")
+    check(weights)
+    model = load(weights, DTYPES[said])
+    if form == "dense":
+        factored.merge(model)
+    elif not factored.ranks(model):
+        raise UserError(f"run {found.run_id} has no factors; use --form dense")
+    with refusing(f"{folder}: the model could not be written there"):
+        save(model, own_tokenizer(weights), folder)

@@ -1,0 +1,121 @@
+"""Load the tokenizer of a folder so that it gives the ids that the folder's own files say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers  # its parts are loaded when they are first used
+from tokenizers import Tokenizer
+
+from harness.engine.models.quiet import quietly
+from harness.engine.models.weights import visible
+from harness.errors import UserError, refusing
+
+#: Files that show that a folder has a tokenizer, whatever its class.
+SIGNS = ("tokenizer*", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece*.model", "*.tiktoken")
+#: What of a tokenizer.json decides the ids of plain text. Truncation and padding are set by each call.
+PIPELINE = ("normalizer", "pre_tokenizer", "model")
+#: Text that pipelines take apart in different ways; marks and added tokens are put between its parts.
+PROBES = (
+    "Hello world,  how\tare you?\n\nFine: it's 12345.678 (3/4)!\r\n  indented   twice\n",
+    " leading and trailing ",
+    "I'll we've THEY'RE camelCase snake_case http://a.b/c?d=e&f",
+    "ﬁne Ünïcödé e\u0301 é 漢字かな 한국어 עברית हिन्दी 🙂👩‍👩‍👧 \u200b\u00a0\ufeff½²",
+    "1 12 123 1234 12345678901234567890 0x1F -1.5e-10",
+    "<s> </s> [INST] ▁x ĠGx \x00\x7f",
+)
+MARKS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def own_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a folder, None when it has none."""
+    return tokenizer_of(folder) if has_tokenizer(folder) else None
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder holds files of a tokenizer."""
+    return any(visible(folder, sign) for sign in SIGNS)
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """Return the tokenizer of a folder; UserError when it has none or its files do not agree.
+
+    For some architectures transformers replaces parts of what tokenizer.json says. The ids of text would
+    then be others than those that the model was trained on, so here the file decides.
+    """
+    refused = f"{folder}: no tokenizer can be loaded from there"
+    with refusing(refused), quietly():
+        loaded = _load(transformers.AutoTokenizer, folder)
+        probed = [*loaded("a")["input_ids"], *loaded.get_vocab().values()]
+        if not all(isinstance(number, int) and number >= 0 for number in probed):
+            raise ValueError("it gives ids that are no numbers")
+    _need_vocabulary(loaded, folder)
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return loaded
+    with refusing(refused), quietly():
+        truth = Tokenizer.from_file(str(file))
+        if json.loads(truth.to_str())["model"].get("dropout"):
+            raise ValueError("tokenizer.json drops merges at random; set model.dropout to null there")
+        if _same(loaded, truth):
+            return loaded
+        plain = _load(transformers.PreTrainedTokenizerFast, folder)
+        if _same(plain, truth):
+            return plain
+    raise UserError(
+        f"{folder}: tokenizer.json gives other ids than the tokenizer that transformers makes of it and of "
+        "tokenizer_config.json; correct the added tokens of one of them"
+    )
+
+
+def marks(tokenizer: Any) -> dict[str, int | None]:
+    """Return the ids of the tokens for begin, end, padding and unknown by the name of their setting."""
+    return {f"{mark}_id": getattr(tokenizer, f"{mark}_id", None) for mark in MARKS}
+
+
+def _load(kind: Any, folder: Path) -> Any:
+    return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _need_vocabulary(loaded: Any, folder: Path) -> None:
+    """Raise UserError where transformers made up a vocabulary, or merges, that no file gives."""
+    names = getattr(loaded, "vocab_files_names", {})
+    here = {kind for kind, name in names.items() if (folder / name).is_file()}
+    there = (
+        here or visible(folder, "*.tiktoken") or visible(folder, "*.model") or visible(folder, "tek*.json")
+    )
+    if not there:
+        known = " or ".join(sorted(set(names.values()))) or "tokenizer.json"
+        raise UserError(f"{folder}: its tokenizer has no vocabulary; {known} is missing")
+    pair = {"vocab_file", "merges_file"}
+    if "tokenizer_file" not in here and pair <= set(names) and len(here & pair) == 1:
+        raise UserError(f"{folder}: its tokenizer is incomplete; {names[(pair - here).pop()]} is missing")
+
+
+def _same(loaded: Any, truth: Tokenizer) -> bool:
+    """Return whether a loaded tokenizer takes text apart like the file's, and gives its added tokens' ids."""
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        return False
+    own, given = json.loads(backend.to_str()), json.loads(truth.to_str())
+    if any(own[part] != given[part] for part in PIPELINE):
+        return False
+    return all(
+        loaded(text, add_special_tokens=False, verbose=False)["input_ids"] == _ids(truth, text)
+        for text in (*PROBES, _around_added(given))
+    )
+
+
+def _ids(truth: Tokenizer, text: str) -> list[int]:
+    truth.no_truncation()
+    truth.no_padding()
+    return list(truth.encode(text, add_special_tokens=False).ids)
+
+
+def _around_added(pipeline: Mapping[str, Any]) -> str:
+    """Return a text with every added token of a file, since each has rules on the spaces around it."""
+    tokens = [token["content"] for token in pipeline.get("added_tokens") or ()]
+    return "".join(f"a {token} b{token}c" for token in tokens)

@@ -316,10 +316,17 @@ class EvaluateConfig(Strict):
 
 # ---------------------------------------------------------------------------------------- a run
 class MethodChoice(Strict):
-    """A method by name with its options; after `resolve` the options are complete."""
+    """A method by name with its options; after `resolve` the options are complete.
+
+    The method fills in the rest, which is not for a user to set: `version`, that of its arithmetic with these
+    options, and `as_before`, the options that came later and change nothing at their values. The latter are
+    no part of a run's identity, so that earlier records stay valid.
+    """
 
     name: str
     options: dict[str, Any] = {}
+    version: Positive = Field(default=1, exclude_if=lambda version: version == 1, repr=False)
+    as_before: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names, repr=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -336,6 +343,12 @@ class MethodChoice(Strict):
     def _known(cls, name: str) -> str:
         check_name(name)
         return name
+
+    @property
+    def canonical(self) -> dict[str, Any]:
+        """Return the choice as ids hash it and as records hold it: without what is as before."""
+        options = {key: value for key, value in self.options.items() if key not in self.as_before}
+        return {**self.model_dump(mode="json", exclude={"as_before"}), "options": options}
 
 
 class TuningConfig(Strict):
@@ -382,9 +395,16 @@ class Run(Strict):
         return list(value) if isinstance(value, (list, tuple)) else [value]
 
     @property
+    def canonical(self) -> dict[str, Any]:
+        """Return the config as records hold it: without what is off or as before, and without the label."""
+        methods = [choice.canonical for choice in self.method]
+        return {**self.model_dump(mode="json", exclude={"label"}), "method": methods}
+
+    @property
     def config_id(self) -> str:
         """Return twelve hex digits of a hash of the config: equal ids mean the same work up to the seed."""
-        content = self.model_dump(mode="json", exclude={"seed", "repeat", "label", "save_weights", "tuning"})
+        aside = {"seed", "repeat", "save_weights", "tuning"}
+        content = {key: value for key, value in self.canonical.items() if key not in aside}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -207,6 +207,10 @@ class Method:
     approximations: ClassVar[Mapping[str, str]] = {}
     """Assumptions that replace values in a simulation: name -> description, the default first."""
 
+    later: ClassVar[Mapping[str, int]] = {}
+    """Options that came with a later `version`: option -> version. A configuration of an earlier version
+    does what it did before the option existed, and keeps the identity that it had."""
+
     libraries: ClassVar[tuple[str, ...]] = ()
     """Packages that are slow to import and that `Config` does not need; imported before metering begins."""
 
@@ -217,6 +221,15 @@ class Method:
     def caps(self) -> Caps:
         """Return what this configured instance supports."""
         return Caps()
+
+    @property
+    def version(self) -> int:
+        """Return the version of this configured instance's arithmetic, from 1.
+
+        Raise it when a change of the code gives the same options other numbers. It is part of a run's
+        identity, so that results of two versions are never averaged.
+        """
+        return 1
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Replace layers and set `requires_grad`; return the model to train, often the same object."""

@@ -100,7 +100,8 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> tuple[Path, bool, 
         *parents, name = path
         inside = f" in {_dotted(parents)}" if parents else ""
         source = [f" of source {_tag(model)}" for model in models if _tag(model) in first["loc"]]
-        known = {name for model in models for name in model.model_fields}
+        # Fields that a representation leaves out are filled by the code: nobody is told of them.
+        known = {name for model in models for name, field in model.model_fields.items() if field.repr}
         return path, True, f"unknown key {shown(name)}{inside}{''.join(source)}; {nearest(str(name), known)}"
     if kind == "missing":
         return path[:-1], False, f"{place} is required and missing"

@@ -67,7 +67,7 @@ class Job:
             seed=run.seed,
             repeat=run.repeat,
             tier=run.tier,
-            config=run.model_dump(mode="json", exclude={"label"}),
+            config=run.canonical,
             rerun=self.rerun,
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )

@@ -57,7 +57,7 @@ def resolve(runs: Sequence[Run], text: bool = True) -> list[Run]:
     for evaluate, data in _unique((run.evaluate, run.data) for run in runs):
         for protocol in evaluate.perplexity:
             protocols.check(protocol, data)
-    resolved = [_with_options(run, number) for number, run in enumerate(runs)]
+    resolved = [completed(run, number) for number, run in enumerate(runs)]
     for model in _unique(run.model for run in runs if reads_text(run)) if text else ():
         check_tokenizer(model)
     return resolved
@@ -73,16 +73,28 @@ def _unique(values: Iterable[T]) -> Iterable[T]:
     return {repr(value): value for value in values}.values()
 
 
-def _with_options(run: Run, number: int) -> Run:
+def completed(run: Run, number: int | None = None) -> Run:
+    """Return the run with every method's options complete; UserError, with its number, if they cannot be."""
     choices = []
     for position, choice in enumerate(run.method):
         try:
-            method = build(choice.name, choice.options)
+            choices.append(_complete(choice, build(choice.name, choice.options)))
         except UserError as error:
             path = ("method", position, choice.name, "options", *error.path)
             raise UserError(str(error), path, number) from error
-        choices.append(MethodChoice(name=choice.name, options=method.config.model_dump(mode="json")))
     return run.model_copy(update={"method": tuple(choices), "label": run.name})
+
+
+def _complete(choice: MethodChoice, method: Method) -> MethodChoice:
+    """Return the choice with all options and what the method alone knows; UserError if it says otherwise."""
+    version, options = method.version, method.config.model_dump(mode="json")
+    if type(version) is not int or version < 1:
+        raise UserError(f"method {choice.name}: its version is {version!r}; it must be a whole number from 1")
+    as_before = tuple(name for name in options if version < method.later.get(name, 1))
+    given = choice.model_fields_set & {"version", "as_before"}
+    if given and (choice.version, choice.as_before) != (version, as_before):
+        raise UserError(f"method {choice.name}: `version` and `as_before` are not for suites; leave them out")
+    return MethodChoice(name=choice.name, options=options, version=version, as_before=as_before)
 
 
 def supported(run: Run, methods: Sequence[Method]) -> Caps:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from harness.config import MethodChoice, Run
 from harness.engine.run import checks
 from harness.engine.run.outcome import requested_bytes
 from harness.errors import UnsupportedError, UserError, is_out_of_memory
+from harness.files import ROOT
 from harness.method import Caps, Method, MethodConfig
 from harness.validation import validate
 
@@ -39,12 +44,12 @@ class Limited(Method):
 
 
 HERE = f"{__name__}:Limited"
+SMALL = {"model": {"source": "shape", "name": "nano"}, "data": {"source": "random", "seq_len": 16}}
 
 
 def run(*lacks: str, **content: Any) -> Run:
     method = [{"name": HERE, "options": {"lacks": word}} for word in lacks] or "full"
-    small = {"model": {"source": "shape", "name": "nano"}, "data": {"source": "random", "seq_len": 16}}
-    return validate(Run, {"method": method, **small, **content}, "test")
+    return validate(Run, {"method": method, **SMALL, **content}, "test")
 
 
 # --------------------------------------------------------------------------------------------- devices
@@ -111,6 +116,88 @@ def test_resolving_completes_the_options_and_keeps_the_label() -> None:
     assert resolved.method == (MethodChoice(name=HERE, options={"lacks": "clipping", "size": 3}),)
     assert resolved.name == asked.name
     assert checks.resolve([resolved])[0].run_id == resolved.run_id
+
+
+# ---------------------------------------------------------------- the version of a method's arithmetic
+class Reworked(Limited):
+    """Changed its arithmetic twice: sizes above 3 since version 2; `lacks` came with version 3."""
+
+    later: ClassVar[Mapping[str, int]] = {"lacks": 3}
+
+    @property
+    def version(self) -> int:
+        return 3 if self.config.lacks == "nothing" else 2 if self.config.size > 3 else 1
+
+
+def resolved(cls: type[Method], **options: Any) -> Run:
+    choice = {"name": f"{__name__}:{cls.__name__}", "options": options}
+    return checks.resolve([validate(Run, {"method": choice, **SMALL}, "test")])[0]
+
+
+def identity(*method: dict[str, Any]) -> str:
+    """The id by its definition: a hash of the config in canonical JSON, computed here."""
+    content = validate(Run, {"method": "full", **SMALL}, "test").model_dump(mode="json")
+    kept = ("model", "data", "train", "evaluate")
+    text = json.dumps({**{key: content[key] for key in kept}, "method": method}, sort_keys=True)
+    return hashlib.sha256(text.replace(", ", ",").replace(": ", ":").encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize(
+    ("options", "counted"),
+    [
+        ({}, {"options": {"size": 3}}),  # as before there were versions, and before `lacks`
+        ({"size": 4}, {"options": {"size": 4}, "version": 2}),
+        ({"lacks": "nothing"}, {"options": {"lacks": "nothing", "size": 3}, "version": 3}),
+    ],
+)
+def test_the_version_of_the_arithmetic_is_part_of_the_identity_from_2_on(
+    options: dict[str, Any], counted: dict[str, Any]
+) -> None:
+    found = resolved(Reworked, **options)
+    assert found.config_id == identity({"name": f"{__name__}:Reworked", **counted})
+    assert found.method[0].options == {"lacks": "", "size": 3, **options}
+    assert Run.model_validate(found.canonical).config_id == found.config_id  # what a record holds
+    again = Run.model_validate_json(found.model_dump_json())  # what a worker reads
+    assert (again.config_id, again.method[0].options) == (found.config_id, found.method[0].options)
+    assert checks.resolve([again]) == [found]
+
+
+def test_a_method_whose_arithmetic_has_never_changed_keeps_its_ids() -> None:
+    name = f"{__name__}:Limited"
+    assert resolved(Limited).config_id == identity({"name": name, "options": {"lacks": "", "size": 3}})
+
+
+@pytest.mark.parametrize("given", [{"version": 2}, {"version": 7}, {"as_before": ["size"]}])
+def test_a_version_is_not_for_a_suite_to_choose(given: dict[str, Any]) -> None:
+    wanted = validate(Run, {"method": {"name": HERE, **given}, **SMALL}, "test")
+    with pytest.raises(UserError, match="`version` and `as_before` are not for suites; leave them out"):
+        checks.resolve([wanted])
+
+
+@pytest.mark.parametrize("version", [0, -1, 1.5, "2", None, True])
+def test_a_version_that_is_no_whole_number_is_refused(version: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Limited, "version", version)
+    with pytest.raises(UserError, match=r"its version is .*; it must be a whole number from 1"):
+        resolved(Limited)
+
+
+def test_the_reference_records_are_still_those_of_their_methods_and_kept_moments_have_free_signs() -> None:
+    """Every record was made before bases had aligned signs: no other configuration has a new id."""
+    records = [json.loads(path.read_text()) for path in (ROOT / "results" / "raw").glob("*/*/*.json")]
+    assert records
+    seen = set()
+    for item in {item["config_id"]: item for item in records}.values():
+        plain, free = Run.model_validate(item["config"]), deepcopy(item["config"])
+        for choice in free["method"]:
+            if choice["options"].get("moments") == "keep":
+                choice["options"]["signs"] = "free"
+        kept = free != item["config"]
+        seen.add(kept)
+        same = [
+            checks.completed(run).config_id == item["config_id"] for run in (Run.model_validate(free), plain)
+        ]
+        assert same == [True, not kept]
+    assert seen == {True, False}
 
 
 def test_an_option_spelled_out_or_left_to_its_default_is_the_same_run() -> None:

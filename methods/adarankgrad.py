@@ -75,9 +75,9 @@ class AdaRankGrad(ProjectionMethod):
     name = "adarankgrad"
     source = (
         "Refael et al., AdaRankGrad, ICLR 2025, arXiv 2410.17881: the blocks of its algorithm as others "
-        "summarise them. Our choices where the source is silent: one `energy` on the captured share (as "
-        "printed the rule bounds the residual, and its supremum is the full rank), relative convergence, "
-        "squared coefficients for second moments, one step count for the bias over all subspaces."
+        "summarise them. Our choices where it is silent: one `energy` on the captured share (the printed "
+        "rule bounds the residual; its supremum is the full rank), relative convergence, one step count over "
+        "all subspaces, squared coefficients for second moments (as printed they diverge on a quadratic)."
     )
 
     approximations: ClassVar[Mapping[str, str]] = {"upper": "every rank is at its upper bound"}

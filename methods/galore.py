@@ -33,8 +33,8 @@ class GaLoreConfig(ProjectionConfig):
     """Hyperparameters of GaLore; rank, period and scale as in the paper's recipe for 60M parameters."""
 
     moments: Literal["keep", "rotate", "reset"] = "keep"
-    """At a refresh: `keep` them in coordinates that are gone (paper's code), `rotate` them into the new
-    subspace (second moments by squared coefficients), or `reset` them."""
+    """At a refresh: `keep` them in coordinates that are gone (paper's code; see `signs`), `rotate`
+    them into the new subspace (second moments by squared coefficients), or `reset` them."""
 
     stagger: bool = False
     """Spread the refreshes evenly over a period, so that no step but the first holds all of them."""
@@ -48,7 +48,8 @@ class GaLoreConfig(ProjectionConfig):
     moments cannot decay (0.999 v rounds to v). `train.state_bits` overrules it for the moments."""
 
     arithmetic: Arithmetic = "torch"
-    """`official`: eps beside the root of the uncorrected second moment, and weight decay after the update."""
+    """`official`: eps beside the root of the uncorrected second moment (but not with `train.state_bits: 8`,
+    as in the paper's code), and weight decay after the update."""
 
 
 class GaLore(ProjectionMethod):
@@ -58,10 +59,17 @@ class GaLore(ProjectionMethod):
     config: GaLoreConfig
     name = "galore"
     source = (
-        "Zhao et al., GaLore, ICML 2024, arXiv 2403.03507, algorithm 2 and section 4. Departs from their "
-        "code by default in float32 bases and moments, and in eps and weight decay as in torch; `precision` "
-        "and `arithmetic` bring theirs back. Lazy refresh: Zhang et al., Q-GaLore, 2024, arXiv 2407.08296."
+        "Zhao et al., GaLore, ICML 2024, arXiv 2403.03507, algorithm 2 and section 4. By default it departs "
+        "from their code in float32 bases and moments, in eps and weight decay as in torch, and in the signs "
+        "of a new basis, aligned with the old one: moments are kept across it, and signs left to rounding "
+        "would part equal runs. `precision`, `arithmetic` and `signs: free` bring theirs back. Lazy refresh: "
+        "Zhang et al., Q-GaLore, 2024, arXiv 2407.08296."
     )
+
+    @property
+    def version(self) -> int:
+        """Return 2 also for the official arithmetic: since then eps follows each tensor's own count."""
+        return 2 if self.config.arithmetic == "official" else super().version
 
     @property
     def caps(self) -> Caps:

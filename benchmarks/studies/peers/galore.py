@@ -67,7 +67,7 @@ def plain_step(out: int, inputs: int, rank: int) -> Duel:
     weight.grad = gradient
     optimizer.step()  # its first step holds a refresh
     basis = optimizer.state[weight]["projector"].ortho_matrix
-    model, stepper = one_matrix(start, rank, "galore", arithmetic="official")
+    model, stepper = one_matrix(start, rank, "galore", arithmetic="official", signs="free")
     (matrix,) = stepper.matrices.values()
     matrix.projector = Projector(**{matrix.side: (basis.T if matrix.side == "right" else basis).contiguous()})
     matrix.next_refresh = NEVER

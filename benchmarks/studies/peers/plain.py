@@ -81,7 +81,7 @@ def galore(shape: str, batch: tuple[int, int]) -> Duel:
     plain = [parameter for parameter in theirs.parameters() if id(parameter) not in chosen]
     rank = min(GALORE_RANK, theirs.config.hidden_size)
     optimizer = peer_optimizer(plain, projected, rank)
-    options = {"rank": rank, "period": 10**9, "scale": SCALE, "arithmetic": "official"}
+    options = {"rank": rank, "period": 10**9, "scale": SCALE, "arithmetic": "official", "signs": "free"}
     eps = optimizer.defaults["eps"]
     return duel(our_step(shape, batch, "galore", options, eps=eps), loop(theirs, optimizer, batch))
 

@@ -8,14 +8,14 @@ the subspaces and schedules their refreshes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from harness.config import OptimConfig
@@ -26,8 +26,9 @@ from methods.parts.projection.projector import Finder, Projection, Projector, Si
 from methods.parts.targets import LINEAR_KINDS, clamp_ranks, shapes_of, target_linears
 
 Positive = Annotated[int, Field(gt=0)]
-#: Where eps and weight decay act. `torch`: decay first, eps beside the root of the corrected second
-#: moment. `official` (GaLore's code): eps beside the root of the uncorrected one, decay after the update.
+#: Where eps and weight decay act. `torch`: decay first, eps beside the root of the corrected second moment.
+#: `official` (GaLore's code): eps beside the root of the uncorrected one, but with 8-bit states as in torch,
+#: since bitsandbytes' kernels have it there; decay after the update.
 Arithmetic = Literal["torch", "official"]
 
 
@@ -54,6 +55,22 @@ class ProjectionConfig(MethodConfig):
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = LINEAR_KINDS
     """Kinds of linear layers whose gradients are projected; of a factored layer both factors are."""
 
+    signs: Literal["aligned", "free"] | None = None
+    """With `moments: keep` alone, the signs of a new basis: `aligned` with the old one column by column
+    (default), or `free` as the decomposition leaves them, so that rounding decides (GaLore's code)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _signs_of_kept_moments(cls, options: dict[str, Any]) -> dict[str, Any]:
+        kept = options.get("moments", cls.model_fields["moments"].default) == "keep"
+        if options.get("signs") is None:
+            return {**options, "signs": "aligned" if kept else None}
+        if not kept:
+            raise ValueError(
+                "`signs` matters only where moments are kept; leave it out, or set moments: keep"
+            )
+        return options
+
 
 class ProjectionMethod(Method):
     """Train all parameters with small optimizer states for the targets; a subclass adds the stepper."""
@@ -61,8 +78,14 @@ class ProjectionMethod(Method):
     Config: ClassVar[type[MethodConfig]] = ProjectionConfig
     config: ProjectionConfig
     name: ClassVar[str]
+    later: ClassVar[Mapping[str, int]] = {"signs": 2}
     seed = 0
     simulated: Simulated | None = None
+
+    @property
+    def version(self) -> int:
+        """Return 2 since kept moments get bases of aligned signs; with free signs they are as before."""
+        return 2 if self.config.signs == "aligned" else 1
 
     @property
     def caps(self) -> Caps:
@@ -79,6 +102,10 @@ class ProjectionMethod(Method):
         adam_states = sum(2 * prod(shape) for shape in shapes.values())
         if states > adam_states:
             context.warn(f"{self.name}: bases and moments are larger than Adam's moments at this rank")
+        if getattr(self.config, "moments", None) == "paper":
+            context.warn(
+                f"{self.name}: with moments: paper training diverges; with moments: square it does not"
+            )
         context.ranks.update(ranks)
         context.facts.update(
             trainable="all parameters",
@@ -137,7 +164,7 @@ class ProjectedStepper(AdamWStepper):
 
     def __init__(self, model: nn.Module, optim: OptimConfig, config: ProjectionConfig, seed: int) -> None:
         super().__init__(model, optim)
-        self.scale, self.seed = config.scale, seed
+        self.scale, self.seed, self.aligned = config.scale, seed, config.signs == "aligned"
         self.matrices = {
             f"{name}.weight": Matrix(
                 side_of(tuple(layer.weight.shape), config.projection),
@@ -148,6 +175,7 @@ class ProjectedStepper(AdamWStepper):
             if f"{name}.weight" in self.parameters
         }
         self.updates = 0
+        self._counts: dict[str, int] = {}  # updates of each parameter, for the official arithmetic
         self._refreshes = self._skipped = 0  # of the update under way, as are the ranks that changed
         self._new_ranks: dict[str, int] = {}
 
@@ -193,12 +221,20 @@ class ProjectedStepper(AdamWStepper):
         if self.arithmetic == "torch":
             super().update(plain, **overrides)
         else:
-            super().update(plain, **self._without_decay())
-            for name in plain:
-                self.parameters[name].mul_(1 - self.lr * self.optim.weight_decay)
+            self._update_as_official(plain)
         for name in names:
             if name in self.matrices:
                 self._update_matrix(name, self.matrices[name])
+
+    def _update_as_official(self, names: Sequence[str]) -> None:
+        """Update parameters that are not projected; those of one eps together, mostly all."""
+        together: dict[float, list[str]] = {}
+        for name in names:
+            together.setdefault(self._next_eps(name), []).append(name)
+        for eps, group in together.items():
+            super().update(group, eps=eps, weight_decay=0.0)
+        for name in names:
+            self.parameters[name].mul_(1 - self.lr * self.optim.weight_decay)
 
     def _update_matrix(self, name: str, matrix: Matrix) -> None:
         weight, grad = self.parameters[name], gradient(self.parameters[name])
@@ -213,17 +249,22 @@ class ProjectedStepper(AdamWStepper):
         if decay != 1 and self.arithmetic == "torch":
             weight.mul_(decay)
         move = torch.zeros_like(coordinates)
-        self.adam.update([move], [coordinates], [self.states[name]], self.lr, **self._without_decay())
+        common = {"eps": self._next_eps(name), "weight_decay": 0.0}
+        self.adam.update([move], [coordinates], [self.states[name]], self.lr, **common)
         matrix.projector.add_back(weight, move, self.scale)
         if decay != 1 and self.arithmetic == "official":
             weight.mul_(decay)
 
-    def _without_decay(self) -> dict[str, float]:
-        """Return overrides that leave weight decay to the caller and apply eps as the arithmetic says."""
-        eps = self.optim.eps
-        if self.arithmetic == "official":
-            eps /= (1 - self.optim.betas[1] ** (self.updates + 1)) ** 0.5
-        return {"eps": eps, "weight_decay": 0.0}
+    def _next_eps(self, name: str) -> float:
+        """Return the eps of a parameter's next update, which is counted here: a state's own count may be on
+        a GPU, and reading it would wait for all work there.
+
+        bitsandbytes' kernels have eps beside the corrected root, those for 32 bits too.
+        """
+        if self.arithmetic == "torch" or self.optim.state_bits == 8:
+            return self.optim.eps
+        self._counts[name] = self._counts.get(name, 0) + 1
+        return self.optim.eps / (1 - self.optim.betas[1] ** self._counts[name]) ** 0.5
 
     def _refresh(self, name: str, matrix: Matrix, grad: Tensor) -> bool:
         """Replace the subspace; return False when the gradient is not finite and the matrix is left alone.
@@ -240,6 +281,8 @@ class ProjectedStepper(AdamWStepper):
             self._skipped += not finite
             matrix.next_refresh = self.updates + (1 if old is None else matrix.period)
             return finite and old is not None
+        if old is not None and self.aligned:
+            new.align(old)
         if old is not None and name in self.states:
             self.states[name] = carry_over(self.adam, self.states[name], self.rule, old, new, grad)
         if old is None or old.rank != new.rank:
@@ -270,4 +313,5 @@ class ProjectedStepper(AdamWStepper):
             name: Matrix.from_state_dict(saved, self.parameters[name].device)
             for name, saved in state["matrices"].items()
         }
+        self._counts = {name: int(saved["step"]) for name, saved in self.states.items()}
         self.updates = state["updates"]

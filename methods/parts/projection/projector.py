@@ -84,6 +84,20 @@ class Projector:
         else:
             weight.add_(first @ second, alpha=scale)
 
+    def align(self, old: Projector) -> None:
+        """Turn columns in place so that none points away from the column of `old` at its place.
+
+        The sign of a singular vector is arbitrary, and rounding decides it. Columns that only one of the two
+        has, and those at a right angle, stay as they are.
+        """
+        before = old.tensors()
+        for side, basis in self.tensors().items():
+            common = min(basis.shape[1], before[side].shape[1])
+            columns = basis[:, :common]
+            exact = torch.promote_types(basis.dtype, torch.float32)
+            products = (columns.to(exact) * before[side][:, :common].to(exact)).sum(0)
+            columns.mul_(torch.where(products < 0, -1.0, 1.0).to(basis.dtype))
+
     def changes_from(self, old: Projector) -> tuple[Tensor | None, Tensor | None]:
         """Return (a, b), where a M b maps old to new coordinates M; None stands for the identity.
 

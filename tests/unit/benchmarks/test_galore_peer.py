@@ -82,7 +82,7 @@ def canonical_signs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ours(network: Network, projection: Projection, rank: int, arithmetic: Arithmetic) -> Stepper:
-    options = {"targets": ["up_proj"], "rank": rank, "period": PERIOD, "scale": SCALE}
+    options = {"targets": ["up_proj"], "rank": rank, "period": PERIOD, "scale": SCALE, "signs": "free"}
     method = build("galore", {**options, "projection": projection, "arithmetic": arithmetic})
     method.prepare(network, Context())
     stepper = method.stepper(network, OptimConfig(lr=LR, eps=EPS, weight_decay=DECAY))

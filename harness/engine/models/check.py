@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,17 +137,19 @@ def _refuse_adapters(folder: Path) -> None:
 
 def _checked(folder: Path, config: Any) -> Any:
     """Check tensors, ids and tokenizer; return the settled config."""
-    found = {name: header for name, header in headers(folder).items() if not _harmless(name, header)}
+    found = {name: header for name, header in headers(folder).items() if not harmless(name, header.shape)}
     _check_types(folder, found)
     _check_layers(folder, config, found)
+    _check_ids(folder, config)
     with refusing(f"{folder}: config.json describes no model that can be built"), quietly():
         empty = empty_model(config)
     tie(config, _is_tied(folder, empty, found))
     _check_names(folder, config, found)
     tokenizer = tokenizers.own_tokenizer(folder)
-    _check_ids(folder, config, tokenizer)
     if tokenizer is not None:
-        check_vocabulary(tokenizer, text_config(config).vocab_size, str(folder))
+        size = text_config(config).vocab_size
+        check_vocabulary(tokenizer, size, str(folder))
+        check_marks(tokenizers.marks(tokenizer), size, str(folder), "the tokenizer")
     return config
 
 
@@ -170,9 +172,9 @@ def tie(config: Any, tied: bool) -> None:
 
 
 # ------------------------------------------------------------------------------------------ tensors
-def _harmless(name: str, header: Header) -> bool:
+def harmless(name: str, shape: Sequence[int]) -> bool:
     """Return whether a stored tensor is a buffer that models of today compute from their config."""
-    return any(named.search(name) and len(header.shape) in sizes for named, sizes in HARMLESS.items())
+    return any(named.search(name) and len(shape) in sizes for named, sizes in HARMLESS.items())
 
 
 def _check_types(folder: Path, found: Mapping[str, Header]) -> None:
@@ -343,7 +345,7 @@ def stored_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 # ----------------------------------------------------------------------------------------------- ids
-def _check_ids(folder: Path, config: Any, tokenizer: Any) -> None:
+def _check_ids(folder: Path, config: Any) -> None:
     """Raise UserError for special ids that are no ids of the vocabulary."""
     size = text_config(config).vocab_size
     said = {"config.json": _ids_of(config), "config.json (text)": _ids_of(text_config(config))}
@@ -351,8 +353,6 @@ def _check_ids(folder: Path, config: Any, tokenizer: Any) -> None:
     if path.is_file():
         with refusing(f"{path}: not settings for generation"), quietly():
             said[path.name] = _ids_of(transformers.GenerationConfig.from_pretrained(folder))
-    if tokenizer is not None:
-        said["the tokenizer"] = tokenizers.marks(tokenizer)
     for place, ids in said.items():
         check_marks(ids, size, str(folder), place)
 

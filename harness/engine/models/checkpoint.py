@@ -36,7 +36,12 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
         if (folder / FACTORS_MANIFEST).exists():
             model = _load_factored(folder, config, dtype)
         else:
-            with quietly(), opened(folder) as tensors:
+            with quietly(), opened(folder) as stored:
+                tensors = {
+                    name: tensor
+                    for name, tensor in stored.items()
+                    if not folders.harmless(name, tensor.get_shape())
+                }
                 model, report = folders.assembled(config, tensors, dtype)
             folders.refuse_report(folder, report)
         if (folder / "generation_config.json").is_file():

@@ -18,14 +18,14 @@ from harness.errors import UserError, refusing
 SIGNS = ("tokenizer*", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece*.model", "*.tiktoken")
 #: What of a tokenizer.json decides the ids of plain text. Truncation and padding are set by each call.
 PIPELINE = ("normalizer", "pre_tokenizer", "model")
-#: Text that pipelines take apart in different ways; marks and added tokens are put between its parts.
+#: Text that pipelines take apart in different ways; it holds no marks of a usual vocabulary.
 PROBES = (
     "Hello world,  how\tare you?\n\nFine: it's 12345.678 (3/4)!\r\n  indented   twice\n",
     " leading and trailing ",
     "I'll we've THEY'RE camelCase snake_case http://a.b/c?d=e&f",
     "ﬁne Ünïcödé e\u0301 é 漢字かな 한국어 עברית हिन्दी 🙂👩‍👩‍👧 \u200b\u00a0\ufeff½²",
     "1 12 123 1234 12345678901234567890 0x1F -1.5e-10",
-    "<s> </s> [INST] ▁x ĠGx \x00\x7f",
+    "▁x ĠGx \x00\x7f [a] {b} <c>",
 )
 MARKS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -82,6 +82,8 @@ def _load(kind: Any, folder: Path) -> Any:
 
 def _need_vocabulary(loaded: Any, folder: Path) -> None:
     """Raise UserError where transformers made up a vocabulary, or merges, that no file gives."""
+    if (folder / "tokenizer.json").is_file():
+        return
     names = getattr(loaded, "vocab_files_names", {})
     here = {kind for kind, name in names.items() if (folder / name).is_file()}
     there = (
@@ -91,7 +93,7 @@ def _need_vocabulary(loaded: Any, folder: Path) -> None:
         known = " or ".join(sorted(set(names.values()))) or "tokenizer.json"
         raise UserError(f"{folder}: its tokenizer has no vocabulary; {known} is missing")
     pair = {"vocab_file", "merges_file"}
-    if "tokenizer_file" not in here and pair <= set(names) and len(here & pair) == 1:
+    if pair <= set(names) and len(here & pair) == 1:
         raise UserError(f"{folder}: its tokenizer is incomplete; {names[(pair - here).pop()]} is missing")
 
 

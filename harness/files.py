@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
+import stat
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +20,10 @@ from harness.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 #: The version of a package that is not installed.
 ABSENT = "absent"
+#: The mode of files that may hold a user's text.
+PRIVATE = stat.S_IRUSR | stat.S_IWUSR
+#: Errors of `fsync` on file systems that do not have it.
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS, errno.ENOSYS, errno.EBADF)
 
 
 def cache_folder() -> Path:
@@ -57,24 +63,109 @@ def installed(package: str) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; after the block it replaces `path`, bytes on disk first.
 
-    A reader sees the old file or the new one, never half of one. After an error `path` is as before.
-    OSError where the folder cannot be made or written to.
+    A reader sees the old file or the new one, never half of one. After an error `path` is as before and the
+    temporary file is gone. OSError where the folder cannot be made or written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what failed before is what is to be told
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(file: int) -> None:
+    """Wait until a file is on the disk; a file system that cannot tell is taken at its word."""
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
 
 
 def replace(path: Path, content: str | bytes) -> None:
-    """Write a file atomically, text as UTF-8 with its line ends as given; raises OSError as `replacing`."""
+    """Write a file atomically, text as UTF-8 with its line ends as given; raises OSError as `replacing`.
+
+    A device or a pipe, such as /dev/stdout, is written to and stays.
+    """
+    data = content if isinstance(content, bytes) else content.encode()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(data)
+        return
     with replacing(path) as temporary:
-        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+        temporary.write_bytes(data)
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder, and those above it, that only its owner may enter, whatever the umask; return it.
+
+    One that is there already stays as it is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=PRIVATE | stat.S_IXUSR)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    else:
+        path.chmod(PRIVATE | stat.S_IXUSR)
+    return path
+
+
+def private(path: str | Path, flags: int) -> int:
+    """Open a file that only its owner may read, whatever the umask: an `opener` for `open`."""
+    file = os.open(path, flags, PRIVATE)
+    with suppress(OSError):  # a file system without modes
+        os.fchmod(file, PRIVATE)
+    return file
+
+
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """Return paths in order without those whose name begins with a dot: the system's, or half written."""
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
+def out_of_room(error: BaseException | None) -> bool:
+    """Return whether an exception, or one that it came from, says that a disk or a quota is full.
+
+    Libraries that write in other languages say so in words alone.
+    """
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None], without: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lock that dies with this process; call `waiting` first where another one has it.
+
+    Where locks are not possible, as on some shared file systems or in a folder that cannot be written to,
+    `without` gets the reason and nothing is locked.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            lock.acquire(poll_interval=0.5)
+    except (OSError, NotImplementedError) as error:
+        without(getattr(error, "strerror", None) or str(error))
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.release()
 
 
 def sha256(*paths: Path) -> str:

@@ -501,7 +501,7 @@ def read_all(folder: Path) -> list[Record]:
     suite.
     """
     found = []
-    for path in sorted(folder.glob("*.json")):
+    for path in files.visible(folder.glob("*.json")):
         record = read(path)
         if (record.run_id, record.suite) != (path.stem, folder.name):
             held = f"{record.run_id} of suite {record.suite!r}"

@@ -17,7 +17,7 @@ from harness import config, no_effect, strict_yaml
 from harness.config import LARGEST_SEED, Run, Strict
 from harness.credentials import shown
 from harness.errors import UserError, nearest
-from harness.files import ROOT
+from harness.files import ROOT, visible
 from harness.strict_yaml import Written
 from harness.validation import validate
 
@@ -170,7 +170,7 @@ def suites_folder() -> Path:
 def shipped_suites() -> dict[str, Path]:
     """Return the suites that ship by name, which is their path below the folder of suites."""
     place = suites_folder()
-    files = sorted([*place.glob("*.yaml"), *place.glob(f"{WEIGHTS}/*.yaml")])
+    files = visible([*place.glob("*.yaml"), *place.glob(f"{WEIGHTS}/*.yaml")])
     return {file.relative_to(place).with_suffix("").as_posix(): file for file in files}
 
 

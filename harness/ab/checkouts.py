@@ -18,10 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 import harness
 from harness.errors import UserError
+from harness.files import locked
 from harness.git import changed, copy_changes, digest, git
 
 #: The working tree as it is, uncommitted changes included.
@@ -97,7 +96,7 @@ def checkout(source: Path, spec: str, folder: Path) -> Revision:
     name = sha + (f"+{changes[:SHORT]}" if changes else "")
     made = Revision(spec, sha, (folder / name).absolute(), changes=changes)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with locked(folder / ".lock", lambda: None, lambda reason: None):
         if not _is_whole(made):
             _make(source, made, names)
         _note_use(made.tree)
@@ -163,7 +162,7 @@ def environment(wanted: str, folder: Path) -> str:
     place = (folder / hashlib.sha256(f"{sys.version}\0{wanted}".encode()).hexdigest()[:12]).absolute()
     python, stamp = place / "bin" / "python", place / "complete"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with locked(folder / ".lock", lambda: None, lambda reason: None):
         if not stamp.exists():
             shutil.rmtree(place, ignore_errors=True)
             _install(wanted, place, python)

@@ -9,6 +9,7 @@ import typer
 
 from harness.cli import options
 from harness.errors import UserError
+from harness.files import visible
 
 
 def export(
@@ -29,7 +30,7 @@ def export(
 def _find_record(run: str, results: Path) -> Path:
     if run.endswith(".json") and Path(run).is_file():
         return Path(run)
-    found = sorted(results.glob(f"*/*/{run}*.json"))
+    found = visible(results.glob(f"*/*/{run}*.json"))
     if len(found) == 1:
         return found[0]
     problem = f"{len(found)} records begin with" if found else "no record begins with"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from harness import files
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def publish(compared: Comparison, form: Format, out: Path | None, code: int | No
         typer.echo(text, nl=False)
     else:
         try:
-            out.write_text(text, encoding="utf-8")
+            files.replace(out, text)
         except OSError as error:
             raise UserError(f"--out {out}: cannot be written: {error.strerror}; choose another") from error
         typer.echo(compared.summary)

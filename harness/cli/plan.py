@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness import files
 from harness.cli import options, show
 from harness.config import Run
 from harness.errors import UserError
@@ -79,7 +80,7 @@ def plan(
     show.show(tables.build(made))
     if json_file is not None:
         try:
-            json_file.write_text(as_json(made), encoding="utf-8")
+            files.replace(json_file, as_json(made))
         except OSError as error:
             raise UserError(f"--json {json_file}: cannot be written: {error.strerror}") from error
 

@@ -32,11 +32,12 @@ def publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder: 
     notes = [*notes, *skipped]
     order = [record.config_id for record in records]
     built = tables.build(records, baseline=suite.baseline, question=suite.question, notes=notes, order=order)
-    show(built)
     try:
         written = render.write(built, folder, name)
     except OSError as error:
+        show(built)  # what was measured is seen at least
         raise UserError(f"{folder}: no tables can be written there: {error.strerror}") from error
+    show(built)
     typer.echo("tables: " + ", ".join(str(path) for path in written))
 
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import fsum
 from operator import attrgetter
@@ -32,6 +32,7 @@ from harness.engine.process.job import Job
 from harness.engine.process.lock import Lock
 from harness.engine.process.progress import Display
 from harness.errors import UserError
+from harness.files import private_folder
 from harness.record import Outcome, Record
 from harness.suite import Suite
 
@@ -394,11 +395,12 @@ def _result_folder(settings: Settings, machine: str, suite: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", suite):
         raise UserError(f"suite name {suite!r} names a folder: use letters, digits, '.', '_' and '-'")
     folder = settings.results.absolute() / machine / suite
-    for needed in (folder, settings.cache):
-        try:
-            needed.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{needed}: cannot be made: {error.strerror}; choose another folder") from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}; choose another folder") from error
+    with suppress(OSError):  # each cache says so where it cannot be written
+        private_folder(settings.cache)
     return folder
 
 

@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from harness.config import DatasetsData, HubModel, Run, TaskData
 from harness.engine.process import parent_watch
 from harness.engine.process.job import Job
 from harness.engine.run.record_writer import RecordWriter, take_stdout
-from harness.errors import EXIT_BAD_INPUT, UserError
+from harness.errors import EXIT_BAD_INPUT, UserError, one_line
+from harness.files import out_of_room
 from harness.record import Outcome
 from harness.validation import validate
 
@@ -37,7 +39,11 @@ def run_job(path: Path) -> int:
     started = time.perf_counter()
     job = Job.read(path)
     _go_offline_where_nothing_is_remote(job.run)
-    writer = RecordWriter(job, started)
+    try:
+        writer = RecordWriter(job, started)
+    except OSError as error:
+        print(f"{job.record}: {one_line(error)}", file=sys.stderr)
+        return EXIT_BAD_INPUT
     try:
         from harness.engine.run.phases import RunInProgress
 
@@ -49,12 +55,28 @@ def run_job(path: Path) -> int:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
+        if out_of_room(error):  # not the run's fault: it is run again
+            return _no_room(writer, error)
         from harness.engine.run.outcome import classify
 
         writer.finish(classify(error, writer.record.outcome.phase))
         return 0
-    writer.finish(Outcome(status="ok", phase=writer.record.outcome.phase))
+    try:
+        writer.finish(Outcome(status="ok", phase=writer.record.outcome.phase))
+    except OSError as error:
+        return _no_room(writer, error)
     return 0
+
+
+def _no_room(writer: RecordWriter, error: BaseException) -> int:
+    """Leave a run interrupted that found no room on the disk, and return the exit code."""
+    place = getattr(error, "filename", None) or writer.path.parent
+    why = getattr(error, "strerror", None) or one_line(error)
+    message = f"{place}: {why}; make room, then the same command runs it again"
+    writer.notify(error=message)
+    with suppress(OSError):  # there may be no room for this, either
+        writer.finish(Outcome(phase=writer.record.outcome.phase, message=message))
+    return EXIT_BAD_INPUT
 
 
 def resolve(request: dict[str, Any]) -> dict[str, Any]:

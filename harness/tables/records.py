@@ -11,6 +11,7 @@ from pathlib import Path
 
 from harness import record
 from harness.errors import UserError
+from harness.files import visible
 from harness.record import Record
 from harness.tables.format import plain
 
@@ -72,7 +73,7 @@ def load(folder: Path) -> tuple[list[Record], list[str]]:
     """Read the valid records of one suite's folder; notes on the other files. UserError without a folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of records; run the suite first")
-    files = list(read_each(sorted(folder.glob("*.json"))))
+    files = list(read_each(visible(folder.glob("*.json"))))
     skipped = [f"Skipped {path.name}: {reason}" for path, found, reason in files if found is None]
     notes = [plain(note, NOTE_LENGTH) for note in skipped[:MOST_NOTES]]
     if skipped:

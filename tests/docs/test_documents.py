@@ -16,7 +16,7 @@ import typer
 import yaml
 
 from harness import suite as suites
-from harness.cli import main as cli
+from harness.cli import commands as cli
 from harness.cli.options import Selection
 from harness.config import Run
 from harness.registry import REGISTRY

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from harness.errors import one_line
-from harness.files import installed, replacing, sha256
+from harness.files import installed, private, private_folder, replacing, sha256
 
 FORMAT = "lorebench tokens 1"
 #: Libraries that turn text into tokens or draw the order of documents.
@@ -181,7 +181,10 @@ def _write(path: Path, key: str, blocks: Blocks) -> None:
         "parts": blocks.parts.astype(np.uint32),
     }
     metadata = {"format": FORMAT, "key": key, "sha256": _content_sha256(*arrays.values())}
+    private_folder(path.parent)
     with replacing(path) as temporary:
+        with open(temporary, "wb", opener=private):
+            pass  # from its first byte on only its owner may read it
         save_file(arrays, temporary, metadata=metadata)
 
 

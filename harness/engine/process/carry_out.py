@@ -19,6 +19,7 @@ from harness.engine.process.child import Event, OnEvent, Worker
 from harness.engine.process.interrupts import Interrupted, interruptible
 from harness.engine.process.job import Job
 from harness.errors import EXIT_BAD_INPUT, UserError
+from harness.files import out_of_room
 from harness.record import PHASES, Outcome, Phase, Record, Status
 
 LOG_TAIL_LINES = 20
@@ -52,9 +53,11 @@ def carry_out(
     The worker inherits `descriptors`.
     """
     phase: Phase = "load"
+    said = ""
 
     def follow(event: Event) -> None:
-        nonlocal phase
+        nonlocal phase, said
+        said = str(event.get("error", said))
         if event.get("phase") in PHASES:
             phase = cast(Phase, event["phase"])
         on_event(event)
@@ -64,7 +67,7 @@ def carry_out(
         killed_before = kernel_kills()
         worker = Worker([*command, "run", str(job.file)], job.log, descriptors)
     except OSError as error:
-        return _complete(job, Outcome(status="error", phase=phase, message=f"cannot be started: {error}"))
+        return _complete(job, Outcome(status=_status(error), phase=phase, message=f"cannot start: {error}"))
     end: tuple[Status, str] | None = None
     try:
         with interruptible():
@@ -82,11 +85,13 @@ def carry_out(
         if final is None and end is not None:
             outcome = Outcome(status=end[0], phase=phase, message=end[1], attempts=attempts or None)
             final = _complete(job, outcome)
-    if final is None:
-        final = _refused(job, worker)
-    if final is None:
-        final = _complete(job, _death(worker, phase, attempts + 1, kernel_kills() > killed_before))
-    return final
+    final = final or _refused(job, worker, phase, said)
+    return final or _complete(job, _death(worker, phase, attempts + 1, kernel_kills() > killed_before))
+
+
+def _status(error: OSError) -> Status:
+    """Return the status of a run whose files fail: without room on the disk it is run again."""
+    return "interrupted" if out_of_room(error) else "error"
 
 
 def _clear(job: Job, attempts: int) -> None:
@@ -113,10 +118,17 @@ def _read(job: Job) -> Record | None:
     return None
 
 
-def _refused(job: Job, worker: Worker) -> Record | None:
-    """Return the unfinished record of a run with bad input; its message tells what to do."""
-    record = _read(job) if worker.process.returncode == EXIT_BAD_INPUT else None
-    return record if record is not None and record.outcome.message else None
+def _refused(job: Job, worker: Worker, phase: Phase, said: str) -> Record | None:
+    """Return the unfinished record of a run with bad input or a full disk; its message tells what to do.
+
+    `said` is the message of the worker where there was no room to write it.
+    """
+    if worker.process.returncode != EXIT_BAD_INPUT:
+        return None
+    record = _read(job) or job.blank()
+    if not record.outcome.message:
+        record.outcome = Outcome(phase=phase, message=said or f"the worker gave up; see {job.log}")
+    return record
 
 
 def _death(worker: Worker, phase: Phase, attempts: int, memory: bool) -> Outcome:
@@ -158,7 +170,7 @@ def _complete(job: Job, outcome: Outcome) -> Record:
         records.write(record, job.record)
     except OSError as error:
         message = f"{outcome.message}; the record cannot be written: {error.strerror or error}"
-        record.outcome = outcome.model_copy(update={"status": "error", "message": message})
+        record.outcome = outcome.model_copy(update={"status": _status(error), "message": message})
     return record
 
 

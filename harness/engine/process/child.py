@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.engine.process.interrupts import interruptible, postpone
+from harness.files import private
 
 #: Bytes of a line that is read as an event.
 LONGEST_EVENT = 1 << 20
@@ -31,7 +32,7 @@ class Worker:
 
     def __init__(self, argv: Sequence[str], log: Path, descriptors: Sequence[int] = ()) -> None:
         """Start the process, which inherits `descriptors`; OSError where it or its log cannot be made."""
-        with log.open("wb") as file:
+        with open(log, "wb", opener=private) as file:
             self.process = subprocess.Popen(
                 argv,
                 stdin=subprocess.PIPE,

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.files import private, private_folder
+
 if TYPE_CHECKING:
     from harness.engine.quality.perplexity import Scored
 
@@ -75,8 +77,8 @@ def write_sequences(path: Path, text: ScoredText, scored: Scored) -> None:
 
     Equal hashes show that two runs scored the same tokens.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    private_folder(path.parent)
+    with open(path, "w", encoding="utf-8", opener=private) as file:
         for sequence, nats in zip(text.sequences, scored.sequence_nll_nats, strict=True):
             tokens = np.ascontiguousarray(sequence, dtype="<i8")
             line = {

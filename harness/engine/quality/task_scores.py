@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.files import private, private_folder
 from harness.record import Accuracy
 
 UNPARSABLE = "[invalid]"  # the result of lm-eval's regex filter where nothing matches
@@ -75,8 +76,8 @@ def _unread(sample: dict[str, Any]) -> bool:
 
 def write_samples(path: Path, samples: Samples, right: Sequence[bool]) -> None:
     """Write one line per document; equal hashes show that two runs answered the same question."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    private_folder(path.parent)
+    with open(path, "w", encoding="utf-8", opener=private) as file:
         for sample, correct in zip(samples, right, strict=True):
             line = {key: sample[key] for key in ("doc_id", "doc_hash", "prompt_hash", "target", "doc")}
             line |= {"responses": sample["filtered_resps"], "correct": correct}

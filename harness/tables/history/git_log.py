@@ -62,7 +62,11 @@ def versions(folder: Path) -> list[Version]:
         elif token.lstrip("\n").startswith(":"):
             _, mode, _, blob, _ = token.strip().split(" ")
             path = next(tokens, "")
-            if path.endswith(".json") and mode.startswith("100"):
+            if (
+                path.endswith(".json")
+                and not PurePosixPath(path).name.startswith(".")
+                and mode.startswith("100")
+            ):
                 found.append(Version(path, commit, blob))
     known = {version.path for version in found}
     return [version for version in found if not _owned(version.path, known)]

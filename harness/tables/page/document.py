@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
 
+from harness import files
 from harness.errors import UserError
 from harness.record import Record
 from harness.tables.aggregate import rows as rows_of
@@ -59,7 +60,7 @@ def build(
 def write(text: str, path: Path) -> None:
     """Write a page; UserError where that fails."""
     try:
-        path.write_text(text, encoding="utf-8", newline="\n")
+        files.replace(path, text)
     except OSError as error:
         raise UserError(f"--html {path}: cannot be written: {error.strerror}") from error
 

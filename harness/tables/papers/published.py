@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError, nearest
+from harness.files import visible
 from harness.suite import read_yaml, suites_folder
 from harness.tables.papers.schema import (
     Answer,
@@ -93,7 +94,7 @@ def folder() -> Path:
 
 def available(place: Path) -> list[str]:
     """Return the names of the papers, which are those of the files."""
-    return sorted(path.stem for path in place.glob("*.yaml") if path.stem != ERRATA)
+    return sorted(path.stem for path in visible(place.glob("*.yaml")) if path.stem != ERRATA)
 
 
 def load(place: Path, name: str) -> Paper:

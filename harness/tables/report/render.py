@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from harness import files
 from harness.tables import format
 from harness.tables.format import Table
 from harness.tables.report.build import Report
@@ -111,5 +112,5 @@ def write(report: Report, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = {folder / f"{name}.{suffix}": text for suffix, text in texts(report).items()}
     for path, text in paths.items():
-        path.write_text(text, encoding="utf-8", newline="\n")
+        files.replace(path, text)
     return list(paths)

@@ -368,7 +368,7 @@ def lorebench_process(*arguments: str | Path) -> subprocess.CompletedProcess[str
 def test_help_imports_no_torch(command: str, option: str) -> None:
     script = (
         "import sys\n"
-        "from harness.cli import main as cli\n"
+        "from harness.cli import commands as cli\n"
         f"try:\n    cli.app(['{command}', '--help'])\n"
         "except SystemExit as end:\n    assert not end.code\n"
         "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'pandas', 'lm_eval'} & set(sys.modules)\n"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli import show
+from harness.errors import UserError
 from harness.suite import Suite
 from tests.unit.tables.report.test_report import fabricate
 
@@ -35,3 +36,22 @@ def test_where_no_record_is_valid_there_is_no_table_and_the_reason(
     said = capsys.readouterr().out
     assert "time.tokens_per_s: is not a speed" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_tables_are_written_before_they_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(built: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(show, "show", fail)
+    with pytest.raises(OSError, match="No space"):
+        show.publish(Suite("demo", "", None, ()), [fabricate("full")], [], tmp_path, "demo")
+    assert "full" in (tmp_path / "demo.md").read_text()
+
+
+def test_tables_that_cannot_be_written_are_printed_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tables").touch()
+    with pytest.raises(UserError, match="tables: no tables can be written there"):
+        show.publish(Suite("demo", "", None, ()), [fabricate("full")], [], tmp_path / "tables", "demo")
+    assert "full" in capsys.readouterr().out

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
 from pathlib import Path
 
+import filelock
 import pytest
 
 from harness import files
@@ -35,6 +37,125 @@ def test_a_write_that_fails_leaves_the_old_file_alone(
     with pytest.raises(OSError, match="no space"):
         files.replace(path, "new")
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("file", "old")]
+
+
+@pytest.mark.parametrize("number", sorted({*files.NO_SYNC}))
+def test_a_file_system_without_fsync_is_written_to(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    files.replace(tmp_path / "file", "text")
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("file", "text")]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_what_fsync_finds_wrong_is_told(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        files.replace(tmp_path / "file", "text")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("full", ["write_bytes", "replace"])
+def test_a_disk_that_fills_up_leaves_no_temporary_file(
+    full: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(path: Path, *_: object, **__: object) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, full, half)
+    with pytest.raises(OSError, match="No space"):
+        files.replace(tmp_path / "file", "text")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    files.replace(path, "text")
+    assert os.read(reading, 10) == b"text"
+    os.close(reading)
+    assert path.is_fifo()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o377])
+def test_what_is_private_is_so_under_every_umask(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        folder = files.private_folder(tmp_path / "folder")
+        with open(folder / "file", "w", opener=files.private) as file:
+            file.write("text")
+    finally:
+        os.umask(before)
+    assert (folder.stat().st_mode & 0o777, (folder / "file").stat().st_mode & 0o777) == (0o700, 0o600)
+    folder.chmod(0o755)
+    assert files.private_folder(folder).stat().st_mode & 0o777 == 0o755, "one's own folder stays as it is"
+    with pytest.raises(FileExistsError):
+        files.private_folder(folder / "file")
+
+
+def test_hidden_files_are_not_ours(tmp_path: Path) -> None:
+    for name in ("b.json", "a.json", "._a.json", ".a.json.tmp"):
+        (tmp_path / name).touch()
+    assert files.visible(tmp_path.iterdir()) == [tmp_path / "a.json", tmp_path / "b.json"]
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "full"), True),
+        (OSError(errno.EDQUOT, "full"), True),
+        (OSError(errno.EACCES, "denied"), False),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), True),
+        (RuntimeError("no room in the model"), False),
+    ],
+)
+def test_a_full_disk_is_told_from_other_errors(error: Exception, full: bool) -> None:
+    assert files.out_of_room(error) == full
+    wrapped = ValueError("cannot be saved")
+    wrapped.__cause__ = error
+    assert files.out_of_room(wrapped) == full
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NotImplementedError("no flock"), OSError(errno.ENOLCK, "No locks"), OSError(errno.EROFS, "Full")],
+)
+def test_where_no_lock_is_possible_the_work_goes_on_and_it_is_said(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    said: list[str] = []
+    with files.locked(tmp_path / "lock", pytest.fail, said.append):
+        said.append("worked")
+    assert len(said) == 2
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    said: list[str] = []
+    holder = filelock.FileLock(tmp_path / "lock")
+    holder.acquire()
+
+    def waiting() -> None:
+        said.append("waits")
+        holder.release()
+
+    with files.locked(tmp_path / "lock", waiting, pytest.fail):
+        assert said == ["waits"]
+    with files.locked(tmp_path / "lock", pytest.fail, pytest.fail):
+        pass
 
 
 def test_threads_that_write_one_file_do_not_mix(tmp_path: Path) -> None:

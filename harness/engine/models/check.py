@@ -86,6 +86,7 @@ def causal_config(folder: Path) -> Any:
             folder, local_files_only=True, trust_remote_code=False
         )
         causal, given = is_causal(config), ", ".join(config.architectures or [type(config).__name__])
+    config.__dict__.pop("auto_map", None)  # code that is not run should not be named in what is saved
     if not causal:
         raise UserError(
             f"{folder}: {given} is not a causal language model; give one such as LlamaForCausalLM"

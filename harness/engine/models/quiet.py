@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from transformers.utils import logging
+
+STANDARD_ERROR = 2
 
 
 @contextmanager
@@ -23,3 +26,17 @@ def quietly() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def without_panics() -> Iterator[None]:
+    """Keep what libraries in Rust print of a panic, with its frames, from standard error in a block."""
+    kept = os.dup(STANDARD_ERROR)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, STANDARD_ERROR)
+        yield
+    finally:
+        os.dup2(kept, STANDARD_ERROR)
+        os.close(kept)
+        os.close(nothing)

@@ -10,7 +10,7 @@ from typing import Any
 import transformers  # its parts are loaded when they are first used
 from tokenizers import Tokenizer
 
-from harness.engine.models.quiet import quietly
+from harness.engine.models.quiet import quietly, without_panics
 from harness.engine.models.weights import visible
 from harness.errors import UserError, refusing
 
@@ -47,7 +47,7 @@ def tokenizer_of(folder: Path) -> Any:
     then be others than those that the model was trained on, so here the file decides.
     """
     refused = f"{folder}: no tokenizer can be loaded from there"
-    with refusing(refused), quietly():
+    with refusing(refused), quietly(), without_panics():
         loaded = _load(transformers.AutoTokenizer, folder)
         probed = [*loaded("a")["input_ids"], *loaded.get_vocab().values()]
         if not all(isinstance(number, int) and number >= 0 for number in probed):
@@ -56,14 +56,17 @@ def tokenizer_of(folder: Path) -> Any:
     file = folder / "tokenizer.json"
     if not file.is_file():
         return loaded
-    with refusing(refused), quietly():
+    with refusing(refused), quietly(), without_panics():
         truth = Tokenizer.from_file(str(file))
-        if json.loads(truth.to_str())["model"].get("dropout"):
+        written = truth.to_str()
+        pipeline = json.loads(written)
+        if pipeline["model"].get("dropout"):
             raise ValueError("tokenizer.json drops merges at random; set model.dropout to null there")
-        if _same(loaded, truth):
+        Tokenizer.from_str(written)  # else the weights of a run would be saved with one that cannot be read
+        if _same(loaded, truth, pipeline):
             return loaded
         plain = _load(transformers.PreTrainedTokenizerFast, folder)
-        if _same(plain, truth):
+        if _same(plain, truth, pipeline):
             return plain
     raise UserError(
         f"{folder}: tokenizer.json gives other ids than the tokenizer that transformers makes of it and of "
@@ -77,7 +80,10 @@ def marks(tokenizer: Any) -> dict[str, int | None]:
 
 
 def _load(kind: Any, folder: Path) -> Any:
-    return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    loaded = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    for name in ("auto_map", "local_files_only", "is_local"):  # said of this folder, not of one saved from it
+        loaded.init_kwargs.pop(name, None)
+    return loaded
 
 
 def _need_vocabulary(loaded: Any, folder: Path) -> None:
@@ -97,12 +103,12 @@ def _need_vocabulary(loaded: Any, folder: Path) -> None:
         raise UserError(f"{folder}: its tokenizer is incomplete; {names[(pair - here).pop()]} is missing")
 
 
-def _same(loaded: Any, truth: Tokenizer) -> bool:
+def _same(loaded: Any, truth: Tokenizer, given: Mapping[str, Any]) -> bool:
     """Return whether a loaded tokenizer takes text apart like the file's, and gives its added tokens' ids."""
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         return False
-    own, given = json.loads(backend.to_str()), json.loads(truth.to_str())
+    own = json.loads(backend.to_str())
     if any(own[part] != given[part] for part in PIPELINE):
         return False
     return all(

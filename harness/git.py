@@ -1,8 +1,14 @@
-"""Git: one way to call it, what a working tree changed since its commit, and a copy of that. No torch."""
+"""Git: one way to call it, what a working tree changed since its commit, and a copy of that. No torch.
+
+A repository may be a stranger's, and its configuration may name programs: a file watcher, hooks, filters of
+contents, an ssh command for objects that a partial clone lacks. Git reads here, and starts none of them.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shutil
 import stat
 import subprocess
@@ -13,37 +19,96 @@ from pathlib import Path
 from harness import files
 from harness.errors import UserError
 
-#: Take no optional lock, start no file watcher, check no signature: reading starts no other program.
-COMMAND = ("git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-c", "log.showSignature=false")
 TIMEOUT_S = 300
 #: Changes in compiled Python do not count.
 COMPILED = ":(exclude,glob)**/__pycache__/**"
+#: Settings that win over those of a repository: no watcher, hook, pager, signature program or template.
+SETTINGS = (
+    "core.fsmonitor=false",
+    f"core.hooksPath={os.devnull}",
+    "core.sshCommand=false",
+    "core.pager=cat",
+    "log.showSignature=false",
+    "commit.gpgSign=false",
+    "init.templateDir=",
+)
+#: Options that keep a subcommand from starting programs that attributes or submodules name.
+PLAIN = {
+    "diff": ("--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty"),
+    "log": ("--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty"),
+}
+#: Subcommands that read or write files of the working tree, which filters change on their way.
+FILTERED = ("diff", "checkout")
+#: Variables of git that stay: they say where a person's own settings are and how far to search. All others,
+#: such as GIT_DIR in a hook, would lead to another repository or name programs.
+KEPT = re.compile(
+    r"GIT_(CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|COUNT|(KEY|VALUE)_\d+)"
+    r"|CEILING_DIRECTORIES|DISCOVERY_ACROSS_FILESYSTEM)"
+)
+#: Lets git clone a folder of this machine.
+LOCAL = {"GIT_ALLOW_PROTOCOL": "file"}
+#: What git says of a folder that belongs to somebody else.
+DUBIOUS = "detected dubious ownership"
 
 
 def git(
-    place: Path, *arguments: str, allowed: Sequence[int] = (0,), env: Mapping[str, str] | None = None
+    place: Path, *arguments: str, allowed: Sequence[int] = (0,), variables: Mapping[str, str] | None = None
 ) -> str:
     """Return the output of git without newlines at its ends; "" for an exit code in `allowed` other than 0.
 
-    UserError where git is missing, too slow, or fails otherwise.
+    UserError where git is missing, too slow, or fails otherwise, and always for a repository that belongs to
+    somebody else. `variables` are added to `environment`.
     """
     try:
         answer = subprocess.run(
-            [*COMMAND, "-C", str(place), *arguments],
+            command(place, *arguments),
             capture_output=True,
             stdin=subprocess.DEVNULL,
             timeout=TIMEOUT_S,
-            env=env,
+            env=environment() | dict(variables or {}),
         )
     except OSError as error:
         raise UserError(f"git cannot be run: {error.strerror}; install it") from error
     except subprocess.TimeoutExpired as error:
         raise UserError(f"git {arguments[0]} in {place}: no answer within {TIMEOUT_S} s") from error
     output, errors = (part.decode("utf-8", "surrogateescape") for part in (answer.stdout, answer.stderr))
+    if answer.returncode and DUBIOUS in errors:
+        raise UserError(
+            f"git {arguments[0]} in {place}: the repository belongs to another user, so git leaves it; "
+            f"if you trust it: {errors.strip().splitlines()[-1].strip()}"
+        )
     if answer.returncode not in allowed:
         last = (errors.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
         raise UserError(f"git {arguments[0]} in {place}: {last}")
     return output.strip("\n") if answer.returncode == 0 else ""
+
+
+def command(place: Path, *arguments: str) -> list[str]:
+    """Return the command of a call of git that starts no program but git."""
+    subcommand, *rest = arguments
+    settings = [*SETTINGS, *(_without_filters(place) if subcommand in FILTERED else ())]
+    given = [word for setting in settings for word in ("-c", setting)]
+    start = ["git", "--no-optional-locks", "--no-pager", *given, "-C", str(place)]
+    return [*start, subcommand, *PLAIN.get(subcommand, ()), *rest]
+
+
+def environment() -> dict[str, str]:
+    """Return the variables for git: none that lead elsewhere, and no transport, so nothing is fetched."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    kept = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
+    fixed = {"GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0"}
+    return {**own, **kept, **fixed, "LC_ALL": "C"}  # messages are read, so they are English
+
+
+def _without_filters(place: Path) -> list[str]:
+    """Return settings that replace every filter of contents by nothing, the person's own included.
+
+    A file that a filter would have changed then counts as changed, and a checkout has what is committed.
+    """
+    listed = ask(place, "config", "--name-only", "-z", "--get-regexp", r"^filter\..*\.")
+    drivers = {name.removeprefix("filter.").rpartition(".")[0] for name in (listed or "").split("\0") if name}
+    kinds = ("clean=", "smudge=", "process=", "required=false")
+    return [f"filter.{driver}.{kind}" for driver in sorted(drivers) for kind in kinds]
 
 
 def ask(place: Path, *arguments: str) -> str | None:

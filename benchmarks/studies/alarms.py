@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 from harness import files
 from harness.errors import UserError
 from harness.files import ROOT
-from harness.git import git
+from harness.git import LOCAL, git
 from harness.tables import generated
 
 OUTCOMES = Path("results", "alarms.json")
@@ -182,7 +181,7 @@ def _revision(clone: Path, name: str, text: str) -> str:
 
 
 def _git(place: Path, *arguments: str) -> str:
-    return git(place, *arguments, env={**os.environ, **IDENTITY})
+    return git(place, *arguments, variables={**LOCAL, **IDENTITY})
 
 
 # --------------------------------------------------------------------------------------- outcomes

@@ -21,7 +21,7 @@ from pathlib import Path
 import harness
 from harness.errors import UserError
 from harness.files import locked
-from harness.git import changed, copy_changes, digest, git
+from harness.git import LOCAL, changed, copy_changes, digest, git
 
 #: The working tree as it is, uncommitted changes included.
 WORKING_TREE = "."
@@ -110,7 +110,8 @@ def _make(source: Path, made: Revision, names: Mapping[str, bool]) -> None:
     shutil.rmtree(made.tree, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=made.tree.parent, prefix=".new-") as scratch:
         tree = Path(scratch, "tree")
-        git(source, "clone", "--quiet", "--shared", "--no-checkout", str(source), str(tree))
+        clone = ("clone", "--quiet", "--shared", "--no-checkout", str(source), str(tree))
+        git(source, *clone, variables=LOCAL)
         git(tree, "checkout", "--quiet", "--detach", made.sha)
         copy_changes(source, tree, names)
         (tree / STATE).write_text(_state(tree), encoding="utf-8")

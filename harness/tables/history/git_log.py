@@ -49,8 +49,8 @@ def versions(folder: Path) -> list[Version]:
     if not git.ask(folder, "rev-parse", "--show-toplevel"):
         raise UserError(f"--committed: {folder} is in no git repository, or git is missing; drop --committed")
     answer = git.ask(
-        folder, "-c", "log.showRoot=true", "log", "-z", "--raw", "--no-abbrev", "--no-renames", "--relative",
-        "--full-history", "--no-ext-diff", "--diff-filter=AMT", "--format=%x01%H", "HEAD", "--", ".",
+        folder, "log", "--root", "-z", "--raw", "--no-abbrev", "--no-renames", "--relative",
+        "--full-history", "--diff-filter=AMT", "--format=%x01%H", "HEAD", "--", ".",
     )  # fmt: skip
     if answer is None:
         raise UserError(f"--committed: git cannot read the history of {folder}; has it any commit?")
@@ -90,11 +90,12 @@ def beside(folder: Path, version: Version, name: str, largest: int) -> bytes:
 
 def contents(folder: Path, blobs: list[str], largest: int) -> Iterator[bytes | None]:
     """Yield contents by their ids, in order, from one process; None above `largest` bytes."""
-    command = [*git.COMMAND, "-C", str(folder), "cat-file", "--batch", "--buffer"]
+    command = git.command(folder, "cat-file", "--batch", "--buffer")
     with tempfile.TemporaryFile() as given:  # a pipe would fill while the answers wait to be read
         given.write("".join(f"{blob}\n" for blob in blobs).encode())
         given.seek(0)
-        with subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as cat:
+        quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(command, stdin=given, env=git.environment(), **quiet) as cat:
             assert cat.stdout is not None
             for _ in blobs:
                 yield _content(cat.stdout, largest)

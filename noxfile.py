@@ -128,7 +128,7 @@ def add_session(name: str, description: str, commands: list[str]) -> None:
     def run_modules(session: nox.Session) -> None:
         for command in commands:
             words = (*command.split(), *session.posargs)
-            session.run(environment(session), "-m", *words, external=True)
+            session.run(environment(session), "-P", "-m", *words, external=True)
 
     run_modules.__doc__ = description
     nox.session(run_modules, name=name)

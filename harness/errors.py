@@ -31,6 +31,10 @@ class UnsupportedError(Exception):
     """A valid request that a method cannot carry out; it becomes a row with status `unsupported`."""
 
 
+class MethodError(Exception):
+    """A method that breaks its contract: a run becomes a row with status `error` and this message."""
+
+
 class DivergedError(Exception):
     """The loss became NaN or infinite; it becomes a row with status `diverged`."""
 

@@ -16,8 +16,6 @@ model and `UnsupportedError` for a feature that the method lacks; the latter bec
 from __future__ import annotations
 
 import functools
-import importlib
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.errors import UserError
-from harness.registry import check_name
 from harness.spectrum import thinned_spectrum
-from harness.validation import validate
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -242,29 +237,6 @@ class Method:
     def export(self, model: nn.Module) -> nn.Module:
         """Return a plain transformers model without training parts; its linear layers may stay factored."""
         return model
-
-
-def find(name: str) -> type[Method]:
-    """Return the class of a method by its registered name or by "module:Class".
-
-    UserError for an unknown name, a module that cannot be imported, or a class that is no `Method`.
-    """
-    target = check_name(name)
-    module_name, _, class_name = target.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"method {name!r}: cannot import module {module_name!r}: {error}") from error
-    found = getattr(module, class_name, None)
-    if not (inspect.isclass(found) and issubclass(found, Method)):
-        raise UserError(f"method {name!r}: {target!r} is not a subclass of harness.method.Method")
-    return found
-
-
-def build(name: str, options: Mapping[str, Any]) -> Method:
-    """Return a configured method; UserError names the options that are allowed when one is wrong."""
-    cls = find(name)
-    return cls(validate(cls.Config, dict(options), where=f"method {name}"))
 
 
 def stack_caps(methods: Sequence[Method]) -> Caps:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.studies.acceptance_table import pairs, rows, show, simulated_peaks, tests_line
+from harness import imports
 from harness import record as records
 from harness import suite as suites
 from harness.config import Run
@@ -132,7 +133,7 @@ def carry_out(folder: Path, stages: Stages, chosen: Chosen, left_s: Left) -> Non
         options += [f"--device={chosen.device}", f"--results={chosen.results}"]
         options += [f"--budget={left_s():.0f}s", *(["--retry"] if chosen.retry else [])]
         cap = {} if stage.cap_gib is None else {CAP: f"{stage.cap_gib:g}"}
-        command = [sys.executable, "-m", "harness.cli", "run", stage.suite, *options]
+        command = [*imports.command("harness.cli"), "run", stage.suite, *options]
         if call(command, left_s(), **cap) == EXIT_BAD_INPUT:
             print(
                 f"acceptance: some runs of {stage.suite} were refused, see above; continuing", file=sys.stderr

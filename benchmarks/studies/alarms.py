@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import files
+from harness import files, imports
 from harness.errors import UserError
 from harness.files import ROOT
 from harness.git import LOCAL, git
@@ -189,10 +189,10 @@ def _outcome(name: str, clone: Path, revision: str, repeats: int) -> dict[str, A
     """Compare a revision with its base; UserError where the command gives no verdict."""
     out = clone.parent / f"{name.replace(' ', '-')}.json"
     out.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "harness.cli", "ab", "base", revision, "alarms"]
+    command = [*imports.command("harness.cli"), "ab", "base", revision, "alarms"]
     command += [f"--repository={clone}", f"--results={clone.parent / 'records'}"]
     command += [f"--repeats={repeats}", "--format=json", f"--out={out}"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=imports.environment())
     if not out.exists():
         last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{name}: no verdict, exit code {ended.returncode}: {last}")

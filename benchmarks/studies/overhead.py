@@ -20,7 +20,7 @@ from harness.engine.measure.peak import meter_for
 from harness.engine.measure.speed import StepClock
 from harness.engine.models.load import shape_config
 from harness.engine.run.train import METERED_STEPS, WARMUP_STEPS, Trainer, lr_at
-from harness.method import build
+from harness.plugins import build
 
 CPU = torch.device("cpu")
 

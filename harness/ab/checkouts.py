@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import harness
+from harness import imports
 from harness.errors import UserError
-from harness.files import locked
+from harness.files import ROOT, locked
 from harness.git import LOCAL, changed, copy_changes, digest, git
 
 #: The working tree as it is, uncommitted changes included.
@@ -41,7 +42,8 @@ STATE = Path(".git", "made-as")
 class Revision:
     """A checkout: the revision as given, its commit, its folder and the interpreter that runs it.
 
-    `changes` is the digest of uncommitted changes in it, None without any.
+    `changes` is the digest of uncommitted changes in it, None without any. `plugins` is the folder of
+    plug-ins in a checkout of their repository, which then runs with the code of this program.
     """
 
     spec: str
@@ -49,6 +51,19 @@ class Revision:
     tree: Path
     python: str = sys.executable
     changes: str | None = None
+    plugins: Path | None = None
+
+    @property
+    def code(self) -> Path:
+        """Return the folder of the harness that runs this revision."""
+        return self.tree if self.plugins is None else ROOT
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Return the start of a command of its command line."""
+        if self.plugins is None:
+            return (self.python, "-m", "harness.cli")
+        return (self.python, *imports.command("harness.cli")[1:])
 
     @property
     def name(self) -> str:
@@ -57,32 +72,34 @@ class Revision:
 
     def environment(self, cache: Path) -> dict[str, str]:
         """Return the variables of a process that runs this revision from any folder, with its own cache."""
-        known = [self.tree, Path.cwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        path = os.pathsep.join(map(str, known))
-        # Without PYTHONSAFEPATH `-m` would put the current folder first, often another checkout.
-        own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "LOREBENCH_CACHE": str(cache.absolute())}
-        return {**os.environ, **own}
+        # Without PYTHONSAFEPATH, `-m` would put the current folder first, often another checkout.
+        own = imports.environment() | {"LOREBENCH_CACHE": str(cache.absolute())}
+        if self.plugins is not None:
+            return own | {imports.PLUGINS: str(self.plugins)}
+        return own | {"PYTHONPATH": os.pathsep.join([str(self.tree), *imports.named_folders()])}
 
 
 def repository(start: Path | None = None) -> Path:
-    """Return the repository of this project around a folder, else that of this program, else UserError."""
-    for place in (start or Path.cwd(), Path(harness.__file__).resolve().parent):
+    """Return the repository around a folder, else the one of this program, else UserError."""
+    here, program = start or Path.cwd(), Path(harness.__file__).resolve().parent
+    for place in (here, program):
         top = git(place, "rev-parse", "--show-toplevel", allowed=(0, 128))
-        if top and _has_entry(Path(top)):
+        if top and (place is here or is_ours(Path(top))):
             return Path(top)
     raise UserError(
-        "no git repository of lorebench here: change into a clone of it, or give one by --repository DIR"
+        "no git repository here: change into a clone of lorebench or of a plug-in, or give --repository"
     )
 
 
-def _has_entry(tree: Path) -> bool:
+def is_ours(tree: Path) -> bool:
+    """Return whether a folder holds the command line of lorebench."""
     return any((tree / entry).is_file() for entry in ENTRIES)
 
 
 def checkout(source: Path, spec: str, folder: Path) -> Revision:
     """Check out a revision of a repository below `folder`, once; `.` is the working tree.
 
-    UserError for what is no revision, or has no command line.
+    UserError for what is no revision, or lacks the command line that the repository's working tree has.
     """
     commit = "HEAD" if spec == WORKING_TREE else spec
     sha = git(source, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}", allowed=(0, 1, 128))
@@ -100,7 +117,7 @@ def checkout(source: Path, spec: str, folder: Path) -> Revision:
         if not _is_whole(made):
             _make(source, made, names)
         _note_use(made.tree)
-    if not _has_entry(made.tree):
+    if is_ours(source) and not is_ours(made.tree):
         raise UserError(f"{spec}: this revision has no {ENTRIES[0].as_posix()}, so nothing in it can be run")
     return made
 
@@ -183,7 +200,9 @@ def _install(wanted: str, place: Path, python: Path) -> None:
         steps = [[uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(place)]]
         steps += [[uv, "pip", "install", "--compile-bytecode", "--python", str(python), *given]]
     else:
-        steps = [[sys.executable, "-m", "venv", str(place)], [str(python), "-m", "pip", "install", *given]]
+        apart = "-I"  # the current folder is not for pip
+        steps = [[sys.executable, apart, "-m", "venv", str(place)]]
+        steps += [[str(python), apart, "-m", "pip", "install", *given]]
     for step in steps:
         answer = subprocess.run(step, capture_output=True, stdin=subprocess.DEVNULL, text=True)
         if answer.returncode:

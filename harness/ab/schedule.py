@@ -66,7 +66,7 @@ class Request:
         since defaults may move between revisions.
         """
         conditions = json.dumps([each for each in self.selector(run) if not each.startswith("seed=")])
-        name = re.sub(r"[^A-Za-z0-9.-]+", "-", run.name).strip("-.")[:NAME_LENGTH]
+        name = re.sub(r"[^A-Za-z0-9.-]+", "-", run.name).strip("-.")[:NAME_LENGTH] or "row"
         return self.folder / SIDES[side] / f"{name}-{hashlib.sha256(conditions.encode()).hexdigest()[:6]}"
 
 
@@ -98,25 +98,38 @@ def carry_out(todo: Sequence[SideRun], sides: Sequence[Revision], request: Reque
     """
     display = progress.choose()
     with runner.device_lock(device, cache_folder(), display), display, sigterm_as_interrupt():
-        display.begin(len(todo), 0)
-        for pair in zip(todo[::2], todo[1::2], strict=True):
-            missing = _missing(pair, request)
-            for each in pair:
-                if each not in missing:
-                    display.end(_shown(each), _verified(each, sides[each.side], request), 0.0)
-            for group in [missing] if request.lockstep and missing else [[each] for each in missing]:
-                display.start(_shown(group[0], *group[1:]), None)
-                began = time.monotonic()
-                _run(group, sides, request)
-                for each in group:
-                    record = _verified(each, sides[each.side], request)
-                    display.end(_shown(each), record, time.monotonic() - began)
+        groups, finished = _groups(todo, request)
+        for each in finished:
+            _verified(each, sides[each.side], request)
+        # What is done at once counts as one: both runs of a pair in lockstep.
+        done = len(finished) // 2 if request.lockstep else len(finished)
+        display.begin(done + len(groups), done)
+        for group in groups:
+            display.start(_shown(group[0], *group[1:]), None)
+            began = time.monotonic()
+            _run(group, sides, request)
+            seconds = time.monotonic() - began
+            *others, last = ((_shown(each), _verified(each, sides[each.side], request)) for each in group)
+            for run, record in others:
+                display.note(progress.verdict(run, record, seconds))
+            display.end(*last, seconds)
+
+
+def _groups(todo: Sequence[SideRun], request: Request) -> tuple[list[list[SideRun]], list[SideRun]]:
+    """Return what is left to do, as groups of runs that exist at once, and the runs that are finished."""
+    groups: list[list[SideRun]] = []
+    finished: list[SideRun] = []
+    for pair in zip(todo[::2], todo[1::2], strict=True):
+        missing = _missing(pair, request)
+        finished += [each for each in pair if each not in missing]
+        groups += [missing] if request.lockstep and missing else [[each] for each in missing]
+    return groups, finished
 
 
 def can_be_together(sides: Sequence[Revision], device: str) -> bool:
     """Return whether both sides can update in lockstep: on a CPU, where both revisions have the client."""
     return device == "cpu" and all(
-        any((side.tree / "harness" / "engine" / client).is_file() for client in LOCKSTEP_CLIENTS)
+        any((side.code / "harness" / "engine" / client).is_file() for client in LOCKSTEP_CLIENTS)
         for side in sides
     )
 
@@ -180,7 +193,7 @@ def _start(each: SideRun, revision: Revision, request: Request, place: str | Non
     """Start a run by the command line of its revision; `place` is its socket of lockstep."""
     options = [*request.options, f"--set=repeat={each.run.repeat}", f"--seed={each.run.seed}"]
     options += [f"--only={condition}" for condition in request.selector(each.run)]
-    command = [revision.python, "-m", "harness.cli", "run", str(request.suite)]
+    command = [*revision.command, "run", str(request.suite)]
     command += [f"--results={request.place(each.side, each.run)}", *options]
     cache = request.folder / f"cache-{SIDES[each.side]}"
     cache.mkdir(parents=True, exist_ok=True)
@@ -191,7 +204,7 @@ def _verified(each: SideRun, revision: Revision, request: Request) -> Record:
     """Return the record of a run; UserError where other code made it, or it should have been in lockstep."""
     _, found = next(_records(each, request))
     ran = found.environment.git_sha if found.environment else None
-    if ran is not None and ran != revision.sha:
+    if revision.plugins is None and ran is not None and ran != revision.sha:
         raise UserError(
             f"{revision.spec}: its run was made by the code of {ran[:SHORT]}, not of {revision.name}; "
             f"remove {request.folder} and any other `harness` on PYTHONPATH, and run again"

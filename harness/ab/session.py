@@ -92,16 +92,28 @@ def request_for(
 
 
 def sides_of(
-    repository: Path | None, specs: tuple[str, str], pythons: tuple[str | None, str | None]
+    repository: Path | None,
+    specs: tuple[str, str],
+    pythons: tuple[str | None, str | None],
+    runs: Sequence[Run],
 ) -> list[Revision]:
-    """Check out both revisions; those with different dependencies get environments of their own."""
-    from harness.ab import checkouts
+    """Check out both revisions; of lorebench, those with other dependencies get their own environments."""
+    from harness.ab import checkouts, plugins
 
     source = checkouts.repository(repository)
+    ours = checkouts.is_ours(source)
+    if not ours:
+        plugins.check(source, runs)
     for python in filter(None, pythons):
         _check_interpreter(python)
     cache = _writable(cache_folder() / "revisions")
     found = [checkouts.checkout(source, spec, cache) for spec in specs]
+    if not ours:
+        found = [plugins.placed(revision, source) for revision in found]
+        return [
+            replace(revision, python=str(Path(given).absolute())) if given else revision
+            for revision, given in zip(found, pythons, strict=True)
+        ]
     wanted = [checkouts.dependencies(revision.tree) for revision in found]
     sides = []
     for revision, needed, given in zip(found, wanted, pythons, strict=True):

@@ -51,7 +51,10 @@ def ab(
     deadline: options.Deadline = "6h",
     results: options.Results = Path("runs/ab"),
     repository: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A clone of lorebench. [default: that of this folder]")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="A clone of lorebench or of a plug-in. [default: that of this folder]"
+        ),
     ] = None,
     apart: Apart = False,
     python_a: Annotated[
@@ -63,7 +66,7 @@ def ab(
     form: FormOption = "text",
     out: OutOption = None,
 ) -> None:
-    """Run two revisions interleaved on this machine and show what changed; exit codes as for gate."""
+    """Run two revisions interleaved and show what changed; exit codes as for gate. Their code runs as you."""
     from harness.ab import schedule
     from harness.engine import runner
 
@@ -77,7 +80,7 @@ def ab(
     control = session.control_row(everything, control)
     chosen = session.rows(everything, selection.only, control, quality, bool(selection.seed))
     plan = runner.resolve(chosen.runs, device)  # before a checkout, refuse what cannot be read
-    sides = session.sides_of(repository, (first, second), (python_a, python_b))
+    sides = session.sides_of(repository, (first, second), (python_a, python_b), chosen.runs)
     given = [f"--deadline={deadline}", *changed.forwarded(plan.device)]
     request = session.request_for(selection.suite, chosen, given, results, sides, plan, apart or quality)
     schedule.carry_out(schedule.interleave(chosen.runs, repeats), sides, request, plan.device)

@@ -1,4 +1,4 @@
-"""The command line: `lorebench methods | plan | run | report | export | paper | gate | ab | history`.
+"""The command line: `lorebench methods | check | plan | run | report | export | paper | gate | ab | history`.
 
 No command imports torch at its top: what needs it runs in another process, or is imported inside its command.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from harness.cli import ab, export, gate, history, methods, paper, plan, report, run
+from harness.cli import ab, check, export, gate, history, methods, paper, plan, report, run
 
 app = typer.Typer(
     name="lorebench",
@@ -21,6 +21,7 @@ app = typer.Typer(
 
 for _command in (
     methods.methods,
+    check.check,
     run.run,
     plan.plan,
     export.export,

@@ -8,7 +8,7 @@ def methods() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from harness.method import find
+    from harness.plugins import find
     from harness.registry import available
 
     table = Table(title="methods", header_style="bold", show_lines=True)

@@ -11,7 +11,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from harness import imports
 from harness import record as records
 from harness.config import Run
 from harness.engine.forecast.admission import refusals
@@ -36,7 +36,7 @@ from harness.files import private_folder
 from harness.record import Outcome, Record
 from harness.suite import Suite
 
-WORKER = (sys.executable, "-m", "harness.engine.worker")
+WORKER = imports.command("harness.engine.worker")
 #: Seconds between two looks at a lock that another sweep holds.
 POLL_S = 0.5
 #: Characters of the name of a file, with room for what stands around it.
@@ -173,7 +173,12 @@ def resolve(
     Without `text` the worker does not read training data.
     """
     request = {"runs": [run.model_dump(mode="json") for run in runs], "device": device, "text": text}
-    answer = subprocess.run([*command, "resolve"], input=json.dumps(request).encode(), capture_output=True)
+    answer = subprocess.run(
+        [*command, "resolve"],
+        input=json.dumps(request).encode(),
+        capture_output=True,
+        env=imports.environment(),
+    )
     try:
         content = json.loads(answer.stdout.decode(errors="replace").strip().splitlines()[-1])
         if "error" in content:

@@ -1,8 +1,8 @@
 """Entry point of the worker process, the only side that imports torch.
 
 `worker resolve` completes and checks a list of runs; `worker run JOB` carries out one and classifies its
-outcome; `worker simulate` answers requests for forecasts of memory. Events go to the original standard output
-as JSON lines, all other output to the log.
+outcome; `worker simulate` answers requests for forecasts of memory; `worker check` holds a method to the
+contract. Events go to the original standard output as JSON lines, all other output to the log.
 """
 
 from __future__ import annotations
@@ -135,13 +135,21 @@ def simulate(request: dict[str, Any], send: Callable[[dict[str, Any]], None]) ->
     answer_all(request, send)
 
 
+def check(request: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> None:
+    """Hold the method of a request to the contract; each outcome is sent as soon as it is known."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from harness.engine.contract.server import answer
+
+    answer(request, send)
+
+
 def main(arguments: list[str]) -> int:
-    """Carry out `resolve` or `simulate` with a request, one line on standard input, or `run JOB`."""
+    """Carry out `resolve`, `simulate` or `check` with a request, one line on standard input, or `run JOB`."""
     if len(arguments) == 2 and arguments[0] == "run":
         _die_with_the_parent()
         return run_job(Path(arguments[1]))
-    if arguments not in (["resolve"], ["simulate"]):
-        raise SystemExit("usage: python -m harness.engine.worker resolve | simulate | run JOB.json")
+    if arguments not in (["resolve"], ["simulate"], ["check"]):
+        raise SystemExit("usage: python -m harness.engine.worker resolve | simulate | check | run JOB.json")
     request = json.loads(sys.stdin.readline())
     answers = take_stdout()
 
@@ -154,7 +162,7 @@ def main(arguments: list[str]) -> int:
             send(resolve(request))
         else:
             _die_with_the_parent()
-            simulate(request, send)
+            (simulate if arguments == ["simulate"] else check)(request, send)
     except UserError as error:
         send({"error": str(error), "path": error.path, "run": error.run})
         return EXIT_BAD_INPUT

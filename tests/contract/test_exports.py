@@ -24,7 +24,8 @@ from harness.engine.models import checkpoint
 from harness.engine.models.export import export_run
 from harness.engine.models.load import load_model
 from harness.engine.quality import perplexity
-from harness.method import Context, build
+from harness.method import Context
+from harness.plugins import build
 from harness.registry import REGISTRY
 from tests.support.tiny import tiny_batch, tiny_llama, train
 

@@ -12,7 +12,7 @@ import yaml
 
 from harness import record, series
 from harness.errors import UserError
-from harness.method import build, find
+from harness.plugins import build, find
 from harness.record import Record
 from harness.registry import available, check_name
 

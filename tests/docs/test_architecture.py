@@ -37,7 +37,9 @@ LIGHT = (
     "harness.files",
     "harness.forecast",
     "harness.git",
+    "harness.imports",
     "harness.method",
+    "harness.plugins",
     "harness.record",
     "harness.registry",
     "harness.series",
@@ -62,6 +64,7 @@ VOCABULARY = tuple(
         "factored",
         "files",
         "git",
+        "imports",
         "spectrum",
         "strict_yaml",
         "validation",
@@ -69,7 +72,17 @@ VOCABULARY = tuple(
 )
 CONTRACTS = tuple(
     f"harness.{name}"
-    for name in ("config", "forecast", "method", "no_effect", "record", "registry", "series", "suite")
+    for name in (
+        "config",
+        "forecast",
+        "method",
+        "no_effect",
+        "plugins",
+        "record",
+        "registry",
+        "series",
+        "suite",
+    )
 )
 BASEMENT = (*VOCABULARY, *CONTRACTS)
 
@@ -94,10 +107,16 @@ MAY_IMPORT = {
     "harness.engine.data": engine("data"),
     "harness.engine.measure": engine("measure"),
     "harness.engine.quality": engine("quality", "data"),
-    "harness.engine.run": ("harness", *engine("run", "process.job", "models", "data", "measure", "quality")),
-    "harness.engine.forecast": engine("forecast", "run", "process", "models", "data", "measure"),
+    "harness.engine.contract": engine("contract", "forecast", "run", "models", "data", "measure"),
+    "harness.engine.run": (
+        "harness",
+        *engine("run", "contract.members", "process.job", "models", "data", "measure", "quality"),
+    ),
+    "harness.engine.forecast": engine(
+        "forecast", "contract.members", "run", "process", "models", "data", "measure"
+    ),
     "harness.engine.runner": engine("process", "forecast.admission"),
-    "harness.engine.worker": engine("process", "run", "forecast", "quality"),
+    "harness.engine.worker": engine("process", "run", "forecast", "quality", "contract"),
     **{f"harness.tables.{name}": tables(*SHARED_TABLES) for name in SHARED_TABLES},
     "harness.tables.report": tables("report", *SHARED_TABLES),
     "harness.tables.plan": tables("plan", "report", *SHARED_TABLES),

@@ -12,7 +12,7 @@ import yaml
 
 from harness import config
 from harness.config import Strict
-from harness.method import find
+from harness.plugins import find
 from harness.registry import REGISTRY
 from tests.docs.sources import Module, document, of
 

@@ -13,7 +13,7 @@ from harness.config import TrainConfig
 from harness.engine.measure.peak import LiveMeter
 from harness.engine.measure.speed import StepClock
 from harness.engine.run.train import Trainer, TrainResult, lr_at
-from harness.method import build
+from harness.plugins import build
 from tests.support.tiny import tiny_llama
 
 CPU = torch.device("cpu")

@@ -11,7 +11,8 @@ from harness.engine.measure.components import requested_bytes
 from harness.engine.measure.speed import PEAK_FLOPS, flops_per_token, peak_flops, utilisation
 from harness.engine.models.load import shape_config
 from harness.factored import restructure
-from harness.method import Context, build
+from harness.method import Context
+from harness.plugins import build
 from tests.support.tiny import tiny_llama
 
 

@@ -18,7 +18,7 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from harness import method
+from harness import plugins
 from harness.cli import main as cli
 from harness.cli import options
 from harness.cli import plan as command
@@ -117,7 +117,7 @@ def test_a_suite_resolves_and_its_methods_build_with_neither_network_nor_files(n
         assert checks.supported(run, checks.stack(run)).stages
         for given, complete in zip(asked.method, run.method, strict=True):
             assert given.options.items() <= complete.options.items()
-            assert complete.options or not method.find(given.name).Config.model_fields
+            assert complete.options or not plugins.find(given.name).Config.model_fields
 
 
 def test_a_task_without_its_files_is_refused_before_anything_starts_and_says_how_to_give_them() -> None:

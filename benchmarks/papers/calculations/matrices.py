@@ -64,7 +64,7 @@ def abilities(method: MethodChoice) -> Value:
 
     As in Table 1 of GaLore, from the caps of our method; a subspace that changes has a period of refreshes.
     """
-    from harness.method import build
+    from harness.plugins import build
 
     name, options = one_method(method)
     caps = build(name, options).caps
@@ -75,7 +75,7 @@ def abilities(method: MethodChoice) -> Value:
 
 def default(method: str, option: str) -> Value:
     """Return the default of an option of our method."""
-    from harness.method import find
+    from harness.plugins import find
 
     fields = find(method).Config.model_fields
     if option not in fields:

@@ -98,7 +98,7 @@ def one_method(method: MethodChoice) -> tuple[str, dict[str, Any]]:
 
 def with_option(method: MethodChoice, option: str, value: Any) -> list[dict[str, Any]]:
     """Return a stack with an option set in each method that has it."""
-    from harness.method import find
+    from harness.plugins import find
 
     return [
         {name: {**options, **({option: value} if option in find(name).Config.model_fields else {})}}

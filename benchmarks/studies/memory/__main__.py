@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.studies.memory import growth, table
-from harness import files, suite
+from harness import files, imports, suite
 from harness.cli.plan import plan_suite
 from harness.config import Run
 from harness.errors import UserError
@@ -76,7 +76,7 @@ def commands(
     rows = table.rows_of(runs, forecasts, None)
     fitting = [name for name, row in rows.items() if row.predicted is not None and row.predicted <= room]
     chosen = [part for name in fitting for part in ("--only", f"label={json.dumps(name)}")]
-    program = [sys.executable, "-m", "harness.cli", "run", table.SUITE, "--device", "cuda"]
+    program = [*imports.command("harness.cli"), "run", table.SUITE, "--device", "cuda"]
     return [[*program, "--results", str(root / "results" / "raw"), *chosen]] if fitting else []
 
 

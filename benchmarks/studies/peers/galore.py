@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from benchmarks.studies.peers.bench import Case, Duel, agreement, peer_package, quartiles
 from harness.config import OptimConfig
-from harness.method import Context, build
+from harness.method import Context
+from harness.plugins import build
 from methods.parts.projection.method import ProjectedStepper
 from methods.parts.projection.projector import Finder, Projector, find_projector, side_of
 from methods.parts.targets import random_stream

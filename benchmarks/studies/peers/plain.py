@@ -14,7 +14,8 @@ from benchmarks.studies.peers.bench import Case, Duel, agreement
 from benchmarks.studies.peers.galore import PEER, SCALE, peer_optimizer
 from harness.config import OptimConfig
 from harness.engine.models.load import shape_config
-from harness.method import Context, Stepper, build
+from harness.method import Context, Stepper
+from harness.plugins import build
 from methods.parts.optim.adamw import AdamWStepper
 from methods.parts.targets import LINEAR_KINDS, target_linears
 

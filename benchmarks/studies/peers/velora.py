@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks.studies.peers.bench import Case, Duel
 from harness.engine.measure.peak import LiveMeter
-from harness.method import Context, build
+from harness.method import Context
+from harness.plugins import build
 from methods.parts.layers.subtoken import project, weight_gradient
 
 #: Width of the output, of the input and the number of groups of a down projection: 60M with the groups of

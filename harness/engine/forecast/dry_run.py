@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from harness.config import Run
+from harness.engine.contract import members
 from harness.engine.forecast.attribution import Attribution
 from harness.engine.forecast.fake_tensors import CUDA_GRANULARITY, Moment, SimulatedMeter, world
 from harness.engine.models.load import DTYPES, build_empty
@@ -142,7 +143,7 @@ class LabellingStepper:
         attribution = self._dry_run.attribution
         attribution.updating = True
         try:
-            return self._stepper.step()
+            return members.step(self._stepper)
         finally:
             attribution.updating = False
             self.label()
@@ -150,7 +151,7 @@ class LabellingStepper:
     def label(self) -> None:
         """Label what outlives an update; a shared storage belongs to the owner labelled last."""
         label, parameters = self._dry_run.meter.storages.label, list(self._model.parameters())
-        label((tensor for _, tensor in self._stepper.state_tensors()), "optimizer state")
+        label((tensor for _, tensor in members.state_tensors(self._stepper)), "optimizer state")
         label(self._model.buffers(), "buffers")
         label((p for p in parameters if not p.requires_grad), "weights, frozen")
         label((p for p in parameters if p.requires_grad), "weights, trainable")

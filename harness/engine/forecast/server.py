@@ -14,8 +14,8 @@ from harness.engine.forecast.cache import ForecastAnswer, RankSource
 from harness.engine.forecast.count import count
 from harness.engine.forecast.dry_run import Ranks, simulate
 from harness.engine.run import checks, prepare
-from harness.errors import UnsupportedError, UserError, nearest, one_line
-from harness.method import find
+from harness.errors import MethodError, UnsupportedError, UserError, nearest, one_line
+from harness.plugins import find
 from harness.registry import available
 from harness.validation import validate
 
@@ -39,6 +39,8 @@ def answer_all(request: dict[str, Any], send: Callable[[dict[str, Any]], None]) 
             answer = ForecastAnswer(kind="unsupported", reason=one_line(error))
         except UserError as error:
             answer = ForecastAnswer(kind="refused", reason=one_line(error))
+        except MethodError as error:
+            answer = ForecastAnswer(kind="failed", reason=one_line(error))
         except Exception as error:
             traceback.print_exception(error)
             reason = f"the simulation failed: {type(error).__name__}: {one_line(error)}"

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from harness import imports
 from harness.engine.process.interrupts import interruptible, postpone
 from harness.files import private
 
@@ -38,6 +39,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
+                env=imports.environment(),
                 start_new_session=True,
                 pass_fds=descriptors,
             )

@@ -13,7 +13,8 @@ from harness.engine.data.tasks import training_texts
 from harness.engine.models.load import check_model, check_tokenizer
 from harness.engine.quality import protocols
 from harness.errors import UnsupportedError, UserError
-from harness.method import Caps, Method, build, stack_caps
+from harness.method import Caps, Method, stack_caps
+from harness.plugins import build, complete_options
 
 T = TypeVar("T")
 
@@ -87,7 +88,7 @@ def completed(run: Run, number: int | None = None) -> Run:
 
 def _complete(choice: MethodChoice, method: Method) -> MethodChoice:
     """Return the choice with all options and what the method alone knows; UserError if it says otherwise."""
-    version, options = method.version, method.config.model_dump(mode="json")
+    version, options = method.version, complete_options(choice.name, method)
     if type(version) is not int or version < 1:
         raise UserError(f"method {choice.name}: its version is {version!r}; it must be a whole number from 1")
     as_before = tuple(name for name in options if version < method.later.get(name, 1))

@@ -6,7 +6,8 @@ import re
 import sys
 import traceback
 
-from harness.errors import DivergedError, UnsupportedError, bounded, is_out_of_memory, text_of
+from harness.errors import DivergedError, MethodError, UnsupportedError, bounded, is_out_of_memory, text_of
+from harness.plugins import place_of
 from harness.record import Outcome, Phase
 
 UNITS = {"bytes": 1, "B": 1} | {f"{letter}iB": 1024**power for power, letter in enumerate("KMGTPE", 1)}
@@ -35,7 +36,9 @@ def classify(error: BaseException, phase: Phase | None) -> Outcome:
     tail = "".join(traceback.format_exception_only(error)).splitlines()[:MOST_MESSAGE_LINES]
     frames = [line for part in traceback.format_tb(error.__traceback__)[-3:] for line in part.splitlines()]
     lines = [*tail, *frames]
-    return Outcome(status="error", phase=phase, message=f"{type(error).__name__}: {message}", log_tail=lines)
+    if not isinstance(error, MethodError):  # whose message is whole
+        message = f"{type(error).__name__}: {message}{place_of(error)}"
+    return Outcome(status="error", phase=phase, message=message, log_tail=lines)
 
 
 def requested_bytes(message: str) -> int | None:

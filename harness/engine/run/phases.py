@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from harness import series as serieses
+from harness.engine.contract import members
 from harness.engine.data.tasks import SHIPPED_TASKS, check_room, existing_folder, load_tasks
 from harness.engine.data.token_cache import TokenCache
 from harness.engine.data.tokens import Tokens, load_tokens
@@ -24,7 +25,7 @@ from harness.engine.quality import perplexity, protocols
 from harness.engine.quality.scored_text import ScoredText, write_sequences
 from harness.engine.quality.tasks import evaluate_tasks
 from harness.engine.run import checks, environment
-from harness.engine.run.prepare import assemble, load_stack
+from harness.engine.run.prepare import assemble, keys, load_stack
 from harness.engine.run.train import Trainer, TrainResult, Turn
 from harness.errors import UserError, one_line
 from harness.method import Caps, Context
@@ -176,8 +177,8 @@ class RunInProgress:
 
     def export(self) -> None:
         """Save the trained weights as a plain model; what was measured stays when they cannot be written."""
-        for method in reversed(self.methods):
-            self.model = method.export(self.model)
+        for key, method in reversed(list(zip(keys(self.run), self.methods, strict=True))):
+            self.model = members.export(key, method, self.model)
         try:
             checkpoint.save(self.model, self.tokenizer, self.job.folder / "weights")
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from harness.config import Run
+from harness.engine.contract import members
 from harness.engine.data import tokens
 from harness.engine.measure.peak import Meter
 from harness.engine.measure.speed import StepClock
@@ -19,6 +20,7 @@ from harness.engine.run import checks
 from harness.engine.run.train import Trainer
 from harness.errors import UnsupportedError
 from harness.method import Caps, Context, Method, Stepper, stack_caps
+from harness.plugins import import_libraries
 from harness.record import Parameters
 
 #: The context of a method, by its key in the stack.
@@ -44,8 +46,8 @@ def load_stack(run: Run) -> tuple[list[Method], Caps]:
     Call it before a meter runs: an import leaves tensors behind, too.
     """
     methods = checks.stack(run)
-    for name in (name for method in methods for name in method.libraries):
-        importlib.import_module(name)
+    for key, method in zip(keys(run), methods, strict=True):
+        import_libraries(key, method)
     if run.train.state_bits == 8:
         with suppress(ImportError):  # the optimizer says what to install
             importlib.import_module("bitsandbytes")
@@ -107,7 +109,7 @@ def prepare(run: Run, methods: Sequence[Method], model: Any, context_for: Contex
     warnings: list[str] = []
     for key, method in zip(keys(run), methods, strict=True):
         context = context_for(key, method)
-        model = method.prepare(model, context)
+        model = members.prepare(key, method, model, context)
         ranks |= context.ranks
         facts[key] = context.facts
         spectra = context.spectra | spectra  # the first method of a stack was given the weights themselves
@@ -129,5 +131,9 @@ def prepare(run: Run, methods: Sequence[Method], model: Any, context_for: Contex
 
 def find_stepper(run: Run, methods: Sequence[Method], model: nn.Module) -> Stepper | None:
     """Return the stepper of the last method that brings one, None when none does."""
-    steppers = (method.stepper(model, run.train) for method in reversed(methods))
-    return next((stepper for stepper in steppers if stepper is not None), None)
+    for key, method in reversed(list(zip(keys(run), methods, strict=True))):
+        stepper = members.stepper(key, method, model, run.train)
+        if stepper is not None:
+            members.trainable(key, method, model)
+            return stepper
+    return None

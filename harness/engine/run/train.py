@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config import TrainConfig
+from harness.engine.contract import members
 from harness.engine.data.tokens import PAD, PAD_TOKEN
 from harness.engine.measure.components import Components, components
 from harness.engine.measure.lockstep import Turn
@@ -198,7 +199,9 @@ class Trainer:
     def _metered_update(self, step: int) -> StepInfo:
         parts: list[Components] = []
         with self.meter.window() as window:
-            info = self._update(lambda: parts.append(components(self.model, self.stepper.state_tensors())))
+            info = self._update(
+                lambda: parts.append(components(self.model, members.state_tensors(self.stepper)))
+            )
         self.result.memory.add(step + 1, window.peak_allocated_bytes, parts[0], info.refreshed)
         return info
 
@@ -219,7 +222,7 @@ class Trainer:
             total = loss.detach() if total is None else total + loss.detach()
         if before_step is not None:
             before_step()
-        info = self.stepper.step()
+        info = members.step(self.stepper)
         self.stepper.zero_grad()
         assert total is not None
         self._losses.append(total)

@@ -94,8 +94,13 @@ def contents(folder: Path, blobs: list[str], largest: int) -> Iterator[bytes | N
     with tempfile.TemporaryFile() as given:  # a pipe would fill while the answers wait to be read
         given.write("".join(f"{blob}\n" for blob in blobs).encode())
         given.seek(0)
-        quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        with subprocess.Popen(command, stdin=given, env=git.environment(), **quiet) as cat:
+        with subprocess.Popen(
+            command,
+            stdin=given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=git.environment(),
+        ) as cat:
             assert cat.stdout is not None
             for _ in blobs:
                 yield _content(cat.stdout, largest)

@@ -220,6 +220,7 @@ def test_what_is_no_revision_is_one_line(repository: Path, folder: Path, name: s
 def test_a_revision_without_a_command_line_is_refused(repository: Path, folder: Path) -> None:
     git(repository, "rm", "-q", "harness/cli.py")
     git(repository, "commit", "-q", "-m", "third")
+    (repository / "harness" / "cli.py").touch()
     with pytest.raises(UserError, match="nothing in it can be run"):
         checkouts.checkout(repository, "main", folder)
 
@@ -228,11 +229,12 @@ def test_the_repository_is_the_one_around_a_folder(repository: Path) -> None:
     assert checkouts.repository(repository / "harness") == repository
 
 
-def test_a_repository_of_something_else_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    git(tmp_path, "init", "-q")
+def test_outside_of_every_repository_it_is_said_where_to_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("harness.__file__", str(tmp_path / "harness" / "__init__.py"))
     (tmp_path / "harness").mkdir()
-    with pytest.raises(UserError, match="no git repository of lorebench here"):
+    with pytest.raises(UserError, match="no git repository here: change into a clone"):
         checkouts.repository(tmp_path)
 
 

@@ -14,6 +14,7 @@ import torch
 from benchmarks.studies import acceptance
 from benchmarks.studies.acceptance import STAGES, Chosen, Stage
 from benchmarks.studies.acceptance_table import pairs, rows, simulated_peaks
+from harness import imports
 from harness import suite as suites
 from harness.config import OptimConfig
 from harness.engine.models import shapes
@@ -159,7 +160,7 @@ def test_a_stage_with_a_cap_tells_the_worker_and_the_others_do_not(
     acceptance.carry_out(*acceptance.prepare(limited), limited, lambda: 60.0)
     (capped, cap), (_, free) = seen
     assert (cap, free) == ({"LOREBENCH_CUDA_GIB": "24"}, {})
-    assert capped[1:5] == ["-m", "harness.cli", "run", name]
+    assert tuple(capped[:6]) == (*imports.command("harness.cli"), "run", name)
     assert {"--only=label=full", "--device=cpu", "--retry"} <= set(capped)
     assert [word for word in capped if word.startswith("--budget=")]
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.config import OptimConfig
-from harness.method import Context, Stepper, build
+from harness.method import Context, Stepper
+from harness.plugins import build
 from methods.parts.projection.method import Arithmetic
 from methods.parts.projection.projector import Projection
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from benchmarks.studies.memory import __main__ as program
 from benchmarks.studies.memory import growth, table
+from harness import imports
 from harness import record as records
 from harness.config import Run
 from harness.engine.run import checks
@@ -248,8 +248,8 @@ def test_rows_that_fit_the_gpu_are_measured_by_one_command() -> None:
     known = {small.config_id: forecast(small), large.config_id: forecast(large, 90, 0, 0, 0, 0)}
     every = [small, large, runs()["60m: lora"]]
     (found,) = program.commands(every, known, 80 * GIB, Path("out"))
-    assert found[:6] == [sys.executable, "-m", "harness.cli", "run", "shapes", "--device"]
-    assert found[6:] == ["cuda", "--results", "out/results/raw", "--only", 'label="60m: full"']
+    assert tuple(found[:6]) == (*imports.command("harness.cli"), "run", "shapes")
+    assert found[6:] == ["--device", "cuda", "--results", "out/results/raw", "--only", 'label="60m: full"']
     assert program.commands(every, known, GIB, Path("out")) == []
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness import method, suite
+from harness import plugins, suite
 from harness.config import Run
 from harness.errors import UserError
 from harness.suite import parse_override
@@ -377,7 +377,7 @@ def test_every_suite_that_ships_loads_with_its_methods_and_its_baseline(path):
     assert found.name == path.stem
     assert found.baseline is None or found.baseline in {item.name for item in found.runs}
     for choice in {repr(choice): choice for item in found.runs for choice in item.method}.values():
-        method.build(choice.name, choice.options)
+        plugins.build(choice.name, choice.options)
 
 
 def test_configs_suites_records_and_reports_do_not_import_torch():

@@ -169,7 +169,9 @@ def test_a_checkout_springs_none_and_has_the_working_tree(tmp_path: Path, trap: 
 def test_a_filter_of_ones_own_is_not_started_either(
     tmp_path: Path, trap: Trap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "config").write_text(f'[filter "trap"]\nsmudge = {trap.program("smudge")}\nrequired = true\n')
+    settings = ("[core]", f"hooksPath = {trap.programs}", '[filter "trap"]')
+    settings += (f"smudge = {trap.program('smudge')}", "required = true")
+    (tmp_path / "config").write_text("\n".join(settings))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
     made = checkouts.checkout(trap.place, "HEAD", tmp_path / "revisions")
     assert (made.tree / "run.json").read_text() == "2"

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from harness.config import OptimConfig
 from harness.errors import UserError
-from harness.method import Context, StepInfo, Stepper, build
+from harness.method import Context, StepInfo, Stepper
+from harness.plugins import build
 from methods import adarankgrad
 from methods.adarankgrad import AdaRankGrad, AdaRankGradStepper, least_rank
 from methods.parts.optim.adamw import Adam, AdamWStepper, State

@@ -8,7 +8,8 @@ from torch import nn
 
 from harness.config import OptimConfig
 from harness.errors import UserError
-from harness.method import Context, StepInfo, build
+from harness.method import Context, StepInfo
+from harness.plugins import build
 from methods.parts.optim.adamw import AdamWStepper
 from tests.support.tiny import tiny_batch, tiny_llama, train
 

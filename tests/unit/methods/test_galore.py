@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from harness.config import OptimConfig
 from harness.errors import UserError
-from harness.method import Context, StepInfo, build
+from harness.method import Context, StepInfo
+from harness.plugins import build
 from methods.galore import GaLore, GaLoreStepper
 from methods.parts.optim.adamw import Adam, AdamWStepper, State
 from methods.parts.projection.method import Matrix, ProjectedStepper, state_elements

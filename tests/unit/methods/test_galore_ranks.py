@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.config import OptimConfig
 from harness.errors import UnsupportedError
-from harness.method import Context, build
+from harness.method import Context
+from harness.plugins import build
 from methods.parts.optim.adamw import AdamWStepper
 from methods.parts.projection.projector import Finder
 

@@ -11,7 +11,8 @@ from transformers import LlamaForCausalLM
 from harness import factored
 from harness.config import OptimConfig
 from harness.errors import UserError
-from harness.method import Context, Method, build
+from harness.method import Context, Method
+from harness.plugins import build
 from tests.support.tiny import logits, tiny_llama, train
 
 

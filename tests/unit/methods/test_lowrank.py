@@ -15,7 +15,8 @@ from harness.engine.models.load import shape_config
 from harness.engine.run import checks
 from harness.errors import UnsupportedError, UserError
 from harness.factored import FactoredLinear
-from harness.method import Context, Method, build
+from harness.method import Context, Method
+from harness.plugins import build
 from methods.lowrank import fresh_factors
 from tests.support.tiny import logits, tiny_llama, train
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from harness.config import OptimConfig
 from harness.errors import UserError
-from harness.method import Context, build
+from harness.method import Context
+from harness.plugins import build
 from methods.adarankgrad import AdaRankGradStepper
 from methods.parts.projection.method import ProjectedStepper
 from methods.parts.projection.projector import Projector

@@ -25,7 +25,8 @@ from harness.engine.models.load import shape_config
 from harness.engine.quality.perplexity import score
 from harness.engine.run import checks
 from harness.errors import UnsupportedError, UserError
-from harness.method import Context, Method, build
+from harness.method import Context, Method
+from harness.plugins import build
 from methods.parts.layers import sparse_plus_lowrank, sparse_products
 from methods.parts.layers.sparse_plus_lowrank import Execution, SLTrainLinear, dense_is_cheaper
 from methods.sltrain import support, support_dtype, support_size

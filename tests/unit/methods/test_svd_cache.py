@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from harness import factored
-from harness.method import Context, build
+from harness.method import Context
+from harness.plugins import build
 from methods.parts.factors.svd_cache import singular_values
 from tests.support.tiny import tiny_llama
 

@@ -21,7 +21,8 @@ from harness import factored
 from harness.config import OptimConfig
 from harness.engine.measure.peak import LiveMeter
 from harness.errors import UnsupportedError, UserError
-from harness.method import Context, Method, Stepper, build, stack_caps
+from harness.method import Context, Method, Stepper, stack_caps
+from harness.plugins import build
 from methods.parts.layers.subtoken import CoefficientLinear, VeLoRALinear
 from tests.support.tiny import logits, tiny_batch, tiny_llama, train
 

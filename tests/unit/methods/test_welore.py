@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from harness import factored
 from harness.errors import UnsupportedError, UserError
-from harness.method import Context, build
+from harness.method import Context
+from harness.plugins import build
 from methods.parts.factors.svd_cache import truncated_svd
 from methods.parts.targets import LINEAR_KINDS
 from methods.welore import WeLore, normalised

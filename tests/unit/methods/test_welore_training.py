@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from harness import factored
 from harness.config import OptimConfig
-from harness.method import Context, build, stack_caps
+from harness.method import Context, stack_caps
+from harness.plugins import build
 from tests.support.tiny import logits, tiny_batch, tiny_llama, train
 from tests.unit.methods.test_welore import low_rank_llama, targets, uneven_llama
 

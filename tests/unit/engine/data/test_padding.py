@@ -26,7 +26,8 @@ from harness.engine.models.load import load_model
 from harness.engine.run import checks, prepare
 from harness.engine.run.train import Trainer, TrainResult
 from harness.errors import UserError
-from harness.method import Context, build
+from harness.method import Context
+from harness.plugins import build
 from harness.record import TrainMemory
 from tests.support.paper_files import write_paper_files
 from tests.support.tiny import sentence, tiny_llama, tiny_tokenizer

@@ -22,7 +22,8 @@ from harness.engine.models import checkpoint
 from harness.engine.models.load import apply_spectrum, build_empty, load_model, shape_config
 from harness.errors import UnsupportedError, UserError
 from harness.forecast import MemoryReport
-from harness.method import Context, build
+from harness.method import Context
+from harness.plugins import build
 from harness.spectrum import like_llama
 from methods.welore import WeLore, WeLoreConfig, normalised
 from tests.support.tiny import tiny_llama

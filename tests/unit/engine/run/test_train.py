@@ -20,7 +20,8 @@ from harness.engine.measure.peak import LiveMeter, Window
 from harness.engine.measure.speed import StepClock
 from harness.engine.run.train import METERED_STEPS, REPORTS, WARMUP_STEPS, Trainer, TrainResult, lr_at
 from harness.errors import DivergedError
-from harness.method import StepInfo, build
+from harness.method import StepInfo
+from harness.plugins import build
 from tests.support.tiny import tiny_llama
 
 CPU = torch.device("cpu")

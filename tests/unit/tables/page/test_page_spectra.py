@@ -9,7 +9,8 @@ import torch
 from harness import record, spectrum
 from harness.config import Run
 from harness.engine.run import prepare
-from harness.method import Context, Simulated, build
+from harness.method import Context, Simulated
+from harness.plugins import build
 from harness.spectrum import SPECTRUM_POINTS, thinned_spectrum
 from harness.tables.page import spectra as page_spectra
 from tests.support.tiny import tiny_llama

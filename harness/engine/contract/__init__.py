@@ -1,0 +1,1 @@
+"""Does a method keep the contract of `harness/method.py`?"""

@@ -1,0 +1,258 @@
+"""Find a method by its name, build it, and hold what its author wrote to the contract. No torch.
+
+What is wrong with a method's file, class, options or caps is known before anything runs, so it is a
+UserError; every message names the author's file and line.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn, get_args
+
+from harness import imports
+from harness.config import TrainConfig
+from harness.errors import UserError, nearest, one_line
+from harness.method import Caps, Method, MethodConfig
+from harness.registry import check_name
+from harness.validation import validate
+
+#: What the harness calls a method with, by member.
+CALLED = {"prepare": ("model", "context"), "stepper": ("model", "optim"), "export": ("model",)}
+#: The fields of `Caps` that are yes or no.
+SWITCHES = ("grad_accum", "grad_clip", "ddp", "value_dependent", "per_layer")
+
+
+def find(name: str) -> type[Method]:
+    """Return the class of a method by its registered name or by "module:Class".
+
+    UserError for an unknown name, a module that cannot be imported, or a class that is no `Method`.
+    """
+    target = check_name(name)
+    module_name, _, class_name = target.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), class_name]):
+        raise UserError(f"method {name!r}: write module:Class, as in my_method:MyMethod")
+    module = _import(name, module_name)
+    if ":" in name:
+        _check_not_hidden(name, module_name)
+    found = getattr(module, class_name, None)
+    if inspect.isclass(found) and issubclass(found, Method):
+        return found
+    if found is not None:
+        raise UserError(
+            f"method {name!r}: {target!r} is not a subclass of harness.method.Method{place(found)}"
+        )
+    theirs = [key for key, item in vars(module).items() if _is_method_of(item, module)]
+    hint = nearest(class_name, theirs) if theirs else "it has no subclass of harness.method.Method"
+    raise UserError(f"method {name!r}: {_file_of(module)} has no class {class_name!r}; {hint}")
+
+
+def build(name: str, options: Mapping[str, Any]) -> Method:
+    """Return a configured method; UserError for wrong options, and for a class that breaks the contract."""
+    cls = find(name)
+    where = f"method {name}"
+    if not (inspect.isclass(cls.Config) and issubclass(cls.Config, MethodConfig)):
+        given = shown(cls.Config)
+        raise UserError(
+            f"{where}: Config is {given}, not a subclass of harness.method.MethodConfig{place(cls)}"
+        )
+    config = calling(f"{where}: Config", lambda: validate(cls.Config, dict(options), where=where), cls.Config)
+    method = calling(f"{where}: {cls.__name__}(config)", lambda: cls(config), cls)
+    if getattr(method, "config", None) is not config:
+        raise UserError(
+            f"{where}: __init__ left no config; call super().__init__(config) in it{place(cls.__init__)}"
+        )
+    _check_members(where, method)
+    _check_caps(where, method)
+    return method
+
+
+def complete_options(name: str, method: Method) -> dict[str, Any]:
+    """Return all options as JSON values; UserError for a default that JSON or its own type refuses."""
+    config = method.config
+
+    def dumped() -> dict[str, Any]:
+        return config.model_dump(mode="json")
+
+    options = calling(f"method {name}: an option that JSON cannot hold", dumped, type(config))
+    try:
+        validate(type(config), options, where=f"method {name}")
+    except UserError as error:
+        raise UserError(f"{error}: a default that its own type refuses{place(type(config))}") from error
+    return options
+
+
+def import_libraries(name: str, method: Method) -> None:
+    """Import the packages that a method names in `libraries`."""
+    for library in method.libraries:
+        import_one = functools.partial(importlib.import_module, library)
+        calling(f"method {name}: library {library}", import_one, type(method))
+
+
+# ------------------------------------------------------------------------------------- what is said
+def calling(what: str, call: Callable[[], Any], near: object) -> Any:
+    """Return the value of a call into an author's code; an exception becomes a UserError."""
+    try:
+        return call()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        said = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{what}: {said}{place_of(error, near)}") from error
+
+
+def place(thing: object) -> str:
+    """Return where a class or function is defined as " (file:line)", "" where that is unknown."""
+    thing = thing.fget if isinstance(thing, property) else getattr(thing, "__func__", thing)
+    thing = inspect.unwrap(thing) if inspect.isfunction(thing) else thing  # as by @torch.no_grad()
+    if not (inspect.isclass(thing) or inspect.isroutine(thing)):
+        thing = type(thing)
+    try:
+        file = inspect.getsourcefile(thing)
+        line = inspect.getsourcelines(thing)[1]
+    except (OSError, TypeError):
+        return ""
+    return f" ({_short(file)}:{line})" if file else ""
+
+
+def place_of(error: BaseException, near: object = None) -> str:
+    """Return the last line of an author's own files that an exception passed, else the place of `near`."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({_short(error.filename)}:{error.lineno})"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if _is_author_file(frame.filename):
+            return f" ({_short(frame.filename)}:{frame.lineno})"
+    return place(near) if near is not None else ""
+
+
+def shown(value: object) -> str:
+    """Return a value in a few words: itself where it is short, else its type."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)[:40]
+    if inspect.isclass(value):
+        return f"the class {value.__name__}"
+    return f"{'an' if type(value).__name__[0] in 'aeiouAEIOU' else 'a'} {type(value).__name__}"
+
+
+def _is_author_file(file: str) -> bool:
+    """Return whether a file is neither of the harness nor of Python and what is installed."""
+    installed = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    known = (imports.ROOT / "harness", *map(Path, installed))
+    resolved = Path(file).resolve()
+    return resolved.is_file() and not any(resolved.is_relative_to(folder.resolve()) for folder in known)
+
+
+def _short(file: str) -> str:
+    """Return a file's name below the folder of plug-ins, else its last part: records name no user."""
+    path, folder = Path(file), imports.plugin_folder()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
+
+
+def _file_of(module: ModuleType) -> str:
+    file = getattr(module, "__file__", None)
+    return _short(file) if file else f"module {module.__name__!r}"
+
+
+# ------------------------------------------------------------------------------------------- checks
+def _import(name: str, module_name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"method {name!r}: cannot import module {module_name!r}: {error}; it is looked for in "
+                f"{imports.plugin_folder()}, PYTHONPATH and what is installed"
+            ) from error
+        _refuse_import(name, module_name, error)
+    except (Exception, SystemExit) as error:
+        _refuse_import(name, module_name, error)
+
+
+def _refuse_import(name: str, module_name: str, error: BaseException) -> NoReturn:
+    said = f"{type(error).__name__}: {one_line(error)}"
+    raise UserError(f"method {name!r}: {module_name} cannot be imported: {said}{place_of(error)}") from error
+
+
+def _check_not_hidden(name: str, module_name: str) -> None:
+    """Refuse a module that is not the one in the folder of plug-ins though that has one of this name."""
+    top = module_name.partition(".")[0]
+    found = getattr(sys.modules[top], "__file__", None)
+    for file in (imports.plugin_folder() / f"{top}.py", imports.plugin_folder() / top / "__init__.py"):
+        if file.is_file() and not (found and Path(found).exists() and file.samefile(found)):
+            other = found or "a module that is built into Python"
+            raise UserError(f"method {name!r}: {file} is hidden by {other}; rename it")
+
+
+def _is_method_of(item: object, module: ModuleType) -> bool:
+    return inspect.isclass(item) and issubclass(item, Method) and item.__module__ == module.__name__
+
+
+def _check_members(where: str, method: Method) -> None:
+    for member, arguments in CALLED.items():
+        function = getattr(method, member, None)
+        check_call(where, member, function, arguments, type(method), UserError)
+    for member, kind, wanted in (
+        ("source", str, "a text"),
+        ("approximations", Mapping, "a mapping of names to descriptions"),
+        ("libraries", tuple, "a tuple of names"),
+    ):
+        if not isinstance(value := getattr(method, member), kind):
+            raise UserError(f"{where}: {member} is {shown(value)}, not {wanted}{place(type(method))}")
+
+
+def check_call(
+    where: str,
+    member: str,
+    function: object,
+    arguments: Sequence[str],
+    owner: type,
+    error: type[Exception],
+) -> None:
+    """Raise `error` for a member that is missing or cannot be called with these arguments."""
+    wanted = f"{member}({', '.join(arguments)})"
+    if function is None:
+        raise error(f"{where}: {owner.__name__} has no {wanted}{place(owner)}")
+    if not callable(function):
+        raise error(f"{where}: {member} is {shown(function)}, not the function {wanted}{place(owner)}")
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as problem:
+        raise error(f"{where}: {member} is called as {wanted}: {problem}{place(function)}") from problem
+    except ValueError:  # a builtin without a signature
+        return
+
+
+def _check_caps(where: str, method: Method) -> None:
+    """Refuse caps that are no `Caps`, or have fields of other types than theirs."""
+    member = inspect.getattr_static(type(method), "caps", None)
+    near = member if isinstance(member, property) or inspect.isroutine(member) else type(method)
+    caps = calling(f"{where}: caps", lambda: method.caps, near)
+    if not isinstance(caps, Caps):
+        hint = "; write @property above it" if inspect.isroutine(caps) else ""
+        raise UserError(f"{where}: caps is {shown(caps)}, not a Caps{hint}{place(near)}")
+    stages = get_args(TrainConfig.model_fields["stage"].annotation)
+    for name, right, wanted in (
+        ("stages", _is_set_of(caps.stages, stages), f"a set of {', '.join(stages)}"),
+        ("state_bits", _is_set_of(caps.state_bits, (8, 16, 32)), "a set of 8, 16, 32"),
+        ("period", caps.period is None or _is_count(caps.period), "None or a number of updates from 1"),
+        ("because", isinstance(caps.because, str), "a text"),
+        *((name, isinstance(getattr(caps, name), bool), "True or False") for name in SWITCHES),
+    ):
+        if not right:
+            given = shown(getattr(caps, name))
+            raise UserError(f"{where}: caps.{name} is {given}, not {wanted}{place(near)}")
+
+
+def _is_set_of(value: object, known: Sequence[object]) -> bool:
+    return isinstance(value, (frozenset, set)) and value <= set(known)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

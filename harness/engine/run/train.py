@@ -8,6 +8,7 @@ metered and timed at once.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ from harness.series import Series
 WARMUP_STEPS = 2  # optimizer state is created at the end of the first update
 METERED_STEPS = 3
 REPORTS = 20  # progress reports of a training; each reads the loss, which stalls a GPU
+REPORT_S = 30.0  # at the latest after so many seconds: a loss that is not finite ends a long training soon
 
 Progress = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
@@ -139,6 +141,7 @@ class Trainer:
         clock: StepClock,
         period: int | None = None,
         padded: bool = False,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model, self.stepper, self.batches, self.config = model, stepper, batches, config
         self.device, self.meter, self.clock, self.period = device, meter, clock, period
@@ -147,6 +150,7 @@ class Trainer:
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
         self._refresh_next = False
+        self._now, self._reported_at = now, now()
 
     def run(self, progress: Progress) -> TrainResult:
         """Do all updates; raises DivergedError when the loss is no longer finite."""
@@ -165,8 +169,9 @@ class Trainer:
             else:
                 info = self._timed_update(step) if step >= WARMUP_STEPS else self._update()
             self._note(step, info)
-            if (step + 1) % every == 0 or step + 1 == self.config.steps:
-                self._report(step + 1, progress)
+            regular = (step + 1) % every == 0 or step + 1 == self.config.steps
+            if regular or self._now() - self._reported_at >= REPORT_S:
+                self._report(step + 1, progress, regular)
         self.turn.end()
         return self.result
 
@@ -257,15 +262,21 @@ class Trainer:
             result.skipped = (result.skipped or 0) + info.skipped
         self._refresh_next = info.refresh_next
 
-    def _report(self, step: int, progress: Progress) -> None:
-        """Read the losses since the last report from the device; raise DivergedError if not finite."""
+    def _report(self, step: int, progress: Progress, regular: bool) -> None:
+        """Read the losses since the last report from the device; raise DivergedError if not finite.
+
+        The times of all steps are read in `regular` reports and at the end, since a long training has many
+        other reports.
+        """
         new = torch.stack(self._losses).double().tolist()
         self.result.loss += new
         if self._norms:
             self.result.grad_norm += torch.stack(self._norms).double().tolist()
         self._losses, self._norms = [], []
-        self.result.step_s, self.result.refresh_step = self.clock.seconds(), list(self.clock.refreshed)
         broken = [index for index, loss in enumerate(new) if not math.isfinite(loss)]
+        if regular or broken:
+            self.result.step_s, self.result.refresh_step = self.clock.seconds(), list(self.clock.refreshed)
+        self._reported_at = self._now()
         if broken:
             at = step - len(new) + broken[0] + 1
             raise DivergedError(f"the loss is {new[broken[0]]} at step {at} of {self.config.steps}")

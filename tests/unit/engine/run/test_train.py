@@ -271,6 +271,39 @@ def test_progress_is_told_about_twenty_times_and_at_the_end(steps: int, expected
     assert [event["step"] for event in events] == sorted({event["step"] for event in events})
 
 
+@pytest.mark.parametrize(("step_s", "apart"), [(2.0, 15), (7.0, 5), (45.0, 1)])
+def test_a_long_training_is_told_about_every_thirty_seconds_between_timed_updates(
+    step_s: float, apart: int
+) -> None:
+    """With a clock on which an update takes so many seconds; a twentieth of the training is 20 updates."""
+    watch = Watch()
+    events: list[int] = []
+    trainer = watch.trainer(400)
+    trainer._now, trainer._reported_at = lambda: step_s * watch.updates, 0.0
+
+    def told(event: dict[str, Any]) -> None:
+        assert "clock" not in watch.reading
+        events.append(event["step"])
+
+    result = trainer.run(told)
+    steps = np.diff([0, *events])
+    assert max(steps) == apart
+    assert set(range(20, 401, 20)) <= set(events)
+    plain = Watch().train(400)
+    assert (result.step_s, result.timed_steps) == (plain.step_s, plain.timed_steps)
+    assert result.loss == plain.loss
+
+
+def test_a_long_training_that_diverges_ends_within_thirty_seconds_and_keeps_its_times() -> None:
+    watch = Watch(nan_after=1001)
+    trainer = watch.trainer(100_000)
+    trainer._now, trainer._reported_at = lambda: 1.0 * watch.updates, 0.0
+    with pytest.raises(DivergedError, match="at step 1002 of 100000"):
+        trainer.run(SILENT)
+    assert 1002 <= len(trainer.result.loss) < 1002 + 30
+    assert len(trainer.result.step_s) == len(trainer.result.loss) - WARMUP_STEPS - METERED_STEPS
+
+
 # -------------------------------------------------------------------------------------------- divergence
 @pytest.mark.parametrize(
     ("steps", "nan_after", "says"), [(10, 3, "step 4 of 10"), (100, 12, "step 13 of 100")]

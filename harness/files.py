@@ -27,9 +27,38 @@ NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS, errno.ENO
 
 
 def cache_folder() -> Path:
-    """Return the folder of caches: LOREBENCH_CACHE, else `lorebench` in the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorebench"
-    return Path(os.environ.get("LOREBENCH_CACHE", default))
+    """Return the folder of caches, made for its owner alone where it is missing.
+
+    LOREBENCH_CACHE, else `lorebench` in the user's cache; a variable that is empty is none. UserError for a
+    folder into which somebody else may write, since text, weights and code are read from it.
+    """
+    given, base = os.environ.get("LOREBENCH_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
+    # A relative XDG_CACHE_HOME is to be ignored (XDG Base Directory Specification).
+    folder = (
+        from_user(given)
+        if given
+        else from_user(base if Path(base).is_absolute() else "~/.cache") / "lorebench"
+    )
+    folder = folder.absolute()
+    with suppress(OSError):  # what cannot be stored there is made again
+        private_folder(folder)
+    _refuse_shared(folder)
+    return folder
+
+
+def _refuse_shared(folder: Path) -> None:
+    try:
+        found, me = folder.stat(), os.geteuid()
+    except (OSError, ValueError, AttributeError):
+        return
+    reason = "others may write there" if found.st_mode & stat.S_IWOTH else None
+    if found.st_uid not in (me, 0) and me != 0:
+        reason = "it belongs to somebody else"
+    if reason is not None:
+        raise UserError(
+            f"{folder}: {reason}, and lorebench reads weights and code from its cache; "
+            "set LOREBENCH_CACHE to a folder of your own, or change its owner and mode"
+        )
 
 
 def from_user(text: str | Path) -> Path:
@@ -120,7 +149,8 @@ def private(path: str | Path, flags: int) -> int:
     """Open a file that only its owner may read, whatever the umask: an `opener` for `open`."""
     file = os.open(path, flags, PRIVATE)
     with suppress(OSError):  # a file system without modes
-        os.fchmod(file, PRIVATE)
+        if stat.S_ISREG(os.fstat(file).st_mode):  # never a device such as /dev/null
+            os.fchmod(file, PRIVATE)
     return file
 
 

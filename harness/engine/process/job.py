@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from harness.config import Run
+from harness.files import private
 from harness.record import Record
 
 
@@ -49,7 +50,8 @@ class Job:
         paths = {"folder": str(self.folder), "cache": str(self.cache)}  # may hold bytes that are no UTF-8
         content = {"run": self.run.model_dump(mode="json"), "suite": self.suite, "device": self.device}
         content |= {**paths, "rerun": self.rerun}
-        self.file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        with open(self.file, "w", encoding="utf-8", opener=private) as file:
+            file.write(json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Job:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from harness.errors import UserError
+from harness.plain_text import HIDDEN, TOKENS
 
 _SECRETS = {
     "a user name or password": re.compile(
@@ -17,13 +18,11 @@ _SECRETS = {
         r"|^[^\s/:@]*://.*:.*@",  # a password that holds a slash
     ),
     "an access token": re.compile(
-        r"\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
-        r"|\bsk-[\w-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bxox[abprs]-[\w-]{10,}|\beyJ[\w-]{10,}\.[\w-]{10,}"
-        r"|^hf_[A-Za-z0-9]{8,}$|[?&][\w-]*(token|key|password|passwd|secret|signature|credential)=",
+        TOKENS
+        + r"|^hf_[A-Za-z0-9]{(8,)}$|[?&][\w-]*(token|key|password|passwd|secret|signature|credential)=",
         re.IGNORECASE,
     ),
 }
-HIDDEN = "(not shown)"
 
 
 def kind_of_secret(text: str) -> str | None:

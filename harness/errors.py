@@ -7,6 +7,8 @@ import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from harness.plain_text import without_secrets
+
 #: Exit code of every program here for input that a person must change; the message is on standard error.
 EXIT_BAD_INPUT = 2
 
@@ -52,9 +54,9 @@ def bounded(text: str, limit: int = LONGEST_MESSAGE) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """Return the message of an exception, empty where it cannot even be asked for it."""
+    """Return the message of an exception without secrets, empty where it cannot even be asked for it."""
     try:
-        return str(error).strip()
+        return without_secrets(str(error).strip())
     except Exception:
         return ""
 

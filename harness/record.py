@@ -32,6 +32,7 @@ from pydantic import (
 
 from harness import files
 from harness.errors import UserError, bounded
+from harness.plain_text import without_secrets
 
 SCHEMA_VERSION = 1
 #: Version of each measurement protocol; records of different versions are never compared. A test
@@ -142,9 +143,9 @@ class Outcome(Part):
     @field_validator("message", "log_tail", mode="before")
     @classmethod
     def _encodable(cls, value: Any) -> Any:
-        """Bound the text, and replace bytes that are no text and in tracebacks the installation's folder."""
+        """Bound the text, hide secrets, and replace what is no text and a traceback's installation folder."""
         if isinstance(value, str):
-            value = bounded(value)
+            value = bounded(without_secrets(value))
             return TRACEBACK_PATH.sub('File "', value).encode(errors="replace").decode()
         lines = value[:MOST_LINES] if isinstance(value, list) else []
         lines = [bounded(line, LONGEST_LINE) if isinstance(line, str) else line for line in lines]

@@ -6,13 +6,13 @@ Verdicts are made in `tables/compare/judge.py`, those on baselines in `tables/co
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from harness import files
+from harness.cli.show import say
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _measure() -> dict[str, Row]:
     from harness.tables.compare import baselines
 
     def on_progress(request: ForecastRequest, done: int, total: int) -> None:
-        typer.echo(f"[{done}/{total}] {request.run.name}: {request.meter}", err=True)
+        say(f"[{done}/{total}] {request.run.name}: {request.meter}")
 
     runs = runner.resolve(suites.load(baselines.SUITE).runs, "cpu", text=False).runs
     small = [run for run in runs if dict(run.model).get("name") == SMALLEST]
@@ -131,7 +131,7 @@ def _measure() -> dict[str, Row]:
         *(ForecastRequest(run, meter="exact" if run in small else "cuda") for run in runs),
         *(ForecastRequest(run, meter="live") for run in small),
     ]
-    client = ForecastClient(cache_folder(), runner.WORKER, notify=partial(typer.echo, err=True))
+    client = ForecastClient(cache_folder(), runner.WORKER, notify=say)
     reports: dict[str, dict[str, MemoryReport | str]] = {run.name: {} for run in runs}
     for request, answer in zip(requests, client.ask(requests, on_progress), strict=True):
         meter = "live" if request.meter == "live" else "simulated"

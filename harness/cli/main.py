@@ -105,7 +105,7 @@ def _ended_by(error: OSError) -> int:
 
 def _refuse(text: str, code: int) -> int:
     """Print an error as one line, without control characters of files and records, and return its code."""
-    from harness.tables.format import plain
+    from harness.plain_text import plain
 
     _say(f"lorebench: {plain(text)}")
     return code

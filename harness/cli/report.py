@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli import options
-from harness.cli.show import publish
+from harness.cli.show import publish, say
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def report(
         records = list(by_id.values())
         if not records:
             for note in notes:
-                typer.echo(note, err=True)
+                say(note)
             continue
         missing, other = len(wanted) - len(by_id), len(found) - len(by_id)
         notes += [f"{missing} of {len(wanted)} runs have no record yet"] if missing else []

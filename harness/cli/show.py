@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from harness.errors import UserError
+from harness.plain_text import plain
 
 if TYPE_CHECKING:
     from harness.suite import Suite
@@ -27,7 +28,7 @@ def publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder: 
     records, skipped = only_valid(records)
     if not records:
         for note in skipped or ["nothing has run yet, so there is no table"]:
-            typer.echo(note)
+            typer.echo(plain(note))
         return
     notes = [*notes, *skipped]
     order = [record.config_id for record in records]
@@ -39,6 +40,11 @@ def publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder: 
         raise UserError(f"{folder}: no tables can be written there: {error.strerror}") from error
     show(built)
     typer.echo("tables: " + ", ".join(str(path) for path in written))
+
+
+def say(text: str) -> None:
+    """Print a line on standard error; labels and names of files in it do no harm to a terminal or a build."""
+    typer.echo(plain(text), err=True)
 
 
 def show(built: Report) -> None:

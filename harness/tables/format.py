@@ -6,9 +6,10 @@ Cells are plain Unicode text until a renderer escapes them for its format; nothi
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+
+from harness.plain_text import plain as plain
 
 #: The text of a cell without a measurement; a zero is always a measured zero.
 DASH = "\N{EN DASH}"
@@ -147,13 +148,6 @@ def component(key: str) -> str:
     if key == "transient_bytes":
         return "activations and temporaries"
     return key.removesuffix("_bytes").replace("_", " ")
-
-
-def plain(text: str, limit: int | None = None) -> str:
-    """Return one line of visible characters: control, format and surrogate code points become spaces."""
-    visible = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
-    line = " ".join(visible.split())
-    return line if limit is None or len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def markdown(text: str) -> str:

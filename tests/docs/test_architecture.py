@@ -65,6 +65,7 @@ VOCABULARY = tuple(
         "files",
         "git",
         "imports",
+        "plain_text",
         "spectrum",
         "strict_yaml",
         "validation",

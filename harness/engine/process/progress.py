@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
 from harness.config import Run
+from harness.plain_text import plain
 from harness.record import Record
 
 
@@ -29,9 +30,9 @@ class Display:
         """Start a sweep of `total` runs, of which `done` are finished already."""
 
     def note(self, text: str) -> None:
-        """Show a message literally: brackets are no markup, and lines are not wrapped."""
+        """Show a message on one line, literally: it neither moves the cursor nor commands a build server."""
         if self._console is not None:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
     def start(self, run: Run, eta_s: float | None) -> None:
         """Start a run; `eta_s` estimates the seconds left for the sweep, None while unknown."""
@@ -149,7 +150,7 @@ def choose(console: Console | None = None) -> Display:
 
 def title(run: Run) -> str:
     """Return the name of a run with its seed and repeat."""
-    return f"{run.name} seed {run.seed}" + (f" repeat {run.repeat}" if run.repeat else "")
+    return plain(f"{run.name} seed {run.seed}" + (f" repeat {run.repeat}" if run.repeat else ""))
 
 
 def verdict(run: Run, record: Record, seconds: float) -> str:
@@ -164,7 +165,7 @@ def verdict(run: Run, record: Record, seconds: float) -> str:
 
 def summary(event: Mapping[str, Any]) -> str:
     """Describe an event in a few words."""
-    parts = [str(event.get("phase", ""))]
+    parts = [plain(str(event.get("phase", "")))]
     if isinstance(loss := event.get("loss"), (int, float)):
         parts.append(f"loss {loss:.3f}")
     if isinstance(speed := event.get("tokens_per_s"), (int, float)):

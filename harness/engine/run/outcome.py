@@ -7,6 +7,7 @@ import sys
 import traceback
 
 from harness.errors import DivergedError, MethodError, UnsupportedError, bounded, is_out_of_memory, text_of
+from harness.plain_text import without_secrets
 from harness.plugins import place_of
 from harness.record import Outcome, Phase
 
@@ -32,7 +33,7 @@ def classify(error: BaseException, phase: Phase | None) -> Outcome:
     if isinstance(error, UnsupportedError):
         return Outcome(status="unsupported", phase=phase, message=message)
     for part in traceback.format_exception(error):
-        sys.stderr.write(bounded(part, LONGEST_LOGGED))
+        sys.stderr.write(bounded(without_secrets(part), LONGEST_LOGGED))
     tail = "".join(traceback.format_exception_only(error)).splitlines()[:MOST_MESSAGE_LINES]
     frames = [line for part in traceback.format_tb(error.__traceback__)[-3:] for line in part.splitlines()]
     lines = [*tail, *frames]

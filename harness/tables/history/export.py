@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError, one_line
+from harness.plain_text import cell
 from harness.tables.format import plain
 from harness.tables.history.series import History, Series
 
@@ -82,7 +83,8 @@ def write(history: History, path: Path) -> None:
     table = frame(history)
     try:
         if path.suffix.lower() == ".csv":
-            table.to_csv(path, index=False, lineterminator="\n")
+            written = table.map(cell, na_action="ignore").rename(columns=cell)
+            written.to_csv(path, index=False, lineterminator="\n")
         else:
             table.to_parquet(path, index=False)
     except (OSError, ValueError, ImportError) as error:

@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from harness import files
+from harness.plain_text import cell
 from harness.tables import format
 from harness.tables.format import Table
 from harness.tables.report.build import Report
@@ -96,9 +97,9 @@ def to_csv(report: Report) -> str:
     """Return all lines; an empty cell was not measured, `inf` and `nan` were."""
     written = io.StringIO(newline="")
     names = dict.fromkeys(name for line in report.lines for name in line)
-    table = csv.DictWriter(written, list(names), restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows(report.lines)
+    table = csv.writer(written, lineterminator="\n")
+    table.writerow(map(cell, names))
+    table.writerows([cell(line.get(name, "")) for name in names] for line in report.lines)
     return written.getvalue()
 
 

@@ -4,6 +4,7 @@ logs that a build server reads, and tables that a spreadsheet opens. No torch.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 
@@ -13,6 +14,8 @@ TOKENS = (
     r"|\bsk-[\w-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bxox[abprs]-[\w-]{10,}|\beyJ[\w-]{10,}\.[\w-]{10,}"
 )
 HIDDEN = "(not shown)"
+#: Characters of a text that is kept once it has been made plain.
+SHORT = 200
 _SECRETS = (
     (re.compile(r"(://)[^/\s?#@]*@"), rf"\1{HIDDEN}@"),  # user:password@ in an address
     (
@@ -39,6 +42,12 @@ def plain(text: str, limit: int | None = None) -> str:
     Control, format and surrogate code points become spaces. GitHub and Azure carry out `::name::` and
     `##[name]` where a build prints them, so these are parted by a space.
     """
+    # Keys and values of every record come here, many times the same; a long one is not worth keeping.
+    return _plain(text, limit) if len(text) <= SHORT else _plain.__wrapped__(text, limit)
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _plain(text: str, limit: int | None) -> str:
     visible = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
     line = " ".join(visible.split())
     line = without_secrets(re.sub(r":(?=:)|#(?=#(?:\[|vso\[))", r"\g<0> ", line))

@@ -380,9 +380,10 @@ class SeriesFile(Part):
 
 @dataclass(frozen=True)
 class Beside:
-    """The place of a record, for the files that it names; no part of what the record says."""
+    """Where a record was read from, and whether with limits; no part of what the record says."""
 
     bytes_of: Callable[[str, int], bytes] | None = field(default=None, compare=False)
+    limits: bool = field(default=False, compare=False)
 
     def read(self, name: str, largest: int) -> bytes:
         """Return the bytes of a file beside the record; UserError where it is missing or larger."""
@@ -423,9 +424,12 @@ class Record(Part):
         """Return the place of the record."""
         return self._beside
 
-    def placed(self, bytes_of: Callable[[str, int], bytes]) -> Self:
-        """Let the files that the record names be read by `bytes_of`, given a name and the most bytes."""
-        self._beside = Beside(bytes_of)
+    def placed(self, bytes_of: Callable[[str, int], bytes], limits: bool) -> Self:
+        """Let the files that the record names be read by `bytes_of`, given a name and the most bytes.
+
+        `limits` says that the record was read with limits.
+        """
+        self._beside = Beside(bytes_of, limits)
         return self
 
     def contradiction(self) -> str | None:
@@ -453,10 +457,10 @@ def read(path: Path, limits: bool = False) -> Record:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
-    return parse(text, str(path), limits).placed(partial(_bytes_beside, path.parent))
+    return parse(text, str(path), limits).placed(partial(bytes_beside, path.parent), limits)
 
 
-def _bytes_beside(folder: Path, name: str, largest: int) -> bytes:
+def bytes_beside(folder: Path, name: str, largest: int) -> bytes:
     """Return the bytes of a file in a folder; UserError where it is missing or larger than `largest`."""
     try:
         with (folder / name).open("rb") as file:
@@ -493,19 +497,3 @@ def validated(content: object, where: str, limits: bool = True) -> Record:
         message = first["msg"].removeprefix("Value error, ")
         reason = f"{place}: {message}" if place else message
         raise UserError(f"{where}: not a record: {reason}") from error
-
-
-def read_all(folder: Path) -> list[Record]:
-    """Read the records of one suite's folder, in the order of their files.
-
-    UserError for the first file that is no record, or that is not named after its run, its folder after its
-    suite.
-    """
-    found = []
-    for path in files.visible(folder.glob("*.json")):
-        record = read(path)
-        if (record.run_id, record.suite) != (path.stem, folder.name):
-            held = f"{record.run_id} of suite {record.suite!r}"
-            raise UserError(f"{path}: this file holds the record of {held}; move it away and run again")
-        found.append(record)
-    return found

@@ -21,7 +21,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from harness import imports
+from harness import imports, record_index
 from harness import record as records
 from harness.config import Run
 from harness.engine.forecast.admission import refusals
@@ -172,7 +172,9 @@ def resolve(
 
     Without `text` the worker does not read training data.
     """
-    request = {"runs": [run.model_dump(mode="json") for run in runs], "device": device, "text": text}
+    first = _first_of_each(runs)
+    asked = [runs[number] for number in dict.fromkeys(first)]
+    request = {"runs": [run.model_dump(mode="json") for run in asked], "device": device, "text": text}
     answer = subprocess.run(
         [*command, "resolve"],
         input=json.dumps(request).encode(),
@@ -182,14 +184,29 @@ def resolve(
     try:
         content = json.loads(answer.stdout.decode(errors="replace").strip().splitlines()[-1])
         if "error" in content:
-            raise _placed(runs, content)
-        resolved = tuple(Run.model_validate(value) for value in content["runs"])
+            raise _placed(asked, content)
+        answers = map(Run.model_validate, content["runs"])
+        known = dict(zip(dict.fromkeys(first), answers, strict=True))
+        resolved = tuple(
+            known[number].model_copy(update={"seed": run.seed, "repeat": run.repeat})
+            for number, run in zip(first, runs, strict=True)
+        )
         machine = (content["device"], content["machine"], content.get("device_bytes"))
         return Plan(resolved, *machine, content.get("device_id"))
     except (IndexError, KeyError, TypeError, ValueError) as error:
         lines = answer.stderr.decode(errors="replace").strip().splitlines()
         last = lines[-1] if lines else f"exit code {answer.returncode} and no message"
         raise UserError(f"the worker could not read the runs: {last}") from error
+
+
+def _first_of_each(runs: Sequence[Run]) -> list[int]:
+    """Return for each run the place of the first that differs from it in seed and repeat alone.
+
+    Neither matters to options, inputs and devices, and a suite has many seeds.
+    """
+    known: dict[tuple[str, bool, str | None, str], int] = {}
+    parts = ((run.config_id, run.save_weights, run.label, repr(run.tuning)) for run in runs)
+    return [known.setdefault(key, number) for number, key in enumerate(parts)]
 
 
 def _placed(runs: Sequence[Run], answer: Mapping[str, Any]) -> UserError:
@@ -411,7 +428,7 @@ def _result_folder(settings: Settings, machine: str, suite: str) -> Path:
 
 def survey(runs: Sequence[Run], folder: Path, estimates: Estimates) -> dict[str, Record]:
     """Read a suite's folder and return the records of the runs; UserError for a file of another suite."""
-    found = {record.run_id: record for record in records.read_all(folder)}
+    found = {record.run_id: record for record in record_index.read_all(folder)}
     for record in found.values():
         if record.finished and record.time:
             estimates.add(record, record.time.wall_s)

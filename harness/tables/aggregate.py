@@ -6,11 +6,12 @@ or versions of the numerical packages are never averaged.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -151,14 +152,27 @@ def methods(record: Record) -> list[str]:
 
 def environment_of(record: Record) -> dict[str, str]:
     """Return what must be equal before two values are compared; a run that failed early knows only a part."""
-    known: dict[str, Any] = {"tier": record.tier, "meter": record.memory.meter if record.memory else None}
-    if record.environment:
-        here = record.environment
-        cpu = here.cpu if here.cpu != here.device else None
-        known |= {"device": here.device, "cpu": cpu, "threads": here.cpu_threads, "driver": here.driver}
-        versions = {name.lower().replace("_", "-"): version for name, version in here.packages.items()}
-        known |= {name: versions.get(name) for name in NUMERICAL}
-    known |= {f"{name} protocol": version for name, version in sorted(record.protocols.items())}
+    here, meter = record.environment, record.memory.meter if record.memory else None
+    device = (here.device, here.cpu, here.cpu_threads, here.driver) if here else None
+    packages = tuple(here.packages.items()) if here else ()
+    return dict(_environment(record.tier, meter, device, packages, tuple(record.protocols.items())))
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _environment(
+    tier: str,
+    meter: str | None,
+    device: tuple[str, str, int, str | None] | None,
+    packages: tuple[tuple[str, str], ...],
+    protocols: tuple[tuple[str, int], ...],
+) -> Mapping[str, str]:
+    known: dict[str, Any] = {"tier": tier, "meter": meter}
+    if device:
+        name, cpu, threads, driver = device
+        known |= {"device": name, "cpu": cpu if cpu != name else None, "threads": threads, "driver": driver}
+        versions = {package.lower().replace("_", "-"): version for package, version in packages}
+        known |= {package: versions.get(package) for package in NUMERICAL}
+    known |= {f"{name} protocol": version for name, version in sorted(protocols)}
     return {plain(key): plain(str(value)) for key, value in known.items() if value is not None}
 
 
@@ -186,21 +200,29 @@ def binomial_stderr(accuracy: Accuracy) -> float:
 def _group(records: Iterable[Record]) -> list[Row]:
     """Join runs of one configuration whose environments agree; the same run twice makes two rows."""
     found = [(environment_of(record), record) for record in records]
-    found.sort(key=lambda pair: (str(pair[0]), pair[1].run_id, repr(pair[1])))
     joined: list[Row] = []
-    for known, record in found:
-        for row in joined:
-            twice = any(other.run_id == record.run_id for other in row.records)
-            if row.config_id == record.config_id and not twice and agree(known, row.environment):
+    of_config: dict[str, list[tuple[Row, set[str]]]] = {}
+    for known, record in _ordered(found):
+        several = of_config.setdefault(record.config_id, [])
+        for row, ids in several:
+            if record.run_id not in ids and agree(known, row.environment):
                 break
         else:
-            row = Row(record.config_id, {})
+            row, ids = Row(record.config_id, {}), set[str]()
+            several.append((row, ids))
             joined.append(row)
         row.records.append(record)
         row.environment |= known
+        ids.add(record.run_id)
     for row in joined:
         row.records.sort(key=lambda record: (record.seed, record.repeat))
     return joined
+
+
+def _ordered(found: Iterable[tuple[dict[str, str], Record]]) -> Iterator[tuple[dict[str, str], Record]]:
+    """Yield records by environment and id; several records of one run by all that they say."""
+    for _, several in sorted(grouped(found, lambda pair: (str(pair[0]), pair[1].run_id)).items()):
+        yield from sorted(several, key=lambda pair: repr(pair[1])) if len(several) > 1 else several
 
 
 def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from harness import record
+from harness import record, record_index
 from harness.errors import UserError
 from harness.files import visible
 from harness.record import Record
@@ -21,8 +21,6 @@ DEEPEST = 4
 NOTE_LENGTH = 300
 #: So many skipped files are named in a report; all are counted.
 MOST_NOTES = 20
-#: A record of ten thousand updates has less than 1 MB.
-LARGEST_RECORD = 64 << 20
 
 
 def find(path: Path, deepest: int = DEEPEST) -> Iterator[Path]:
@@ -52,21 +50,18 @@ def _walk(folder: Path, deepest: int) -> Iterator[Path]:
 
 def read(path: Path) -> Record:
     """Read a valid record; UserError says in one line why a file holds none."""
-    if not path.is_file():
-        raise UserError("not a regular file")
-    if path.stat().st_size > LARGEST_RECORD:
-        raise UserError(f"larger than {LARGEST_RECORD >> 20} MiB")
-    return record.read(path, limits=True)
+    ((_, found, error),) = record_index.read_each([path])
+    if found is None:
+        raise error or UserError("not a record")
+    return found
 
 
 def read_each(paths: Iterable[Path]) -> Iterator[tuple[Path, Record | None, str]]:
     """Yield each file with its record, or with None and the reason why it is skipped."""
-    for path in paths:
-        try:
-            yield path, read(path), ""
-        except UserError as error:
-            # A report is the same wherever the folder is.
-            yield path, None, str(error).removeprefix(f"{path}: ").replace(str(path), path.name)
+    for path, found, error in record_index.read_each(paths):
+        # A report is the same wherever the folder is.
+        reason = str(error).removeprefix(f"{path}: ").replace(str(path), path.name) if error else ""
+        yield path, found, reason
 
 
 def load(folder: Path) -> tuple[list[Record], list[str]]:
@@ -86,7 +81,8 @@ def only_valid(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
     valid, notes = [], []
     for item in records:
         try:
-            record.validated(item, item.run_id)
+            if not item.beside.limits:
+                record.validated(item, item.run_id)
             valid.append(item)
         except UserError as error:
             notes.append(f"Skipped {error}; move it away and run again")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import record, suite
+from harness import record, record_index, suite
 
 REFERENCE = Path(__file__).parents[2] / "results" / "raw"
 TUNED = [
@@ -32,7 +32,7 @@ def test_each_row_trains_at_the_best_rate_that_was_tried_for_it(name: str) -> No
         records = [
             tried
             for folder in REFERENCE.glob(f"*/{row.tuning.suite}")
-            for tried in record.read_all(folder)
+            for tried in record_index.read_all(folder)
             if tried.label == label
         ]
         best = min(records, key=perplexity)

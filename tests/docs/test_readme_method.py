@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.record import Record, read_all
+from harness.record import Record
+from harness.record_index import read_all
 from tests.docs.sources import ROOT, document
 
 SMALL = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness import record as records
+from harness import record_index
 from harness.config import Run
 from harness.engine.forecast.dry_run import simulate
 from tests.docs.sources import ROOT
@@ -26,7 +26,7 @@ SCALARS_BYTES = 256
 )
 def test_a_forecast_is_the_measured_peak(suite: str, label: str) -> None:
     folders = ROOT.glob(f"results/raw/cpu-*/{suite}")
-    found = [one for folder in folders for one in records.read_all(folder) if one.label == label]
+    found = [one for folder in folders for one in record_index.read_all(folder) if one.label == label]
     assert found
     record = found[0]
     assert record.memory is not None

@@ -71,9 +71,11 @@ def _run(each: Pair) -> Iterator[tuple[Cell, Answers | None]]:
     else:
         yield cell(STATUS, verdict, cause)
     if base.outcome.status == candidate.outcome.status == "ok":
+        by_kind = {"memory": fields}
         for quantity, kind, judged in _quantities(each.base, each.candidate):
-            fields = differences(base, candidate, kind)
-            if fields:
+            if kind not in by_kind:
+                by_kind[kind] = differences(base, candidate, kind)
+            if fields := by_kind[kind]:
                 yield cell(quantity, "x", not_comparable(fields), fields)
             elif isinstance(judged, Answers):
                 yield cell(quantity, "ok", "")[0], judged

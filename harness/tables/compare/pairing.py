@@ -5,6 +5,7 @@ A file that is no valid record (`harness.tables.records`) is skipped, never comp
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,8 @@ def pair(base: Iterable[Loaded], candidate: Iterable[Loaded]) -> list[Pair]:
         for place, item in enumerate(left):
             if place not in found and (others := waiting.get(key(item))):
                 found[place] = others.pop(0)
-                right.remove(found[place])
+        taken = {id(item) for item in found.values()}
+        right = [item for item in right if id(item) not in taken]
     pairs = [Pair(item, found.get(place)) for place, item in enumerate(left)]
     return [*pairs, *(Pair(None, item) for item in right)]
 
@@ -139,7 +141,7 @@ def differences(base: Record, candidate: Record, quantity: str) -> tuple[Differe
         except RecursionError:  # no config of ours is nested a thousand times
             return (ids,)
     first, second = (decides(record, quantity) for record in (base, candidate))
-    return tuple(_differ(first, second))
+    return tuple(_differ(first, second)) if first != second else ()
 
 
 def _differ(
@@ -162,12 +164,16 @@ def decides(record: Record, quantity: str) -> dict[str, str]:
     if record.data:
         known |= {"data": record.data.sha256, "data tokens": str(record.data.tokens)}
         known |= {"model": record.data.model_sha256} if record.data.model_sha256 else {}
+    return {key: known[key] for key in _deciding(tuple(known), quantity)}
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _deciding(keys: tuple[str, ...], quantity: str) -> tuple[str, ...]:
+    """Return the conditions of a quantity among all: no package and no protocol of another."""
     foreign = FOREIGN[quantity]
-    return {
-        key: value
-        for key, value in known.items()
-        if key not in foreign and key.removesuffix(" protocol") in (key, quantity)
-    }
+    return tuple(
+        key for key in keys if key not in foreign and key.removesuffix(" protocol") in (key, quantity)
+    )
 
 
 def _settings(config: Any, prefix: str = "") -> dict[str, str]:

@@ -16,12 +16,13 @@ from harness import record
 from harness import suite as suites
 from harness.errors import UserError, nearest
 from harness.record import Record
+from harness.record_index import LARGEST_RECORD
 from harness.tables import records
 from harness.tables.aggregate import methods
 from harness.tables.format import plain
 from harness.tables.history import git_log
 from harness.tables.history.series import Quantity
-from harness.tables.records import LARGEST_RECORD, NOTE_LENGTH
+from harness.tables.records import NOTE_LENGTH
 
 #: People keep a folder of results per commit, or per machine and day: deeper than a side of a comparison.
 DEEPEST = 12
@@ -114,7 +115,7 @@ def _add_versions(collection: Collection, folder: Path) -> None:
                 raise UserError(f"missing, or larger than {LARGEST_RECORD >> 20} MiB")
             text = content.decode("utf-8")
             item = record.parse(text, source, limits=True)
-            collection.add(item.placed(partial(git_log.beside, folder, version)), source)
+            collection.add(item.placed(partial(git_log.beside, folder, version), limits=True), source)
         except UnicodeDecodeError:
             collection.skip(source, "no text in UTF-8")
         except UserError as error:

@@ -78,7 +78,7 @@ def conditions(record: Record, quantity: Quantity) -> tuple[dict[str, str], dict
 
 def scored_text(record: Record, quantity: Quantity) -> dict[str, str]:
     """Return the text or documents that a perplexity or an accuracy was measured on."""
-    if record.quality is None:
+    if record.quality is None or quantity.kind not in ("perplexity", "accuracy"):
         return {}
     for name, scored in record.quality.perplexity.items():
         if quantity.key == f"perplexity_{plain(name, NAME_LENGTH)}":

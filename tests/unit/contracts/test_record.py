@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import record
+from harness import record, record_index
 from harness.errors import UserError
 from harness.record import PROTOCOLS, Outcome, Part, Record, Time, Training
 
@@ -77,7 +77,7 @@ def test_a_crash_while_writing_leaves_the_old_record(written, monkeypatch, faili
         record.write(fabricate(label="new"), written)
     monkeypatch.undo()
     assert record.read(written).label == "full"
-    assert [item.label for item in record.read_all(written.parent)] == ["full"]
+    assert [item.label for item in record_index.read_all(written.parent)] == ["full"]
 
 
 def test_bytes_are_on_disk_before_the_name_moves(written, monkeypatch):
@@ -161,14 +161,14 @@ def test_all_records_of_a_folder_are_read_by_name_and_other_files_are_left_alone
         record.write(fabricate(seed=seed, run_id=f"abc-s{seed}-r0"), folder / f"abc-s{seed}-r0.json")
     (folder / "a.log").write_text("no record")
     (folder / ".a.json.1.tmp").write_text("half")
-    assert [item.seed for item in record.read_all(folder)] == [0, 1]
+    assert [item.seed for item in record_index.read_all(folder)] == [0, 1]
 
 
 @pytest.mark.parametrize("name", ["other/abc-s0-r0.json", "demo/copy.json"])
 def test_a_record_in_the_place_of_another_is_refused(tmp_path, name):
     record.write(fabricate(), tmp_path / name)
     with pytest.raises(UserError, match="holds the record of abc-s0-r0 of suite 'demo'; move it away"):
-        record.read_all((tmp_path / name).parent)
+        record_index.read_all((tmp_path / name).parent)
 
 
 # ------------------------------------------------------------------------------------------- meaning

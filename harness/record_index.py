@@ -1,0 +1,240 @@
+"""Read many records fast: keep in the folder of caches what was read before, by the state of each file.
+
+The index may be thrown away at any time. One that is corrupt, of another version of the schema or of another
+folder is ignored and written again; an entry counts only for a file whose times, size and inode are the same,
+and whose last change was not just before the index was written. Only valid records are kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import hashlib
+import itertools
+import marshal
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, get_args
+
+from harness import files, record
+from harness.errors import UserError
+from harness.record import Part, Record
+
+#: Folders with fewer records are read without an index.
+LEAST = 32
+#: A record of ten thousand updates has less than 1 MB.
+LARGEST_RECORD = 64 << 20
+#: Nanoseconds for which a file may change again without another time, on the coarsest file systems.
+GRANULARITY_NS = 3_000_000_000
+MAGIC = b"lorebench records\n"
+
+State = tuple[int, int, int, int]
+Entry = tuple[State, dict[str, Any]]
+Answer = tuple[Path, Record | None, UserError | None]
+
+
+def read_each(paths: Iterable[Path]) -> Iterator[Answer]:
+    """Yield each file with its valid record, or with None and what is wrong; a folder at a time."""
+    for folder, inside in itertools.groupby(paths, key=lambda path: path.parent):
+        several = list(inside)
+        if len(several) < LEAST:
+            yield from map(_read, several)
+            continue
+        with _uncollected():
+            answers = _Folder(folder).read(several)
+        yield from answers
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Search no garbage for a while: among millions of new values that all stay it takes most of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def read_all(folder: Path) -> list[Record]:
+    """Read the records of one suite's folder, in the order of their files, also those beyond limits.
+
+    UserError for the first file that is no record, or that is not named after its run, its folder after its
+    suite.
+    """
+    found = []
+    for path, item, _ in read_each(files.visible(folder.glob("*.json"))):
+        item = item or record.read(path)
+        if (item.run_id, item.suite) != (path.stem, folder.name):
+            held = f"{item.run_id} of suite {item.suite!r}"
+            raise UserError(f"{path}: this file holds the record of {held}; move it away and run again")
+        found.append(item)
+    return found
+
+
+def _read(path: Path) -> Answer:
+    try:
+        _state(path)
+        return path, record.read(path, limits=True), None
+    except UserError as error:
+        return path, None, error
+
+
+def _state(path: Path) -> State:
+    """Return what changes when a file does; UserError where it is no file of a sane size."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise UserError("not a regular file") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError("not a regular file")
+    if found.st_size > LARGEST_RECORD:
+        raise UserError(f"larger than {LARGEST_RECORD >> 20} MiB")
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
+
+
+class _Folder:
+    """The records of one folder and their index."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = os.fsencode(folder.absolute())
+        digest = hashlib.sha256(self.name).hexdigest()[:16]
+        self._beside = functools.partial(record.bytes_beside, folder)
+        self.file = files.cache_folder() / "records" / f"{digest}.index"
+
+    def read(self, paths: Sequence[Path]) -> list[Answer]:
+        """Return each file with its record, and write the index where it has changed."""
+        known, kept = self._load(), dict[str, Entry]()
+        found: list[Answer] = []
+        fresh = False
+        for path in paths:
+            try:
+                state = _state(path)
+            except UserError as error:
+                found.append((path, None, error))
+                continue
+            entry = known.get(path.name)
+            if entry is not None and entry[0] == state:
+                kept[path.name] = entry
+                item = _built(Record, entry[1])
+                found.append((path, item.placed(self._beside, limits=True), None))
+                continue
+            found.append(_read(path))
+            if item := found[-1][1]:
+                kept[path.name] = state, item.model_dump(exclude_none=True)
+                fresh = True
+        if fresh or len(kept) != len(known):
+            self._save(kept)
+        return found
+
+    def _load(self) -> dict[str, Entry]:
+        """Return the entries of the index, none where it cannot be used."""
+        with suppress(OSError, ValueError, EOFError, TypeError):
+            content = self.file.read_bytes()
+            head = MAGIC + _version()
+            body = memoryview(content)[len(head) + 32 :]
+            if (
+                content.startswith(head)
+                and hashlib.sha256(body).digest() == content[len(head) : len(head) + 32]
+            ):
+                name, entries = marshal.loads(body)
+                if name == self.name:
+                    return entries
+        return {}
+
+    def _save(self, entries: dict[str, Entry]) -> None:
+        """Write the index; a folder that cannot be written to has none."""
+        latest = time.time_ns() - GRANULARITY_NS
+        settled = {name: entry for name, entry in entries.items() if max(entry[0][:2]) < latest}
+        body = marshal.dumps((self.name, settled))
+        with suppress(OSError):
+            files.replace(self.file, MAGIC + _version() + hashlib.sha256(body).digest() + body)
+
+
+@functools.cache
+def _version() -> bytes:
+    """Return a hash of what decides whether and how a record is read."""
+    digest = hashlib.sha256(f"{sys.version} {marshal.version} {record.SCHEMA_VERSION}".encode())
+    for source in (record.__file__, __file__):
+        digest.update(Path(source).read_bytes())
+    return digest.digest()
+
+
+# ------------------------------------------------------------------------------ records from their parts
+Maker = Callable[[Any], Any]
+
+
+def _built(cls: type[Part], content: dict[str, Any]) -> Any:
+    """Return a part of a record from the values of a valid one, which are not checked again."""
+    made = cls.__new__(cls)
+    makers, blank, defaults = _fields(cls)
+    values = blank | content
+    for name, maker in makers:
+        if name in content:
+            values[name] = maker(content[name])
+    for name, default in defaults:
+        if name not in content:
+            values[name] = default()
+    for name, value in (
+        ("__dict__", values),
+        ("__pydantic_fields_set__", set(content)),
+        ("__pydantic_extra__", None),
+        ("__pydantic_private__", None),
+    ):
+        object.__setattr__(made, name, value)
+    made.model_post_init(None)  # sets private attributes, where there are any
+    return made
+
+
+@functools.cache
+def _fields(
+    cls: type[Part],
+) -> tuple[list[tuple[str, Maker]], dict[str, Any], list[tuple[str, Callable[[], Any]]]]:
+    """Return the fields of a part that hold parts, all fields in order, and how to make some defaults.
+
+    Defaults that cannot change stand among all fields.
+    """
+    makers = [(name, made) for name, field in cls.model_fields.items() if (made := _maker(field.annotation))]
+    blank: dict[str, Any] = {}
+    defaults: list[tuple[str, Callable[[], Any]]] = []
+    for name, field in cls.model_fields.items():
+        blank[name] = None if field.is_required() else field.default
+        if isinstance(field.default, (list, dict, Part)):
+            defaults.append((name, functools.partial(field.get_default, call_default_factory=True)))
+    return makers, blank, defaults
+
+
+def _maker(annotation: Any) -> Maker | None:
+    """Return what makes parts of the values of a field, None for plain values."""
+    parts = list(_parts(annotation))
+    if not parts:
+        return None
+    (part,) = parts
+    build = functools.partial(_built, part)
+
+    def make(value: Any) -> Any:
+        if isinstance(value, list):
+            return [build(item) for item in value]
+        if isinstance(value, dict) and not isinstance(annotation, type) and _is_mapping(annotation):
+            return {key: build(item) for key, item in value.items()}
+        return build(value)
+
+    return make
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return getattr(annotation, "__origin__", None) is dict
+
+
+def _parts(annotation: Any) -> Iterator[type[Part]]:
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _parts(inner)

@@ -25,7 +25,7 @@ MOST = (1 << 31) - 1
 LARGEST_SEED = (1 << 63) - 1
 
 #: Source: huggingface_hub.utils.validate_repo_id.
-HUB_ID = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?")
+HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?")
 
 Positive = Annotated[int, Field(gt=0, le=MOST)]
 #: Tokens per sequence: the last one is only predicted, so a sequence of one trains nothing.

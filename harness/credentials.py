@@ -14,12 +14,13 @@ from harness.plain_text import HIDDEN, TOKENS
 _SECRETS = {
     "a user name or password": re.compile(
         r"://[^/\s?#]*@"  # https://user:pass@host, https://token@host
-        r"|^[^\s/:@=\[\]{},]+:[^\s@]*@[^\s@]+$"  # user:pass@host/x
-        r"|^[^\s/:@]*://.*:.*@",  # a password that holds a slash
+        r"|://\S*:\S*@"  # a password that holds a slash
+        r"|(?:^|[=\s'\"\[{,])[^\s/:@=\[\]{},'\"]+:(?!//)[^\s@]*@[^\s@]",  # user:pass@host/x
     ),
     "an access token": re.compile(
         TOKENS
-        + r"|^hf_[A-Za-z0-9]{(8,)}$|[?&][\w-]*(token|key|password|passwd|secret|signature|credential)=",
+        + r"|(?:^|[=\s'\"\[{,])hf_[A-Za-z0-9]{8,}$"
+        + r"|[?&][\w-]*(token|key|password|passwd|secret|signature|credential)=",
         re.IGNORECASE,
     ),
 }

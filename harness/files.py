@@ -61,14 +61,15 @@ def _refuse_shared(folder: Path) -> None:
         )
 
 
-def from_user(text: str | Path) -> Path:
+def from_user(text: str | Path, option: str = "") -> Path:
     """Return a path as a person gives it, `~` filled in; UserError for one that no file can have."""
+    given = f"{option} {shown(str(text))}".lstrip()
     if "\0" in str(text):
-        raise UserError(f"{shown(str(text))}: a path cannot hold the character \\0")
+        raise UserError(f"{given}: a path cannot hold the character \\0")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{shown(str(text))}: no such user; write the path without `~`") from error
+        raise UserError(f"{given}: no such user; write the path without `~`") from error
 
 
 def is_there(path: Path) -> bool:

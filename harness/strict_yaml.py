@@ -169,10 +169,8 @@ class _Reading:
             raise self._wrong_grammar(error) from error
         except yaml.reader.ReaderError as error:
             line = f":{self.text[: error.position].count(chr(10)) + 1}" if self.lines else ""
-            character = f"U+{ord(error.character):04X}" if isinstance(error.character, str) else "?"
-            raise UserError(
-                f"{self.where}{line}: not valid YAML: the control character {character} is not allowed"
-            ) from error
+            character = f"the control character U+{int(error.character):04X}"
+            raise UserError(f"{self.where}{line}: not valid YAML: {character} is not allowed") from error
         except Exception as error:  # PyYAML raises others at odd escapes and directives
             raise UserError(f"{self.where}: not valid YAML: {one_line(error)}") from error
         if node is None:

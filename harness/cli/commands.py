@@ -5,11 +5,65 @@ No command imports torch at its top: what needs it runs in another process, or i
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from harness.cli import ab, check, export, gate, history, methods, paper, plan, report, run
+from harness.credentials import refuse_secrets
+from harness.errors import UserError
+
+#: The mistake in a command line that typer raises: an unknown option, a value of another type.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise UserError for an argument that is no text, or that holds a password, which is not repeated.
+
+    Arguments become part of records, commands and messages. The address of an MLflow server does not.
+    """
+    for number, (before, text) in enumerate(zip(["", *arguments], arguments, strict=False), start=1):
+        option, given = text.partition("=")[::2] if text.startswith("--") else ("", text)
+        name = option or (before if before.startswith("--") else f"argument {number}")
+        if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"{name}: not UTF-8 text without the character \\0; rename what it names")
+        if name != "--mlflow":
+            refuse_secrets(given, name)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Turn a mistake in the command line into a UserError that names the help of its command."""
+    try:
+        yield
+    except UsageError as error:
+        said: Any = error
+        if said.ctx is None or type(error).__name__ == "NoArgsIsHelpError":  # help is no mistake
+            raise
+        words = said.ctx.command_path.split()[said.ctx.find_root().command_path.count(" ") + 1 :]
+        message = re.sub(r"Input should be a valid integer.*", "give a whole number", said.format_message())
+        message = message.replace("Value error, ", "").rstrip(".")
+        raise UserError(f"{message}; see {' '.join(['lorebench', *words, '--help'])}") from error
+
+
+class _Commands(TyperGroup):
+    """The commands, where a mistake in the command line is one line."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _in_one_line():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _in_one_line():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
+    cls=_Commands,
     name="lorebench",
     help="Benchmark memory-efficient LLM training: perplexity, accuracy, peak memory, throughput.",
     no_args_is_help=True,

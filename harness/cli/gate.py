@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from harness.tables.compare.comparison import Comparison
     from harness.tables.compare.pairing import Side
 
+#: The advice about a file in the way of a run.
+AGAIN = "; move it away and run again"
 #: The shape whose rows are counted as well as simulated.
 SMALLEST = "nano"
 Format = Literal["text", "md", "json", "github", "junit"]
@@ -89,6 +91,7 @@ def gate(
     for name, path, side in zip(("BASE", "CAND"), (base, candidate), sides, strict=True):
         if not side.records:
             skipped = f"; skipped: {side.skipped[0]}" if side.skipped else ""
+            skipped = skipped.removesuffix(AGAIN)  # nothing runs here
             raise UserError(f"{name} {path}: no records in it; give a record or a folder of records{skipped}")
     publish(compare(*sides, _controls(sides, control)), form, out)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -36,9 +37,10 @@ def _guarded() -> int:
     """Run the command line and return its exit code."""
     try:
         with _quiet_interrupt():
-            from harness.cli.commands import app
+            from harness.cli.commands import app, check_arguments
             from harness.errors import EXIT_BAD_INPUT, UserError
         _replace_what_cannot_be_encoded()
+        check_arguments(sys.argv[1:])
         app()
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # typer and rich make it an exit with code 1
@@ -107,7 +109,8 @@ def _refuse(text: str, code: int) -> int:
     """Print an error as one line, without control characters of files and records, and return its code."""
     from harness.plain_text import plain
 
-    _say(f"lorebench: {plain(text)}")
+    short = re.sub(rf"(\S{{{LONGEST_PATH}}})\S+", r"\1…", plain(text))  # a name of 5,000 letters says no more
+    _say(f"lorebench: {short}")
     return code
 
 

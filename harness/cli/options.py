@@ -29,7 +29,7 @@ def _model_override(model: str | None) -> list[Override]:
         return []
     refuse_secrets(model, "--model")
     section: dict[str, Any]
-    if _is_path(model):
+    if _is_path(model, "--model"):
         section = {"source": "local", "path": model}
     else:
         name, _, revision = model.partition("@")
@@ -48,7 +48,7 @@ def _data_override(data: Sequence[str] | None) -> list[Override]:
     for item in data:
         refuse_secrets(item, "--data")
     section: dict[str, Any]
-    if all(_is_path(item) or endings.names_a_file(item) for item in data):
+    if all(_is_path(item, "--data") or endings.names_a_file(item) for item in data):
         section = {"source": "files", "paths": list(data)}
     elif len(data) == 1:
         name, _, revision = data[0].partition("@")
@@ -64,9 +64,9 @@ def _data_override(data: Sequence[str] | None) -> list[Override]:
     return [Override.of(key, value, option) for key, value in changes.items()]
 
 
-def _is_path(text: str) -> bool:
+def _is_path(text: str, option: str) -> bool:
     """Return whether a text is a path: it exists, or is written like one."""
-    return is_there(from_user(text)) or text.startswith(("/", "./", "../", "~"))
+    return is_there(from_user(text, option)) or text.startswith(("/", "./", "../", "~"))
 
 
 def seconds(text: str, option: str) -> float:
@@ -122,6 +122,12 @@ class Selection:
         overrides: list[Override] = [*_model_override(self.model), *_data_override(self.data)]
         overrides += [suites.parse_override(text) for text in self.settings or ()]
         return suites.load(self.suite, overrides).with_seeds(self.seed or ()).only(self.only or ())
+
+    def check_files(self) -> None:
+        """Raise UserError for a file of `--data` that is not there; planning reads none."""
+        for item in self.data or ():
+            if (_is_path(item, "--data") or endings.names_a_file(item)) and not is_there(from_user(item)):
+                raise UserError(f"--data {shown(item)}: no file is there")
 
     def forwarded(self, device: str) -> list[str]:
         """Return what changes the suite, and the device, as arguments of `lorebench run`."""

@@ -76,6 +76,7 @@ def plan(
     if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
         raise UserError(f"--json {json_file}: no file can be written there; choose another")
     chosen = selection.load()
+    selection.check_files()
     made = plan_suite(chosen, device, results, sizes, searched, ranks, notify=show.say)
     show.show(tables.build(made))
     if json_file is not None:

@@ -26,7 +26,7 @@ def sized(batch: int, label: str | None = None, do: str = "ok", **changes: Any) 
     """A run that needs `batch` GiB by the word of the worker."""
     content = {
         "model": {"source": "shape", "name": "llama-2-7b"},
-        "data": {"source": "random", "seq_len": 1},
+        "data": {"source": "random", "seq_len": 2},
         "train": {"stage": "pretrain", "batch": batch},
         "method": {"name": "stub:Stub", "options": {"do": do}},
         "label": label,

@@ -1,4 +1,4 @@
-"""A worker that answers at once: a run needs as many GiB as its batch times its length.
+"""A worker that answers at once: a run needs as many GiB as its batch times the tokens it predicts.
 
 `python forecaster.py FOLDER VERB`. FOLDER/asked.txt gets a line for each start of `simulate`, with the labels
 asked about. A run's label says what else happens: see `ANSWERS`, "die" and "hang". `resolve` answers with
@@ -66,7 +66,7 @@ def simulate(folder: Path) -> int:
     print(json.dumps({"ready": True}), flush=True)
 
     def peak(run: Run) -> int:
-        return run.train.batch * run.data.seq_len * GIB
+        return run.train.batch * (run.data.seq_len - 1) * GIB
 
     for item in request["items"]:
         run = Run.model_validate(item["run"])

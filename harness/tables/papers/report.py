@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from harness.errors import UserError, nearest
+from harness.errors import UserError
 from harness.tables.format import Column, Table, plain
 from harness.tables.papers.judge import VERDICTS, Judged, judge
 from harness.tables.papers.lookup import Sources, command
@@ -59,12 +60,20 @@ def summary(everything: dict[str, list[Judged]]) -> Report:
 
 
 def _table(paper: Paper, wanted: str) -> str:
+    """Return the table that is meant: `Table 6b`, `table 6 (b)` or `6b`; UserError unless it is one."""
     known = [table.id for table in paper.tables]
-    exact = [name for name in known if name.lower() == wanted.lower()]
-    near = exact or [name for name in known if name.lower().startswith(wanted.lower() + " ")]
-    if len(near) != 1:
-        raise UserError(f"{len(near) or 'no'} table {wanted!r}; {nearest(wanted, near or known)}")
+    key = _key(wanted)
+    exact = [name for name in known if _key(name) == key]
+    near = exact or [name for name in known if re.match(re.escape(key) + r"(?![0-9])", _key(name))]
+    if not key or len(near) != 1:
+        problem = f"no table {wanted[:60]!r}" if len(near) < 2 else f"{wanted[:60]!r} is not one table"
+        raise UserError(f"--table: {problem}; known: {', '.join(near or known)}")
     return near[0]
+
+
+def _key(table: str) -> str:
+    """Return what tells a table apart, without the word, spaces and brackets."""
+    return re.sub(r"[^a-z0-9]|table", "", table.lower())
 
 
 def _summary(title: str, groups: dict[str, list[Judged]]) -> Table:

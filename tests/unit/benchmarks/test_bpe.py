@@ -67,7 +67,7 @@ def test_the_same_text_gives_the_same_tokenizer_and_its_marks_are_those_of_llama
         ({}, (), "model.tokenizer"),
         ({"tokenizer": "t", "vocab": 100}, (), "model.vocab 100"),
         ({"tokenizer": "t", "vocab": 4096}, (), "pieces; give more text"),
-        ({"tokenizer": "t"}, ("data={source: random}",), "data.source random"),
+        ({"tokenizer": "t"}, ("data={source: random}",), "no row reads text"),
     ],
 )
 def test_what_cannot_be_learnt_is_one_line(

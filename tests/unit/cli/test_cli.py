@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from harness import record, series
+from harness.cli import commands
 from harness.cli import main as cli
 from harness.config import Run
 from harness.engine import runner, worker
@@ -144,6 +145,34 @@ def test_a_mistake_in_a_suite_is_one_line(
         (["--only", "full"], "--only 'full': write KEY=VALUE"),
         (["--only", "label=none"], "--only 'label=none': no run matches; the labels are: full, low rank"),
         (["--only", "train.stepz=3"], "no setting 'train.stepz' to select by"),
+        (["--set", "train.lr=0x_"], "train.lr: give a number, not the text '0x_'"),
+        (["--set", "train.lr=!!float abc"], "'abc' is no float; leave the tag out"),
+        (["--set", f"seed={'9' * 5000}"], "an integer of 5,000 digits is too large"),
+        (["--set", f"label={'[' * 2000}"], "nested more than 40 deep"),
+        (["--set", "label=&a [*a]"], "an alias stands inside the value that it repeats"),
+        (["--set", "label=2001-13-45"], "baseline 'full' names no row; the labels are: 2001-13-45"),
+        (["--only", "method=[full]"], "no run matches; the values of method are: full, lora"),
+        (["--only", "seed=5"], "no run matches; the values of seed are: 0"),
+        (["--only", "train.lr=[1"], "--only 'train.lr=[1': the value is not valid YAML"),
+        (["--model", "~nosuchuser/x"], "--model '~nosuchuser/x': no such user"),
+        (["--model", "a/b/c"], "--model 'a/b/c': neither a folder here nor a hub id"),
+        (["--model", "x" * 5000 + "/y"], "neither a folder here nor a hub id"),
+        (["--model", "https://user:PASS@host/x"], "--model: the value holds a user name or password"),
+        (["--model=user:PASS@host/x"], "--model: the value holds a user name or password"),
+        (["--data", "https://user:PASS@host/x.txt"], "--data: the value holds a user name or password"),
+        (
+            ["--set", "model={source: hub, id: 'user:PASS@h'}"],
+            "--set: the value holds a user name or password",
+        ),
+        (["--set", "evaluate.task_data=https://u:PASS@h"], "--set: the value holds a user name or password"),
+        (["https://user:PASS@host/x"], "argument 5: the value holds a user name or password"),
+        (["--results", "x\udcff"], "--results: not UTF-8 text"),
+        (["--data", "~nosuchuser/x"], "--data '~nosuchuser/x': no such user"),
+        (["--data", "a:b"], "--data 'a:b': neither a file here nor a `datasets` id"),
+        (["--seed", str(2**70)], f"--seed {2**70}: give a whole number from 0 to"),
+        (["--seed", "x"], "Invalid value for '--seed': give a whole number; see lorebench run --help"),
+        (["--nothing"], "No such option: --nothing"),
+        (["more"], "Got unexpected extra argument"),
         (["--budget", "soon"], "'soon' is not a duration; write for example 90s, 25m or 6h"),
         (["--budget", ""], "'' is not a duration"),
         (["--deadline", "-5m"], "'-5m' is not a duration"),
@@ -225,16 +254,16 @@ def test_a_line_about_a_mistake_stays_one_whatever_is_in_it(
     def app() -> None:
         raise UserError("the row a\nb\x1b[31m is unknown")
 
-    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(commands, "app", app)
     assert lorebench() == Said(2, "", "lorebench: the row a b [31m is unknown\n")
 
 
 def test_a_defect_is_not_taken_for_a_mistake(lorebench: Lorebench, monkeypatch: pytest.MonkeyPatch) -> None:
     def app() -> None:
-        raise OSError("of no file")
+        raise RuntimeError("a defect")
 
-    monkeypatch.setattr(cli, "app", app)
-    with pytest.raises(OSError, match="of no file"):
+    monkeypatch.setattr(commands, "app", app)
+    with pytest.raises(RuntimeError, match="a defect"):
         lorebench()
 
 

@@ -29,7 +29,7 @@ def run_of(label: str = "a", batch: int = 1, **changes: Any) -> Run:
     """A run that needs `batch` GiB by the word of the test's worker."""
     content = {
         "model": {"source": "shape", "name": "60m"},
-        "data": {"source": "random", "seq_len": 1},
+        "data": {"source": "random", "seq_len": 2},
         "train": {"stage": "pretrain", "batch": batch},
         "method": "full",
         "label": label,

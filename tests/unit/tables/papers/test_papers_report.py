@@ -288,7 +288,7 @@ def test_ours_is_written_with_one_decimal_more_than_the_published_figure(
 def test_a_table_is_chosen_by_the_beginning_of_its_name(tmp_path: Path) -> None:
     found, made = sources(tmp_path), paper({"method": "A", "value": 1})
     assert paper_report.build("made", made, found, "table 1").tables[0].title == "Table 1"
-    with pytest.raises(UserError, match="no table 'Tabel 1'; did you mean 'Table 1'"):
+    with pytest.raises(UserError, match="no table 'Tabel 1'; known: Table 1"):
         paper_report.build("made", made, found, "Tabel 1")
 
 

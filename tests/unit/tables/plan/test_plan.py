@@ -29,7 +29,7 @@ SUITE: dict[str, Any] = {
     "question": "does it fit?",
     "base": {
         "model": {"source": "shape", "name": "60m"},
-        "data": {"source": "random", "seq_len": 1},
+        "data": {"source": "random", "seq_len": 2},
         "train": {"stage": "pretrain"},
     },
     "matrix": {"seed": [0, 1]},
@@ -115,7 +115,7 @@ def test_each_config_has_one_row_with_what_is_done_its_peak_and_where_it_fits(
         "1",
         "1.5",
         "100",
-        "3",
+        "6",
         "3.00",
         "yes, 0.50 spare",
         "yes, 20.50 spare",
@@ -126,12 +126,12 @@ def test_each_config_has_one_row_with_what_is_done_its_peak_and_where_it_fits(
         "1",
         DASH,
         "100",
-        "9",
+        "18",
         "9.00",
         "no, 5.50 short",
         "yes, 14.50 spare",
     ]
-    assert cells_of(out, "unsupported")[0] == ["unsupported", "0", "2", DASH, "100", "4", DASH, DASH, DASH]
+    assert cells_of(out, "unsupported")[0] == ["unsupported", "0", "2", DASH, "100", "8", DASH, DASH, DASH]
     assert "does it fit?" in out
     assert UNSEEN.split(",")[0] in out
     assert "unsupported: no forecast: it does not do that" in out
@@ -167,8 +167,8 @@ def test_the_largest_batch_and_length_stand_with_their_peaks(
     )
     assert code == 0
     three = cells_of(out, "three")[1]
-    assert three[1:] == ["7 (7.00; 8.00)", "64 (64.00; the bound)", "2 (6.00; 9.00)", "26 (78.00; 81.00)"]
-    assert cells_of(out, "nine")[1][3] == "none: 1 needs 9.00"
+    assert three[1:] == ["7 (7.00; 8.00)", "64 (64.00; the bound)", "3 (6.00; 9.00)", "27 (78.00; 81.00)"]
+    assert cells_of(out, "nine")[1][3] == "1 (0; 9.00)"
 
 
 def test_a_run_that_only_compresses_has_no_batch_to_find(
@@ -199,7 +199,7 @@ def test_the_plan_as_json_has_the_same_rows_in_bytes(
         three["peak_allocated_bytes"] == three["forecast"]["phase_peak_allocated_bytes"]["prepare"] == 3 * GIB
     )
     assert (three["runs_done"], three["runs_to_do"], three["to_do_s"]) == (1, 1, 90.0)
-    assert (three["steps"], three["tokens_per_step"], three["tokens"]) == (100, 3, 300)
+    assert (three["steps"], three["tokens_per_step"], three["tokens"]) == (100, 6, 600)
     assert three["fits"] == [{"device_gib": 8.0, "fits": True, "spare_gib": 4.0}]
     assert (three["largest"][0]["largest"], three["largest"][0]["peak_bytes"]) == (7, 7 * GIB)
     assert nine["fits"][0]["fits"] is False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,12 @@ def _checked(folder: Path, config: Any) -> Any:
     with refusing(f"{folder}: config.json describes no model that can be built"), quietly():
         empty = empty_model(config)
     tie(config, _is_tied(folder, empty, found))
+    with (
+        refusing(f"{folder}: config.json holds what transformers would not write again"),
+        quietly(),
+        tempfile.TemporaryDirectory() as elsewhere,
+    ):
+        copy.deepcopy(config).save_pretrained(elsewhere)  # else a run would train, and fail to save
     _check_names(folder, config, found)
     tokenizer = tokenizers.own_tokenizer(folder)
     if tokenizer is not None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from harness import series as serieses
@@ -181,7 +180,7 @@ class RunInProgress:
             self.model = members.export(key, method, self.model)
         try:
             checkpoint.save(self.model, self.tokenizer, self.job.folder / "weights")
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except Exception as error:
             self.record.warnings.append(f"the weights could not be saved: {one_line(error)}")
 
     # ------------------------------------------------------------------------------------ parts

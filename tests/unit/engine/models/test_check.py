@@ -221,6 +221,10 @@ REFUSED: dict[str, tuple[Break, str]] = {
         settings("config.json", attn_implementation="someone/kernel"),
         "kernel from the hub",
     ),
+    "settings that cannot be saved": (
+        settings("config.json", output_attentions=True),
+        "would not write again",
+    ),
     "odd heads": (settings("config.json", num_attention_heads=0), "{}"),
     "endless number": (write("config.json", '{"model_type": "llama", "vocab_size": ' + "9" * 5000), "{}"),
     "deep": (write("config.json", "[" * 100_000), "{}"),

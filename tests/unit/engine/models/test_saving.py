@@ -60,8 +60,8 @@ def test_weights_that_are_there_stay_until_new_ones_are_complete(
     run.model = tiny_llama(seed=1)
     with monkeypatch.context() as patch:
         patch.setattr(PreTrainedTokenizerFast, "save_pretrained", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            run.export()
+        run.export()
+    assert run.record.warnings == ["the weights could not be saved: division by zero"]
     read = lambda: logits(checkpoint.load(tmp_path / "weights", torch.float32))  # noqa: E731
     assert torch.equal(read(), logits(tiny_llama()))
     run.export()

@@ -204,7 +204,7 @@ def test_every_command_is_understood(arguments: list[str]) -> None:
 
 
 def test_the_command_in_a_record_repeats_exactly_that_run() -> None:
-    given = {"data": ["notes.txt"], "settings": ["train.steps=7"], "only": ["label=full"], "seed": [41, 42]}
+    given = {"data": ["notes.txt"], "settings": ["train.steps=70"], "only": ["label=full"], "seed": [41, 42]}
     selection = Selection("welore", **given)
     chosen = selection.load()
     command = selection.rerun(chosen, "cpu")

@@ -156,10 +156,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         where = ["--repository", root, "--results", tmp_path / "records"]
         given = [*arguments[:2], suite, *where, *arguments[2:]]
         monkeypatch.setattr("sys.argv", ["lorebench", "ab", *map(str, given)])
-        with pytest.raises(SystemExit) as ended:
+        code = 0
+        try:
             cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
         printed = capsys.readouterr()
-        return Said(int(ended.value.code or 0), printed.out, printed.err)
+        return Said(code, printed.out, printed.err)
 
     return Place(root, call)
 

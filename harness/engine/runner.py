@@ -196,6 +196,8 @@ def resolve(
     except (IndexError, KeyError, TypeError, ValueError) as error:
         lines = answer.stderr.decode(errors="replace").strip().splitlines()
         last = lines[-1] if lines else f"exit code {answer.returncode} and no message"
+        if answer.returncode < 0:
+            last = f"it was killed by signal {-answer.returncode}; run the same command again"
         raise UserError(f"the worker could not read the runs: {last}") from error
 
 
@@ -378,7 +380,8 @@ class _Progress:
                 at, self.settings.command, limits, on_event, attempts, (*self.descriptors, *claim.inherited)
             )
         except BaseException:
-            attempt.end(job, at, earlier)
+            with suppress(OSError, UserError):  # the next sweep looks after what is left
+                attempt.end(job, at, earlier)
             raise
         try:
             attempt.end(job, at, earlier)

@@ -5,6 +5,7 @@ What it did is appended to `started.txt` in the cache folder, one line per run: 
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,27 @@ def die_with_the_parent():
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def note(job, options, finish):
+    """Save weights and end well, with an entry before and after in the file of the option `notes`."""
+    run_id = Path(job["folder"]).name
+    notes = Path(options["notes"])
+
+    def add(text):
+        with notes.open("a") as file:
+            file.write(text + "\n")
+
+    add(f"start {run_id} {os.getpid()}")
+    time.sleep(options["seconds"])
+    nonce = f"{os.getpid()}-{time.time_ns()}"
+    weights = Path(job["folder"]) / "weights"
+    weights.mkdir()
+    (weights / "nonce.txt").write_text(nonce)
+    failed = options.get("fails_first") and f"end {run_id} " not in notes.read_text()
+    finish("error" if failed else "ok", message=nonce)
+    add(f"end {run_id} {nonce}")
+    time.sleep(options["seconds"] / 4)
 
 
 def run(job):
@@ -81,6 +103,7 @@ def run(job):
     elif do == "bad-input":
         record["outcome"] = {"status": "interrupted", "phase": "load", "message": "text.txt: no such file"}
         record_path.write_text(json.dumps(record))
+        print(json.dumps({"error": "text.txt: no such file", "input": options.get("input")}), flush=True)
         return 2
     elif do == "finish-then-hang":
         finish("ok")
@@ -88,6 +111,15 @@ def run(job):
     elif do == "babble":
         print("not json\n[1, 2]\n\x00", flush=True)
         finish("ok")
+    elif do == "break":
+        exec(options["code"], {"folder": Path(job["folder"]), "record": record_path, "shutil": shutil})
+        return 1
+    elif do == "flood":
+        for file in (sys.stdout, sys.stderr):
+            print(json.dumps({"phase": "train", "x": "y" * 5_000_000}), file=file, flush=True)
+        return 1
+    elif do == "note":
+        note(job, options, finish)
     elif do == "slow":
         time.sleep(options["seconds"])
         finish("ok")

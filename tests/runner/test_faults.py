@@ -44,10 +44,15 @@ STATUS = {"exception": "error", "memory": "oom", "hang": "timeout", "sigkill": "
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text to train on and to score, and a tokenizer of 64 words for it."""
+    folder = tmp_path_factory.mktemp("faults")
+    write_inputs(folder)
+    return folder
+
+
+def write_inputs(folder: Path) -> None:
+    """Write a text to train on and to score, and a tokenizer of 64 words for it."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    folder = tmp_path_factory.mktemp("faults")
     words = ["<s>", "</s>", "<unk>", *(f"w{number}" for number in range(61))]
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -63,7 +68,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings))
     documents = (" ".join(f"w{(start + 7 * place) % 61}" for place in range(30)) for start in range(60))
     (folder / "text.txt").write_text("\n\n".join(documents))
-    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,7 +3,7 @@
 An attempt at a run that has no ending yet is written in place. Where there is something to keep, a record
 with an ending or weights, the attempt has a hidden folder beside it, laid out like the folder of the suite:
 
-    .<run_id>.new/<run_id>.json, .<run_id>.new/<run_id>/…    at work; removed by the next sweep when left
+    .<run_id>.new/<run_id>.json, .<run_id>.new/<run_id>/…    at work; when left, removed unless it ended well
     .<run_id>.ready/…                                        has ended and replaces the earlier one
     .<run_id>.moving/…                                       the earlier one's folder is gone
 
@@ -68,6 +68,8 @@ def end(job: Job, attempt: Job, earlier: Record | None) -> None:
 def recover(folder: Path, run_id: str) -> None:
     """Complete or remove what a killed sweep left of a run; OSError where the file system refuses."""
     new, ready, moving = (folder / f".{run_id}.{stage}" for stage in ("new", "ready", "moving"))
+    if _is_folder(new) and _ended_well(new / f"{run_id}.json"):
+        new.rename(ready)
     for half in (new, *folder.glob(f".{run_id}.*.tmp")):
         remove(half)
     for stage in (ready, moving):
@@ -118,6 +120,14 @@ def _hidden(job: Job, stage: str) -> Path:
 def has_ended(record: Record | None) -> bool:
     """Return whether a record tells how its run ended, by whatever protocols it was measured."""
     return record is not None and record.outcome.status != "interrupted"
+
+
+def _ended_well(record: Path) -> bool:
+    """Return whether an attempt had ended, and well, when its sweep was killed."""
+    with suppress(UserError):
+        found = records.read(record)
+        return found.finished and found.outcome.status == "ok"
+    return False
 
 
 def _status(attempt: Job) -> Status:

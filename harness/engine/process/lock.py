@@ -36,6 +36,7 @@ SETTLE_S = 0.5
 CLOCK_S = 2.0
 HELD = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
 MOST_TRIES = 100
+LOOK_S = 0.01
 
 
 class Lock:
@@ -110,7 +111,14 @@ class Lock:
     def _take(self, file: int, created: bool) -> bool | None:
         """Return whether the lock was taken, None where its file was replaced meanwhile."""
         kernel = _flock(file)
+        for _ in range(MOST_TRIES if created else 0):
+            if kernel is not False:
+                break
+            time.sleep(LOOK_S)  # another that looks whether this file is held, which takes no time
+            kernel = _flock(file)
         if kernel is False:
+            if created:
+                self.path.unlink(missing_ok=True)
             self.holder = _described(_read(file))
             return False
         if not self._is_in_place(file):

@@ -7,8 +7,9 @@ import functools
 import hashlib
 import os
 import stat
+import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -130,6 +131,20 @@ def replace(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(data)
 
 
+def writable_folder(path: Path) -> Path:
+    """Make a folder and return it; UserError where it cannot be made or a file in it cannot."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made: {error.strerror}; choose another folder") from error
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written to: {error.strerror}; choose another folder") from error
+    return path
+
+
 def private_folder(path: Path) -> Path:
     """Make a folder, and those above it, that only its owner may enter, whatever the umask; return it.
 
@@ -155,9 +170,15 @@ def private(path: str | Path, flags: int) -> int:
     return file
 
 
-def visible(paths: Iterable[Path]) -> list[Path]:
-    """Return paths in order without those whose name begins with a dot: the system's, or half written."""
-    return sorted(path for path in paths if not path.name.startswith("."))
+def visible(folder: Path, *patterns: str) -> list[Path]:
+    """Return what is in a folder and matches a pattern, in order.
+
+    Names that begin with a dot are passed over, below the folder also of folders: they are the system's, an
+    editor's, or half written.
+    """
+    above = len(folder.parts)
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(path for path in found if not any(part[0] == "." for part in path.parts[above:]))
 
 
 def out_of_room(error: BaseException | None) -> bool:

@@ -69,7 +69,7 @@ def read_all(folder: Path) -> list[Record]:
     suite.
     """
     found = []
-    for path, item, _ in read_each(files.visible(folder.glob("*.json"))):
+    for path, item, _ in read_each(files.visible(folder, "*.json")):
         item = item or record.read(path)
         if (item.run_id, item.suite) != (path.stem, folder.name):
             held = f"{item.run_id} of suite {item.suite!r}"

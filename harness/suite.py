@@ -170,7 +170,7 @@ def suites_folder() -> Path:
 def shipped_suites() -> dict[str, Path]:
     """Return the suites that ship by name, which is their path below the folder of suites."""
     place = suites_folder()
-    files = visible([*place.glob("*.yaml"), *place.glob(f"{WEIGHTS}/*.yaml")])
+    files = visible(place, "*.yaml", f"{WEIGHTS}/*.yaml")
     return {file.relative_to(place).with_suffix("").as_posix(): file for file in files}
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import harness
 from harness import imports
 from harness.errors import UserError
-from harness.files import ROOT, locked
+from harness.files import ROOT, locked, replace
 from harness.git import LOCAL, changed, copy_changes, digest, git
 
 #: The working tree as it is, uncommitted changes included.
@@ -160,7 +160,7 @@ def _note_use(tree: Path) -> None:
     order = [*sorted(there.difference(used, [tree.name])), *used, tree.name]
     for name in order[:-MOST_CHECKOUTS]:
         shutil.rmtree(tree.parent / name, ignore_errors=True)
-    noted.write_text("".join(f"{name}\n" for name in order[-MOST_CHECKOUTS:]), encoding="utf-8")
+    replace(noted, "".join(f"{name}\n" for name in order[-MOST_CHECKOUTS:]))
 
 
 # ----------------------------------------------------------------------------------- environments

@@ -29,7 +29,7 @@ from harness.engine import runner
 from harness.engine.measure.lockstep import FLAG, VARIABLE
 from harness.engine.process import parent_watch, progress
 from harness.errors import UserError
-from harness.files import cache_folder
+from harness.files import cache_folder, visible
 from harness.record import Record
 
 SIDES = ("a", "b")
@@ -220,7 +220,7 @@ def _verified(each: SideRun, revision: Revision, request: Request) -> Record:
 def _records(each: SideRun, request: Request) -> Iterator[tuple[Path, Record]]:
     """Yield the record of a run with its file, in any machine's folder; UserError where it is unreadable."""
     folder = request.place(each.side, each.run)
-    for path in sorted(folder.glob(f"*/{request.name}/*-s{each.run.seed}-r{each.run.repeat}.json")):
+    for path in visible(folder, f"*/{request.name}/*-s{each.run.seed}-r{each.run.repeat}.json"):
         record = records.read(path)
         if record.label == each.run.name:
             yield path, record

@@ -16,7 +16,7 @@ import typer
 from harness import suite as suites
 from harness.config import Run
 from harness.errors import UserError
-from harness.files import cache_folder, sha256
+from harness.files import cache_folder, sha256, writable_folder
 from harness.record import VARIABLES
 from harness.suite import Suite, parse_override
 
@@ -106,7 +106,7 @@ def sides_of(
         plugins.check(source, runs)
     for python in filter(None, pythons):
         _check_interpreter(python)
-    cache = _writable(cache_folder() / "revisions")
+    cache = writable_folder(cache_folder() / "revisions")
     found = [checkouts.checkout(source, spec, cache) for spec in specs]
     if not ours:
         found = [plugins.placed(revision, source) for revision in found]
@@ -146,18 +146,7 @@ def _folder(results: Path, sides: Sequence[Revision], identity: Sequence[object]
     """
     text = json.dumps([*identity, *(side.python for side in sides)])
     digest = hashlib.sha256(text.encode()).hexdigest()[:6]
-    return _writable(results.absolute() / f"{sides[0].name}-{sides[1].name}-{digest}")
-
-
-def _writable(folder: Path) -> Path:
-    """Make a folder and return it; UserError where it cannot be made or written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made: {error.strerror}; choose another folder") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{folder}: cannot be written to; choose another folder")
-    return folder
+    return writable_folder(results.absolute() / f"{sides[0].name}-{sides[1].name}-{digest}")
 
 
 def compare(request: Request, runs: Sequence[Run], repeats: int, control: str | None) -> Comparison:

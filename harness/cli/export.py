@@ -36,7 +36,7 @@ def _find_record(run: str, results: Path) -> Path:
         return Path(run)
     problem = "no record begins with"
     if re.fullmatch(r"[0-9a-f]+(-s[0-9]*(-r?[0-9]*)?)?-?", run):  # else a pattern, or a path
-        found = visible(results.glob(f"*/*/{run}*.json"))
+        found = visible(results, f"*/*/{run}*.json")
         if len(found) == 1:
             return found[0]
         problem = f"{len(found)} records begin with" if found else problem

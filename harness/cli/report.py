@@ -11,6 +11,7 @@ import typer
 from harness.cli import options
 from harness.cli.show import publish, say
 from harness.errors import UserError
+from harness.files import visible
 
 if TYPE_CHECKING:
     from harness.suite import Suite
@@ -44,7 +45,7 @@ def report(
     chosen = selection.load()
     earlier = _history(chosen, history) if history else None
     wanted = runner.resolve(chosen.runs).runs
-    folders = sorted(path for path in results.glob(f"*/{chosen.name}") if path.is_dir())
+    folders = [path for path in visible(results, f"*/{chosen.name}") if path.is_dir()]
     if not folders:
         raise UserError(
             f"no records of suite {chosen.name!r} under {results}; run: lorebench run {selection.suite}"

@@ -26,7 +26,9 @@ def run(
         ),
     ] = None,
     deadline: options.Deadline = "6h",
-    retry: Annotated[bool, typer.Option("--retry", help="Re-run failed runs.")] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Re-run failed runs, and those without their weights.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run even if predicted not to fit.")] = False,
 ) -> None:
     """Run a suite, or what is left of it, and print its tables."""

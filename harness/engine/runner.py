@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import fsum
@@ -32,7 +32,7 @@ from harness.engine.process.job import Job
 from harness.engine.process.lock import Lock
 from harness.engine.process.progress import Display
 from harness.errors import UserError
-from harness.files import private_folder
+from harness.files import private_folder, writable_folder
 from harness.record import Outcome, Record
 from harness.suite import Suite
 
@@ -252,7 +252,7 @@ def _carry_out_all(
     _recover(folder)
     estimates = Estimates()
     found = survey([job.run for job in jobs], folder, estimates)
-    result = Sweep(folder, _finished(found, settings.retry, display))
+    result = Sweep(folder, _finished(jobs, found, settings.retry, display))
     todo = [job for job in jobs if job.run_id not in result.records]
     if device_bytes is not None and not settings.force:
         # A config that has run here fits, whatever its seed.
@@ -344,7 +344,7 @@ class _Progress:
                 self.result.refused[run_id] = str(error)
                 return True
             try:
-                if now is not None and self._is_done(run_id, now):
+                if now is not None and self._is_done(job, now):
                     self.result.records[run_id] = now
                     self.display.adopt(job.run, now)
                 else:
@@ -354,11 +354,11 @@ class _Progress:
         del self.claims[run_id]
         return True
 
-    def _is_done(self, run_id: str, now: Record) -> bool:
+    def _is_done(self, job: Job, now: Record) -> bool:
         """Return whether another sweep has carried out a run since this one looked."""
-        if not self.settings.retry or now.outcome.status == "ok":
+        if not self.settings.retry or (now.outcome.status == "ok" and not attempt.lacks_weights(job, now)):
             return now.finished
-        seen = self.found.get(run_id)  # compared as text: a loss that is NaN does not equal itself
+        seen = self.found.get(job.run_id)  # compared as text: a loss that is NaN does not equal itself
         return now.finished and (seen is None or now.model_dump_json() != seen.model_dump_json())
 
     def _carry_out(self, job: Job, earlier: Record | None, claim: Lock) -> None:
@@ -420,10 +420,7 @@ def _result_folder(settings: Settings, machine: str, suite: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", suite):
         raise UserError(f"suite name {suite!r} names a folder: use letters, digits, '.', '_' and '-'")
     folder = settings.results.absolute() / machine / suite
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made: {error.strerror}; choose another folder") from error
+    writable_folder(folder)
     with suppress(OSError):  # each cache says so where it cannot be written
         private_folder(settings.cache)
     return folder
@@ -438,11 +435,21 @@ def survey(runs: Sequence[Run], folder: Path, estimates: Estimates) -> dict[str,
     return {run.run_id: found[run.run_id] for run in runs if run.run_id in found}
 
 
-def _finished(found: Mapping[str, Record], retry: bool, display: Display) -> dict[str, Record]:
+def _finished(
+    jobs: Iterable[Job], found: Mapping[str, Record], retry: bool, display: Display
+) -> dict[str, Record]:
+    """Return the records that stay; `retry` repeats what did not end well or lacks the weights asked for."""
     older = sum(not r.finished and r.outcome.status != "interrupted" for r in found.values())
     if older:
         display.note(f"{older} records follow older measurement protocols: measured again")
-    return {key: r for key, r in found.items() if r.finished and (r.outcome.status == "ok" or not retry)}
+    lacking = {job.run_id for job in jobs if attempt.lacks_weights(job, found.get(job.run_id))}
+    if lacking and not retry:
+        display.note(f"{len(lacking)} finished runs have no saved weights: --retry runs them again")
+    return {
+        key: r
+        for key, r in found.items()
+        if r.finished and not (retry and (r.outcome.status != "ok" or key in lacking))
+    }
 
 
 def _recover(folder: Path) -> None:
@@ -466,6 +473,7 @@ def device_lock(device: str, cache: Path, display: Display, device_id: str | Non
     """Hold the device exclusively, so that runs do not disturb each other; the lock dies with its holder.
 
     `device_id` names the same hardware for all processes of this host, however they number their devices.
+    Where the folder of caches cannot be written to, the display notes it and nothing is locked.
     """
     name = f"{socket.gethostname()}-{device_id or _numbered(device)}"
     lock = Lock(cache / f"device-{re.sub(r'[^A-Za-z0-9.-]+', '-', name)[:LONGEST_NAME]}.lock")
@@ -479,10 +487,10 @@ def device_lock(device: str, cache: Path, display: Display, device_id: str | Non
                     told = True
                     time.sleep(POLL_S)
     except OSError as error:
-        raise UserError(
-            f"{lock.path}: the device cannot be locked: {error.strerror}; name another folder of caches by "
-            "LOREBENCH_CACHE"
-        ) from error
+        display.note(
+            f"{lock.path}: the device cannot be locked: {error.strerror}; another sweep may "
+            "disturb the timing; name another folder of caches by LOREBENCH_CACHE"
+        )
     try:
         yield lock
     finally:

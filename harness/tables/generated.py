@@ -84,9 +84,7 @@ def suite_pages(root: Path) -> Iterator[Page]:
 
 def _reports(raw: Path) -> Iterator[tuple[str, report.Report]]:
     """Yield a report of each suite of each machine, named after the suite where only one machine has it."""
-    folders = sorted(
-        {path.parent for path in files.visible(raw.glob("*/*/*-s*-r*.json"))}
-    )  # named by run ids
+    folders = sorted({path.parent for path in files.visible(raw, "*/*/*-s*-r*.json")})  # named by run ids
     for folder in folders:
         alone = sum(other.name == folder.name for other in folders) == 1
         name = folder.name if alone else f"{folder.name}-{folder.parent.name}"

@@ -44,7 +44,8 @@ def _walk(folder: Path, deepest: int) -> Iterator[Path]:
         inside = Path(place)
         depth = len(inside.relative_to(folder).parts)
         owned = {name for name in folders if f"{name}.json" in found or (inside / name / "job.json").exists()}
-        folders[:] = sorted(set(folders) - owned) if depth < deepest - 1 else []
+        seen = {name for name in folders if name[0] != "."} - owned  # a hidden one holds what is half written
+        folders[:] = sorted(seen) if depth < deepest - 1 else []
         yield from (inside / name for name in sorted(found) if name.endswith(".json") and name[0] != ".")
 
 
@@ -68,7 +69,7 @@ def load(folder: Path) -> tuple[list[Record], list[str]]:
     """Read the valid records of one suite's folder; notes on the other files. UserError without a folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of records; run the suite first")
-    files = list(read_each(visible(folder.glob("*.json"))))
+    files = list(read_each(visible(folder, "*.json")))
     skipped = [f"Skipped {path.name}: {reason}" for path, found, reason in files if found is None]
     notes = [plain(note, NOTE_LENGTH) for note in skipped[:MOST_NOTES]]
     if skipped:

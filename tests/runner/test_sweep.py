@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -65,6 +68,21 @@ def test_a_suite_name_that_is_no_folder_name_is_refused(
 ) -> None:
     with pytest.raises(UserError, match="names a folder"):
         sweep(suite_of(stub_run(), name=name), settings, display, lambda run: "")
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
+def test_a_results_folder_that_cannot_be_written_to_is_said_before_anything_starts(
+    number: int, carry_out: Go, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(
+        UserError, match=f"cannot be written to: {os.strerror(number)}; choose another folder"
+    ):
+        carry_out(stub_run())
+    assert starts(settings) == []
 
 
 def test_a_results_folder_that_cannot_be_made_is_a_user_error(carry_out: Go, tmp_path: Path) -> None:
@@ -232,6 +250,24 @@ def test_retry_does_again_only_what_is_not_ok(carry_out: Go, settings: Settings)
     assert len(result.records) == 3
 
 
+def test_retry_does_again_what_has_no_weights_though_they_were_asked_for(
+    carry_out: Go, settings: Settings, display: Remember
+) -> None:
+    wanted = stub_run("ok").model_copy(update={"save_weights": True})
+    first = carry_out(wanted)
+    carry_out(wanted)
+    assert len(starts(settings)) == 1
+    assert display.notes == ["1 finished runs have no saved weights: --retry runs them again"]
+    again = carry_out(wanted, stub_run("ok", seed=1), retry=True)
+    assert len(starts(settings)) == 3
+    assert {record.outcome.status for record in again.records.values()} == {"ok"}
+    weights = first.folder / only(first).run_id / "weights"
+    weights.mkdir()
+    (weights / "model.safetensors").touch()
+    carry_out(wanted, retry=True)
+    assert len(starts(settings)) == 3
+
+
 def test_an_interrupted_record_and_its_files_are_replaced(carry_out: Go, settings: Settings) -> None:
     first = carry_out(stub_run())
     record = only(first)
@@ -303,6 +339,29 @@ def test_a_run_that_failed_early_does_not_make_the_next_look_short() -> None:
 
 
 # ------------------------------------------------------------------------------------- lock and Ctrl-C
+def test_a_device_that_cannot_be_locked_is_a_note(
+    settings: Settings, display: Remember, carry_out: Go
+) -> None:
+    (settings.cache / f"device-{socket.gethostname()}-stub.lock").mkdir(parents=True)
+    assert only(carry_out(stub_run())).outcome.status == "ok"
+    (note,) = display.notes
+    assert "stub.lock: the device cannot be locked: Is a directory; another sweep may disturb" in note
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_of_the_system_runs_are_claimed_all_the_same(
+    number: int, monkeypatch: pytest.MonkeyPatch, display: Remember, carry_out: Go, settings: Settings
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    result = carry_out(stub_run(), stub_run(seed=1))
+    assert [record.outcome.status for record in result.records.values()] == ["ok", "ok"]
+    assert display.notes == []
+    assert not [*result.folder.glob(".*"), *settings.cache.glob("*.lock")]
+
+
 def test_one_sweep_at_a_time_has_the_device_and_the_other_says_that_it_waits(
     settings: Settings, display: Remember, carry_out: Go
 ) -> None:

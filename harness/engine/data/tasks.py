@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.config import TaskData
 from harness.errors import UserError, nearest
-from harness.files import ROOT, from_user
+from harness.files import ROOT, from_user, visible
 
 BENCHMARKS = ROOT / "benchmarks"
 EMBEDDED_TASKS = BENCHMARKS / "embedded" / "tasks"
@@ -38,8 +38,11 @@ def load_tasks(
     so many `shots` (None: the task's default).
     """
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import TaskIndex
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    # lm-eval 0.4.13 also takes hidden files, and the first file of a task wins: a copy left by an editor.
+    setattr(TaskIndex, "_iter_yaml_files", staticmethod(_task_files))  # noqa: B010
     options: dict[str, Any] = {"include_path": [str(path) for path in paths]}
     if task_data is not None:
         options["metadata"] = {"task_data": task_data}
@@ -61,6 +64,11 @@ def load_tasks(
         for name, task in loaded.items():
             _give_shots(name, task, shots)
     return {name: task for name, task in loaded.items() if metric_of(name, task)}
+
+
+def _task_files(folder: Path) -> list[Path]:
+    """Return the files of tasks below a folder in order, without hidden ones."""
+    return [path for path in visible(folder, "**/*.yaml") if "__pycache__" not in path.parts]
 
 
 def _give_shots(name: str, task: Any, shots: int) -> None:

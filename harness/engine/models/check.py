@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from harness import factored
 from harness.engine.models import tokenizer as tokenizers
 from harness.engine.models.quiet import quietly
-from harness.engine.models.weights import FACTORS_MANIFEST, Header, headers, opened, visible, weight_files
+from harness.engine.models.weights import FACTORS_MANIFEST, Header, headers, opened, weight_files
 from harness.errors import UserError, refusing
+from harness.files import visible
 
 #: Types of tensors that a model is trained from, in the words of safetensors.
 FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -11,8 +11,8 @@ import transformers  # its parts are loaded when they are first used
 from tokenizers import Tokenizer
 
 from harness.engine.models.quiet import quietly, without_panics
-from harness.engine.models.weights import visible
 from harness.errors import UserError, refusing
+from harness.files import visible
 
 #: Files that show that a folder has a tokenizer, whatever its class.
 SIGNS = ("tokenizer*", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece*.model", "*.tiktoken")

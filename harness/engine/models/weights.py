@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import safe_open
 
 from harness.errors import UserError, refusing
+from harness.files import visible
 
 FACTORS_MANIFEST = "factors.json"
 FACTORED_WEIGHTS = "factored.safetensors"  # not `model.safetensors`: a plain loader must refuse, not guess
@@ -27,11 +28,6 @@ class Header:
 
     dtype: str
     shape: tuple[int, ...]
-
-
-def visible(folder: Path, pattern: str) -> list[Path]:
-    """Return the files of a folder that match, in order; names with a leading dot are not the user's."""
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -137,6 +137,12 @@ def _status(attempt: Job) -> Status:
     return "interrupted"
 
 
+def lacks_weights(job: Job, record: Record | None) -> bool:
+    """Return whether a run ended well but has no weights, though they are to be saved."""
+    wanted = job.run.save_weights and record is not None and record.outcome.status == "ok"
+    return wanted and not _has_weights(job)
+
+
 def _has_weights(job: Job) -> bool:
     """Return whether trained weights were saved, be it half."""
     with suppress(OSError):

@@ -181,7 +181,9 @@ class RunInProgress:
         try:
             checkpoint.save(self.model, self.tokenizer, self.job.folder / "weights")
         except Exception as error:
-            self.record.warnings.append(f"the weights could not be saved: {one_line(error)}")
+            self.record.warnings.append(
+                f"the weights could not be saved: {one_line(error)}; --retry runs it again"
+            )
 
     # ------------------------------------------------------------------------------------ parts
     def _load_model(self) -> LoadedModel:

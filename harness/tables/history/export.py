@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError, one_line
+from harness.files import replace
 from harness.plain_text import cell
 from harness.tables.format import plain
 from harness.tables.history.series import History, Series
@@ -84,8 +85,8 @@ def write(history: History, path: Path) -> None:
     try:
         if path.suffix.lower() == ".csv":
             written = table.map(cell, na_action="ignore").rename(columns=cell)
-            written.to_csv(path, index=False, lineterminator="\n")
+            replace(path, written.to_csv(index=False, lineterminator="\n"))
         else:
-            table.to_parquet(path, index=False)
+            replace(path, table.to_parquet(index=False))
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"--out {path}: cannot be written: {one_line(error)}") from error

@@ -94,7 +94,7 @@ def folder() -> Path:
 
 def available(place: Path) -> list[str]:
     """Return the names of the papers, which are those of the files."""
-    return sorted(path.stem for path in visible(place.glob("*.yaml")) if path.stem != ERRATA)
+    return sorted(path.stem for path in visible(place, "*.yaml") if path.stem != ERRATA)
 
 
 def load(place: Path, name: str) -> Paper:

@@ -104,9 +104,12 @@ def test_what_is_private_is_so_under_every_umask(umask: int, tmp_path: Path) -> 
 
 
 def test_hidden_files_are_not_ours(tmp_path: Path) -> None:
-    for name in ("b.json", "a.json", "._a.json", ".a.json.tmp"):
-        (tmp_path / name).touch()
-    assert files.visible(tmp_path.iterdir()) == [tmp_path / "a.json", tmp_path / "b.json"]
+    place = tmp_path / ".mine"
+    for name in ("b.json", "a.json", "._a.json", ".a.json.tmp", "in/c.json", ".in/c.json", "in/.c.json"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).touch()
+    assert files.visible(place, "*.json", "a*") == [place / "a.json", place / "b.json"]
+    assert files.visible(place, "*/*.json") == [place / "in" / "c.json"]
 
 
 @pytest.mark.parametrize(

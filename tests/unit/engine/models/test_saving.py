@@ -37,7 +37,8 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def of_run(folder: Path, **settings: Any) -> Any:
     """As much of a run as its phases of loading and saving look at."""
     run: Any = RunInProgress.__new__(RunInProgress)
-    run.model, run.tokenizer, run.methods = tiny_llama(), tiny_tokenizer(), []
+    run.model, run.tokenizer = tiny_llama(), tiny_tokenizer()
+    run.methods = [SimpleNamespace(export=lambda model: model)]
     run.job, run.record = SimpleNamespace(folder=folder), SimpleNamespace(warnings=[])
     run.run = Run(method=(MethodChoice(name="full"),), **settings)
     return run
@@ -48,7 +49,9 @@ def test_weights_that_cannot_be_written_leave_a_warning_and_no_half_of_them(
 ) -> None:
     run = of_run(tmp_path)
     run.export()
-    assert run.record.warnings == [f"the weights could not be saved: [Errno 28] {os.strerror(errno.ENOSPC)}"]
+    assert run.record.warnings == [
+        f"the weights could not be saved: [Errno 28] {os.strerror(errno.ENOSPC)}; --retry runs it again"
+    ]
     assert not list(tmp_path.iterdir())
 
 
@@ -61,7 +64,7 @@ def test_weights_that_are_there_stay_until_new_ones_are_complete(
     with monkeypatch.context() as patch:
         patch.setattr(PreTrainedTokenizerFast, "save_pretrained", lambda *_: 1 / 0)
         run.export()
-    assert run.record.warnings == ["the weights could not be saved: division by zero"]
+    assert run.record.warnings == ["the weights could not be saved: division by zero; --retry runs it again"]
     read = lambda: logits(checkpoint.load(tmp_path / "weights", torch.float32))  # noqa: E731
     assert torch.equal(read(), logits(tiny_llama()))
     run.export()

@@ -12,6 +12,8 @@ import filelock
 import pytest
 
 from harness import files
+from harness.errors import UserError
+from tests.support.small_disk import small_disk
 
 
 def test_a_file_and_its_folders_are_made_and_replaced_with_line_ends_as_given(tmp_path: Path) -> None:
@@ -178,3 +180,13 @@ def test_the_hash_of_files_is_that_of_their_contents_end_to_end(tmp_path: Path) 
     second.write_bytes(b"c")
     assert files.sha256(first) == hashlib.sha256(b"ab").hexdigest()
     assert files.sha256(first, second) == hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize("options", ["nr_inodes=1", "size=1m,ro"])
+def test_a_folder_that_cannot_be_written_to_is_one_line(options: str, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", options) as disk:
+        with pytest.raises(UserError, match=r"disk: cannot be written to: .*; choose another folder"):
+            files.writable_folder(disk)
+        with pytest.raises(UserError, match=r"disk/in: cannot be made: .*; choose another folder"):
+            files.writable_folder(disk / "in")
+    assert list(files.writable_folder(tmp_path / "new" / "one").iterdir()) == []

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness import record, suite
+from harness import record_index, suite
 from harness.ab import schedule
 from harness.ab.schedule import SideRun
 from harness.cli import export
@@ -39,12 +39,14 @@ def of_papers(folder: Path) -> Any:
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    "run": lambda folder: record.read_all(folder / "machine" / "demo"),
+    "run": lambda folder: record_index.read_all(folder / "machine" / "demo"),
     "report": lambda folder: records.load(folder / "machine" / "demo"),
     "find": lambda folder: list(records.find(folder)),
     "gate": pairing.load,
     "history": lambda folder: history([folder], "demo"),
-    "export": lambda folder: [export._find_record(name, folder) for name in ("", made().run_id)],
+    "export": lambda folder: [
+        export._find_record(name, folder) for name in (made().run_id[:6], made().run_id)
+    ],
     "ab": of_ab,
     "papers": of_papers,
     "names of papers": lambda folder: published.available(folder / "machine" / "demo"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import shutil
 from pathlib import Path
@@ -20,6 +21,7 @@ from harness.engine.models import checkpoint
 from harness.engine.models.export import export_run
 from harness.engine.run.phases import RunInProgress
 from harness.errors import UserError
+from tests.support.small_disk import small_disk
 from tests.support.tiny import logits, tiny_llama, tiny_tokenizer
 from tests.unit.engine.models.test_models import factor_some
 
@@ -70,6 +72,25 @@ def test_weights_that_are_there_stay_until_new_ones_are_complete(
     run.export()
     assert torch.equal(read(), logits(tiny_llama(seed=1)))
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_on_a_disk_of_any_size_weights_are_whole_or_absent(tmp_path: Path) -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    checkpoint.save(model, tokenizer, tmp_path / "whole")
+    whole = {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()}
+    pages = sum(-(-len(content) // mmap.PAGESIZE) for content in whole.values())
+    saved = []
+    for size in range(1, pages + 3, 4):
+        with small_disk(tmp_path / "disk", f"size={size * mmap.PAGESIZE}") as disk:
+            run = of_run(disk)
+            run.model, run.tokenizer = model, tokenizer
+            run.export()
+            found = {file.relative_to(disk): file.read_bytes() for file in disk.rglob("*") if file.is_file()}
+            assert bool(found) != bool(run.record.warnings)
+            assert not found or found == {Path("weights", name): text for name, text in whole.items()}
+            saved.append(bool(found))
+    assert (saved[0], saved[-1]) == (False, True)
+    assert saved == sorted(saved)
 
 
 @pytest.mark.parametrize("missing", [0, 1])

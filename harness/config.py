@@ -352,6 +352,51 @@ class MethodChoice(Strict):
         return {**self.model_dump(mode="json", exclude={"as_before"}), "options": options}
 
 
+#: Keys of the config that hold paths.
+PATHS = ("path", "paths", "tokenizer", "folder", "task_paths", "task_data")
+
+
+def place_free_id(config: Mapping[str, Any]) -> str:
+    """Return a hash of a config as plain values without its paths, seed and repeat included.
+
+    Two runs that have it in common differ at most in how, or from where, their files are named.
+    """
+
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: _count(item) if key in PATHS else without(item) for key, item in value.items()}
+        return [without(item) for item in value] if isinstance(value, list) else value
+
+    own = {key: item for key, item in config.items() if key not in ("label", "save_weights", "tuning")}
+    content = {key: item if key == "method" else without(item) for key, item in own.items()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _count(paths: Any) -> int:
+    return len(paths) if isinstance(paths, list) else int(bool(paths))
+
+
+def paths_of(config: Mapping[str, Any]) -> list[str]:
+    """Return all paths in a config as plain values, in order; those among options of methods are none."""
+    found: list[str] = []
+    for key in ("model", "data", "evaluate"):
+        _collect(config.get(key), found)
+    return found
+
+
+def _collect(value: Any, found: list[str]) -> None:
+    if isinstance(value, list):
+        for item in value:
+            _collect(item, found)
+    if isinstance(value, dict):
+        for key in sorted(value):
+            given = value[key]
+            if key in PATHS and given:
+                found += given if isinstance(given, list) else [given]
+            elif key not in PATHS:
+                _collect(given, found)
+
+
 class TuningConfig(Strict):
     """Where a run's learning rate comes from: one grid for all methods, tried by the suite of that name."""
 

@@ -393,7 +393,11 @@ class Beside:
 
 
 class Record(Part):
-    """Everything about one run."""
+    """Everything about one run.
+
+    `inputs` are hashes of the content that it read, by name (`weights`, `text d.jsonl`): runs of one config
+    are the same run where these agree, too.
+    """
 
     schema_version: int = SCHEMA_VERSION
     run_id: str
@@ -413,6 +417,7 @@ class Record(Part):
     time: Time | None = None
     training: Training | None = None
     quality: Quality | None = None
+    inputs: dict[str, str] | None = None
     data: Data | None = None
     environment: Environment | None = None
     series: SeriesFile | None = None

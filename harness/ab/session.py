@@ -86,6 +86,7 @@ def request_for(
     # This program's file of the suite, for both sides: revisions that run different suites do not compare.
     file = suites.find(Path(suite)).absolute()
     environment = [plan.machine, together, *(f"{name}={os.environ.get(name)}" for name in VARIABLES)]
+    environment += sorted(plan.inputs.items())
     folder = _folder(results, sides, [suite, sha256(file), *options, *environment])
     selectors = {run.run_id: chosen.selector(run) for run in chosen.runs}
     return schedule.Request(file, chosen.name, tuple(options), selectors, folder, together)
@@ -142,7 +143,7 @@ def _check_interpreter(python: str) -> None:
 def _folder(results: Path, sides: Sequence[Revision], identity: Sequence[object]) -> Path:
     """Make the folder of these revisions, interpreters and settings: the same command continues in it.
 
-    Another text of the suite or another machine has a folder of its own.
+    Another text of the suite, other content of what its runs read or another machine has a folder of its own.
     """
     text = json.dumps([*identity, *(side.python for side in sides)])
     digest = hashlib.sha256(text.encode()).hexdigest()[:6]

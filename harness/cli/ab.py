@@ -12,6 +12,7 @@ from harness.ab import session
 from harness.cli import options
 from harness.cli.gate import FormOption, OutOption, publish
 from harness.errors import UserError
+from harness.files import cache_folder
 
 #: Runs of a side that a verdict about throughput needs, and the default.
 REPEATS = 5
@@ -79,7 +80,8 @@ def ab(
     everything = changed.load()
     control = session.control_row(everything, control)
     chosen = session.rows(everything, selection.only, control, quality, bool(selection.seed))
-    plan = runner.resolve(chosen.runs, device)  # before a checkout, refuse what cannot be read
+    # Before a checkout, refuse what cannot be read.
+    plan = runner.resolve(chosen.runs, device, cache=cache_folder())
     sides = session.sides_of(repository, (first, second), (python_a, python_b), chosen.runs)
     given = [f"--deadline={deadline}", *changed.forwarded(plan.device)]
     request = session.request_for(selection.suite, chosen, given, results, sides, plan, apart or quality)

@@ -18,11 +18,13 @@ from harness.cli import options, show
 from harness.config import Run
 from harness.errors import UserError
 from harness.files import cache_folder
+from harness.inputs import outdated
 from harness.suite import Suite
 
 if TYPE_CHECKING:
     from harness.engine.forecast.cache import ForecastAnswer, ForecastRequest
     from harness.engine.runner import Estimates
+    from harness.engine.runner import Plan as Resolved
     from harness.forecast import Capacity, Setting
     from harness.tables.plan.plan import Plan, Row
 
@@ -107,11 +109,8 @@ def plan_suite(
     from harness.tables.plan.plan import Plan
 
     source, words = (None, None) if ranks is None else client.read_ranks(ranks)
-    resolved = runner.resolve(chosen.runs, device, text=False)
+    resolved, finished, estimates = _done(chosen, device, results)
     configs = _by_config(resolved.runs)
-    estimates = runner.Estimates()
-    found = runner.survey(resolved.runs, results / resolved.machine / chosen.name, estimates)
-    finished = {run_id for run_id, record in found.items() if record.finished}
     firsts = [runs[0] for runs in configs.values()]
     searches = _searches(firsts, searched, *sizes)
     forecaster = client.ForecastClient(cache_folder(), runner.WORKER, source, notify)
@@ -135,6 +134,20 @@ def plan_suite(
         unseen=UNSEEN,
         ranks=words,
     )
+
+
+def _done(chosen: Suite, device: str, results: Path) -> tuple[Resolved, set[str], Estimates]:
+    """Return the completed runs, the ids of those that need not run again, and estimates of times."""
+    from harness.engine import runner
+
+    # Hashes tell which runs are finished; where nothing has run, no weights need be read.
+    cache = cache_folder() if any(results.glob(f"*/{chosen.name}/*.json")) else None
+    resolved = runner.resolve(chosen.runs, device, text=False, cache=cache)
+    estimates = runner.Estimates()
+    found = runner.survey(resolved.runs, results / resolved.machine / chosen.name, estimates, resolved.inputs)
+    stale = outdated(found, resolved.inputs)
+    done = {run_id for run_id, record in found.items() if record.finished and run_id not in stale}
+    return resolved, done, estimates
 
 
 def _by_config(runs: Sequence[Run]) -> dict[str, list[Run]]:

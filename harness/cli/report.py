@@ -12,8 +12,11 @@ from harness.cli import options
 from harness.cli.show import publish, say
 from harness.errors import UserError
 from harness.files import visible
+from harness.inputs import by_run
 
 if TYPE_CHECKING:
+    from harness.config import Run
+    from harness.record import Record
     from harness.suite import Suite
     from harness.tables.history.series import History
 
@@ -34,7 +37,6 @@ def report(
 ) -> None:
     """Print and write the tables of a suite from its records, without running anything."""
     from harness.engine import runner
-    from harness.tables.records import load
 
     if html is not None:
         from harness.tables.page import document
@@ -44,27 +46,48 @@ def report(
         raise UserError("--history belongs to a page: add --html FILE")
     chosen = selection.load()
     earlier = _history(chosen, history) if history else None
-    wanted = runner.resolve(chosen.runs).runs
+    wanted = runner.resolve(chosen.runs, text=False, model=False).runs  # only options of methods are needed
     folders = [path for path in visible(results, f"*/{chosen.name}") if path.is_dir()]
     if not folders:
         raise UserError(
             f"no records of suite {chosen.name!r} under {results}; run: lorebench run {selection.suite}"
         )
-    for folder in folders:
-        found, notes = load(folder)
-        by_id = runner.labelled(wanted, {record.run_id: record for record in found})
-        records = list(by_id.values())
+    found = {folder: _matching(wanted, folder) for folder in folders}
+    for folder, (records, _, notes) in found.items():
         if not records:
             for note in notes:
                 say(note)
             continue
-        missing, other = len(wanted) - len(by_id), len(found) - len(by_id)
-        notes += [f"{missing} of {len(wanted)} runs have no record yet"] if missing else []
-        notes += [f"{other} records of other configurations are not shown"] if other else []
         machine = "" if len(folders) == 1 else f"-{folder.parent.name}"
         publish(chosen, records, notes, out or folder / "tables", chosen.name + machine)
         if html is not None:
             _page(chosen, records, notes, html.with_stem(html.stem + machine), results, earlier)
+    if not any(records for records, _, _ in found.values()):
+        from harness.tables.report.other_settings import other_settings
+
+        there = other_settings(wanted, [record for _, others, _ in found.values() for record in others])
+        raise UserError(
+            f"0 of {len(wanted)} runs match; {there or f'there are no valid records under {results}'}"
+        )
+
+
+def _matching(wanted: Sequence[Run], folder: Path) -> tuple[list[Record], list[Record], list[str]]:
+    """Return the records of the wanted runs in a folder, the other records, and notes on what is missing."""
+    from harness.engine.runner import labelled
+    from harness.tables.records import load
+    from harness.tables.report.other_settings import other_settings
+
+    found, notes = load(folder)
+    records = list(labelled(wanted, by_run(wanted, found)).values())
+    used = {id(record.outcome) for record in records}  # a record under other paths is a copy
+    others = [record for record in found if id(record.outcome) not in used]
+    if records:
+        missing = len(wanted) - len(records)
+        notes += [f"{missing} of {len(wanted)} runs have no record yet"] if missing else []
+        if others:
+            why = other_settings(wanted, others)
+            notes.append(f"{len(others)} records of other configurations are not shown: {why}")
+    return records, others, notes
 
 
 def _history(suite: Suite, folders: Sequence[Path]) -> History:

@@ -29,6 +29,9 @@ def run(
     retry: Annotated[
         bool, typer.Option("--retry", help="Re-run failed runs, and those without their weights.")
     ] = False,
+    keep_old: Annotated[
+        bool, typer.Option("--keep-old", help="Keep runs whose weights, text or plug-in changed since.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run even if predicted not to fit.")] = False,
 ) -> None:
     """Run a suite, or what is left of it, and print its tables."""
@@ -45,6 +48,7 @@ def run(
             deadline_s=options.seconds(deadline, "--deadline"),
             budget_s=None if budget is None else options.seconds(budget, "--budget"),
             retry=retry,
+            keep_old=keep_old,
             force=force,
         ),
         progress.choose(),
@@ -53,7 +57,7 @@ def run(
     records = list(outcome.records.values())
     left = len(outcome.left) + len(outcome.killed)
     notes = [f"{left} runs are left: run the same command again"] if left else []
-    show.publish(chosen, records, notes, outcome.folder / "tables", chosen.name)
+    show.publish(chosen, records, notes, outcome.folder / "tables", chosen.name, outcome.inputs)
     typer.echo(f"records: {outcome.folder}")
     if outcome.refused:
         raise UserError("; ".join(dict.fromkeys(outcome.refused.values())))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,18 @@ if TYPE_CHECKING:
 PIPED_COLUMNS = 140
 
 
-def publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder: Path, name: str) -> None:
-    """Print the tables of a suite and write them in all formats, with notes beside them."""
+def publish(
+    suite: Suite,
+    records: Sequence[Any],
+    notes: Sequence[str],
+    folder: Path,
+    name: str,
+    today: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
+    """Print the tables of a suite and write them in all formats, with notes beside them.
+
+    `today` are the hashes of what each run would read now, by its id, where they are known.
+    """
     from harness.tables.records import only_valid
     from harness.tables.report import build as tables
     from harness.tables.report import render
@@ -32,7 +42,9 @@ def publish(suite: Suite, records: Sequence[Any], notes: Sequence[str], folder: 
         return
     notes = [*notes, *skipped]
     order = [record.config_id for record in records]
-    built = tables.build(records, baseline=suite.baseline, question=suite.question, notes=notes, order=order)
+    built = tables.build(
+        records, baseline=suite.baseline, question=suite.question, notes=notes, order=order, today=today
+    )
     try:
         written = render.write(built, folder, name)
     except OSError as error:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import fsum
@@ -33,6 +33,7 @@ from harness.engine.process.lock import Lock
 from harness.engine.process.progress import Display
 from harness.errors import UserError
 from harness.files import private_folder, writable_folder
+from harness.inputs import Inputs, by_run, changed, described, outdated
 from harness.record import Outcome, Record
 from harness.suite import Suite
 
@@ -54,8 +55,8 @@ class Settings:
     """Where results go and the limits of a sweep.
 
     `deadline_s` is per run, `budget_s` for the whole sweep, `grace_s` the time between SIGTERM and SIGKILL.
-    `retry` repeats failed runs, `force` starts runs even if predicted not to fit the device. `command` starts
-    a worker.
+    `retry` repeats failed runs, `keep_old` keeps runs whose inputs have changed since, `force` starts runs
+    even if predicted not to fit the device. `command` starts a worker.
     """
 
     results: Path
@@ -64,6 +65,7 @@ class Settings:
     deadline_s: float = 3600.0
     budget_s: float | None = None
     retry: bool = False
+    keep_old: bool = False
     grace_s: float = 5.0
     force: bool = False
     command: tuple[str, ...] = WORKER
@@ -74,7 +76,8 @@ class Plan:
     """Runs with complete method options, and their device and machine.
 
     `device_bytes` is the total memory of the device, None if unknown. `device_id` names the same piece of
-    hardware however it is numbered for a process, None if unknown.
+    hardware however it is numbered for a process, None if unknown. `inputs` are the hashes of what a run
+    reads, by its id and then by name, where these were asked for.
     """
 
     runs: tuple[Run, ...]
@@ -82,6 +85,7 @@ class Plan:
     machine: str
     device_bytes: int | None = None
     device_id: str | None = None
+    inputs: Mapping[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,6 +94,7 @@ class Sweep:
 
     `left` did not fit into the budget; `refused` tells by run id what to do about bad input or about a run
     that cannot fit its device; `killed` what ended a worker from outside: the same command tries again.
+    `inputs` are hashes of what each run reads, by its id.
     """
 
     folder: Path
@@ -98,6 +103,7 @@ class Sweep:
     left: list[Run] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     killed: dict[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, dict[str, str]] = field(default_factory=dict)
 
 
 class Estimates:
@@ -166,15 +172,23 @@ class TimeLeft:
 
 
 def resolve(
-    runs: Sequence[Run], device: str = "auto", command: Sequence[str] = WORKER, text: bool = True
+    runs: Sequence[Run],
+    device: str = "auto",
+    command: Sequence[str] = WORKER,
+    *,
+    text: bool = True,
+    model: bool = True,
+    cache: Path | None = None,
 ) -> Plan:
     """Complete all runs and choose the device, in a worker; UserError for what it refuses.
 
-    Without `text` the worker does not read training data.
+    Without `text` the worker does not read training data, without `model` it reads nothing. With `cache`, the
+    folder of caches, it also hashes what the runs read.
     """
     first = _first_of_each(runs)
     asked = [runs[number] for number in dict.fromkeys(first)]
-    request = {"runs": [run.model_dump(mode="json") for run in asked], "device": device, "text": text}
+    request: dict[str, Any] = {"runs": [run.model_dump(mode="json") for run in asked], "device": device}
+    request |= {"text": text, "model": model, "cache": None if cache is None else str(cache.absolute())}
     answer = subprocess.run(
         [*command, "resolve"],
         input=json.dumps(request).encode(),
@@ -192,7 +206,13 @@ def resolve(
             for number, run in zip(first, runs, strict=True)
         )
         machine = (content["device"], content["machine"], content.get("device_bytes"))
-        return Plan(resolved, *machine, content.get("device_id"))
+        hashes = dict(zip(dict.fromkeys(first), content.get("inputs") or (), strict=False))
+        inputs = {
+            run.run_id: dict(hashes[number])
+            for number, run in zip(first, resolved, strict=True)
+            if number in hashes
+        }
+        return Plan(resolved, *machine, content.get("device_id"), inputs)
     except (IndexError, KeyError, TypeError, ValueError) as error:
         lines = answer.stderr.decode(errors="replace").strip().splitlines()
         last = lines[-1] if lines else f"exit code {answer.returncode} and no message"
@@ -227,15 +247,18 @@ def sweep(suite: Suite, settings: Settings, display: Display, rerun: Callable[[R
     SIGHUP, after the worker is stopped and its record written.
     """
     with raised():
-        plan = resolve(suite.runs, settings.device, settings.command)
-        folder = _result_folder(settings, plan.machine, suite.name)
         cache = settings.cache.absolute()
+        plan = resolve(suite.runs, settings.device, settings.command, cache=cache)
+        folder = _result_folder(settings, plan.machine, suite.name)
         unique: dict[str, Run] = {}
         for run in plan.runs:
             unique.setdefault(run.run_id, run)  # two spellings of one config are one run
         # Repeats are outermost, so that drift of the machine affects all rows alike: A B C A B C.
         runs = sorted(unique.items(), key=lambda item: item[1].repeat)
-        jobs = [Job(run, suite.name, folder / key, plan.device, cache, rerun(run)) for key, run in runs]
+        jobs = [
+            Job(run, suite.name, folder / key, plan.device, cache, rerun(run), plan.inputs.get(key, {}))
+            for key, run in runs
+        ]
         with display, device_lock(plan.device, settings.cache, display, plan.device_id) as device:
             return _carry_out_all(jobs, folder, settings, display, plan.device_bytes, device)
 
@@ -251,8 +274,9 @@ def _carry_out_all(
     began = time.monotonic()
     _recover(folder)
     estimates = Estimates()
-    found = survey([job.run for job in jobs], folder, estimates)
-    result = Sweep(folder, _finished(jobs, found, settings.retry, display))
+    found = survey([job.run for job in jobs], folder, estimates, {job.run_id: job.inputs for job in jobs})
+    result = Sweep(folder, _finished(jobs, found, settings, display))
+    result.inputs = {job.run_id: job.inputs for job in jobs}
     todo = [job for job in jobs if job.run_id not in result.records]
     if device_bytes is not None and not settings.force:
         # A config that has run here fits, whatever its seed.
@@ -356,6 +380,8 @@ class _Progress:
 
     def _is_done(self, job: Job, now: Record) -> bool:
         """Return whether another sweep has carried out a run since this one looked."""
+        if changed(now, job.inputs) and not self.settings.keep_old:
+            return False
         if not self.settings.retry or (now.outcome.status == "ok" and not attempt.lacks_weights(job, now)):
             return now.finished
         seen = self.found.get(job.run_id)  # compared as text: a loss that is NaN does not equal itself
@@ -426,30 +452,45 @@ def _result_folder(settings: Settings, machine: str, suite: str) -> Path:
     return folder
 
 
-def survey(runs: Sequence[Run], folder: Path, estimates: Estimates) -> dict[str, Record]:
-    """Read a suite's folder and return the records of the runs; UserError for a file of another suite."""
+def survey(
+    runs: Sequence[Run], folder: Path, estimates: Estimates, inputs: Mapping[str, Inputs]
+) -> dict[str, Record]:
+    """Read a suite's folder and return the records of the runs; UserError for a file of another suite.
+
+    `inputs` are hashes of what each run reads now, by its id.
+    """
     found = {record.run_id: record for record in record_index.read_all(folder)}
     for record in found.values():
         if record.finished and record.time:
             estimates.add(record, record.time.wall_s)
-    return {run.run_id: found[run.run_id] for run in runs if run.run_id in found}
+    return by_run(runs, list(found.values()), inputs)
 
 
 def _finished(
-    jobs: Iterable[Job], found: Mapping[str, Record], retry: bool, display: Display
+    jobs: Sequence[Job], found: Mapping[str, Record], settings: Settings, display: Display
 ) -> dict[str, Record]:
-    """Return the records that stay; `retry` repeats what did not end well or lacks the weights asked for."""
+    """Return the records that stay, and say why others do not.
+
+    `retry` repeats what did not end well or lacks the weights asked for, `keep_old` keeps what read something
+    else than it would now.
+    """
     older = sum(not r.finished and r.outcome.status != "interrupted" for r in found.values())
     if older:
         display.note(f"{older} records follow older measurement protocols: measured again")
-    lacking = {job.run_id for job in jobs if attempt.lacks_weights(job, found.get(job.run_id))}
-    if lacking and not retry:
+    done = {key: record for key, record in found.items() if record.finished}
+    stale = outdated(done, {job.run_id: job.inputs for job in jobs})
+    what = "kept, for --keep-old" if settings.keep_old else "measured again"
+    alike = Counter(described(names, done[key].config) for key, names in stale.items())
+    for names, count in alike.items():
+        since = "this run" if count == 1 else f"these {count} runs"
+        display.note(f"changed since {since}: {names}: {what}")
+    again = set() if settings.keep_old else set(stale)
+    lacking = {job.run_id for job in jobs if attempt.lacks_weights(job, found.get(job.run_id))} - again
+    if lacking and not settings.retry:
         display.note(f"{len(lacking)} finished runs have no saved weights: --retry runs them again")
-    return {
-        key: r
-        for key, r in found.items()
-        if r.finished and not (retry and (r.outcome.status != "ok" or key in lacking))
-    }
+    if settings.retry:
+        again |= lacking | {key for key, record in done.items() if record.outcome.status != "ok"}
+    return {key: record for key, record in done.items() if key not in again}
 
 
 def _recover(folder: Path) -> None:

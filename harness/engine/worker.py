@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import DatasetsData, HubModel, Run, TaskData
+from harness.digests import Digests
 from harness.engine.process import parent_watch
 from harness.engine.process.job import Job
 from harness.engine.run.record_writer import RecordWriter, take_stdout
@@ -80,21 +81,27 @@ def _no_room(writer: RecordWriter, error: BaseException) -> int:
 
 
 def resolve(request: dict[str, Any]) -> dict[str, Any]:
-    """Complete the options of every run's methods, check all runs, and describe the device for the parent."""
+    """Complete the options of every run's methods, check all runs, and describe the device for the parent.
+
+    With a folder `cache` in the request, the answer also holds the hashes of what each run reads.
+    """
     runs = [validate(Run, run, where="run") for run in request["runs"]]
     _go_offline_where_nothing_is_remote(*runs)  # before the library of the hub is imported
 
     from harness.engine.run import checks
     from harness.engine.run.environment import device_id, machine_slug, total_bytes
+    from harness.engine.run.inputs import InputHashes
 
     device = checks.device(request["device"])
-    resolved = checks.resolve(runs, text=request.get("text", True))
+    resolved = checks.resolve(runs, request.get("text", True), request.get("model", True))
+    hashes = InputHashes(Digests(Path(request["cache"])), ask_hub=True) if request.get("cache") else None
     return {
         "runs": [run.model_dump(mode="json") for run in resolved],
         "device": str(device),
         "machine": machine_slug(device),
         "device_bytes": total_bytes(device),
         "device_id": device_id(device),
+        "inputs": [hashes.of(run) for run in resolved] if hashes else None,
     }
 
 

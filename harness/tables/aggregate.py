@@ -1,7 +1,8 @@
 """Group records into rows, and compute the mean and spread of what the runs of a row measured.
 
-A row is one configuration in one environment. Runs of different devices, meters, protocol versions
-or versions of the numerical packages are never averaged.
+A row is one configuration with one content of its inputs in one environment. Runs of different weights, texts
+or plug-ins under one name are never averaged, nor are those of different devices, meters, protocol versions
+or versions of the numerical packages.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
+from harness.inputs import known_inputs
 from harness.record import COMPONENTS, Accuracy, Record
 from harness.tables.format import plain
 
@@ -78,11 +80,12 @@ def spread(values: Sequence[float]) -> float:
 
 @dataclass
 class Row:
-    """The runs of one configuration in one environment; `environment` holds what is known of it."""
+    """The runs of one configuration on equal inputs in one environment, with what is known of both."""
 
     config_id: str
     environment: dict[str, str]
     records: list[Record] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
     stats: dict[str, Stat] = field(default_factory=dict)
 
     @property
@@ -121,8 +124,34 @@ def rows(records: Iterable[Record], order: Sequence[str] = ()) -> list[Row]:
     return found
 
 
+def newest(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Return the rows without those of a configuration whose inputs have changed since, and these.
+
+    Of several contents of the inputs the one stays that has the most seeds with status `ok`, then the one
+    that ran last.
+    """
+    shown, older = list(rows), []
+    for row in rows:
+        others = [
+            other
+            for other in rows
+            if other.config_id == row.config_id
+            and agree(other.environment, row.environment)
+            and not agree(other.inputs, row.inputs)
+        ]
+        if any(_currency(other) > _currency(row) for other in others):
+            shown.remove(row)
+            older.append(row)
+    return shown, older
+
+
+def _currency(row: Row) -> tuple[int, str]:
+    good = [record for record in row.records if record.outcome.status == "ok"]
+    return len({record.seed for record in good}), max((r.started_at or "" for r in row.records), default="")
+
+
 def baseline_of(row: Row, everything: Sequence[Row], label: str | None) -> Row | None:
-    """Return the row with the baseline's label and the same environment, model and data.
+    """Return the row with the baseline's label and the same environment, model and data, by content, too.
 
     Of several rows, the one with the same settings; None where that leaves none or more than one.
     """
@@ -131,6 +160,7 @@ def baseline_of(row: Row, everything: Sequence[Row], label: str | None) -> Row |
         for other in everything
         if other.label == label
         and agree(other.environment, row.environment)
+        and agree(other.inputs, row.inputs)
         and other.section("model", "data") == row.section("model", "data")
     ]
     if len(found) > 1:
@@ -139,7 +169,7 @@ def baseline_of(row: Row, everything: Sequence[Row], label: str | None) -> Row |
 
 
 def agree(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
-    """Return whether no field differs that both environments know."""
+    """Return whether no field differs that both know."""
     return all(second[key] == value for key, value in first.items() if key in second)
 
 
@@ -198,14 +228,16 @@ def binomial_stderr(accuracy: Accuracy) -> float:
 
 # --------------------------------------------------------------------------------------- grouping
 def _group(records: Iterable[Record]) -> list[Row]:
-    """Join runs of one configuration whose environments agree; the same run twice makes two rows."""
+    """Join runs of one configuration whose inputs and environments agree; the same run twice is two rows."""
     found = [(environment_of(record), record) for record in records]
     joined: list[Row] = []
     of_config: dict[str, list[tuple[Row, set[str]]]] = {}
     for known, record in _ordered(found):
+        inputs = known_inputs(record)
         several = of_config.setdefault(record.config_id, [])
         for row, ids in several:
-            if record.run_id not in ids and agree(known, row.environment):
+            new = record.run_id not in ids
+            if new and agree(known, row.environment) and agree(inputs, row.inputs):
                 break
         else:
             row, ids = Row(record.config_id, {}), set[str]()
@@ -213,6 +245,7 @@ def _group(records: Iterable[Record]) -> list[Row]:
             joined.append(row)
         row.records.append(record)
         row.environment |= known
+        row.inputs |= inputs
         ids.add(record.run_id)
     for row in joined:
         row.records.sort(key=lambda record: (record.seed, record.repeat))

@@ -32,13 +32,16 @@ LIGHT = (
     "harness.cli",
     "harness.ab",
     "harness.config",
+    "harness.digests",
     "harness.endings",
     "harness.errors",
     "harness.files",
     "harness.forecast",
     "harness.git",
     "harness.imports",
+    "harness.inputs",
     "harness.method",
+    "harness.plugin_source",
     "harness.plugins",
     "harness.record",
     "harness.record_index",
@@ -59,32 +62,15 @@ LIGHT = (
 VOCABULARY = tuple(
     f"harness.{name}"
     for name in (
-        "credentials",
-        "endings",
-        "errors",
-        "factored",
-        "files",
-        "git",
-        "imports",
-        "plain_text",
-        "spectrum",
-        "strict_yaml",
-        "validation",
+        *("credentials", "digests", "endings", "errors", "factored", "files", "git", "imports"),
+        *("plain_text", "plugin_source", "spectrum", "strict_yaml", "validation"),
     )
 )
 CONTRACTS = tuple(
     f"harness.{name}"
     for name in (
-        "config",
-        "forecast",
-        "method",
-        "no_effect",
-        "plugins",
-        "record",
-        "record_index",
-        "registry",
-        "series",
-        "suite",
+        *("config", "forecast", "inputs", "method", "no_effect", "plugins", "record", "record_index"),
+        *("registry", "series", "suite"),
     )
 )
 BASEMENT = (*VOCABULARY, *CONTRACTS)

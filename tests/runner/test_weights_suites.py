@@ -144,7 +144,7 @@ def resolved_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs are completed within this process, which has imported what that takes seconds to import."""
 
     def resolve(
-        runs: Sequence[Run], device: str, command: Sequence[str] = (), text: bool = True
+        runs: Sequence[Run], device: str, command: Sequence[str] = (), text: bool = True, **reads: Any
     ) -> runner.Plan:
         return runner.Plan(tuple(checks.resolve(runs, text=text)), device, "cpu-1t")
 

@@ -7,7 +7,6 @@ relevant files of a model's folder. So no entry is ever stale, and none has to b
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness import files
-from harness.config import Run
+from harness.config import HubModel, Run
 from harness.engine.models.shapes import model_folder
 from harness.forecast import FORECAST_VERSION, Capacity, MemoryReport, Setting
+from harness.plugin_source import source_files
 from harness.registry import check_name
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
@@ -105,6 +105,14 @@ class ForecastCache:
             self.notify(f"{path}: the forecast is not stored: {error.strerror}")
 
 
+def _cached_config(model: HubModel) -> Path | None:
+    """Return the architecture that a revision of a hub model names here; None before it was downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model.id, "config.json", revision=model.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
 class Keys:
     """Hashes of all that decides an answer; reads each source file once and imports none."""
 
@@ -129,21 +137,27 @@ class Keys:
 
     def sources(self, run: Run) -> dict[str, str]:
         """Return hashes of the harness, a run's methods and the relevant files of its model's folder."""
-        own = {check_name(choice.name).partition(":")[0].partition(".")[0] for choice in run.method}
-        found = {name: self._package(name) for name in sorted({"harness", "methods", *own})}
+        found = {name: self._package(name) for name in ("harness", "methods")}
+        for module in (check_name(choice.name).partition(":")[0] for choice in run.method):
+            found[module] = self._plugin(module)
         if folder := model_folder(run.model):
             found["model"] = self._all(folder, (folder / name for name in FOLDER_FILES))
+        elif isinstance(run.model, HubModel) and (config := _cached_config(run.model)):
+            found["model"] = self._all(config.parent, [config])
         return found
 
+    def _plugin(self, module: str) -> str:
+        """Return a hash of all files of a plug-in, empty for a method that ships."""
+        if module not in self._code:
+            files_of = source_files(module)
+            content = {name: self._all(path.parent, [path]) for name, path in sorted(files_of.items())}
+            self._code[module] = json.dumps(content) if content else ""
+        return self._code[module]
+
     def _package(self, name: str) -> str:
-        """Return a hash of all modules of a top-level package, or of the one module, without importing it."""
+        """Return a hash of all modules of a package of ours."""
         if name not in self._code:
-            spec = importlib.util.find_spec(name)
-            folders = (spec and spec.submodule_search_locations) or ()
-            hashes = [self._all(Path(folder), Path(folder).rglob("*.py")) for folder in folders]
-            if spec and spec.origin and not folders:
-                hashes = [self._all(Path(spec.origin).parent, [Path(spec.origin)])]
-            self._code[name] = " ".join(hashes)
+            self._code[name] = self._all(files.ROOT / name, (files.ROOT / name).rglob("*.py"))
         return self._code[name]
 
     def _all(self, folder: Path, paths: Iterable[Path]) -> str:

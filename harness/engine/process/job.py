@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from harness.record import Record
 
 @dataclass(frozen=True)
 class Job:
-    """One run, its folder for artefacts, the device and caches to use, and the command that repeats it."""
+    """One run, its folder for artefacts, the device and caches to use, and the command that repeats it.
+
+    `inputs` are hashes of what it will read, by name; empty where they are not known.
+    """
 
     run: Run
     suite: str
@@ -24,6 +28,7 @@ class Job:
     device: str
     cache: Path
     rerun: str
+    inputs: dict[str, str] = field(default_factory=dict)
 
     @property
     def run_id(self) -> str:
@@ -49,7 +54,7 @@ class Job:
         """Write the job file."""
         paths = {"folder": str(self.folder), "cache": str(self.cache)}  # may hold bytes that are no UTF-8
         content = {"run": self.run.model_dump(mode="json"), "suite": self.suite, "device": self.device}
-        content |= {**paths, "rerun": self.rerun}
+        content |= {**paths, "rerun": self.rerun, "inputs": self.inputs}
         with open(self.file, "w", encoding="utf-8", opener=private) as file:
             file.write(json.dumps(content, indent=1) + "\n")
 
@@ -71,5 +76,6 @@ class Job:
             tier=run.tier,
             config=run.canonical,
             rerun=self.rerun,
+            inputs=self.inputs or None,
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )

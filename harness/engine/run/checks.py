@@ -43,11 +43,22 @@ def stack(run: Run) -> list[Method]:
     return [build(choice.name, choice.options) for choice in run.method]
 
 
-def resolve(runs: Sequence[Run], text: bool = True) -> list[Run]:
+def resolve(runs: Sequence[Run], text: bool = True, model: bool = True) -> list[Run]:
     """Return the runs with every method's options complete; UserError for input that cannot be read.
 
-    Equal inputs are read once. Without `text` no training data is read: memory does not depend on it.
+    Equal inputs are read once. Without `text` no training data is read: memory does not depend on it. Without
+    `model` nothing is read: tables of records need neither.
     """
+    if model:
+        check_inputs(runs, text)
+    resolved = [completed(run, number) for number, run in enumerate(runs)]
+    for each in _unique(run.model for run in runs if reads_text(run)) if model and text else ():
+        check_tokenizer(each)
+    return resolved
+
+
+def check_inputs(runs: Sequence[Run], text: bool = True) -> None:
+    """Raise UserError for a model, a text or a protocol that cannot be used."""
     for model in _unique(run.model for run in runs):
         check_model(model)
     for data in _unique(run.data for run in runs) if text else ():
@@ -58,10 +69,6 @@ def resolve(runs: Sequence[Run], text: bool = True) -> list[Run]:
     for evaluate, data in _unique((run.evaluate, run.data) for run in runs):
         for protocol in evaluate.perplexity:
             protocols.check(protocol, data)
-    resolved = [completed(run, number) for number, run in enumerate(runs)]
-    for model in _unique(run.model for run in runs if reads_text(run)) if text else ():
-        check_tokenizer(model)
-    return resolved
 
 
 def reads_text(run: Run) -> bool:

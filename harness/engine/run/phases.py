@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness import series as serieses
+from harness.digests import Digests
 from harness.engine.contract import members
 from harness.engine.data.tasks import SHIPPED_TASKS, check_room, existing_folder, load_tasks
 from harness.engine.data.token_cache import TokenCache
@@ -24,6 +25,7 @@ from harness.engine.quality import perplexity, protocols
 from harness.engine.quality.scored_text import ScoredText, write_sequences
 from harness.engine.quality.tasks import evaluate_tasks
 from harness.engine.run import checks, environment
+from harness.engine.run.inputs import verify
 from harness.engine.run.prepare import assemble, keys, load_stack
 from harness.engine.run.train import Trainer, TrainResult, Turn
 from harness.errors import UserError, one_line
@@ -112,6 +114,9 @@ class RunInProgress:
             model=loaded.name,
             model_sha256=loaded.sha256,
         )
+        # All is read by now, so what has changed since the sweep looked at it shows here.
+        known = verify(run, self.job.inputs, Digests(self.job.cache))
+        self.record.inputs = known or None
 
     def prepare(self) -> Trainer | None:
         """Prepare the model by the stack of methods; return its trainer, None if the run only compresses."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.inputs import TOKENS, WEIGHTS, known_inputs
 from harness.record import Record
 from harness.tables.aggregate import environment_of, grouped
 from harness.tables.compare.comparison import Difference
@@ -163,7 +164,9 @@ def decides(record: Record, quantity: str) -> dict[str, str]:
         known |= {name: str(value) for name, value in here.flags.items()}
     if record.data:
         known |= {"data": record.data.sha256, "data tokens": str(record.data.tokens)}
-        known |= {"model": record.data.model_sha256} if record.data.model_sha256 else {}
+    inputs = known_inputs(record)
+    known |= {"model": inputs[WEIGHTS]} if WEIGHTS in inputs else {}
+    known |= {plain(name): value for name, value in inputs.items() if name not in (WEIGHTS, TOKENS)}
     return {key: known[key] for key in _deciding(tuple(known), quantity)}
 
 

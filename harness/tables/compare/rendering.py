@@ -30,7 +30,7 @@ def to_text(found: Comparison) -> str:
     """
     lines: list[str] = []
     for verdict in VERDICTS if found.whole else LISTED:
-        cells = _of(found, verdict)
+        cells = _joined(_of(found, verdict))
         if verdict == "ok":  # that a run ended as before says nothing
             cells = [cell for cell in cells if cell.quantity != STATUS]
         label = LABELS.get(verdict, verdict)
@@ -38,6 +38,23 @@ def to_text(found: Comparison) -> str:
         lines += shown if verdict == "regression" else first(shown, MOST_LINES, f"{label}: {{}} more")
     lines += first([f"skipped: {note}" for note in found.skipped], MOST_LINES, "skipped: {} more")
     return "\n".join([*lines, *found.notes, found.summary]) + "\n"
+
+
+def _joined(cells: Sequence[Cell]) -> list[Cell]:
+    """Join cells that are not comparable for one cause, as all are of two machines, into one that counts."""
+    found = []
+    for (suite, verdict, cause), alike in grouped(
+        cells, lambda each: (each.suite, each.verdict, each.cause)
+    ).items():
+        if verdict != "x" or len(alike) == 1:
+            found += alike
+            continue
+        rows, quantities = ({getattr(cell, name) for cell in alike} for name in ("row", "quantity"))
+        row = alike[0].row if len(rows) == 1 else f"{len(rows)} rows"
+        runs = alike[0].runs if len({cell.runs for cell in alike}) == 1 else f"{len(alike)} cells"
+        quantity = alike[0].quantity if len(quantities) == 1 else f"{len(quantities)} quantities"
+        found.append(Cell(suite, row, runs, quantity, verdict, cause, alike[0].differences))
+    return found
 
 
 def _sentence(cell: Cell) -> str:
@@ -51,8 +68,8 @@ def _cause(cell: Cell) -> str:
 
 
 def to_markdown(found: Comparison) -> str:
-    """Return the counts and a table of every cell."""
-    lines = [f"**{markdown(found.summary)}**", "", *_table(_of(found, *VERDICTS)), *_notes(found)]
+    """Return the counts and a table of cells; all that are not comparable for one cause are one line."""
+    lines = [f"**{markdown(found.summary)}**", "", *_table(_joined(_of(found, *VERDICTS))), *_notes(found)]
     return "\n".join(lines) + "\n"
 
 
@@ -64,7 +81,7 @@ def to_github(found: Comparison) -> str:
     lines += [*_table(worst), ""] if worst else []
     if rest:
         title = f"{len(rest)} cells with another verdict, {len(_of(found, 'ok'))} ok"
-        lines += ["<details>", f"<summary>{title}</summary>", "", *_table(rest), "", "</details>"]
+        lines += ["<details>", f"<summary>{title}</summary>", "", *_table(_joined(rest)), "", "</details>"]
     return "\n".join([*lines, *_notes(found)]) + "\n"
 
 

@@ -11,7 +11,9 @@ from harness.tables.history.series import Kind, Quantity
 
 NAME_LENGTH = 80
 #: Conditions that depend on the seed: compared only between runs of one seed.
-BY_SEED = ("seed", "data", "data tokens", "model")
+BY_SEED = ("seed",)
+#: Those of training tokens, which depend on it where they are random.
+RANDOM = ("data", "data tokens")
 
 STATUS = Quantity("ok_share", "runs ok", "share", "status", "higher", exact=True)
 PEAK = Quantity("peak_allocated_bytes", "peak memory", "bytes", "memory", "lower", exact=True)
@@ -72,8 +74,14 @@ def measurement(kind: Kind) -> str:
 def conditions(record: Record, quantity: Quantity) -> tuple[dict[str, str], dict[str, str]]:
     """Return what must be equal within a series: among all runs, and among runs of one seed."""
     known = decides(record, measurement(quantity.kind))
-    by_seed = {key: known.pop(key) for key in BY_SEED if key in known}
+    by_seed = {key: known.pop(key) for key in seeded(record) if key in known}
     return known, by_seed
+
+
+def seeded(record: Record) -> tuple[str, ...]:
+    """Return the conditions that depend on the seed of a run."""
+    data = record.config.get("data")
+    return (*BY_SEED, *RANDOM) if isinstance(data, dict) and data.get("source") == "random" else BY_SEED
 
 
 def scored_text(record: Record, quantity: Quantity) -> dict[str, str]:

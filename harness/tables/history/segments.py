@@ -13,7 +13,7 @@ from harness.tables.compare.pairing import differences
 from harness.tables.format import plain
 from harness.tables.history.commits import started
 from harness.tables.history.loading import Found
-from harness.tables.history.quantities import BY_SEED, conditions, measurement, scored_text, values
+from harness.tables.history.quantities import conditions, measurement, scored_text, seeded, values
 from harness.tables.history.series import Kind, Point, Quantity
 
 NAME_LENGTH = 80
@@ -141,7 +141,7 @@ def fields(before: Segment, after: Segment) -> tuple[Difference, ...]:
     new = after.runs[0].record
     same = [run for run in before.runs if run.record.seed == new.seed]
     old = (same or before.runs)[-1].record
-    skipped = ("seed",) if same else BY_SEED
+    skipped = ("seed",) if same else seeded(new)
     found = differences(old, new, measurement(after.quantity.kind))
     kept = [each for each in found if each.field not in skipped]
     text = scored_text(old, after.quantity)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from harness.inputs import Inputs
 from harness.record import Record
-from harness.tables.aggregate import FACTS
+from harness.tables.aggregate import FACTS, newest
 from harness.tables.aggregate import rows as rows_of
 from harness.tables.format import Table, plain
 from harness.tables.report import notes as describe
@@ -42,15 +43,22 @@ def build(
     question: str = "",
     notes: Iterable[str] = (),
     order: Sequence[str] = (),
+    today: Mapping[str, Inputs] | None = None,
 ) -> Report:
     """Build the report of one suite.
 
     `baseline` is the label of the row that values are relative to. `order` are the suite's config ids: rows
-    follow it, those without a record are counted, and other rows come last, by label.
+    follow it, those without a record are counted, and other rows come last, by label. `today` are the hashes
+    of what each run would read now, by its id: rows that have read something else are named. Where that is
+    unknown, a row that ran again after its inputs had changed is shown as it is by then.
     """
     order = list(dict.fromkeys(order))
-    view = View(tuple(rows_of(records, order)), baseline)
+    found = rows_of(records, order)
+    shown, older = newest(found) if today is None else (found, [])
+    view = View(tuple(shown), baseline)
+    records = view.records
     lines = [plain(note) for note in notes]
+    lines += describe.outdated(view, today or {}) + describe.left_out(older)
     lines += _completeness(view, order)
     lines += describe.doubts(view) + describe.failures(view) + describe.warned(view)
     caption = describe.shared(view)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from harness.inputs import TOKENS, WEIGHTS, Inputs, changed, described, known_inputs
 from harness.record import Outcome, Record
+from harness.tables.aggregate import Row
 from harness.tables.format import DASH, METERS, bytes_text, plain
 from harness.tables.report.view import View, listed
 
 _STATUS_WIDTH = 40
 _MOST_WARNINGS = 20
+NOTE_WIDTH = 300
 READING = (
     "± is the sample standard deviation, over seeds for quality and over runs for memory and speed; "
     "without it there is one value, or all values of the column are equal. "
@@ -109,6 +112,29 @@ def _fingerprints(view: View) -> dict[str, str]:
     return {section: f"sha256 {plain(value)[:12]}" for section, value in alike.items() if value}
 
 
+# ------------------------------------------------------------------------------------------ inputs
+def outdated(view: View, today: Mapping[str, Inputs]) -> list[str]:
+    """Name the rows that have read something else than they would now, by the hashes of each run's id."""
+    notes = []
+    for row, name in zip(view.rows, view.names, strict=True):
+        names = [each for r in row.records for each in changed(r, today.get(r.run_id, {}))]
+        if names:
+            what = described(list(dict.fromkeys(names)), row.records[0].config)
+            notes.append(plain(f"Older inputs: {name} ran before these changed: {what}.", NOTE_WIDTH))
+    return notes
+
+
+def left_out(older: Sequence[Row]) -> list[str]:
+    """Count the runs that are not shown, because their configuration has run on other inputs since."""
+    notes = []
+    for row in older:
+        count = "1 run" if len(row.records) == 1 else f"{len(row.records)} runs"
+        notes.append(
+            plain(f"Not shown: {count} of {row.label!r} on inputs that have changed since.", NOTE_WIDTH)
+        )
+    return list(dict.fromkeys(notes))
+
+
 # ------------------------------------------------------------------------------------------ doubts
 def doubts(view: View) -> list[str]:
     """Note what makes rows incomparable; empty when all is equal."""
@@ -154,6 +180,9 @@ def _unequal_work(records: Sequence[Record]) -> list[str]:
         if record.data:
             note("training data", (data, model, record.seed), record.data.sha256)
             note("base model", (model, record.seed), record.data.model_sha256)
+        for name, value in known_inputs(record).items():
+            if name not in (WEIGHTS, TOKENS):  # as above
+                note(name, (model, data, record.config.get("evaluate")), value)
         if record.quality:
             for name, score in record.quality.perplexity.items():
                 note(f"text of {name}", model, (score.text, score.context, score.tokens))

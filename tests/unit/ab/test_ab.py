@@ -150,7 +150,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LOREBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(runner, "resolve", lambda runs, device: runner.Plan(tuple(runs), "cpu", "cpu"))
+    monkeypatch.setattr(
+        runner, "resolve", lambda runs, device, **reads: runner.Plan(tuple(runs), "cpu", "cpu")
+    )
 
     def call(*arguments: Any) -> Said:
         where = ["--repository", root, "--results", tmp_path / "records"]
@@ -505,7 +507,9 @@ def test_another_text_of_the_suite_is_another_comparison(place: Place) -> None:
 def test_another_machine_is_another_comparison(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.commit("a", **behaving())
     place.call("a", "a", "--repeats", 1)
-    monkeypatch.setattr(runner, "resolve", lambda runs, device: runner.Plan(tuple(runs), "cpu", "cpu-2t"))
+    monkeypatch.setattr(
+        runner, "resolve", lambda runs, device, **reads: runner.Plan(tuple(runs), "cpu", "cpu-2t")
+    )
     place.call("a", "a", "--repeats", 1)
     assert len(place.calls) == 8
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")

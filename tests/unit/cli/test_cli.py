@@ -78,8 +78,13 @@ def lorebench(
 def resolve_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs are completed within this process, which has imported what that takes seconds to import."""
 
-    def resolve(runs: Sequence[Run], device: str = "auto", text: bool = True) -> runner.Plan:
-        asked = {"runs": [run.model_dump(mode="json") for run in runs], "device": device, "text": text}
+    def resolve(runs: Sequence[Run], device: str = "auto", *_: Any, **reads: Any) -> runner.Plan:
+        asked = {
+            "runs": [run.model_dump(mode="json") for run in runs],
+            "device": device,
+            **reads,
+            "cache": None,
+        }
         answer = worker.resolve(asked)
         resolved = tuple(Run.model_validate(run) for run in answer["runs"])
         return runner.Plan(resolved, answer["device"], answer["machine"])

@@ -210,7 +210,9 @@ def test_json_holds_every_cell_with_its_differences(base: Path, tmp_path: Path) 
 
 
 def test_regressions_are_never_cut_and_other_lines_are() -> None:
-    many = [Cell("s", f"row {n}", "seed 0", "q", v, "why") for n in range(50) for v in ("regression", "x")]
+    many = [
+        Cell("s", f"row {n}", "seed 0", "q", v, f"why {n}") for n in range(50) for v in ("regression", "x")
+    ]
     text = FORMATS["text"](Comparison(tuple(many)))  # type: ignore[arg-type]
     assert text.count("regression: ") == 50
     assert text.count("not comparable: s/") == MOST_LINES

@@ -50,7 +50,7 @@ def lorebench(
     monkeypatch.setenv("LOREBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(runner, "WORKER", forecaster.command(tmp_path))
 
-    def resolve(runs: Sequence[Run], device: str = "auto", text: bool = True) -> runner.Plan:
+    def resolve(runs: Sequence[Run], device: str = "auto", **reads: Any) -> runner.Plan:
         return runner.Plan(tuple(runs), "cpu", "cpu-9t")
 
     monkeypatch.setattr(runner, "resolve", resolve)
@@ -266,7 +266,7 @@ def test_an_unknown_shape_is_one_line_with_the_nearest(
     """Here the runs are completed by the real code, within this process."""
     from harness.engine import worker
 
-    def resolve(runs: Sequence[Run], device: str = "auto", text: bool = True) -> runner.Plan:
+    def resolve(runs: Sequence[Run], device: str = "auto", **reads: Any) -> runner.Plan:
         worker.resolve({"runs": [run.model_dump(mode="json") for run in runs], "device": device})
         raise AssertionError("it was not refused")
 

@@ -23,10 +23,12 @@ from typing import Any, get_args
 
 from harness import files, record
 from harness.errors import UserError
-from harness.record import Part, Record
+from harness.record import Beside, Part, Record
 
 #: Folders with fewer records are read without an index.
 LEAST = 32
+#: Bytes of an index that hold the name of its folder; no system has longer paths.
+NAME_WITHIN = 1 << 14
 #: A record of ten thousand updates has less than 1 MB.
 LARGEST_RECORD = 64 << 20
 #: Nanoseconds for which a file may change again without another time, on the coarsest file systems.
@@ -52,12 +54,16 @@ def read_each(paths: Iterable[Path]) -> Iterator[Answer]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Search no garbage for a while: among millions of new values that all stay it takes most of the time."""
+    """Search no garbage for a while, and never among the values made then, which all stay.
+
+    With ten thousand records that search takes longer than all else.
+    """
     collecting = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         if collecting:
             gc.enable()
 
@@ -112,6 +118,7 @@ class _Folder:
     def read(self, paths: Sequence[Path]) -> list[Answer]:
         """Return each file with its record, and write the index where it has changed."""
         known, kept = self._load(), dict[str, Entry]()
+        beside = Beside(self._beside, limits=True)
         found: list[Answer] = []
         fresh = False
         for path in paths:
@@ -123,8 +130,7 @@ class _Folder:
             entry = known.get(path.name)
             if entry is not None and entry[0] == state:
                 kept[path.name] = entry
-                item = _built(Record, entry[1])
-                found.append((path, item.placed(self._beside, limits=True), None))
+                found.append((path, _record(entry[1], beside), None))
                 continue
             found.append(_read(path))
             if item := found[-1][1]:
@@ -144,18 +150,40 @@ class _Folder:
                 content.startswith(head)
                 and hashlib.sha256(body).digest() == content[len(head) : len(head) + 32]
             ):
-                name, entries = marshal.loads(body)
-                if name == self.name:
-                    return entries
+                name = marshal.dumps(self.name)
+                if bytes(body[: len(name)]) == name:
+                    return marshal.loads(body[len(name) :])
         return {}
 
     def _save(self, entries: dict[str, Entry]) -> None:
         """Write the index; a folder that cannot be written to has none."""
         latest = time.time_ns() - GRANULARITY_NS
         settled = {name: entry for name, entry in entries.items() if max(entry[0][:2]) < latest}
-        body = marshal.dumps((self.name, settled))
+        body = marshal.dumps(self.name) + marshal.dumps(settled)
         with suppress(OSError):
             files.replace(self.file, MAGIC + _version() + hashlib.sha256(body).digest() + body)
+            _remove_left_over(self.file.parent)
+
+
+@functools.cache
+def _remove_left_over(indexes: Path) -> None:
+    """Remove, once per process, the indexes of folders that are gone, and what is no index."""
+    for path in files.visible(indexes, "*.index"):
+        with suppress(OSError):
+            with path.open("rb") as file:
+                head = file.read(NAME_WITHIN)
+            folder = _folder_of(head)
+            if folder is None or not folder.is_dir():
+                path.unlink(missing_ok=True)
+
+
+def _folder_of(head: bytes) -> Path | None:
+    """Return the folder that an index of any version is of, given its beginning; None for anything else."""
+    with suppress(ValueError, EOFError, TypeError):
+        found = marshal.loads(head[len(MAGIC) + 64 :])
+        if isinstance(found, bytes) and b"\0" not in found:
+            return Path(os.fsdecode(found))
+    return None
 
 
 @functools.cache
@@ -171,10 +199,17 @@ def _version() -> bytes:
 Maker = Callable[[Any], Any]
 
 
+def _record(content: dict[str, Any], beside: Beside) -> Record:
+    """Return the record of valid values; it shares nothing with another that can change."""
+    item: Record = _built(Record, content)
+    item._beside = beside
+    return item
+
+
 def _built(cls: type[Part], content: dict[str, Any]) -> Any:
     """Return a part of a record from the values of a valid one, which are not checked again."""
     made = cls.__new__(cls)
-    makers, blank, defaults = _fields(cls)
+    makers, blank, defaults, private = _fields(cls)
     values = blank | content
     for name, maker in makers:
         if name in content:
@@ -182,33 +217,34 @@ def _built(cls: type[Part], content: dict[str, Any]) -> Any:
     for name, default in defaults:
         if name not in content:
             values[name] = default()
-    for name, value in (
-        ("__dict__", values),
-        ("__pydantic_fields_set__", set(content)),
-        ("__pydantic_extra__", None),
-        ("__pydantic_private__", None),
-    ):
-        object.__setattr__(made, name, value)
-    made.model_post_init(None)  # sets private attributes, where there are any
+    put = object.__setattr__
+    put(made, "__dict__", values)
+    put(made, "__pydantic_fields_set__", set(content))
+    put(made, "__pydantic_extra__", None)
+    put(made, "__pydantic_private__", None)
+    if private:
+        made.model_post_init(None)
     return made
 
 
 @functools.cache
 def _fields(
     cls: type[Part],
-) -> tuple[list[tuple[str, Maker]], dict[str, Any], list[tuple[str, Callable[[], Any]]]]:
+) -> tuple[list[tuple[str, Maker]], dict[str, Any], list[tuple[str, Callable[[], Any]]], bool]:
     """Return the fields of a part that hold parts, all fields in order, and how to make some defaults.
 
-    Defaults that cannot change stand among all fields.
+    Defaults that cannot change stand among all fields. Last, whether there are private attributes.
     """
     makers = [(name, made) for name, field in cls.model_fields.items() if (made := _maker(field.annotation))]
     blank: dict[str, Any] = {}
     defaults: list[tuple[str, Callable[[], Any]]] = []
     for name, field in cls.model_fields.items():
         blank[name] = None if field.is_required() else field.default
-        if isinstance(field.default, (list, dict, Part)):
+        if isinstance(field.default, (list, dict)) and not field.default:
+            defaults.append((name, type(field.default)))
+        elif isinstance(field.default, (list, dict, Part)):
             defaults.append((name, functools.partial(field.get_default, call_default_factory=True)))
-    return makers, blank, defaults
+    return makers, blank, defaults, bool(cls.__private_attributes__)
 
 
 def _maker(annotation: Any) -> Maker | None:

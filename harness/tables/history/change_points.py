@@ -27,6 +27,8 @@ PERMUTATIONS = 999
 MOST_VALUES = 200
 #: Distances that are held at a time.
 CHUNK = 2_000_000
+#: Distances that a processor's cache holds, which makes them faster by far.
+CACHED = 1 << 17
 #: Sums of the same distances in another order may differ by so much.
 ROUNDING = 1e-9
 
@@ -148,8 +150,15 @@ def _divergence(values: Floats, cuts: NDArray[np.int64]) -> tuple[Floats, NDArra
     """
     rows, count = values.shape
     edges = np.concatenate(([0], cuts))
-    distances = np.abs(values[:, :, None] - values[:, None, :])
-    blocks = np.add.reduceat(np.add.reduceat(distances, edges, axis=1), edges, axis=2)
+    blocks = np.empty((rows, len(edges), len(edges)))
+    step = max(1, CACHED // count**2)
+    for first in range(0, rows, step):
+        some = values[first : first + step]
+        distances = np.subtract(some[:, :, None], some[:, None, :])
+        np.abs(distances, out=distances)
+        blocks[first : first + step] = np.add.reduceat(
+            np.add.reduceat(distances, edges, axis=1), edges, axis=2
+        )
     sums = blocks.cumsum(axis=1).cumsum(axis=2)  # over all before the next edge
     ends = np.append(cuts, count).astype(np.float64)
     m, n = ends[:, None], ends[None, :] - ends[:, None]

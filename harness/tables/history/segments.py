@@ -59,13 +59,16 @@ class Segment:
 
     def takes(self, record: Record, known: Mapping[str, str], by_seed: Mapping[str, str]) -> bool:
         """Return whether a run belongs here; a condition that is unknown contradicts nothing."""
-        same = self.config_id == record.config_id and agree(known, self.known)
-        return same and agree(by_seed, self.by_seed.get(record.seed, {}))
+        same = self.config_id == record.config_id and (known == self.known or agree(known, self.known))
+        before = self.by_seed.get(record.seed, {})
+        return same and (by_seed == before or agree(by_seed, before))
 
     def add(self, run: Run, known: Mapping[str, str], by_seed: Mapping[str, str]) -> None:
         """Add a run and its conditions."""
-        self.known |= known
-        self.by_seed.setdefault(run.record.seed, {}).update(by_seed)
+        if known != self.known:
+            self.known |= known
+        if self.by_seed.get(run.record.seed) != by_seed:
+            self.by_seed.setdefault(run.record.seed, {}).update(by_seed)
         (self.runs if self.quantity.usable(run.value) else self.lost).append(run)
 
 
@@ -120,7 +123,8 @@ def join(placed: Iterable[tuple[Found, int]], rows: Mapping[str, str]) -> list[S
             if key not in known:
                 known[key] = conditions(each.record, quantity)
             here, by_seed = known[key]
-            here = here | scored_text(each.record, quantity)
+            if quantity.kind in ("perplexity", "accuracy"):
+                here = here | scored_text(each.record, quantity)
             several = segments.setdefault((row, quantity), [])
             segment = next((one for one in reversed(several) if one.takes(each.record, here, by_seed)), None)
             if segment is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import threading
 from collections.abc import Callable
@@ -297,3 +298,19 @@ def test_an_id_is_hashed_once_and_a_copy_with_another_setting_has_another(
     faster = run.model_copy(update={"train": run.train.model_copy(update={"lr": 0.5})})
     assert faster.config_id == Run(method="full", train={"lr": 0.5}).config_id != first
     assert run == Run(method="full") == Run.model_validate(run.model_dump())
+
+
+def test_the_index_of_a_folder_that_is_gone_is_removed(folder: Path) -> None:
+    read(folder)
+    here = index(folder)
+    gone, harmed = (here.with_name(f"{name}.index") for name in ("gone", "harmed"))
+    head = len(record_index.MAGIC) + 64
+    gone.write_bytes(b"x" * head + marshal.dumps(b"/no/such/folder"))
+    harmed.write_bytes(b"x" * head)
+    other = folder.with_name("other")
+    folder.rename(other)
+    folder.mkdir()
+    record_index._remove_left_over.cache_clear()
+    read(other)
+    left = sorted(path.name for path in here.parent.iterdir())
+    assert left == sorted([here.name, record_index._Folder(other).file.name])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from harness.tables.compare.statistics import ALPHA, LEAST_SPEED_CHANGE
+from harness.tables.history import change_points as change_points_module
 from harness.tables.history.change_points import LEAST_SIDE, _divergence, attainable, change_points
 
 #: The spread from run to run that was seen on one machine within a day.
@@ -41,6 +42,17 @@ def test_the_divergence_is_the_paper_s_by_its_definition() -> None:
         largest, place = plainly(values)
         assert found[0] == pytest.approx(largest)
         assert cuts[cut[0]] == place
+
+
+def test_several_series_at_once_diverge_as_each_does_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(change_points_module, "CACHED", 600)  # three series at a time
+    several = np.random.default_rng(3).normal(size=(10, 14))
+    cuts = np.arange(LEAST_SIDE, 14 - LEAST_SIDE + 1)
+    found, places = _divergence(several, cuts)
+    for values, statistic, place in zip(several, found, places, strict=True):
+        largest, cut = plainly(values)
+        assert statistic == pytest.approx(largest)
+        assert cuts[place] == cut
 
 
 @pytest.mark.parametrize("spread", SPREADS)

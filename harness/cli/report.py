@@ -86,7 +86,8 @@ def _matching(wanted: Sequence[Run], folder: Path) -> tuple[list[Record], list[R
         notes += [f"{missing} of {len(wanted)} runs have no record yet"] if missing else []
         if others:
             why = other_settings(wanted, others)
-            notes.append(f"{len(others)} records of other configurations are not shown: {why}")
+            count = "1 record" if len(others) == 1 else f"{len(others)} records"
+            notes.append(f"not shown, of other configurations: {count}; {why}")
     return records, others, notes
 
 

@@ -502,9 +502,19 @@ def test_report_leaves_out_what_is_not_asked_for_and_says_what_is_missing(
     out = ("--out", tmp_path / "tables")
     one = lorebench("report", path, "--results", results, "--only", "label=full", *out).out
     assert "low rank" not in one
-    assert "1 records of other configurations are not shown" in one
+    assert "not shown, of other configurations: 1 record; 1 record has" in one
     more = lorebench("report", path, "--results", results, "--seed", "0", "--seed", "1", *out).out
     assert "2 of 4 runs have no record yet" in more
+
+
+def test_a_report_that_matches_nothing_says_what_is_there_and_ends_with_2(
+    finished: tuple[Path, Path, Said], lorebench: Lorebench, resolve_here: None
+) -> None:
+    """The model and the text that it asks for need not be there: a report reads records alone."""
+    path, results, _ = finished
+    said = lorebench("report", path, "--results", results, "--model", "./nowhere", "--data", "./no.jsonl")
+    assert (said.code, said.out) == (2, "")
+    assert said.err == "lorebench: 0 of 2 runs match; 2 records have no --model no --data\n"
 
 
 def test_the_kept_weights_of_a_run_are_exported_by_the_beginning_of_its_id(

@@ -126,12 +126,12 @@ def test_the_gate_does_not_compare_across_content() -> None:
     assert {cell.verdict for cell in same.cells} == {"ok"}
 
 
-def test_a_history_breaks_where_content_changes(tmp_path: Path) -> None:
+def test_a_history_breaks_where_content_changes_and_with_it_the_seed(tmp_path: Path) -> None:
     repository = Repository.at(tmp_path)
     for commit in range(6):
         repository.commit()
         inputs = OLD if commit < 3 else NEW
-        repository.record(seed=commit % 2, inputs=inputs, quality=scored(3.0 if commit < 3 else 11.0))
+        repository.record(seed=commit // 3, inputs=inputs, quality=scored(3.0 if commit < 3 else 11.0))
     found = load([repository.results], "demo")
     scores = [each for each in found.series if each.quantity.key == "perplexity_text"]
     assert [[point.value for point in each.points] for each in scores] == [[3.0] * 3, [11.0] * 3]

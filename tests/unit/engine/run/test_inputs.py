@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -17,8 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from harness.config import Run
 from harness.digests import Digests
+from harness.engine import worker
+from harness.engine.process.job import Job
+from harness.engine.run import record_writer
 from harness.engine.run.inputs import InputHashes, verify
 from harness.errors import UserError
+from harness.record import read
 from tests.support.tiny import tiny_llama, tiny_tokenizer
 
 TASK = {
@@ -230,6 +235,36 @@ def test_the_branch_of_a_hub_model_is_the_commit_in_the_cache(
     cached = place / "models--who--what" / "snapshots" / at / "config.json"
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a, **k: str(cached))
     assert hashes(model={"source": "hub", "id": "who/what"})["model"] == at
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_run_refuses_what_is_not_what_the_sweep_saw_and_records_what_is(
+    changed: bool, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_writer, "take_stdout", io.StringIO)
+    asked = Run.model_validate(
+        {
+            "model": {"source": "local", "path": "./D"},
+            "data": {"source": "random", "seq_len": 8},
+            "train": {"steps": 1, "batch": 1},
+            "method": "full",
+        }
+    )
+    seen = InputHashes(Digests()).of(asked)
+    if changed:
+        replace_weights(place)
+    job = Job(asked, "s", place / "run", "cpu", place / "cache", "lorebench run", seen)
+    job.folder.mkdir()
+    job.write()
+    code, record = worker.run_job(job.file), read(job.record)
+    assert record.inputs == seen
+    if changed:
+        assert (code, record.outcome.status) == (2, "interrupted")
+        assert record.outcome.message.startswith("weights: changed while the run was starting")
+    else:
+        assert (code, record.outcome.status) == (0, "ok"), record.outcome
+        assert record.data is not None
+        assert record.data.model_sha256 == seen["weights"]
 
 
 def test_what_changed_between_the_look_and_the_load_is_refused(place: Path) -> None:

@@ -9,7 +9,7 @@ import os
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -98,7 +98,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary file is gone. OSError where the folder cannot be made or written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    temporary = _beside(path)
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -107,6 +107,10 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # what failed before is what is to be told
             temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
 
 
 def _sync(file: int) -> None:
@@ -129,6 +133,19 @@ def replace(path: Path, content: str | bytes) -> None:
         return
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def can_be_replaced(path: Path) -> bool:
+    """Return whether `replace` can write a file; nothing is written to it."""
+    try:
+        if path.exists() and not path.is_file():
+            return not path.is_dir() and os.access(path, os.W_OK)
+        temporary = _beside(path)
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def writable_folder(path: Path) -> Path:
@@ -193,31 +210,6 @@ def out_of_room(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-@contextmanager
-def locked(path: Path, waiting: Callable[[], None], without: Callable[[str], None]) -> Iterator[None]:
-    """Hold a lock that dies with this process; call `waiting` first where another one has it.
-
-    Where locks are not possible, as on some shared file systems or in a folder that cannot be written to,
-    `without` gets the reason and nothing is locked.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path)
-    try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            waiting()
-            lock.acquire(poll_interval=0.5)
-    except (OSError, NotImplementedError) as error:
-        without(getattr(error, "strerror", None) or str(error))
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            lock.release()
 
 
 def sha256(*paths: Path) -> str:

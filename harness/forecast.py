@@ -64,10 +64,12 @@ class MemoryReport(BaseModel):
 
 Setting = Literal["batch", "seq_len"]
 SETTINGS: tuple[Setting, ...] = ("batch", "seq_len")
+#: The smallest values that a run may have: of a single token, there is none to predict.
+LEAST: dict[Setting, int] = {"batch": 1, "seq_len": 2}
 
 
 class Capacity(BaseModel):
-    """The largest value of a setting that fits into `limit_bytes`, 0 when not even 1 does.
+    """The largest value of a setting that fits into `limit_bytes`, 0 when not even the least does.
 
     `peak_bytes` is its peak, `next_peak_bytes` that of the next value, the first that does not fit; absent
     where the search ended at a `bound`, described in words. `probes` counts simulations.

@@ -14,14 +14,16 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import harness
 from harness import imports
+from harness.engine.process.lock import Lock
 from harness.errors import UserError
-from harness.files import ROOT, locked, replace
+from harness.files import ROOT, replace
 from harness.git import LOCAL, changed, copy_changes, digest, git
 
 #: The working tree as it is, uncommitted changes included.
@@ -113,13 +115,25 @@ def checkout(source: Path, spec: str, folder: Path) -> Revision:
     name = sha + (f"+{changes[:SHORT]}" if changes else "")
     made = Revision(spec, sha, (folder / name).absolute(), changes=changes)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock", lambda: None, lambda reason: None):
+    with _alone(folder):
         if not _is_whole(made):
             _make(source, made, names)
         _note_use(made.tree)
     if is_ours(source) and not is_ours(made.tree):
         raise UserError(f"{spec}: this revision has no {ENTRIES[0].as_posix()}, so nothing in it can be run")
     return made
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process makes anything in a folder, and keep others out meanwhile."""
+    lock = Lock(folder / ".lock")
+    with suppress(OSError):  # what cannot be written to is told by what is made there
+        lock.wait(lambda: None)
+    try:
+        yield
+    finally:
+        lock.give()
 
 
 def _make(source: Path, made: Revision, names: Mapping[str, bool]) -> None:
@@ -180,7 +194,7 @@ def environment(wanted: str, folder: Path) -> str:
     place = (folder / hashlib.sha256(f"{sys.version}\0{wanted}".encode()).hexdigest()[:12]).absolute()
     python, stamp = place / "bin" / "python", place / "complete"
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock", lambda: None, lambda reason: None):
+    with _alone(folder):
         if not stamp.exists():
             shutil.rmtree(place, ignore_errors=True)
             _install(wanted, place, python)

@@ -8,14 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from harness.ab.lockstep import Lockstep
 from harness.config import Run
 from harness.engine import runner
 from harness.engine.measure.lockstep import FLAG, VARIABLE
-from harness.engine.process import parent_watch, progress
+from harness.engine.process import interrupts, parent_watch, progress
 from harness.errors import UserError
 from harness.files import cache_folder, visible
 from harness.record import Record
@@ -91,13 +89,17 @@ def interleave(runs: Sequence[Run], repeats: int) -> list[SideRun]:
     ]
 
 
-def carry_out(todo: Sequence[SideRun], sides: Sequence[Revision], request: Request, device: str) -> None:
-    """Carry out all runs but those with a finished record, while no other sweep uses the device.
+def carry_out(
+    todo: Sequence[SideRun], sides: Sequence[Revision], request: Request, plan: runner.Plan
+) -> None:
+    """Carry out all runs but those with a finished record, while no other sweep uses the plan's device.
 
-    UserError for what a revision refuses.
+    UserError for what a revision refuses; KeyboardInterrupt, also on SIGTERM and SIGHUP, after what runs is
+    stopped.
     """
     display = progress.choose()
-    with runner.device_lock(device, cache_folder(), display), display, sigterm_as_interrupt():
+    locked = runner.device_lock(plan.device, cache_folder(), display, plan.device_id)
+    with interrupts.raised(), locked, display:
         groups, finished = _groups(todo, request)
         for each in finished:
             _verified(each, sides[each.side], request)
@@ -263,20 +265,3 @@ class Subprocess:
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         last = lines[-1] if lines else f"exit code {self._process.returncode}"
         return last.removeprefix("lorebench: ")
-
-
-@contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM, by which a job is cancelled; no effect outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -10,7 +10,7 @@ import typer
 
 from harness.ab import session
 from harness.cli import options
-from harness.cli.gate import FormOption, OutOption, publish
+from harness.cli.gate import FormOption, OutOption, check_out, publish
 from harness.errors import UserError
 from harness.files import cache_folder
 
@@ -74,6 +74,7 @@ def ab(
     if not 1 <= repeats <= MOST_REPEATS:
         raise UserError(f"--repeats {repeats}: give a number from 1 to {MOST_REPEATS}")
     options.seconds(deadline, "--deadline")
+    check_out(out)
     settings = selection.settings or []
     session.check_settings(settings)
     changed = replace(selection, settings=[*settings, *(() if quality else COST_ONLY)], only=None)
@@ -85,5 +86,5 @@ def ab(
     sides = session.sides_of(repository, (first, second), (python_a, python_b), chosen.runs)
     given = [f"--deadline={deadline}", *changed.forwarded(plan.device)]
     request = session.request_for(selection.suite, chosen, given, results, sides, plan, apart or quality)
-    schedule.carry_out(schedule.interleave(chosen.runs, repeats), sides, request, plan.device)
+    schedule.carry_out(schedule.interleave(chosen.runs, repeats), sides, request, plan)
     publish(session.compare(request, chosen.runs, repeats, control), form, out)

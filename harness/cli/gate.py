@@ -142,6 +142,12 @@ def _measure() -> dict[str, Row]:
     return {run.name: baselines.Row.of(run.config_id, reports[run.name]) for run in runs}
 
 
+def check_out(out: Path | None) -> None:
+    """Raise UserError where `publish` could not write, before hours of runs."""
+    if out is not None and not files.can_be_replaced(out):
+        raise UserError(f"--out {out}: no file can be written there; choose another")
+
+
 def publish(compared: Comparison, form: Format, out: Path | None, code: int | None = None) -> None:
     """Print or write a comparison and exit with `code`, by default that of the comparison."""
     from harness.tables.compare.rendering import FORMATS

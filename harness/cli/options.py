@@ -124,10 +124,12 @@ class Selection:
         return suites.load(self.suite, overrides).with_seeds(self.seed or ()).only(self.only or ())
 
     def check_files(self) -> None:
-        """Raise UserError for a file of `--data` that is not there; planning reads none."""
+        """Raise UserError for a file of `--data` that is missing or has an unknown ending; none is read."""
+        from harness.engine.data import documents
+
         for item in self.data or ():
-            if (_is_path(item, "--data") or endings.names_a_file(item)) and not is_there(from_user(item)):
-                raise UserError(f"--data {shown(item)}: no file is there")
+            if _is_path(item, "--data") or endings.names_a_file(item):
+                documents.kind(documents.existing_file(item))
 
     def forwarded(self, device: str) -> list[str]:
         """Return what changes the suite, and the device, as arguments of `lorebench run`."""

@@ -75,7 +75,7 @@ def plan(
     if searched and not device_gib:
         option = "--max-batch" if max_batch else "--max-seq"
         raise UserError(f"{option} needs the size of a device: add for example --device-gib 24")
-    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+    if json_file is not None and not files.can_be_replaced(json_file):
         raise UserError(f"--json {json_file}: no file can be written there; choose another")
     chosen = selection.load()
     selection.check_files()

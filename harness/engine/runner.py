@@ -27,7 +27,7 @@ from harness.config import Run
 from harness.engine.forecast.admission import refusals
 from harness.engine.process import attempt
 from harness.engine.process.carry_out import Limits, carry_out
-from harness.engine.process.interrupts import interruptible, raised, shielded
+from harness.engine.process.interrupts import raised, shielded
 from harness.engine.process.job import Job
 from harness.engine.process.lock import Lock
 from harness.engine.process.progress import Display
@@ -189,12 +189,7 @@ def resolve(
     asked = [runs[number] for number in dict.fromkeys(first)]
     request: dict[str, Any] = {"runs": [run.model_dump(mode="json") for run in asked], "device": device}
     request |= {"text": text, "model": model, "cache": None if cache is None else str(cache.absolute())}
-    answer = subprocess.run(
-        [*command, "resolve"],
-        input=json.dumps(request).encode(),
-        capture_output=True,
-        env=imports.environment(),
-    )
+    answer = _answered([*command, "resolve"], json.dumps(request).encode() + b"\n")
     try:
         content = json.loads(answer.stdout.decode(errors="replace").strip().splitlines()[-1])
         if "error" in content:
@@ -219,6 +214,28 @@ def resolve(
         if answer.returncode < 0:
             last = f"it was killed by signal {-answer.returncode}; run the same command again"
         raise UserError(f"the worker could not read the runs: {last}") from error
+
+
+def _answered(command: Sequence[str], request: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Send a worker a request and return its end and output; it ends with this process, by its open pipe."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, env=imports.environment()
+    ) as process:
+        request_pipe, process.stdin = process.stdin, None  # or `communicate` would close it
+        assert request_pipe is not None
+        try:
+            with suppress(BrokenPipeError):  # the exit of a dead worker tells why
+                request_pipe.write(request)
+                request_pipe.flush()
+            output, errors = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            with suppress(BrokenPipeError):
+                request_pipe.close()
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def _first_of_each(runs: Sequence[Run]) -> list[int]:
@@ -518,15 +535,12 @@ def device_lock(device: str, cache: Path, display: Display, device_id: str | Non
     """
     name = f"{socket.gethostname()}-{device_id or _numbered(device)}"
     lock = Lock(cache / f"device-{re.sub(r'[^A-Za-z0-9.-]+', '-', name)[:LONGEST_NAME]}.lock")
-    told = False
+
+    def waiting() -> None:
+        display.note(f"waiting: another sweep uses the device {device} ({lock.holder})")
+
     try:
-        with shielded():
-            while not lock.take():
-                with interruptible():
-                    if not told:
-                        display.note(f"waiting: another sweep uses the device {device} ({lock.holder})")
-                    told = True
-                    time.sleep(POLL_S)
+        lock.wait(waiting)
     except OSError as error:
         display.note(
             f"{lock.path}: the device cannot be locked: {error.strerror}; another sweep may "

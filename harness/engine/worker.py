@@ -158,6 +158,7 @@ def main(arguments: list[str]) -> int:
     if arguments not in (["resolve"], ["simulate"], ["check"]):
         raise SystemExit("usage: python -m harness.engine.worker resolve | simulate | check | run JOB.json")
     request = json.loads(sys.stdin.readline())
+    _die_with_the_parent()
     answers = take_stdout()
 
     def send(event: dict[str, Any]) -> None:
@@ -168,7 +169,6 @@ def main(arguments: list[str]) -> int:
         if arguments == ["resolve"]:
             send(resolve(request))
         else:
-            _die_with_the_parent()
             (simulate if arguments == ["simulate"] else check)(request, send)
     except UserError as error:
         send({"error": str(error), "path": error.path, "run": error.run})

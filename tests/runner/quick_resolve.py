@@ -5,7 +5,7 @@ import os
 import sys
 
 if sys.argv[1] == "resolve":
-    runs = json.load(sys.stdin)["runs"]
+    runs = json.loads(sys.stdin.readline())["runs"]
     print(json.dumps({"runs": runs, "device": "cpu", "machine": "cpu-1t"}))
 else:
     os.execv(sys.executable, [sys.executable, "-m", "harness.engine.worker", *sys.argv[1:]])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def resolve():
-    request = json.load(sys.stdin)
+    request = json.loads(sys.stdin.readline())
     for run in request["runs"]:
         options = run["method"][0]["options"]
         if options.get("do") == "bad-option":

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 from sweeping import ROOT, wait_until
 
 from harness.engine.process import lock as locks
+from harness.engine.process.interrupts import Interrupted, raised
 from harness.engine.process.lock import Lock
 
 HOLD = """
@@ -147,7 +149,8 @@ def test_what_another_machine_left_long_ago_is_taken_over_without_watching(
 def test_a_file_that_names_nobody_is_given_time_and_then_taken_over(
     content: bytes, path: Path, soft: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "STALE_S", 0.1)
+    # An empty one is of a holder that was killed a moment after it made the file.
+    monkeypatch.setattr(locks, "STALE_S" if content else "EMPTY_S", 0.1)
     monkeypatch.setattr(locks, "SETTLE_S", 0.01)
     path.write_bytes(content)
     lock = Lock(path)
@@ -166,6 +169,86 @@ def test_a_holder_whose_file_was_replaced_knows_and_leaves_that_of_the_other(pat
     first.give()
     assert second.held()
     assert path.exists()
+
+
+@pytest.mark.parametrize("taken_again", [True, False])
+def test_a_file_that_is_removed_between_opening_and_locking_is_not_the_lock(
+    taken_again: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel locks a file without a name as well: the second would hold what nobody else can see."""
+    first, second, third = Lock(path), Lock(path), Lock(path)
+    assert first.take()
+    opened = Lock._open
+
+    def slow(self: Lock) -> tuple[int | None, bool]:
+        answer = opened(self)
+        if self is second and first.held():
+            first.give()
+            assert not taken_again or third.take()
+        return answer
+
+    monkeypatch.setattr(Lock, "_open", slow)
+    assert second.take() != taken_again
+    assert (third if taken_again else second).held()
+    third.give()
+    second.give()
+    assert not path.exists()
+
+
+@pytest.mark.usefixtures("soft")
+def test_who_made_a_file_and_was_stopped_before_locking_it_leaves_it_to_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "EMPTY_S", 0.05)
+    monkeypatch.setattr(locks, "SETTLE_S", 0.01)
+    monkeypatch.setattr(locks, "LOOK_S", 0.0)
+    first, second = Lock(path), Lock(path)
+    opened = Lock._open
+
+    def slow(self: Lock) -> tuple[int | None, bool]:
+        answer = opened(self)
+        if self is first:
+            assert answer[1], "it made the file"
+            wait_until(second.take, 5.0)
+        return answer
+
+    monkeypatch.setattr(Lock, "_open", slow)
+    assert not first.take()
+    assert str(os.getpid()) in first.holder
+    assert second.held()
+
+
+def test_a_signal_that_comes_while_the_lock_is_taken_gives_it_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, take = Lock(path), Lock.take
+
+    def signalled(self: Lock) -> bool:
+        taken = take(self)
+        signal.raise_signal(signal.SIGTERM)
+        return taken
+
+    monkeypatch.setattr(Lock, "take", signalled)
+    with raised(), pytest.raises(Interrupted):
+        lock.wait(pytest.fail)
+    assert not path.exists()
+
+
+@pytest.mark.usefixtures("soft")
+def test_a_lock_is_waited_for_and_that_is_said_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "POLL_S", 0.01)
+    first, second = Lock(path), Lock(path)
+    assert first.take()
+    said: list[str] = []
+
+    def waiting() -> None:
+        said.append(second.holder)
+        threading.Timer(0.1, first.give).start()
+
+    second.wait(waiting)
+    assert said == [f"process {os.getpid()} on {socket.gethostname()}"]
+    assert second.held()
+    second.give()
 
 
 def test_a_child_that_inherits_it_keeps_it(path: Path) -> None:
@@ -199,8 +282,12 @@ def test_of_many_threads_one_at_a_time_holds_it(path: Path) -> None:
 
     def work() -> None:
         lock = Lock(path)
-        for _ in range(30):
-            if lock.take():
+        mine = 0
+        while mine < 5:
+            if not lock.take():
+                time.sleep(0.001)
+            else:
+                mine += 1
                 with guard:
                     inside["now"] += 1
                     most["ever"] = max(most["ever"], inside["now"])
@@ -216,7 +303,7 @@ def test_of_many_threads_one_at_a_time_holds_it(path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most["ever"] == 1
-    assert taken["times"] >= 30
+    assert taken["times"] == 40
     assert not path.exists()
 
 

@@ -427,6 +427,52 @@ def test_a_sweep_that_is_killed_leaves_no_orphan_and_goes_on_where_it_was(
     assert starts(settings)[0] not in starts(settings)[1:]
 
 
+STUCK = """
+import ctypes, os, sys
+from pathlib import Path
+from harness.engine import worker
+def stuck(*_):
+    Path("pid").write_text(f"{os.getpid()}\\n")
+    ctypes.PyDLL(None).sleep(600)  # native code that does not let other threads run
+worker.resolve = worker.simulate = stuck
+sys.exit(worker.main(sys.argv[1:]))
+"""
+ASKING = """
+import sys
+from pathlib import Path
+from harness.config import Run
+from harness.engine import runner
+from harness.engine.forecast.cache import ForecastRequest
+from harness.engine.forecast.client import ForecastClient
+what, run, command = sys.argv[1], Run.model_validate_json(sys.argv[2]), sys.argv[3:]
+if what == "resolve":
+    runner.resolve([run], command=command)
+else:
+    ForecastClient(Path("cache"), command).ask([ForecastRequest(run)])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they end when they next run Python")
+@pytest.mark.parametrize("what", ["resolve", "simulate"])
+def test_workers_that_answer_questions_end_with_a_killed_parent(what: str, tmp_path: Path) -> None:
+    run = stub_run().model_dump_json()
+    parent = subprocess.Popen(
+        [sys.executable, "-c", ASKING, what, run, sys.executable, "-c", STUCK],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    pid = tmp_path / "pid"
+    wait_until(lambda: pid.is_file() and pid.read_text().endswith("\n"))
+    parent.kill()
+    parent.wait()
+    worker = int(pid.read_text())
+    try:
+        wait_until(lambda: not alive(worker))
+    finally:
+        if alive(worker):
+            os.kill(worker, signal.SIGKILL)
+
+
 def test_ctrl_c_says_so_in_the_record_and_stops_the_worker(tmp_path: Path, settings: Settings) -> None:
     parent = start_sweep(tmp_path, 60.0)
     wait_until(lambda: len(starts(settings)) == 2)

@@ -40,7 +40,7 @@ def main(folder: Path, verb: str) -> int:
         stub = ROOT / "tests" / "runner" / "stub.py"
         os.execv(sys.executable, [sys.executable, "-S", "-E", str(stub), "run", sys.argv[3]])
     if verb == "resolve":
-        runs = json.load(sys.stdin)["runs"]
+        runs = json.loads(sys.stdin.readline())["runs"]
         given = folder / "device_bytes"
         answer = {"runs": runs, "device": "stub", "machine": "stub-1"}
         print(json.dumps(answer | ({"device_bytes": int(given.read_text())} if given.exists() else {})))

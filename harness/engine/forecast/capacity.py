@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from harness.config import ModelConfig, Run, ShapeModel
 from harness.engine.models.shapes import known_shape, shape_of
-from harness.forecast import Capacity, Setting
+from harness.forecast import LEAST, Capacity, Setting
 
 BATCH_CEILING = 4096
 LENGTH_CEILING = 1 << 20  # where a model's configuration names no context
@@ -65,11 +65,12 @@ def largest(
     limits share simulations.
     """
     top, why = bound or ceiling(run, setting)
+    none = LEAST[setting] - 1  # stands for: nothing fits
     seen = {} if seen is None else seen
     known = len(seen)
-    low = max((value for value in seen if value <= top and seen[value] <= limit_bytes), default=0)
+    low = max((value for value in seen if value <= top and seen[value] <= limit_bytes), default=none)
     high = min((value for value in seen if seen[value] > limit_bytes), default=top + 1)
-    guesses = _Guesses(seen, limit_bytes, top, start=min(value_of(run, setting), top))
+    guesses = _Guesses(seen, limit_bytes, top, start=min(value_of(run, setting), top), none=none)
     while high - low > 1:
         value = guesses.next(low, high)
         seen[value] = peak(with_value(run, setting, value))
@@ -77,7 +78,7 @@ def largest(
     return Capacity(
         setting=setting,
         limit_bytes=limit_bytes,
-        largest=low,
+        largest=low if low > none else 0,
         peak_bytes=seen.get(low),
         next_peak_bytes=seen[high] if high <= top else None,
         bound=None if high <= top else why,
@@ -88,24 +89,24 @@ def largest(
 class _Guesses:
     """Guesses between a value that fits and one that does not."""
 
-    def __init__(self, seen: dict[int, int], limit: int, top: int, start: int) -> None:
-        self._seen, self._limit, self._top, self._start = seen, limit, top, start
+    def __init__(self, seen: dict[int, int], limit: int, top: int, start: int, none: int) -> None:
+        self._seen, self._limit, self._top, self._start, self._none = seen, limit, top, start, none
         self._stride = 0  # grows while lines fall short of the boundary
         self._width: int | None = None  # of the bracket before the last guess by a line
 
     def next(self, low: int, high: int) -> int:
-        """Return a value between `low`, which fits or is 0, and `high`, too large or out of bounds."""
+        """Return a value between `low`, which fits or stands for nothing, and `high`, which does not fit."""
         if high > self._top:
             guess = self._beyond(low)
-        elif low == 0:
-            guess = 1
+        elif low == self._none:
+            guess = low + 1
         else:
             guess = self._between(low, high)
         return min(max(guess, low + 1), high - 1)
 
     def _beyond(self, low: int) -> int:
         """Extrapolate from the two largest values, or double: none is known yet that does not fit."""
-        if low == 0:
+        if low == self._none:
             return self._start
         below = max((value for value in self._seen if value < low), default=None)
         rise = 0 if below is None else self._seen[low] - self._seen[below]

@@ -16,9 +16,12 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from harness.engine.process.interrupts import interruptible, shielded
 
 try:
     import fcntl
@@ -28,6 +31,8 @@ except ImportError:  # not a POSIX system
 HEARTBEAT_S = 15.0
 #: Longer than a file system shared by network may show old times of a file: 60 s by default on NFS.
 STALE_S = 90.0
+#: The same for a file that is still empty: its holder was killed before it wrote, a moment after making it.
+EMPTY_S = 5.0
 #: Without watching, a file of another machine is stale when no difference of clocks can explain its age.
 ABANDONED_S = 3600.0
 #: After a lock was taken over by writing into its file: the time for another that did the same to write, too.
@@ -37,10 +42,11 @@ CLOCK_S = 2.0
 HELD = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
 MOST_TRIES = 100
 LOOK_S = 0.01
+POLL_S = 0.5
 
 
 class Lock:
-    """One lock; `take` never waits. A file in place that cannot be opened is an OSError."""
+    """One lock; `take` does not wait for its holder. A file in place that cannot be opened is an OSError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -73,6 +79,21 @@ class Lock:
             if taken is not None:
                 return False
         return False  # taken and given back each time: others are at work
+
+    def wait(self, waiting: Callable[[], None]) -> None:
+        """Take the lock as soon as it is free; call `waiting` first where another process holds it."""
+        told = False
+        try:
+            with shielded():  # a signal comes between two tries, or once the lock is held
+                while not self.take():
+                    with interruptible():
+                        if not told:
+                            waiting()
+                        told = True
+                        time.sleep(POLL_S)
+        except BaseException:
+            self.give()
+            raise
 
     def give(self) -> None:
         """Give the lock back and remove its file, unless it was lost meanwhile."""
@@ -116,14 +137,15 @@ class Lock:
                 break
             time.sleep(LOOK_S)  # another that looks whether this file is held, which takes no time
             kernel = _flock(file)
+        content = _read(file)
+        created = created and not content  # one that was stopped before it locked its file has lost it
         if kernel is False:
             if created:
                 self.path.unlink(missing_ok=True)
-            self.holder = _described(_read(file))
+            self.holder = _described(content)
             return False
         if not self._is_in_place(file):
             return None
-        content = _read(file)
         if not created and self._lives(file, content, bool(kernel)):
             self.holder = _described(content)
             return False
@@ -133,6 +155,8 @@ class Lock:
         self._mine, self._kernel = json.dumps(token).encode(), bool(kernel)
         os.pwrite(file, self._mine, 0)
         os.ftruncate(file, len(self._mine))
+        with suppress(OSError):
+            os.utime(file)  # NFS sends what was written first: others must not see an empty file for long
         if created or (kernel and _holder(content).get("machine") == _machine()):
             return True
         time.sleep(SETTLE_S)  # another machine may have taken it over at the same moment
@@ -151,7 +175,7 @@ class Lock:
         now = (content, status.st_ino, status.st_mtime_ns)
         if self._seen is None or self._seen[0] != now:
             self._seen = now, time.monotonic()
-        return time.monotonic() - self._seen[1] < STALE_S
+        return time.monotonic() - self._seen[1] < (STALE_S if content else EMPTY_S)
 
     def _is_in_place(self, file: int) -> bool:
         try:

@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
+from urllib.parse import quote, unquote
 
 from harness import series
-from harness.errors import UserError, one_line
+from harness.errors import UserError
+from harness.plain_text import HIDDEN, without_secrets
 from harness.record import Record
 from harness.tables.format import plain
 from harness.tables.history.commits import started
@@ -31,6 +33,8 @@ CLIENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+#: The user name and password in an address; the password may hold any character.
+LOGIN = re.compile(r"://(\S*)@")
 KEY = "lorebench.key"
 #: The tag of a run whose series could not be read, with the reason.
 WITHOUT = "losses"
@@ -84,8 +88,8 @@ def _sent(uri: str, chosen: Sequence[Found], experiment: str) -> tuple[int, int,
         return send(server, chosen, experiment)
     except failures as error:
         raise UserError(
-            f"--mlflow {uri}: upload failed: {_reason(error)}; check that an MLflow server answers "
-            "there; the same command resumes the upload"
+            f"--mlflow {_address(uri)}: upload failed: {_reason(error, uri)}; check that an MLflow server "
+            "answers there; the same command resumes the upload"
         ) from error
 
 
@@ -102,9 +106,25 @@ def send(server: Server, found: Sequence[Found], experiment: str) -> tuple[int, 
     return len(new), len(found) - len(new), lost
 
 
-def _reason(error: Exception) -> str:
+def _address(uri: str) -> str:
+    """Return the address of a server for a message, without the user name, the password and other secrets."""
+    return without_secrets(LOGIN.sub("://", uri, count=1))
+
+
+def _message(error: Exception, uri: str) -> str:
+    """Return the message of a library on one line, without the login that the address of its server holds."""
+    text = str(error)
+    login = LOGIN.search(uri)
+    given = login[1] if login else ""
+    for secret in (given, given.partition(":")[2]):
+        for form in (secret, unquote(secret), quote(unquote(secret), safe="")):
+            text = text.replace(form, HIDDEN) if form else text
+    return " ".join(without_secrets(text).split())[:2000] or type(error).__name__
+
+
+def _reason(error: Exception, uri: str) -> str:
     """Return the cause of an error without the addresses that wrap a failed request."""
-    text = one_line(error, 2000)
+    text = _message(error, uri)
     return text.rpartition("(Caused by ")[2].rstrip(")")[:200] if "(Caused by " in text else text[:200]
 
 
@@ -204,7 +224,7 @@ def connect(uri: str) -> tuple[Server, tuple[type[Exception], ...]]:
         return Server(mlflow.MlflowClient(tracking_uri=uri), entities), failures
     except (*failures, ImportError) as error:
         raise UserError(
-            f"--mlflow {uri}: {one_line(error)}; give for example http://localhost:5000"
+            f"--mlflow {_address(uri)}: {_message(error, uri)[:200]}; give for example http://localhost:5000"
         ) from error
 
 

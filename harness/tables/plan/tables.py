@@ -7,6 +7,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from harness.forecast import LEAST
 from harness.tables import format
 from harness.tables.format import DASH, Column, Table, plain
 from harness.tables.plan.plan import GIB, Plan, Row, as_dict, components, largest_groups, phase_of_peak
@@ -88,7 +89,7 @@ def _capacity(row: Row, setting: str, gib: float) -> str | None:
         return None
     following = "" if found.next_peak_bytes is None else _gib(found.next_peak_bytes / GIB)
     if found.peak_bytes is None:
-        return f"none: 1 needs {following}"
+        return f"none: {LEAST[found.setting]} needs {following}"
     return f"{found.largest} ({_gib(found.peak_bytes / GIB)}; {following or found.bound})"
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from harness.ab.schedule import can_be_together, interleave
 from harness.cli import main as cli
 from harness.config import Run
 from harness.engine import runner
-from harness.files import ROOT
+from harness.engine.process import progress
+from harness.engine.process.lock import Lock
+from harness.files import ROOT, cache_folder
 from harness.record import VARIABLES
 from harness.tables.compare.statistics import interleaved
 from tests.support.gate_records import made, memory
@@ -547,10 +550,11 @@ def wait_for(met: Callable[[], bool]) -> None:
 CALLING = """
 import sys
 from pathlib import Path
-from harness.ab.schedule import Subprocess, sigterm_as_interrupt
+from harness.ab.schedule import Subprocess
+from harness.engine.process.interrupts import raised
 folder = Path(sys.argv[1])
 code = "import os, time; print(os.getpid(), file=open('pid', 'w'), flush=True); time.sleep(600)"
-with sigterm_as_interrupt():
+with raised():
     call = Subprocess([sys.executable, "-c", code], {}, folder / "log")
     try:
         call.wait()
@@ -574,6 +578,26 @@ def test_what_runs_ends_with_the_command_however_it_ends(tmp_path: Path, number:
     assert ("KeyboardInterrupt" in said) == (number == signal.SIGTERM)
     wait_for(lambda: not Path("/proc", pid.read_text().strip()).exists())
     assert "KeyboardInterrupt" in (tmp_path / "log").read_text()
+
+
+def test_the_device_is_locked_by_the_name_that_a_sweep_gives_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = partial(runner.Plan, device="cuda:0", machine="cpu", device_id="cuda-GPU-7")
+    monkeypatch.setattr(runner, "resolve", lambda runs, device, **reads: plan(tuple(runs)))
+    taken: list[Path] = []
+    take = Lock.take
+
+    def seen(self: Lock) -> bool:
+        taken.append(self.path)
+        return take(self)
+
+    monkeypatch.setattr(Lock, "take", seen)
+    place.commit("a", **behaving())
+    place.call("a", "a", "--repeats", 1)
+    ours = [path for path in taken if path.name.startswith("device-")]
+    with runner.device_lock("cuda:1", cache_folder(), progress.choose(), "cuda-GPU-7") as lock:
+        assert ours == [lock.path]
 
 
 # -------------------------------------------------------------------------------------- bad input
@@ -619,6 +643,7 @@ def test_a_record_of_other_code_is_refused(place: Place) -> None:
         (("a", "a", "--set", "repeat=1"), "--set repeat=1: the runs of a row are numbered here"),
         (("a", "a", "--python-b", "/etc/passwd"), "/etc/passwd: cannot be started: Permission denied"),
         (("a", "a", "--results", "/etc/passwd/x"), "cannot be made: Not a directory; choose another folder"),
+        (("a", "a", "--out", "/none/x.json"), "--out /none/x.json: no file can be written there"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_runs(place: Place, given: Sequence[Any], said: str) -> None:

@@ -8,7 +8,6 @@ import os
 import threading
 from pathlib import Path
 
-import filelock
 import pytest
 
 from harness import files
@@ -132,35 +131,34 @@ def test_a_full_disk_is_told_from_other_errors(error: Exception, full: bool) -> 
 
 
 @pytest.mark.parametrize(
-    "error",
-    [NotImplementedError("no flock"), OSError(errno.ENOLCK, "No locks"), OSError(errno.EROFS, "Full")],
+    ("name", "possible"),
+    [
+        ("new.json", True),
+        ("old.json", True),
+        ("none/new.json", False),
+        ("folder", False),
+        ("old.json/new.json", False),
+        ("x" * 5000, False),
+        ("x" * 250, False),  # no room for the name of the temporary file
+        ("a\0b", False),
+        ("/proc/new.json", False),
+        ("/dev/null", True),
+    ],
 )
-def test_where_no_lock_is_possible_the_work_goes_on_and_it_is_said(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_whether_a_file_can_be_replaced_is_known_before_and_agrees_with_trying(
+    name: str, possible: bool, tmp_path: Path
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
-    said: list[str] = []
-    with files.locked(tmp_path / "lock", pytest.fail, said.append):
-        said.append("worked")
-    assert len(said) == 2
-
-
-def test_a_lock_is_waited_for(tmp_path: Path) -> None:
-    said: list[str] = []
-    holder = filelock.FileLock(tmp_path / "lock")
-    holder.acquire()
-
-    def waiting() -> None:
-        said.append("waits")
-        holder.release()
-
-    with files.locked(tmp_path / "lock", waiting, pytest.fail):
-        assert said == ["waits"]
-    with files.locked(tmp_path / "lock", pytest.fail, pytest.fail):
-        pass
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "old.json").write_text("old")
+    before = sorted(tmp_path.iterdir())
+    assert files.can_be_replaced(tmp_path / name) == possible
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "old.json").read_text() == "old"
+    if possible:
+        files.replace(tmp_path / name, "new")
+    elif "none" not in name:  # `replace` makes a missing folder
+        with pytest.raises((OSError, ValueError)):
+            files.replace(tmp_path / name, "new")
 
 
 def test_threads_that_write_one_file_do_not_mix(tmp_path: Path) -> None:

@@ -64,6 +64,33 @@ def test_the_answer_is_that_of_trying_all(steps: list[int], limit: int, start: i
     assert found.probes == len(peaks.asked) == len(set(peaks.asked)), "none is asked for twice"
 
 
+@pytest.mark.parametrize(
+    ("limit", "top", "start", "best"),
+    [
+        (10, 9, 2, 0),
+        (19, 9, 5, 0),
+        (20, 9, 5, 2),
+        (29, 9, 2, 2),
+        (30, 9, 5, 3),
+        (900, 9, 5, 9),
+        (900, 1, 2, 0),
+    ],
+)
+def test_the_shortest_length_is_one_that_a_run_takes(limit: int, top: int, start: int, best: int) -> None:
+    """A sequence of one token has none to predict, so `run` refuses it."""
+    asked: list[int] = []
+
+    def peak(run: Run) -> int:
+        asked.append(value_of(run, "seq_len"))
+        return 10 * asked[-1]
+
+    found = largest(run_of(seq_len=start), "seq_len", limit, peak, (top, "the context"))
+    assert (found.largest, found.peak_bytes) == (best, 10 * best if best else None)
+    assert all(2 <= value <= top for value in asked)
+    for value in asked:
+        Run.model_validate(run_of(seq_len=value).model_dump())
+
+
 def rounded(bytes_: int) -> int:
     return -(-bytes_ // 512) * 512
 

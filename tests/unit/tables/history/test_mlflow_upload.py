@@ -6,6 +6,9 @@ import random
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from urllib.parse import unquote
 
 import pytest
 
@@ -100,6 +103,51 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(UserError, match=r"pip install 'lorebench\[mlflow\]'"):
         mlflow.upload(Collection("demo", [found()]), "http://127.0.0.1:1", "demo")
+
+
+@pytest.mark.parametrize(
+    ("uri", "secrets"),
+    [
+        ("http://me:hunter22@127.0.0.1:1", ("me:", "hunter22")),
+        ("http://me:hun@er/22@127.0.0.1:1", ("me:", "hun@er", "er/22")),
+        ("http://me:hunter%2F22@127.0.0.1:1/x", ("me:", "hunter%2F22", "hunter/22")),
+        ("http://hunter22@127.0.0.1:1", ("hunter22",)),
+        ("http://127.0.0.1:1?token=hunter22", ("hunter22",)),
+        ("postgresql://me:hunter22@127.0.0.1:1/db", ("me:", "hunter22")),
+    ],
+)
+@pytest.mark.parametrize("at", ["connect", "send"])
+def test_a_password_in_the_address_is_in_no_message(
+    uri: str, secrets: tuple[str, ...], at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class RefusedError(Exception):
+        pass
+
+    def refuse(*_: object, **__: object) -> None:
+        login = uri.partition("://")[2].rpartition("@")[0]
+        raise RefusedError(f"request to {uri} failed: {unquote(login)}: not allowed for {login}")
+
+    class Client:
+        def __init__(self, tracking_uri: str) -> None:
+            if at == "connect":
+                refuse()
+
+        get_experiment_by_name = staticmethod(refuse)
+
+    modules = {
+        "mlflow": SimpleNamespace(MlflowClient=Client),
+        "mlflow.exceptions": SimpleNamespace(MlflowException=RefusedError),
+        "mlflow.entities": SimpleNamespace(),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, cast(Any, module))
+    with pytest.raises(UserError) as error:
+        mlflow.upload(Collection("demo", [found()]), uri, "demo")
+    said = str(error.value)
+    assert "--mlflow" in said
+    assert "://127.0.0.1:1" in said
+    assert "not allowed" in said
+    assert not [secret for secret in secrets if secret in said], said
 
 
 def test_mutated_records_have_names_and_values_that_mlflow_takes(tmp_path: Path) -> None:

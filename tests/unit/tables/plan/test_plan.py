@@ -17,6 +17,7 @@ from harness.cli import main as cli
 from harness.config import Run
 from harness.engine import runner
 from harness.engine.process.job import Job
+from harness.files import ROOT
 from harness.forecast import UNSEEN, MemoryReport, Peak
 from harness.record import TrainMemory
 from harness.tables.format import DASH
@@ -168,7 +169,7 @@ def test_the_largest_batch_and_length_stand_with_their_peaks(
     assert code == 0
     three = cells_of(out, "three")[1]
     assert three[1:] == ["7 (7.00; 8.00)", "64 (64.00; the bound)", "3 (6.00; 9.00)", "27 (78.00; 81.00)"]
-    assert cells_of(out, "nine")[1][3] == "1 (0; 9.00)"
+    assert cells_of(out, "nine")[1][3] == "none: 2 needs 9.00"
 
 
 def test_a_run_that_only_compresses_has_no_batch_to_find(
@@ -242,6 +243,13 @@ def test_where_ranks_came_from_is_said(lorebench: Callable[..., Said], suite: Pa
         (["--ranks", "unknown"], "--ranks unknown: known: upper"),
         (["--ranks", "./none.json"], "--ranks ./none.json: cannot be read"),
         (["--json", "/none/plan.json"], "--json /none/plan.json: no file can be written there"),
+        (["--json", "/proc/plan.json"], "--json /proc/plan.json: no file can be written there"),
+        (
+            ["--data", str(ROOT / "pyproject.toml")],
+            "'.toml' says nothing about how to read it",
+        ),
+        (["--data", str(ROOT / "tests")], "is a folder: name its files"),
+        (["--data", "none.csv"], "no file at none.csv"),
         (["--only", "label=ten"], "no run matches; the labels are: nine, three, unsupported"),
     ],
 )
@@ -251,6 +259,7 @@ def test_a_mistake_is_one_line(
     code, out, err = lorebench(suite, "--results", tmp_path / "runs", *arguments)
     assert (code, out) == (2, "")
     assert says in err
+    assert "simulated" not in err
     assert err.startswith("lorebench: ")
     assert err.count("\n") == 1
 

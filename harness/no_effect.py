@@ -34,12 +34,6 @@ def refuse(runs: Sequence[tuple[Run, Written]]) -> None:
 def _of_a_row(run: Run) -> Iterator[tuple[str, str]]:
     train = run.train
     if train.stage != "compress":
-        if train.warmup >= train.steps:
-            yield (
-                "train.warmup",
-                f"{train.warmup} updates of warm-up leave none of the {train.steps} of train.steps; "
-                f"give less, for example --set train.warmup={train.steps // 10}",
-            )
         late = [update for update in train.refresh_at if update > train.steps]
         if late:
             yield "train.refresh_at", f"update {late[0]} is beyond the last one, train.steps {train.steps}"

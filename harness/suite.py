@@ -365,8 +365,8 @@ def parse_override(text: str, option: str = "--set") -> Override:
 
 def parse_condition(text: str) -> tuple[str, Any]:
     """Read a condition of `--only`: as an override, but names are taken by the letter unless quoted."""
-    key, _, raw = text.partition("=")
-    if key.strip() not in NAMES:
+    key, given, raw = text.partition("=")
+    if key.strip() not in NAMES or not given:
         override = parse_override(text, option="--only")
         return override.key, override.value.plain()
     try:

@@ -82,7 +82,7 @@ def commands(name: str) -> Iterator[list[str]]:
     for line in shown:
         if line.lstrip("$ ").startswith(("lorebench ", "nox ")):
             words = shlex.split(line.lstrip("$ "), comments=True)
-            yield [word for word in words if word != "..."]
+            yield [word for word in words if word not in ("...", "&")]
 
 
 def lorebench(words: list[str]) -> list[str] | None:

@@ -19,7 +19,7 @@ SMALL = (
     "--set=model={source: shape, name: nano}",
     "--set=data={source: random, seq_len: 16}",
     "--set=train.steps=8",
-    "--set=evaluate={}",
+    "--set=evaluate=!replace {}",
     "--only=label=sign",
     "--seed=5",
 )

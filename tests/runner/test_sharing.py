@@ -19,7 +19,6 @@ from harness.config import Run
 from harness.engine import runner
 from harness.engine.process import attempt
 from harness.engine.process import lock as locks
-from harness.engine.process.lock import Lock
 from harness.engine.runner import Settings, Sweep, sweep
 from harness.errors import UserError
 from harness.record import PROTOCOLS, Outcome
@@ -164,18 +163,6 @@ def test_devices_are_locked_by_host_and_by_what_is_visible(
     assert len({name("cuda:0"), name("cuda:1"), name("cpu"), name("cuda:0", host="b")}) == 4
     assert name("cuda:0", device_id="cuda-GPU-7") == name("cuda:1", "3,2", device_id="cuda-GPU-7")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_device_that_cannot_be_locked_is_told_in_one_line(carry_out: Go, settings: Settings) -> None:
-    settings.cache.parent.mkdir(exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-
-        def refuse(self: Lock) -> bool:
-            raise PermissionError(13, "Permission denied")
-
-        patch.setattr(Lock, "take", refuse)
-        with pytest.raises(UserError, match="cannot be locked: Permission denied"):
-            carry_out(stub_run())
 
 
 def test_a_record_that_another_sweep_interrupts_is_tried_here(carry_out: Go, settings: Settings) -> None:

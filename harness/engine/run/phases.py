@@ -27,7 +27,7 @@ from harness.engine.quality.tasks import evaluate_tasks
 from harness.engine.run import checks, environment
 from harness.engine.run.inputs import verify
 from harness.engine.run.prepare import assemble, keys, load_stack
-from harness.engine.run.train import Trainer, TrainResult, Turn
+from harness.engine.run.train import Trainer, TrainResult, Turn, peak_not_reached
 from harness.errors import UserError, one_line
 from harness.method import Caps, Context
 from harness.record import Data, Memory, Perplexity, Quality, Training
@@ -128,6 +128,8 @@ class RunInProgress:
         self._peak("prepare", window.peak_allocated_bytes)
         self.model, self.record.parameters = assembly.model, assembly.parameters
         self.record.warnings += assembly.warnings
+        if assembly.trainer is not None:
+            self.record.warnings += peak_not_reached(self.run.train)
         return assembly.trainer
 
     def train(self, trainer: Trainer) -> None:

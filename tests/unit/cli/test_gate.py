@@ -21,6 +21,7 @@ from harness.tables.compare.comparison import Cell, Comparison
 from harness.tables.compare.judge import compare
 from harness.tables.compare.pairing import load
 from harness.tables.compare.rendering import FORMATS, MOST_LINES
+from tests.support.ending import ended
 from tests.support.gate_records import made, memory, put, quality
 from tests.support.mutations import mutated
 
@@ -44,10 +45,9 @@ def gate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
     def call(*arguments: Any) -> Said:
         monkeypatch.setattr("sys.argv", ["lorebench", "gate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
+        code = ended(cli.main)
         printed = capsys.readouterr()
-        return Said(int(ended.value.code or 0), printed.out, printed.err)
+        return Said(code, printed.out, printed.err)
 
     return call
 
@@ -164,7 +164,10 @@ def test_labels_in_an_error_are_no_commands_to_a_terminal(base: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_one_line(gate: Gate, base: Path, tmp_path: Path) -> None:
-    assert gate(base, base, "--out", tmp_path / "no" / "folder.md").err.count("\n") == 1
+    (tmp_path / "file").touch()
+    refused = gate(base, base, "--out", tmp_path / "file" / "gate.md")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "file" in refused.err
 
 
 def test_a_written_answer_leaves_the_counts_on_the_terminal(gate: Gate, base: Path, worse: Path) -> None:

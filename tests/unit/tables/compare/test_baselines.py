@@ -25,6 +25,7 @@ from harness.registry import REGISTRY
 from harness.tables.compare import baselines
 from harness.tables.compare.baselines import Peaks, Row
 from tests.contract.test_methods import CASES
+from tests.support.ending import ended
 from tests.support.gate_records import memory
 
 FILE = ROOT / "results" / "baselines" / "memory.json"
@@ -178,9 +179,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
     def call(*arguments: Any) -> int:
         monkeypatch.setattr("sys.argv", ["lorebench", "gate", "--baselines", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0)
+        return ended(cli.main)
 
     return call
 

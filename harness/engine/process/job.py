@@ -77,5 +77,5 @@ class Job:
             config=run.canonical,
             rerun=self.rerun,
             inputs=self.inputs or None,
-            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )

@@ -55,6 +55,8 @@ def scored(
             return [says[request.doc_id] for request in requests]
 
     monkeypatch.setattr("harness.engine.quality.tasks._language_model", lambda *_: speaker(Speaker))
+    monkeypatch.setattr("harness.engine.quality.tasks._able_to_pad", lambda tokenizer: tokenizer)
+    monkeypatch.setattr("harness.engine.quality.tasks._doubted", lambda honest, *_: honest)
     tasks = load_tasks([name], SHIPPED_TASKS, str(folder))
     options = {"limit": None, "batch": 1, "device": CPU, "max_length": 64, "samples_to": samples}
     return evaluate_tasks(torch.nn.Linear(1, 1), None, tasks, **options)[name]

@@ -154,6 +154,7 @@ def _same_conditions(base: Record, candidate: Record) -> bool:
         (base.tier, base.seed, meters[0]) == (candidate.tier, candidate.seed, meters[1])
         and base.protocols == candidate.protocols
         and base.data == candidate.data
+        and base.inputs == candidate.inputs
         and base.environment == candidate.environment
     )
 

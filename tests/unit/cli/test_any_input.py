@@ -316,7 +316,7 @@ def ended(arguments: Sequence[str]) -> tuple[int, str]:
 
 
 def as_they_are(
-    runs: Sequence[Run], device: str = "auto", command: object = (), text: bool = True
+    runs: Sequence[Run], device: str = "auto", command: object = (), **reads: object
 ) -> runner.Plan:
     """Stand for a worker that finds nothing wrong."""
     return runner.Plan(tuple(runs), "cpu", "machine")

@@ -173,7 +173,7 @@ def resource_fork(path: Path) -> None:
         (resource_fork, "._a.txt", "attributes of another file"),
         (Path.touch, "a.txt/b", r"no file at .*a\.txt/b;"),
         (Path.touch, "b" * 300, r"no file at .* \(File name too long\)"),
-        (Path.touch, "b\0", r"no file at .* \(embedded null byte\)"),
+        (Path.touch, "b\0", r"a path cannot hold the character \\0"),
     ],
 )
 def test_what_is_no_file_is_refused_with_what_it_is(
@@ -182,7 +182,7 @@ def test_what_is_no_file_is_refused_with_what_it_is(
     make(tmp_path / "a.txt")
     with pytest.raises(UserError, match=says):
         existing_file(str(tmp_path / name))
-    with pytest.raises(UserError, match=r"no file at ~nosuchuser/a\.txt"):
+    with pytest.raises(UserError, match="no such user"):
         existing_file("~nosuchuser/a.txt")
 
 
@@ -213,7 +213,6 @@ def test_an_empty_file_beside_others_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "says"),
     [
-        ("a.txt", {"separator": "\\n\\n"}, "occurs nowhere"),
         ("a.txt", {"separator": "\r\n"}, "occurs nowhere"),
         ("a.txt", {"separator": "----"}, "occurs nowhere"),
         ("a.txt", {"separator": ""}, "is empty"),

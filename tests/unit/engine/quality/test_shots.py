@@ -56,6 +56,8 @@ def prompts(
     (folder / "task.yaml").write_text(textwrap.dedent(TASK + splits))
     listener = Listener()
     monkeypatch.setattr("harness.engine.quality.tasks._language_model", lambda *_: listener)
+    monkeypatch.setattr("harness.engine.quality.tasks._able_to_pad", lambda tokenizer: tokenizer)
+    monkeypatch.setattr("harness.engine.quality.tasks._doubted", lambda honest, *_: honest)
     tasks = load_tasks(["local_shots"], [folder], None, shots)
     given: dict[str, Any] = {"limit": None, "batch": 1, "max_length": 64, "samples_to": None}
     found = evaluate_tasks(torch.nn.Linear(1, 1), None, tasks, device=torch.device("cpu"), **given)

@@ -449,7 +449,7 @@ def test_how_each_number_was_made_names_ruler_version_and_text() -> None:
 
 def command(monkeypatch, capsys, results, *arguments):
     """`lorebench report compressed` within this process, with the runs of the suite as they stand in it."""
-    monkeypatch.setattr(runner, "resolve", lambda runs: SimpleNamespace(runs=runs))
+    monkeypatch.setattr(runner, "resolve", lambda runs, **reads: SimpleNamespace(runs=runs))
     monkeypatch.setattr(runner, "labelled", lambda wanted, known: known)
     said = [
         "lorebench",

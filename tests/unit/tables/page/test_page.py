@@ -17,6 +17,7 @@ import pytest
 from harness import suite as suites
 from harness.cli import main as cli
 from harness.engine import runner
+from harness.engine.run import checks
 from harness.errors import UserError
 from harness.record import Outcome, RankMove
 from harness.tables.aggregate import rows as rows_of
@@ -448,9 +449,10 @@ def test_how_each_number_was_made_names_ruler_version_and_text() -> None:
 
 
 def command(monkeypatch, capsys, results, *arguments):
-    """`lorebench report compressed` within this process, with the runs of the suite as they stand in it."""
-    monkeypatch.setattr(runner, "resolve", lambda runs, **reads: SimpleNamespace(runs=runs))
-    monkeypatch.setattr(runner, "labelled", lambda wanted, known: known)
+    """`lorebench report compressed` within this process, where the runs are completed, too."""
+    monkeypatch.setattr(
+        runner, "resolve", lambda runs, **reads: SimpleNamespace(runs=checks.resolve(runs, text=False))
+    )
     said = [
         "lorebench",
         "report",

@@ -44,7 +44,8 @@ def check(
 
 
 def _answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what a worker says about a request; its death is the last failed check."""
+    """Yield what a worker says about a request; an end before it is done is the last failed check."""
+    done = False
     command = [*imports.command("harness.engine.worker"), "check"]
     with tempfile.TemporaryFile() as log:
         with subprocess.Popen(
@@ -55,9 +56,11 @@ def _answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             worker.stdin.write(json.dumps(request).encode() + b"\n")
             worker.stdin.flush()
             for line in worker.stdout:
-                yield json.loads(line)
+                event = json.loads(line)
+                if not (done := "done" in event):
+                    yield event
             worker.wait()  # it ends at once, and badly, when its input closes
-        if worker.returncode not in (0, EXIT_BAD_INPUT):
+        if not done and worker.returncode != EXIT_BAD_INPUT:
             log.seek(0)
             last = (log.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
             said = f"the process of the method ended with exit code {worker.returncode}: {last}"

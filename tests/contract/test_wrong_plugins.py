@@ -391,8 +391,17 @@ def test_bad_input_of_the_command_is_one_line(
     assert expected in said.stderr
 
 
-def test_a_plugin_that_ends_its_process_is_a_failed_check(folder: Path) -> None:
-    name = plugin(folder, STEP_END, "        import os\n        os._exit(7)\n")
+@pytest.mark.parametrize(
+    ("ends", "says"),
+    [
+        ("import os\n        os._exit(7)", "process: the process of the method ended with exit code 7"),
+        ("import os\n        os._exit(0)", "process: the process of the method ended with exit code 0"),
+        ("raise SystemExit(0)", "SystemExit: 0 (PLUGIN"),
+    ],
+)
+def test_a_plugin_that_ends_its_process_is_a_failed_check(folder: Path, ends: str, says: str) -> None:
+    name = plugin(folder, STEP_END, f"        {ends}\n")
     said = call(folder, "check", name)
     assert said.returncode == 1
-    assert "failed    process: the process of the method ended with exit code 7" in said.stdout
+    assert says.replace("PLUGIN", name.partition(":")[0]) in said.stdout
+    assert "1 failed" in said.stdout

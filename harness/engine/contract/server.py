@@ -35,7 +35,8 @@ def answer(request: dict[str, Any], send: Send) -> None:
         send({"check": key, "outcome": outcome, "said": said})
         if outcome == "failed" and key in ("model", "updates"):
             send({"stopped": "the other checks need a model that trains"})
-            return
+            break
+    send({"done": True})
 
 
 def tried(subject: Subject, check: Callable[[Subject], str]) -> tuple[str, str]:
@@ -46,6 +47,6 @@ def tried(subject: Subject, check: Callable[[Subject], str]) -> tuple[str, str]:
         return "not tried", str(reason)
     except (MethodError, UserError, UnsupportedError) as error:
         return "failed", one_line(error)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         traceback.print_exception(error)
         return "failed", f"{type(error).__name__}: {one_line(error)}{place_of(error)}"

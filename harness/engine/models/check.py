@@ -244,6 +244,10 @@ def _equal(folder: Path, one: str, other: str) -> bool:
 
 def _check_names(folder: Path, config: Any, found: Mapping[str, Header]) -> None:
     """Raise UserError unless the files hold exactly the tensors that the config has a place for."""
+    twice = [name for name in found if "." in name and name.split(".", 1)[1] in found]
+    if twice:  # transformers takes either, and says nothing
+        short = twice[0].split(".", 1)[1]
+        raise UserError(f"{folder}: holds {twice[0]} also as {short}; remove one of them from the files")
     tensors = {
         name: torch.empty(header.shape, dtype=FLOATING[header.dtype], device="meta")
         for name, header in found.items()

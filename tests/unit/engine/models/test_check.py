@@ -133,6 +133,10 @@ QUANTISED = "its weights are quantised"
 NO_ID = "is no id of the vocabulary (0 to 63)"
 REFUSED: dict[str, tuple[Break, str]] = {
     # tensors
+    "one tensor under two names": (
+        add("layers.0.mlp.up_proj.weight", 80, 32),
+        "holds model.layers.0.mlp.up_proj.weight also as layers.0.mlp.up_proj.weight; remove one",
+    ),
     "bias without a place": (add(BIAS, 32), f"{TOGETHER}without a place in the model {BIAS}; correct one"),
     "one layer more": (add("model.layers.2.mlp.up_proj.weight", 80, 32), f"{TOGETHER}without a place"),
     "one layer fewer": (settings("config.json", num_hidden_layers=1), f"{TOGETHER}without a place"),

@@ -80,7 +80,7 @@ def causal_config(folder: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{folder}: not a Hugging Face model folder: it has no config.json")
     with refusing(f"{folder}: not a Hugging Face model folder"), quietly():
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(path.read_text(encoding="utf-8"), parse_constant=_number)
         if not isinstance(said, dict):
             raise ValueError("config.json must hold an object")
         _refuse_settings(folder, said)
@@ -94,6 +94,13 @@ def causal_config(folder: Path) -> Any:
             f"{folder}: {given} is not a causal language model; give one such as LlamaForCausalLM"
         )
     return config
+
+
+def _number(constant: str) -> float:
+    """Return an infinity, which some models are described by; ValueError for NaN."""
+    if constant == "NaN":
+        raise ValueError("config.json holds NaN, which is no number; correct it")
+    return float(constant)
 
 
 def is_causal(config: Any) -> bool:

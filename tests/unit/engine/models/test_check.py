@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -137,6 +138,7 @@ REFUSED: dict[str, tuple[Break, str]] = {
         add("layers.0.mlp.up_proj.weight", 80, 32),
         "holds model.layers.0.mlp.up_proj.weight also as layers.0.mlp.up_proj.weight; remove one",
     ),
+    "no number": (settings("config.json", rope_theta=math.nan), "config.json holds NaN, which is no number"),
     "bias without a place": (add(BIAS, 32), f"{TOGETHER}without a place in the model {BIAS}; correct one"),
     "one layer more": (add("model.layers.2.mlp.up_proj.weight", 80, 32), f"{TOGETHER}without a place"),
     "one layer fewer": (settings("config.json", num_hidden_layers=1), f"{TOGETHER}without a place"),

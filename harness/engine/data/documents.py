@@ -69,7 +69,8 @@ def parts_of_file(path: Path, config: FilesData) -> list[str]:
             f"{path}: template {config.template!r} needs the rows of a .jsonl file; leave it out for text"
         )
     text = plain_text(path)
-    return text.split(config.separator) if config.separator else [text]
+    separator = (config.separator or "").replace("\r\n", "\n")  # as the line ends of the text
+    return text.split(separator) if separator else [text]
 
 
 def kind(path: Path) -> endings.Kind:

@@ -213,7 +213,7 @@ def test_an_empty_file_beside_others_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "says"),
     [
-        ("a.txt", {"separator": "\r\n"}, "occurs nowhere"),
+        ("a.txt", {"separator": "\r\n\r\n\r\n"}, "occurs nowhere"),
         ("a.txt", {"separator": "----"}, "occurs nowhere"),
         ("a.txt", {"separator": ""}, "is empty"),
         ("a.jsonl", {"separator": "\n"}, "splits plain text"),
@@ -234,6 +234,14 @@ def test_a_separator_need_occur_in_one_text_only(tmp_path: Path) -> None:
     text, other = written(tmp_path, "a.txt", "one--two"), written(tmp_path, "b.txt", "three")
     lines = written(tmp_path, "c.jsonl", LINES)
     assert documents_of_files(files(text, other, lines, separator="--")) == ["one", "two", "three", *TEXTS]
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("separator", ["\n\n", "\r\n\r\n"])
+def test_a_separator_is_found_whatever_the_ends_of_lines(tmp_path: Path, ends: str, separator: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(f"one{ends}more{ends}{ends}two{ends}".encode())
+    assert documents_of_files(files(path, separator=separator)) == ["one\nmore", "two"]
 
 
 def test_keys_of_a_row_are_shown_on_one_bounded_line(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ OF_MODEL = (WEIGHTS, CONFIG, TOKENIZER)
 #: The hash of the training tokens, known once they were made; not of random tokens, which follow the seed.
 TOKENS = "training tokens"
 
+#: What the name of a plug-in's source begins with: code, whose effect is what a comparison asks for.
+PLUG_IN = "plug-in "
+
 Inputs = Mapping[str, str]
 
 

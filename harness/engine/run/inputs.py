@@ -20,7 +20,7 @@ from harness.engine.data.tasks import PAPER_TASKS
 from harness.engine.models.shapes import model_folder
 from harness.engine.models.weights import FACTORS_MANIFEST, visible, weight_files
 from harness.errors import UserError
-from harness.inputs import CONFIG, TOKENIZER, WEIGHTS, differing
+from harness.inputs import CONFIG, PLUG_IN, TOKENIZER, WEIGHTS, differing
 from harness.plugin_source import source_files
 from harness.registry import check_name
 
@@ -60,7 +60,7 @@ class InputHashes:
         yield from self._evaluation(run.evaluate)
         for module in dict.fromkeys(check_name(choice.name).partition(":")[0] for choice in run.method):
             if source := source_files(module):
-                yield f"plug-in {module}", self.digests.of_each(source.items())
+                yield f"{PLUG_IN}{module}", self.digests.of_each(source.items())
 
     def _model(self, run: Run) -> Named:
         model, read = run.model, run.train.stage != "pretrain"

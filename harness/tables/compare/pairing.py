@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.inputs import TOKENS, WEIGHTS, known_inputs
+from harness.inputs import PLUG_IN, TOKENS, WEIGHTS, known_inputs
 from harness.record import Record
 from harness.tables.aggregate import environment_of, grouped
 from harness.tables.compare.comparison import Difference
@@ -170,7 +170,10 @@ def _differ(
 
 
 def decides(record: Record, quantity: str) -> dict[str, str]:
-    """Return every condition of a quantity beside the config, as text; no protocol of another quantity."""
+    """Return every condition of a quantity beside the config, as text; no protocol of another quantity.
+
+    The source of a plug-in is none, as the commit is none: its changes are what is compared.
+    """
     known = {"seed": str(record.seed), **environment_of(record)}
     if record.environment:
         here = record.environment
@@ -180,7 +183,8 @@ def decides(record: Record, quantity: str) -> dict[str, str]:
         known |= {"data": record.data.sha256, "data tokens": str(record.data.tokens)}
     inputs = known_inputs(record)
     known |= {"model": inputs[WEIGHTS]} if WEIGHTS in inputs else {}
-    known |= {plain(name): value for name, value in inputs.items() if name not in (WEIGHTS, TOKENS)}
+    read = {name: value for name, value in inputs.items() if name not in (WEIGHTS, TOKENS)}
+    known |= {plain(name): value for name, value in read.items() if not name.startswith(PLUG_IN)}
     return {key: known[key] for key in _deciding(tuple(known), quantity)}
 
 

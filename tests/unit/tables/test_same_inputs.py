@@ -122,6 +122,10 @@ def test_the_gate_does_not_compare_across_content() -> None:
     assert {cell.verdict for cell in judged.values()} == {"x"}
     fields = {field.field for cell in judged.values() for field in cell.differences}
     assert fields == {"model", "text d.jsonl"}
+    code = between(
+        run(3.0, inputs={**OLD, "plug-in mine": "a" * 64}), run(3.0, inputs={**OLD, "plug-in mine": "b" * 64})
+    )
+    assert {cell.verdict for cell in code.cells} == {"ok"}  # its changes are what is compared
     same = between(run(3.0, inputs=OLD), run(3.0, inputs=OLD))
     assert {cell.verdict for cell in same.cells} == {"ok"}
 

@@ -30,19 +30,6 @@ UP = "model.layers.0.mlp.up_proj.weight"
 BIAS = "model.layers.0.self_attn.q_proj.bias"
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    checkpoint.save(tiny_llama(), tiny_tokenizer(), folder)
-    return folder
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    """A copy of the folder, to be changed."""
-    return Path(shutil.copytree(whole, tmp_path / "model"))
-
-
 def local(folder: Path) -> LocalModel:
     return LocalModel(source="local", path=str(folder))
 

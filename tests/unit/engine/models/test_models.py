@@ -53,20 +53,6 @@ def factor_some(model: nn.Module, rank: int = 5) -> nn.Module:
     return model
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small LLaMA and its tokenizer, as transformers writes it."""
-    folder = tmp_path_factory.mktemp("model")
-    checkpoint.save(tiny_llama(), tiny_tokenizer(), folder)
-    return folder
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    """A copy of the folder, to be broken."""
-    return Path(shutil.copytree(whole, tmp_path / "model"))
-
-
 # -------------------------------------------------------------------------------------- broken folders
 def rewrite_config(**values: Any) -> Break:
     def change(folder: Path) -> None:

@@ -430,6 +430,11 @@ class Run(Strict):
         run._written = written
         return run
 
+    @property
+    def written(self) -> Written | None:
+        """What was written for the run, None for a run that nobody wrote."""
+        return self._written
+
     def place(self, path: Sequence[int | str]) -> str | None:
         """Return the line or option that a setting came from, None for a run that nobody wrote."""
         return None if self._written is None else self._written.place(path)

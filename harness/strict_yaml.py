@@ -65,6 +65,14 @@ class Written:
             return {key: item.plain() for key, item in self.value.items()}
         return [item.plain() for item in self.value] if isinstance(self.value, list) else self.value
 
+    def options(self) -> Iterator[str]:
+        """Yield the options of the command line that a part of the value came from."""
+        if self.where.startswith("--"):
+            yield self.where
+        parts = self.value.values() if isinstance(self.value, dict) else self.value
+        for part in parts if isinstance(self.value, dict | list) else ():
+            yield from part.options()
+
     def place(self, path: Sequence[str | int], key: bool = False) -> str:
         """Return the place of a value or of its key; of what is around it where the path leads nowhere."""
         found, where = self, self.where

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,8 +88,33 @@ class Suite:
         for seed in seeds:
             if not 0 <= seed <= LARGEST_SEED:
                 raise UserError(f"--seed {shown(seed)}: give a whole number from 0 to {LARGEST_SEED}")
-        wanted = [run.model_copy(update={"seed": seed}) for run in self.runs for seed in seeds]
-        return replace(self, runs=tuple({run.run_id: run for run in wanted}.values()))
+            if seeds.count(seed) > 1:
+                raise UserError(f"--seed {seed} is given twice; name each seed once")
+        wanted = [_with_seed(run, seed) for run in self.runs for seed in seeds]
+        return replace(self, runs=_merged(wanted))
+
+    def distinct(self) -> Suite:
+        """Return the suite; UserError where two labels are one run, since there would be one record only."""
+        known: dict[str, Run] = {}
+        for run in self.runs:
+            other = known.setdefault(run.run_id, run)
+            if other is run:
+                continue
+            written = Written({}, self.name) if run.written is None else run.written
+            first, second = (
+                f"{shown(each.name)} ({each.place(['label' if each.label else 'method'])})"
+                for each in (other, run)
+            )
+            if options := list(dict.fromkeys(written.options())):
+                raise UserError(
+                    f"{' '.join(options)}: the rows {first} and {second} become one run; select one of them, "
+                    f"as by --only {shlex.quote(f'label={run.name}')}"
+                )
+            raise UserError(
+                f"the rows {first} and {second} are one run under two labels; change a setting that matters "
+                "to the run in one of them, or leave it out"
+            )
+        return self
 
     def only(self, conditions: Sequence[str]) -> Suite:
         """Return the runs that match one of the conditions on each key; UserError where none does."""
@@ -116,28 +142,45 @@ def load(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     """Read a suite; `overrides` of dotted keys win over the file. UserError for an invalid one.
 
     Sections are merged key by key: base, matrix, row, overrides. A mistake is blamed on the line of the file,
-    or on the option of the command line, that it came from.
+    or on the option of the command line, that it came from. Equal runs of one label are one run: a row may
+    fix what the matrix varies. Those of two labels are refused by `Suite.distinct`.
     """
     file = find(Path(path))
     content = strict_yaml.read(file)
     written = validate(SuiteFile, content, where=str(file))
-    runs: dict[str, tuple[Run, Written]] = {}
+    found: list[tuple[Run, Written]] = []
     for settings in _combinations(content):
         for override in overrides:
             settings = _set(settings, override.key, override.value, override.value.where)
         run = validate(Run, settings, where=str(file))
         _check_rate(run, settings)
-        runs.setdefault(run.run_id, (run.written_as(settings), settings))
-    if not runs:
+        found.append((run.written_as(settings), settings))
+    if not found:
         raise UserError(f"{file}: the suite has no runs; give `matrix` or `rows` at least one entry")
-    no_effect.refuse(list(runs.values()))
-    _check_baseline(written, content, [run for run, _ in runs.values()])
+    no_effect.refuse(found)
+    runs = _merged([run for run, _ in found])
+    _check_baseline(written, content, runs)
     varied = [key for axis in written.matrix for key in _keys(axis)]
     varied += [key for row in written.rows for key in row]
     axes = tuple(key for key in dict.fromkeys(varied) if key not in ("label", "method", "seed"))
-    return Suite(
-        written.suite, written.question, written.baseline, tuple(run for run, _ in runs.values()), axes
-    )
+    suite = Suite(written.suite, written.question, written.baseline, runs, axes)
+    return suite if overrides else suite.distinct()
+
+
+def _merged(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """Return the runs without those that repeat another of the same label."""
+    known: dict[tuple[str, str], Run] = {}
+    for run in runs:
+        known.setdefault((run.run_id, run.name), run)
+    return tuple(known.values())
+
+
+def _with_seed(run: Run, seed: int) -> Run:
+    changed = run.model_copy(update={"seed": seed})
+    if run.written is None:
+        return changed
+    where = f"--seed {seed}"
+    return changed.written_as(_set(run.written, "seed", Written(seed, where), where))
 
 
 def _check_baseline(written: SuiteFile, content: Written, runs: Sequence[Run]) -> None:
@@ -201,7 +244,7 @@ def _combinations(content: Written) -> Iterator[Written]:
     matrix, rows = content.value.get("matrix", empty), content.value.get("rows")
     _check_axes(matrix)
     axes = [list(_entries(matrix, axis)) for axis in matrix.value]
-    sections = [empty] if rows is None else rows.value
+    sections = [empty] if rows is None else _each_once("row", rows)
     count = math.prod(map(len, axes)) * len(sections)
     if count > MOST_RUNS:
         raise UserError(f"{matrix.where}: {count:,} runs in one suite; at most {MOST_RUNS:,}")
@@ -228,7 +271,7 @@ def _check_axes(matrix: Written) -> None:
 def _entries(matrix: Written, axis: str) -> Iterator[Written]:
     """Yield the settings of each entry of an axis; entries of an axis `a + b` are lists of two values."""
     keys, where = _keys(axis), matrix.keys[axis]
-    for entry in matrix.value[axis].value:
+    for entry in _each_once(f"matrix {axis!r}", matrix.value[axis]):
         several = entry.value if len(keys) > 1 else [entry]
         if not isinstance(several, list) or len(several) != len(keys):
             raise UserError(
@@ -236,6 +279,19 @@ def _entries(matrix: Written, axis: str) -> Iterator[Written]:
                 "values, one per setting"
             )
         yield Written(dict(zip(keys, several, strict=True)), where, dict.fromkeys(keys, where))
+
+
+def _each_once(what: str, several: Written) -> list[Written]:
+    """Return the entries of a list; UserError for one that stands in it twice."""
+    known: dict[str, Written] = {}
+    for entry in several.value:
+        first = known.setdefault(json.dumps(entry.plain(), sort_keys=True), entry)
+        if first is not entry:
+            raise UserError(
+                f"{entry.where}: {what}: {shown(entry.plain())} is given twice, first at {first.where}; "
+                "change one or leave it out"
+            )
+    return list(several.value)
 
 
 def _keys(axis: str) -> list[str]:

@@ -78,7 +78,7 @@ def ab(
     settings = selection.settings or []
     session.check_settings(settings)
     changed = replace(selection, settings=[*settings, *(() if quality else COST_ONLY)], only=None)
-    everything = changed.load()
+    everything = changed.everything()
     control = session.control_row(everything, control)
     chosen = session.rows(everything, selection.only, control, quality, bool(selection.seed))
     # Before a checkout, refuse what cannot be read.

@@ -167,11 +167,6 @@ def test_the_base_alone_is_one_run(load):
     assert len(load({"suite": "s", "base": {"method": "full"}}).runs) == 1
 
 
-def test_the_same_run_twice_is_run_once(load):
-    rows = [{"method": "full"}, {"method": "full", "label": "again"}]
-    assert len(load({"suite": "s", "rows": rows}).runs) == 1
-
-
 def test_runs_of_a_suite_do_not_change_each_other(load):
     shared = {"full": {"option": {"deep": 1}}}
     rows = [{"method": shared}, {"method": shared, "method.full.option.deep": 2}]

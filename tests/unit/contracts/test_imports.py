@@ -92,7 +92,9 @@ def test_without_any_care_of_the_caller_only_our_own_name_can_be_taken(folder: P
 def test_a_plugin_with_the_name_of_another_module_is_one_line(folder: Path, name: str) -> None:
     place = folder / (f"{name}/__init__.py" if (folder / name).is_dir() else f"{name}.py")
     place.write_text(PLUGIN)
-    said = call(folder, "-m", "harness.cli", "run", "here.yaml", f"--set=method={name}:Still")
+    said = call(
+        folder, "-m", "harness.cli", "run", "here.yaml", f"--set=method={name}:Still", "--only=label=mine"
+    )
     assert said.returncode == 2
     assert said.stderr.count("\n") == 1, said.stderr
     assert f"{place} is hidden by " in said.stderr

@@ -1,0 +1,98 @@
+"""Rows that become one run under two labels are refused: there would be one record, under one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from harness import suite
+from harness.cli.options import Selection
+from harness.errors import UserError
+
+ROWS = """\
+suite: s
+baseline: a
+rows:
+- {label: a, method: full, train.stage: pretrain}
+- {label: b, method: full, train.stage: finetune}
+- {method: lora, seed: 1}
+"""
+
+
+def loaded(
+    folder: Path, text: str, only: Sequence[str] = (), seed: Sequence[int] = (), *settings: str
+) -> suite.Suite:
+    path = _written(folder, text)
+    return Selection(str(path), settings=list(settings), only=list(only), seed=list(seed)).load()
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (
+            "- {label: a, method: full}\n- {label: b, method: full}",
+            r"the rows 'a' \(.*some.yaml:3\) and 'b' \(.*some.yaml:4\) are one run under two labels; change",
+        ),
+        (
+            "- {method: full}\n- {label: b, method: full}",
+            r"rows 'full' \(.*:3\) and 'b' \(.*:4\) are one run",
+        ),
+        (
+            "- {label: a, method: full}\n- {method: full, label: a}",
+            r":4: row: a section is given twice, first at .*some.yaml:3; change one or leave it out",
+        ),
+    ],
+)
+def test_a_file_that_holds_one_run_twice_is_refused(tmp_path: Path, rows: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        suite.load(_written(tmp_path, f"suite: s\nrows:\n{rows}\n"))
+
+
+@pytest.mark.parametrize(
+    ("axis", "says"),
+    [
+        ("seed: [0, 1, 0]", r":4: matrix 'seed': 0 is given twice, first at .*:4; change one"),
+        (
+            "train:\n  - {lr: 1e-3}\n  - {lr: 0.001}",
+            r":6: matrix 'train': a section is given twice, first at .*:5",
+        ),
+    ],
+)
+def test_a_value_twice_in_an_axis_is_refused(tmp_path: Path, axis: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        suite.load(_written(tmp_path, f"suite: s\nbase: {{method: full}}\nmatrix:\n  {axis}\n"))
+
+
+def test_options_that_make_two_rows_equal_are_named_with_both_rows(tmp_path: Path) -> None:
+    assert len(loaded(tmp_path, ROWS).runs) == 3
+    says = r"--set 'train.stage=finetune': the rows 'a' \(.*:4\) and 'b' \(.*:5\) become one run; select one"
+    with pytest.raises(UserError, match=says):
+        loaded(tmp_path, ROWS, (), (), "train.stage=finetune")
+    one = loaded(tmp_path, ROWS, ["label=a"], (), "train.stage=finetune").runs
+    assert [(run.name, run.train.stage) for run in one] == [("a", "finetune")]
+
+
+def test_a_seed_that_makes_two_rows_equal_is_named(tmp_path: Path) -> None:
+    text = "suite: s\nrows:\n- {label: a, method: full}\n- {label: b, method: full, seed: 1}\n"
+    with pytest.raises(UserError, match=r"--seed 5: the rows 'a' \(.*:3\) and 'b' \(.*:4\) become one run"):
+        loaded(tmp_path, text, (), [5])
+    with pytest.raises(UserError, match="--seed 5 is given twice; name each seed once"):
+        loaded(tmp_path, text, (), [5, 6, 5])
+
+
+def test_a_row_that_fixes_what_the_matrix_varies_is_one_run(tmp_path: Path) -> None:
+    text = "suite: s\nmatrix: {seed: [0, 1, 2]}\nrows: [{method: full}, {method: lora, seed: 1}]\n"
+    found = loaded(tmp_path, text).runs
+    assert [(run.name, run.seed) for run in found] == [("full", 0), ("full", 1), ("full", 2), ("lora", 1)]
+    assert [(run.name, run.seed) for run in loaded(tmp_path, text, (), [7]).runs] == [
+        ("full", 7),
+        ("lora", 7),
+    ]
+
+
+def _written(folder: Path, text: str) -> Path:
+    path = folder / "some.yaml"
+    path.write_text(text)
+    return path

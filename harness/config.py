@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from harness.credentials import shown
+from harness.errors import UserError
 from harness.files import ROOT
 from harness.registry import check_name
 from harness.strict_yaml import Written
@@ -423,12 +424,18 @@ class Run(Strict):
     tuning: TuningConfig | None = Field(default=None, exclude_if=_absent)
 
     _written: Written | None = PrivateAttr(default=None)
+    _misfit: UserError | None = PrivateAttr(default=None)
 
-    def written_as(self, written: Written) -> Run:
-        """Return the run with what was written for it, which is no part of its identity."""
+    def written_as(self, written: Written, misfit: UserError | None = None) -> Run:
+        """Return the run with what was written for it and what did not fit it: no part of its identity."""
         run = self.model_copy()
-        run._written = written
+        run._written, run._misfit = written, misfit
         return run
+
+    @property
+    def misfit(self) -> UserError | None:
+        """The mistake of an option of the command line that could not be applied to the run."""
+        return self._misfit
 
     @property
     def written(self) -> Written | None:

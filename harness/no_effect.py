@@ -13,21 +13,25 @@ from dataclasses import dataclass
 
 from harness.config import DatasetsData, RandomData, Run, ShapeModel, TrainConfig
 from harness.errors import UserError
-from harness.strict_yaml import Written
 
 LONGEST_LABEL = 200
 
 
-def refuse(runs: Sequence[tuple[Run, Written]]) -> None:
-    """Raise UserError for the first setting without effect; `runs` come with what was written for them."""
-    for run, written in runs:
-        for path, problem in _of_a_row(run):
-            raise UserError(f"{written.place(path.split('.'))}: {path}: {problem}")
+def refuse_in_row(run: Run) -> None:
+    """Raise UserError for the first setting of one row without effect there."""
+    for path, problem in _of_a_row(run):
+        raise UserError(f"{run.place(path.split('.'))}: {path}: {problem}")
+
+
+def refuse_shared(runs: Sequence[Run], of_options: bool = False) -> None:
+    """Raise UserError for the first setting that no run acts on; `of_options`: only if an option gave it."""
     for shared in _SHARED:
-        given = [(run, written) for run, written in runs if shared.is_given(run)]
-        emptied = any(written.place(("evaluate", "tasks")).startswith("--data") for _, written in given)
-        if given and not any(shared.is_used(run) for run, _ in given) and not (shared.of_tasks and emptied):
-            place = given[0][1].place(shared.setting.split("."))
+        given = [run for run in runs if shared.is_given(run)]
+        if not given or any(shared.is_used(run) for run in given):
+            continue
+        emptied = any(str(run.place(("evaluate", "tasks"))).startswith("--data") for run in given)
+        place = str(given[0].place(shared.setting.split(".")))
+        if not (shared.of_tasks and emptied) and (place.startswith("--") or not of_options):
             raise UserError(f"{place}: {shared.setting} has no effect: {shared.because}")
 
 

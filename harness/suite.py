@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,18 @@ class Suite:
         wanted = [_with_seed(run, seed) for run in self.runs for seed in seeds]
         return replace(self, runs=_merged(wanted))
 
-    def distinct(self) -> Suite:
-        """Return the suite; UserError where two labels are one run, since there would be one record only."""
+    def checked(self) -> Suite:
+        """Return the suite; UserError for an option that does not fit, and for one run under two labels.
+
+        Options are checked against the runs that are left once some were selected. Two labels of one run
+        would share a record, and one of them would be missing from every table.
+        """
+        for run in self.runs:
+            if run.misfit is not None:
+                alone = all(each.misfit is not None for each in self.runs)
+                which = "" if alone else f" (row {shown(run.name)}; select others by --only)"
+                raise UserError(f"{run.misfit}{which}", run.misfit.path) from run.misfit
+        no_effect.refuse_shared(self.runs, of_options=True)
         known: dict[str, Run] = {}
         for run in self.runs:
             other = known.setdefault(run.run_id, run)
@@ -139,32 +150,52 @@ class Suite:
 
 
 def load(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
-    """Read a suite; `overrides` of dotted keys win over the file. UserError for an invalid one.
+    """Read a suite; `overrides` win over the file and fit every run. UserError for an invalid one."""
+    return expand(path, overrides).checked()
+
+
+def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
+    """Read a suite; `overrides` of dotted keys win over the file. UserError for an invalid file.
 
     Sections are merged key by key: base, matrix, row, overrides. A mistake is blamed on the line of the file,
     or on the option of the command line, that it came from. Equal runs of one label are one run: a row may
-    fix what the matrix varies. Those of two labels are refused by `Suite.distinct`.
+    fix what the matrix varies. `Suite.checked` refuses what overrides make of the runs that are selected.
     """
     file = find(Path(path))
     content = strict_yaml.read(file)
     written = validate(SuiteFile, content, where=str(file))
-    found: list[tuple[Run, Written]] = []
-    for settings in _combinations(content):
-        for override in overrides:
-            settings = _set(settings, override.key, override.value, override.value.where)
-        run = validate(Run, settings, where=str(file))
-        _check_rate(run, settings)
-        found.append((run.written_as(settings), settings))
-    if not found:
+    runs = _merged([_overridden(settings, overrides, str(file)) for settings in _combinations(content)])
+    if not runs:
         raise UserError(f"{file}: the suite has no runs; give `matrix` or `rows` at least one entry")
-    no_effect.refuse(found)
-    runs = _merged([run for run, _ in found])
+    no_effect.refuse_shared(runs)
     _check_baseline(written, content, runs)
     varied = [key for axis in written.matrix for key in _keys(axis)]
     varied += [key for row in written.rows for key in row]
     axes = tuple(key for key in dict.fromkeys(varied) if key not in ("label", "method", "seed"))
-    suite = Suite(written.suite, written.question, written.baseline, runs, axes)
-    return suite if overrides else suite.distinct()
+    return Suite(written.suite, written.question, written.baseline, runs, axes)
+
+
+def _overridden(settings: Written, overrides: Sequence[Override], file: str) -> Run:
+    """Return a run of the file with its overrides, without those that do not fit it: it notes the mistake."""
+    changed = settings
+    try:
+        for override in overrides:
+            changed = _set(changed, override.key, override.value, override.value.where)
+        return _run(changed, file)
+    except UserError as error:
+        run = _run(settings, file)
+        for override in overrides:
+            with suppress(UserError):
+                changed = _set(settings, override.key, override.value, override.value.where)
+                run, settings = _run(changed, file), changed
+        return run.written_as(settings, misfit=error)
+
+
+def _run(settings: Written, file: str) -> Run:
+    run = validate(Run, settings, where=file).written_as(settings)
+    _check_rate(run, settings)
+    no_effect.refuse_in_row(run)
+    return run
 
 
 def _merged(runs: Sequence[Run]) -> tuple[Run, ...]:

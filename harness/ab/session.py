@@ -55,7 +55,7 @@ def rows(suite: Suite, only: Sequence[str] | None, control: str | None, quality:
         runs = [run for run in runs if run.train.stage != "compress"]
     if not runs:
         raise UserError("none of these rows trains, so nothing can be timed; add --quality to compare it")
-    replace(suite, runs=tuple(runs)).distinct()
+    replace(suite, runs=tuple(runs)).checked()
     if not seeds:
         runs = list({run.config_id: run for run in reversed(runs)}.values())[::-1]
     unique = {run.run_id: run for run in (run.model_copy(update={"repeat": 0}) for run in runs)}

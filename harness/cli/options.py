@@ -118,14 +118,14 @@ class Selection:
     ] = None
 
     def load(self) -> Suite:
-        """Return the suite with its overrides, seeds and selection applied; UserError for one run twice."""
-        return self.everything().only(self.only or ()).distinct()
+        """Return the suite with its overrides, seeds and selection applied."""
+        return self.everything().only(self.only or ()).checked()
 
     def everything(self) -> Suite:
-        """Return the suite with its overrides and seeds applied; nothing is selected of it yet."""
+        """Return the suite with its overrides and seeds; what is selected of it is still to be checked."""
         overrides: list[Override] = [*_model_override(self.model), *_data_override(self.data)]
         overrides += [suites.parse_override(text) for text in self.settings or ()]
-        return suites.load(self.suite, overrides).with_seeds(self.seed or ())
+        return suites.expand(self.suite, overrides).with_seeds(self.seed or ())
 
     def check_files(self) -> None:
         """Raise UserError for a file of `--data` that is missing or has an unknown ending; none is read."""

@@ -1,4 +1,4 @@
-"""Rows that become one run under two labels are refused: there would be one record, under one of them."""
+"""Options concern the selected rows alone, and two labels are never one run: there would be one record."""
 
 from __future__ import annotations
 
@@ -90,6 +90,62 @@ def test_a_row_that_fixes_what_the_matrix_varies_is_one_run(tmp_path: Path) -> N
         ("full", 7),
         ("lora", 7),
     ]
+
+
+MIXED = """\
+suite: s
+baseline: full
+base: {train: {steps: 2}}
+rows:
+- {label: full, method: full, train.refresh_at: [2]}
+- {label: uniform, method: {uniform: {err: 0.5}}}
+- {label: scored, method: full, train.lr: 1e-4, evaluate.tasks: [embedded_b]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "fits", "others", "says"),
+    [
+        ("method.uniform.err=0.2", "uniform", "full", "cannot set 'method.uniform.err': 'method' is a value"),
+        (
+            "train.steps=1",
+            "uniform",
+            "full",
+            r"some.yaml:5: train.refresh_at: update 2 is beyond the last one",
+        ),
+        ("evaluate.shots=0", "scored", "uniform", "--set 'evaluate.shots=0': evaluate.shots has no effect"),
+        ("train.refresh_at=[3]", None, "scored", "train.refresh_at: update 3 is beyond"),
+    ],
+)
+def test_an_option_is_checked_in_the_selected_rows_alone(
+    tmp_path: Path, setting: str, fits: str | None, others: str, says: str
+) -> None:
+    if fits is not None:
+        (run,) = loaded(tmp_path, MIXED, [f"label={fits}"], (), setting).runs
+        assert run.name == fits
+        with pytest.raises(UserError, match=says):
+            loaded(tmp_path, MIXED, [f"label={fits}", f"label={others}"], (), setting, "evaluate.tasks=[]")
+    with pytest.raises(UserError, match=says):
+        loaded(tmp_path, MIXED, [f"label={others}"], (), setting)
+
+
+def test_an_option_that_fits_some_rows_says_which_it_does_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not a section \(row 'full'; select others by --only\)$"):
+        loaded(tmp_path, MIXED, (), (), "method.uniform.err=0.2")
+    with pytest.raises(UserError, match=r"did you mean 'steps'[^(]*$"):
+        loaded(tmp_path, MIXED, (), (), "train.stpes=1")
+
+
+def test_other_options_still_hold_in_a_row_that_refuses_one(tmp_path: Path) -> None:
+    """So that --only selects by what the row would be, and does not lose the mistake."""
+    with pytest.raises(UserError, match="'method' is a value"):
+        loaded(tmp_path, MIXED, ["train.lr=0.25"], (), "train.lr=0.25", "method.uniform.err=0.2")
+
+
+def test_a_mistake_of_the_file_is_refused_in_rows_that_are_not_selected(tmp_path: Path) -> None:
+    text = MIXED.replace("[2]", "[3]")
+    with pytest.raises(UserError, match="update 3 is beyond"):
+        loaded(tmp_path, text, ["label=uniform"])
 
 
 def _written(folder: Path, text: str) -> Path:

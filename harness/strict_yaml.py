@@ -89,13 +89,13 @@ class Written:
         return where
 
 
-def lift(value: Any, where: str, replaces: bool = False) -> Written:
+def lift(value: Any, where: str) -> Written:
     """Return plain values as if they had been written at a place."""
     if isinstance(value, dict):
         value = {key: lift(item, where) for key, item in value.items()}
     elif isinstance(value, list | tuple):
         value = [lift(item, where) for item in value]
-    return Written(value, where, replaces=replaces)
+    return Written(value, where)
 
 
 def read(path: Path) -> Written:

@@ -41,9 +41,9 @@ class Override:
     value: Written
 
     @classmethod
-    def of(cls, key: str, value: Any, option: str, replaces: bool = True) -> Override:
-        """Return an override by a plain value; a section replaces that of the file unless told otherwise."""
-        return cls(key, strict_yaml.lift(value, option, replaces))
+    def of(cls, key: str, value: Any, option: str) -> Override:
+        """Return an override by a plain value."""
+        return cls(key, strict_yaml.lift(value, option))
 
 
 class SuiteFile(Strict):

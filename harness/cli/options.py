@@ -42,7 +42,11 @@ def _model_override(model: str | None) -> list[Override]:
 
 
 def _data_override(data: Sequence[str] | None) -> list[Override]:
-    """Return overrides that train on a user's text, score its held-out part, and drop the embedded tasks."""
+    """Return overrides that train on a user's text, score its held-out part, and drop the embedded tasks.
+
+    The suite's settings of the text stay, but for those that say where another text is, or that none of these
+    files has a use for.
+    """
     if not data:
         return []
     for item in data:
@@ -50,6 +54,9 @@ def _data_override(data: Sequence[str] | None) -> list[Override]:
     section: dict[str, Any]
     if all(_is_path(item, "--data") or endings.names_a_file(item) for item in data):
         section = {"source": "files", "paths": list(data)}
+        kinds = {endings.kind(item) for item in data}
+        section |= {} if "plain text" in kinds else {"separator": None}
+        section |= {} if "JSON lines" in kinds else {"field": "text", "template": None}
     elif len(data) == 1:
         name, _, revision = data[0].partition("@")
         if not HUB_ID.fullmatch(name):
@@ -57,6 +64,7 @@ def _data_override(data: Sequence[str] | None) -> list[Override]:
                 f"--data {shown(data[0])}: neither a file here nor a `datasets` id, as OWNER/NAME@REVISION"
             )
         section = {"source": "datasets", "id": name, "revision": revision or "main"}
+        section |= {"name": None, "split": "train"}
     else:
         raise UserError(f"--data {' '.join(data)}: give several files or one `datasets` id, not a mixture")
     option = f"--data {shown(' '.join(data))}"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness import suite
+from harness.cli.options import Selection
 from harness.errors import UserError
 from harness.suite import Suite, parse_override
 
@@ -90,6 +91,42 @@ def test_a_matrix_merges_too_and_rows_win_over_it(load: Load) -> None:
     )
     found = [(run.train.lr, run.train.batch, run.train.steps) for run in load(text).runs]
     assert found == [(0.1, 3, 7), (0.2, 3, 7), (0.3, 4, 7)]
+
+
+KEPT = "holdout: 0.2, seq_len: 64"
+FILES = "source: files, paths: [old.txt, old.jsonl], separator: '--', field: body, " + KEPT
+SET = "source: datasets, id: old/set, name: small, split: test, field: body, limit: 9, " + KEPT
+
+
+@pytest.mark.parametrize(
+    ("old", "given", "found"),
+    [
+        (FILES, ["a.txt"], {"separator": "--", "field": "text"}),
+        (FILES, ["a.jsonl"], {"separator": None, "field": "body"}),
+        (FILES, ["a.jsonl.gz", "./b"], {"separator": "--", "field": "body"}),
+        (FILES, ["new/set@v2"], {"id": "new/set", "revision": "v2", "name": None, "field": "body"}),
+        (SET, ["new/set"], {"id": "new/set", "name": None, "split": "train", "field": "body", "limit": 9}),
+        (SET, ["./a.jsonl"], {"paths": ("./a.jsonl",), "field": "body", "separator": None}),
+        (f"{SET.replace('field: body', 'template: alpaca')}", ["a.md"], {"template": None}),
+        (f"{SET.replace('field: body', 'template: alpaca')}", ["a.json"], {"template": "alpaca"}),
+        ("source: random, seq_len: 64", ["a.txt"], {"holdout": 0.1, "separator": None}),
+    ],
+)
+def test_other_text_keeps_the_settings_that_are_not_about_the_old_one(
+    tmp_path: Path, old: str, given: list[str], found: dict[str, Any]
+) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text(f"suite: s\nbase: {{method: full, data: {{{old}}}}}\n")
+    data = {"template": None, **Selection(str(path), data=given).load().runs[0].data.model_dump()}
+    assert data == data | {"holdout": 0.2, "seq_len": 64} | found
+    assert Selection(str(path), data=given, settings=["data.seq_len=8"]).load().runs[0].data.seq_len == 8
+
+
+def test_another_model_keeps_nothing_of_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text(BASE.replace("nano,", "nano, tokenizer: ./t,"))
+    run = Selection(str(path), model="org/name").load().runs[0]
+    assert run.model.model_dump() == {"source": "hub", "id": "org/name", "revision": "main"}
 
 
 def test_overrides_merge_in_their_order(load: Load) -> None:

@@ -11,7 +11,7 @@ import json
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
@@ -43,10 +43,20 @@ def _packed(layout: str) -> bool:
     return layout == "packed"
 
 
+#: Where a part of a config keeps the text that its run's id hashes.
+_TEXT = "_text"
+
+
 class Strict(BaseModel):
     """Frozen values; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with some values changed, which are not checked."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop(_TEXT, None)
+        return copied
 
 
 # ---------------------------------------------------------------------------- where a model comes from
@@ -469,9 +479,9 @@ class Run(Strict):
         known, found = self.__dict__.get(_KNOWN_ID, ((), ""))
         if len(known) == len(parts) and all(map(operator.is_, known, parts)):
             return found  # asked for many times; a copy with another part has another id
-        aside = {"seed", "repeat", "save_weights", "tuning"}
-        content = {key: value for key, value in self.canonical.items() if key not in aside}
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        data, evaluate, model, train = map(_text, (self.data, self.evaluate, self.model, self.train))
+        method = ",".join(map(_text, self.method))
+        text = f'{{"data":{data},"evaluate":{evaluate},"method":[{method}],"model":{model},"train":{train}}}'
         found = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.__dict__[_KNOWN_ID] = parts, found
         return found
@@ -490,6 +500,15 @@ class Run(Strict):
     def tier(self) -> str:
         """Return the tier that the run's numbers belong to: embedded, shapes or weights."""
         return {"embedded": "embedded", "shape": "shapes"}.get(self.model.source, "weights")
+
+
+def _text(part: Strict) -> str:
+    """Return a part of a config as ids hash it: made once, since the part does not change."""
+    known = part.__dict__.get(_TEXT)
+    if known is None:
+        content = part.canonical if isinstance(part, MethodChoice) else part.model_dump(mode="json")
+        known = part.__dict__[_TEXT] = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return known
 
 
 def _with_options(name: str, options: Mapping[str, Any]) -> str:

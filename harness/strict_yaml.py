@@ -46,9 +46,11 @@ _FORMS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Written:
     """A value as it was written: text, number, boolean, None, a list of such or a dict of such by name.
+
+    Equal is only what is the same object, so that what was made of one can be looked up by it.
 
     `where` is the file with the line, or the option of the command line; `keys` are the places of a dict's
     keys. `replaces` marks a section that takes the place of another instead of being merged into it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -13,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, TypeAdapter, field_validator
+from pydantic import Field, field_validator
+from pydantic_core import to_jsonable_python
 
 from harness import config, no_effect, strict_yaml
 from harness.config import LARGEST_SEED, Run, Strict
@@ -21,13 +23,15 @@ from harness.credentials import shown
 from harness.errors import UserError, nearest
 from harness.files import ROOT, visible
 from harness.strict_yaml import Written
-from harness.validation import validate
+from harness.validation import Validator, validate
 
 #: The folder of suites that need weights or text that cannot ship.
 WEIGHTS = "llama2"
 #: Runs of a suite; commands are made for 10,000 records.
 MOST_RUNS = 20_000
 MOST_SHOWN = 40
+#: In place of a method where only another section is validated.
+_ANY_METHOD = "module:Class"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 #: Keys of `--only` whose values are names: taken by the letter, though a name may happen to be YAML.
 NAMES = ("label", "method", "run_id", "config_id", "tier", "quantity")
@@ -164,7 +168,8 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     file = find(Path(path))
     content = strict_yaml.read(file)
     written = validate(SuiteFile, content, where=str(file))
-    runs = _merged([_overridden(settings, overrides, str(file)) for settings in _combinations(content)])
+    validator = Validator(Run, {"method": _ANY_METHOD}, str(file))
+    runs = _merged([_overridden(settings, overrides, validator) for settings in _combinations(content)])
     if not runs:
         raise UserError(f"{file}: the suite has no runs; give `matrix` or `rows` at least one entry")
     no_effect.refuse_shared(runs)
@@ -175,24 +180,24 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     return Suite(written.suite, written.question, written.baseline, runs, axes)
 
 
-def _overridden(settings: Written, overrides: Sequence[Override], file: str) -> Run:
+def _overridden(settings: Written, overrides: Sequence[Override], validator: Validator[Run]) -> Run:
     """Return a run of the file with its overrides, without those that do not fit it: it notes the mistake."""
     changed = settings
     try:
         for override in overrides:
             changed = _set(changed, override.key, override.value, override.value.where)
-        return _run(changed, file)
+        return _run(changed, validator)
     except UserError as error:
-        run = _run(settings, file)
+        run = _run(settings, validator)
         for override in overrides:
             with suppress(UserError):
                 changed = _set(settings, override.key, override.value, override.value.where)
-                run, settings = _run(changed, file), changed
+                run, settings = _run(changed, validator), changed
         return run.written_as(settings, misfit=error)
 
 
-def _run(settings: Written, file: str) -> Run:
-    run = validate(Run, settings, where=file).written_as(settings)
+def _run(settings: Written, validator: Validator[Run]) -> Run:
+    run = validator.validate(settings).written_as(settings)
     _check_rate(run, settings)
     no_effect.refuse_in_row(run)
     return run
@@ -331,6 +336,15 @@ def _keys(axis: str) -> list[str]:
 
 def _together(settings: Written, section: Written) -> Written:
     """Return settings with those of a section, whose keys may be dotted, merged into them."""
+    _check_each_leaf(section)
+    for key, value in section.value.items():
+        settings = _set(settings, key, value, section.keys[key])
+    return settings
+
+
+@functools.lru_cache(maxsize=MOST_RUNS)
+def _check_each_leaf(section: Written) -> None:
+    """Raise UserError for a setting that a section gives twice."""
     seen: dict[tuple[str, ...], str] = {}
     for key, value in section.value.items():
         for leaf in _leaves(tuple(key.split(".")), value):
@@ -339,8 +353,6 @@ def _together(settings: Written, section: Written) -> Written:
                     f"{section.keys[key]}: {'.'.join(leaf)} is given twice, as {seen[leaf]} and {key}"
                 )
             seen[leaf] = key
-        settings = _set(settings, key, value, section.keys[key])
-    return settings
 
 
 def _leaves(path: tuple[str, ...], value: Written) -> Iterator[tuple[str, ...]]:
@@ -355,20 +367,31 @@ def _leaves(path: tuple[str, ...], value: Written) -> Iterator[tuple[str, ...]]:
 def _set(settings: Written, dotted: str, value: Written, where: str) -> Written:
     """Return settings with the value of a dotted key set, merged where both are sections."""
 
-    def within(section: Written, path: tuple[str, ...], rest: Sequence[str]) -> Written:
-        name, *deeper = rest
-        if not isinstance(section.value, dict):
-            raise UserError(f"{where}: cannot set {dotted!r}: {path[-1]!r} is a value, not a section")
-        old = section.value.get(name, Written({}, where))
-        inner = within(old, (*path, name), deeper) if deeper else _merge(old, value, (*path, name))
-        if deeper == ["source"] and not path:
-            inner = _without_other_source(name, old, inner)
-        return replace(section, value={**section.value, name: inner}, keys={**section.keys, name: where})
+    name = dotted.partition(".")[0]
+    inner = _changed(settings.value.get(name), dotted, value, where)
+    items, keys = {**settings.value, name: inner}, {**settings.keys, name: where}
+    return Written(items, settings.where, keys, settings.replaces)
 
-    parts = dotted.split(".")
+
+@functools.lru_cache(maxsize=MOST_RUNS)
+def _changed(section: Written | None, dotted: str, value: Written, where: str) -> Written:
+    """Return a section with the value of a dotted key set in it; the same one for all runs that share it."""
+
+    def within(old: Written, path: tuple[str, ...], rest: Sequence[str]) -> Written:
+        if not rest:
+            return _merge(old, value, path)
+        if not isinstance(old.value, dict):
+            raise UserError(f"{where}: cannot set {dotted!r}: {path[-1]!r} is a value, not a section")
+        name, *deeper = rest
+        inner = within(old.value.get(name, Written({}, where)), (*path, name), deeper)
+        return replace(old, value={**old.value, name: inner}, keys={**old.keys, name: where})
+
+    name, *rest = parts = dotted.split(".")
     if not all(part.strip() == part and part for part in parts):
         raise UserError(f"{where}: {shown(dotted)} is no setting; write for example train.steps")
-    return within(settings, (), parts)
+    old = Written({}, where) if section is None else section
+    changed = within(old, (name,), rest)
+    return _without_other_source(name, old, changed) if rest == ["source"] else changed
 
 
 def _merge(old: Written, new: Written, path: tuple[str, ...]) -> Written:
@@ -439,7 +462,7 @@ def _value(run: Run, key: str) -> Any:
         if part not in held:
             raise UserError(f"no setting {key!r} to select by; try label, method, seed or e.g. train.lr")
         value = held[part]
-    return TypeAdapter(Any).dump_python(value, mode="json")
+    return to_jsonable_python(value)
 
 
 def parse_override(text: str, option: str = "--set") -> Override:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import types
-from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -70,6 +72,33 @@ def validate(cls: type[Model], value: Any, where: str) -> Model:
         path, key, problem = _method_or_root(plain), False, str(error)
     place = value.place(path, key) if isinstance(value, Written) else where
     raise UserError(f"{place}: {problem}", path)
+
+
+class Validator(Generic[Model]):
+    """Validates many values of one class, a field that several of them share only once.
+
+    Shared is a field that is the same object. `needed` are values of the required fields, so that another can
+    be validated alone.
+    """
+
+    def __init__(self, cls: type[Model], needed: Mapping[str, Any], where: str) -> None:
+        self._cls, self._needed, self._where = cls, needed, where
+        self._known: dict[tuple[str, Written], Any] = {}
+
+    def validate(self, value: Written) -> Model:
+        """Return a validated model; UserError as from `validate`."""
+        try:
+            fields = {name: self._field(name, item) for name, item in value.value.items()}
+            return self._cls.model_validate(fields)
+        except (ValidationError, UserError):
+            return validate(self._cls, value, self._where)  # knows the place of the first mistake
+
+    def _field(self, name: str, item: Written) -> Any:
+        key = name, item
+        if key not in self._known:
+            alone = validate(self._cls, {**self._needed, name: item.plain()}, self._where)
+            self._known[key] = getattr(alone, name)
+        return self._known[key]
 
 
 class _ConversionError(Exception):
@@ -159,27 +188,46 @@ def _refuse_conversions(cls: type[BaseModel], value: Any, path: Path = ()) -> No
     """Raise for text or a boolean where only a number fits, and for anything else where a boolean does."""
     for name, item in value.items() if isinstance(value, dict) else ():
         if name in cls.model_fields:
-            _refuse_conversion(cls.model_fields[name].annotation, item, (*path, name))
+            _refuse_conversion(_kinds(cls, name), item, (*path, name))
 
 
-def _refuse_conversion(annotation: Any, value: Any, path: Path, inside: bool = False) -> None:
-    """Check one value; `inside` means that it is an item of the list that `annotation` describes."""
-    kinds = get_args(annotation) if inside else (annotation,)
-    choices = [choice for kind in kinds for choice in _choices(kind) if choice is not ...]
+@dataclass(frozen=True)
+class _Kinds:
+    """What a value may be: one of some types, a list of items of some kinds, or a section of some models."""
+
+    types: frozenset[Any]
+    items: tuple[_Kinds, ...]
+    models: tuple[type[BaseModel], ...]
+
+    @classmethod
+    def of(cls, annotation: Any, inside: bool = False) -> _Kinds:
+        """Return the kinds of an annotation, or of the items of the list that it describes."""
+        parts = get_args(annotation) if inside else (annotation,)
+        choices = [choice for part in parts for choice in _choices(part) if choice is not ...]
+        lists = [choice for choice in choices if get_origin(choice) in (list, tuple)]
+        types = frozenset(choice for choice in choices if choice not in lists)
+        return cls(types, tuple(cls.of(each, inside=True) for each in lists), tuple(_models_in(annotation)))
+
+
+@functools.cache
+def _kinds(cls: type[BaseModel], name: str) -> _Kinds:
+    return _Kinds.of(cls.model_fields[name].annotation)
+
+
+def _refuse_conversion(kinds: _Kinds, value: Any, path: Path) -> None:
+    """Raise for one value, or for one within it."""
     if isinstance(value, dict):
-        for model in _models_in(annotation):
+        for model in kinds.models:
             if _tag(model) in (None, value.get("source")):
                 _refuse_conversions(model, value, path)
     elif isinstance(value, list):
-        for choice in choices:
-            if get_origin(choice) in (list, tuple):
-                for number, item in enumerate(value):
-                    _refuse_conversion(choice, item, (*path, number), inside=True)
-    elif isinstance(value, str | bool | int | float):
-        allowed = set(filter(lambda choice: get_origin(choice) not in (list, tuple), choices))
-        numbers = [kind for kind in (int, float, bool) if kind in allowed]
-        fits = type(value) in allowed or (bool not in (type(value), *numbers) and not isinstance(value, str))
-        if numbers and not fits and allowed <= {int, float, bool, type(None)}:
+        for inner in kinds.items:
+            for number, item in enumerate(value):
+                _refuse_conversion(inner, item, (*path, number))
+    elif isinstance(value, str | bool | int | float) and type(value) not in kinds.types:
+        numbers = [kind for kind in (int, float, bool) if kind in kinds.types]
+        fits = bool not in (type(value), *numbers) and not isinstance(value, str)
+        if numbers and not fits and kinds.types <= {int, float, bool, type(None)}:
             kind = _NUMBER[("float" if float in numbers else numbers[0].__name__)]
             given = f"the text {shown(value)}" if isinstance(value, str) else shown(value)
             raise _ConversionError(path, f"give {kind}, not {given}")

@@ -29,7 +29,7 @@ from harness import imports
 from harness import record as records
 from harness import suite as suites
 from harness.config import Run
-from harness.engine import runner
+from harness.engine.sweep import resolution
 from harness.errors import EXIT_BAD_INPUT, UserError
 from harness.files import ROOT, cache_folder, replace, sha256
 from harness.record import Record
@@ -86,7 +86,7 @@ def prepare(chosen: Chosen) -> tuple[Path, Stages]:
         suite = suites.load(stage.suite)
         with suppress(UserError):  # a suite need not have a model of that name
             wanted += [(stage, suite.name, run) for run in suite.only(stage.only).runs]
-    plan = runner.resolve([run for _, _, run in wanted], chosen.device)
+    plan = resolution.resolve([run for _, _, run in wanted], chosen.device)
     stages: Stages = {}
     for (stage, name, _), run in zip(wanted, plan.runs, strict=True):
         stages.setdefault(stage, []).append((name, run))

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from harness import series
 from harness.config import Run
-from harness.engine import runner
 from harness.engine.forecast.cache import ForecastAnswer, ForecastRequest
 from harness.engine.forecast.client import ForecastClient
+from harness.engine.process import child
 from harness.record import Record
 from harness.tables.format import DASH, markdown
 
@@ -54,7 +54,7 @@ def simulated_peaks(
     peaks, missing = {}, 0
     for ranks, requests in groups.items():
         client = ForecastClient(
-            cache, runner.WORKER, {"methods": json.loads(ranks)} if ranks != "{}" else None
+            cache, child.WORKER, {"methods": json.loads(ranks)} if ranks != "{}" else None
         )
         answers = _answers(client, list(requests.values()), go_on)
         missing += answers.count(None)

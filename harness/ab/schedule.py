@@ -23,9 +23,10 @@ from harness.ab import lockstep
 from harness.ab.checkouts import SHORT, Revision
 from harness.ab.lockstep import Lockstep
 from harness.config import Run
-from harness.engine import runner
 from harness.engine.measure.lockstep import FLAG, VARIABLE
 from harness.engine.process import interrupts, parent_watch, progress
+from harness.engine.sweep import resolution
+from harness.engine.sweep.device_lock import device_lock
 from harness.errors import UserError
 from harness.files import cache_folder, visible
 from harness.record import Record
@@ -90,7 +91,7 @@ def interleave(runs: Sequence[Run], repeats: int) -> list[SideRun]:
 
 
 def carry_out(
-    todo: Sequence[SideRun], sides: Sequence[Revision], request: Request, plan: runner.Plan
+    todo: Sequence[SideRun], sides: Sequence[Revision], request: Request, plan: resolution.Plan
 ) -> None:
     """Carry out all runs but those with a finished record, while no other sweep uses the plan's device.
 
@@ -98,7 +99,7 @@ def carry_out(
     stopped.
     """
     display = progress.choose()
-    locked = runner.device_lock(plan.device, cache_folder(), display, plan.device_id)
+    locked = device_lock(plan.device, cache_folder(), display, plan.device_id)
     with interrupts.raised(), locked, display:
         groups, finished = _groups(todo, request)
         for each in finished:

@@ -23,7 +23,7 @@ from harness.suite import Suite, parse_override
 if TYPE_CHECKING:
     from harness.ab.checkouts import Revision
     from harness.ab.schedule import Request
-    from harness.engine.runner import Plan
+    from harness.engine.sweep.resolution import Plan
     from harness.tables.compare.comparison import Comparison
     from harness.tables.compare.pairing import Loaded, Side
 

@@ -69,7 +69,7 @@ def ab(
 ) -> None:
     """Run two revisions interleaved and show what changed; exit codes as for gate. Their code runs as you."""
     from harness.ab import schedule
-    from harness.engine import runner
+    from harness.engine.sweep import resolution
 
     if not 1 <= repeats <= MOST_REPEATS:
         raise UserError(f"--repeats {repeats}: give a number from 1 to {MOST_REPEATS}")
@@ -82,7 +82,7 @@ def ab(
     control = session.control_row(everything, control)
     chosen = session.rows(everything, selection.only, control, quality, bool(selection.seed))
     # Before a checkout, refuse what cannot be read.
-    plan = runner.resolve(chosen.runs, device, cache=cache_folder())
+    plan = resolution.resolve(chosen.runs, device, cache=cache_folder())
     sides = session.sides_of(repository, (first, second), (python_a, python_b), chosen.runs)
     given = [f"--deadline={deadline}", *changed.forwarded(plan.device)]
     request = session.request_for(selection.suite, chosen, given, results, sides, plan, apart or quality)

@@ -119,22 +119,23 @@ def _gate_baselines(file: Path | None, write: bool, form: Format, out: Path | No
 def _measure() -> dict[str, Row]:
     """Forecast the rows of suite `baselines`, and count those of the smallest shape as well."""
     from harness import suite as suites
-    from harness.engine import runner
     from harness.engine.forecast.cache import ForecastRequest
     from harness.engine.forecast.client import ForecastClient
+    from harness.engine.process import child
+    from harness.engine.sweep import resolution
     from harness.files import cache_folder
     from harness.tables.compare import baselines
 
     def on_progress(request: ForecastRequest, done: int, total: int) -> None:
         say(f"[{done}/{total}] {request.run.name}: {request.meter}")
 
-    runs = runner.resolve(suites.load(baselines.SUITE).runs, "cpu", text=False).runs
+    runs = resolution.resolve(suites.load(baselines.SUITE).runs, "cpu", text=False).runs
     small = [run for run in runs if dict(run.model).get("name") == SMALLEST]
     requests = [
         *(ForecastRequest(run, meter="exact" if run in small else "cuda") for run in runs),
         *(ForecastRequest(run, meter="live") for run in small),
     ]
-    client = ForecastClient(cache_folder(), runner.WORKER, notify=say)
+    client = ForecastClient(cache_folder(), child.WORKER, notify=say)
     reports: dict[str, dict[str, MemoryReport | str]] = {run.name: {} for run in runs}
     for request, answer in zip(requests, client.ask(requests, on_progress), strict=True):
         meter = "live" if request.meter == "live" else "simulated"

@@ -23,8 +23,8 @@ from harness.suite import Suite
 
 if TYPE_CHECKING:
     from harness.engine.forecast.cache import ForecastAnswer, ForecastRequest
-    from harness.engine.runner import Estimates
-    from harness.engine.runner import Plan as Resolved
+    from harness.engine.sweep.estimates import Estimates
+    from harness.engine.sweep.resolution import Plan as Resolved
     from harness.forecast import Capacity, Setting
     from harness.tables.plan.plan import Plan, Row
 
@@ -102,9 +102,9 @@ def plan_suite(
     `sizes` are devices and reserve in GiB, `searched` the settings whose largest value to find on each
     device, `ranks` the text of `--ranks`. `notify` gets a line per simulation. UserError for wrong options.
     """
-    from harness.engine import runner
     from harness.engine.forecast import client
     from harness.engine.forecast.cache import ForecastRequest
+    from harness.engine.process import child
     from harness.forecast import UNSEEN
     from harness.tables.plan.plan import Plan
 
@@ -113,7 +113,7 @@ def plan_suite(
     configs = _by_config(resolved.runs)
     firsts = [runs[0] for runs in configs.values()]
     searches = _searches(firsts, searched, *sizes)
-    forecaster = client.ForecastClient(cache_folder(), runner.WORKER, source, notify)
+    forecaster = client.ForecastClient(cache_folder(), child.WORKER, source, notify)
     answers = iter(
         forecaster.ask([*map(ForecastRequest, firsts), *searches.values()], partial(_notify, notify))
     )
@@ -138,13 +138,15 @@ def plan_suite(
 
 def _done(chosen: Suite, device: str, results: Path) -> tuple[Resolved, set[str], Estimates]:
     """Return the completed runs, the ids of those that need not run again, and estimates of times."""
-    from harness.engine import runner
+    from harness.engine.sweep import resolution
+    from harness.engine.sweep.earlier import survey
+    from harness.engine.sweep.estimates import Estimates
 
     # Hashes tell which runs are finished; where nothing has run, no weights need be read.
     cache = cache_folder() if any(results.glob(f"*/{chosen.name}/*.json")) else None
-    resolved = runner.resolve(chosen.runs, device, text=False, cache=cache)
-    estimates = runner.Estimates()
-    found = runner.survey(resolved.runs, results / resolved.machine / chosen.name, estimates, resolved.inputs)
+    resolved = resolution.resolve(chosen.runs, device, text=False, cache=cache)
+    estimates = Estimates()
+    found = survey(resolved.runs, results / resolved.machine / chosen.name, estimates, resolved.inputs)
     stale = outdated(found, resolved.inputs)
     done = {run_id for run_id, record in found.items() if record.finished and run_id not in stale}
     return resolved, done, estimates

@@ -36,7 +36,7 @@ def report(
     ] = None,
 ) -> None:
     """Print and write the tables of a suite from its records, without running anything."""
-    from harness.engine import runner
+    from harness.engine.sweep import resolution
 
     if html is not None:
         from harness.tables.page import document
@@ -46,7 +46,8 @@ def report(
         raise UserError("--history belongs to a page: add --html FILE")
     chosen = selection.load()
     earlier = _history(chosen, history) if history else None
-    wanted = runner.resolve(chosen.runs, text=False, model=False).runs  # only options of methods are needed
+    # Only the options of methods are needed.
+    wanted = resolution.resolve(chosen.runs, text=False, model=False).runs
     folders = [path for path in visible(results, f"*/{chosen.name}") if path.is_dir()]
     if not folders:
         raise UserError(
@@ -73,7 +74,7 @@ def report(
 
 def _matching(wanted: Sequence[Run], folder: Path) -> tuple[list[Record], list[Record], list[str]]:
     """Return the records of the wanted runs in a folder, the other records, and notes on what is missing."""
-    from harness.engine.runner import labelled
+    from harness.engine.sweep.earlier import labelled
     from harness.tables.records import load
     from harness.tables.report.other_settings import other_settings
 

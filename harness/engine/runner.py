@@ -6,42 +6,37 @@ itself is in `worker.py`; `process/` follows its process and kills it.
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import socket
-import subprocess
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from math import fsum
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
-from harness import imports, record_index
 from harness import record as records
 from harness.config import Run
 from harness.engine.forecast.admission import refusals
 from harness.engine.process import attempt
 from harness.engine.process.carry_out import Limits, carry_out
+from harness.engine.process.child import WORKER
 from harness.engine.process.interrupts import raised, shielded
 from harness.engine.process.job import Job
 from harness.engine.process.lock import Lock
 from harness.engine.process.progress import Display
+from harness.engine.sweep import resolution
+from harness.engine.sweep.device_lock import device_lock
+from harness.engine.sweep.earlier import labelled, recover, still_valid, survey
+from harness.engine.sweep.estimates import Estimates, TimeLeft
 from harness.errors import UserError
 from harness.files import private_folder, writable_folder
-from harness.inputs import Inputs, by_run, changed, described, outdated
+from harness.inputs import changed
 from harness.record import Outcome, Record
 from harness.suite import Suite
 
-WORKER = imports.command("harness.engine.worker")
 #: Seconds between two looks at a lock that another sweep holds.
 POLL_S = 0.5
-#: Characters of the name of a file, with room for what stands around it.
-LONGEST_NAME = 200
 #: What an input that a worker refuses depends on: other runs with the same are refused with it.
 DEPENDS_ON = {
     "model": ("model", "train.stage"),
@@ -71,23 +66,6 @@ class Settings:
     command: tuple[str, ...] = WORKER
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Runs with complete method options, and their device and machine.
-
-    `device_bytes` is the total memory of the device, None if unknown. `device_id` names the same piece of
-    hardware however it is numbered for a process, None if unknown. `inputs` are the hashes of what a run
-    reads, by its id and then by name, where these were asked for.
-    """
-
-    runs: tuple[Run, ...]
-    device: str
-    machine: str
-    device_bytes: int | None = None
-    device_id: str | None = None
-    inputs: Mapping[str, dict[str, str]] = field(default_factory=dict)
-
-
 @dataclass
 class Sweep:
     """The result of a sweep: finished records by run id, the ids of new ones, and the runs without one.
@@ -106,155 +84,6 @@ class Sweep:
     inputs: Mapping[str, dict[str, str]] = field(default_factory=dict)
 
 
-class Estimates:
-    """Estimates of the seconds of a run, from equal or similar runs with status `ok`, in constant time."""
-
-    def __init__(self) -> None:
-        self._longest: dict[str, float] = {}
-        self._sum, self._count = 0.0, 0
-
-    def add(self, record: Record, seconds: float | None) -> None:
-        """Add a run; failed runs are ignored, since they may have ended early."""
-        if seconds is not None and record.outcome.status == "ok":
-            self._longest[record.config_id] = max(seconds, self._longest.get(record.config_id, 0.0))
-            self._sum, self._count = self._sum + seconds, self._count + 1
-
-    def known(self, run: Run) -> float | None:
-        """Return the longest time of the same config, else None."""
-        return self._longest.get(run.config_id)
-
-    def of(self, run: Run) -> float | None:
-        """Return the longest time of the same config, else the mean of all runs, else None."""
-        return self._longest.get(run.config_id, self.mean)
-
-    @property
-    def mean(self) -> float | None:
-        """The mean of all runs, None before the first."""
-        return self._sum / self._count if self._count else None
-
-    def total(self, runs: Sequence[Run]) -> float | None:
-        """Return the sum over runs, None if one is unknown."""
-        return TimeLeft(self, runs).seconds()
-
-
-class TimeLeft:
-    """The sum of estimates over the runs that are left, kept up to date run by run."""
-
-    def __init__(self, estimates: Estimates, runs: Sequence[Run]) -> None:
-        self._estimates = estimates
-        self._left = Counter(run.config_id for run in runs)
-        known = {run.config_id: estimates.known(run) for run in runs}
-        self._unknown = sum(count for each, count in self._left.items() if known[each] is None)
-        self._known_s = fsum(count * (known[each] or 0.0) for each, count in self._left.items())
-
-    def remove(self, run: Run) -> None:
-        """Take a run away."""
-        self._left[run.config_id] -= 1
-        known = self._estimates.known(run)
-        self._unknown -= known is None
-        self._known_s -= known or 0.0
-
-    def learn(self, run: Run, record: Record, seconds: float) -> None:
-        """Add the record of a run to the estimates."""
-        before = self._estimates.known(run)
-        self._estimates.add(record, seconds)
-        after = self._estimates.known(run)
-        if after is not None:
-            left = self._left[run.config_id]
-            self._unknown -= left if before is None else 0
-            self._known_s += left * (after - (before or 0.0))
-
-    def seconds(self) -> float | None:
-        """Return the sum, None if nothing is known of a run."""
-        if self._unknown and self._estimates.mean is None:
-            return None
-        return max(0.0, self._known_s + self._unknown * (self._estimates.mean or 0.0))
-
-
-def resolve(
-    runs: Sequence[Run],
-    device: str = "auto",
-    command: Sequence[str] = WORKER,
-    *,
-    text: bool = True,
-    model: bool = True,
-    cache: Path | None = None,
-) -> Plan:
-    """Complete all runs and choose the device, in a worker; UserError for what it refuses.
-
-    Without `text` the worker does not read training data, without `model` it reads nothing. With `cache`, the
-    folder of caches, it also hashes what the runs read.
-    """
-    first = _first_of_each(runs)
-    asked = [runs[number] for number in dict.fromkeys(first)]
-    request: dict[str, Any] = {"runs": [run.model_dump(mode="json") for run in asked], "device": device}
-    request |= {"text": text, "model": model, "cache": None if cache is None else str(cache.absolute())}
-    answer = _answered([*command, "resolve"], json.dumps(request).encode() + b"\n")
-    try:
-        content = json.loads(answer.stdout.decode(errors="replace").strip().splitlines()[-1])
-        if "error" in content:
-            raise _placed(asked, content)
-        answers = map(Run.model_validate, content["runs"])
-        known = dict(zip(dict.fromkeys(first), answers, strict=True))
-        resolved = tuple(
-            known[number].model_copy(update={"seed": run.seed, "repeat": run.repeat})
-            for number, run in zip(first, runs, strict=True)
-        )
-        machine = (content["device"], content["machine"], content.get("device_bytes"))
-        hashes = dict(zip(dict.fromkeys(first), content.get("inputs") or (), strict=False))
-        inputs = {
-            run.run_id: dict(hashes[number])
-            for number, run in zip(first, resolved, strict=True)
-            if number in hashes
-        }
-        return Plan(resolved, *machine, content.get("device_id"), inputs)
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        lines = answer.stderr.decode(errors="replace").strip().splitlines()
-        last = lines[-1] if lines else f"exit code {answer.returncode} and no message"
-        if answer.returncode < 0:
-            last = f"it was killed by signal {-answer.returncode}; run the same command again"
-        raise UserError(f"the worker could not read the runs: {last}") from error
-
-
-def _answered(command: Sequence[str], request: bytes) -> subprocess.CompletedProcess[bytes]:
-    """Send a worker a request and return its end and output; it ends with this process, by its open pipe."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=pipe, env=imports.environment()
-    ) as process:
-        request_pipe, process.stdin = process.stdin, None  # or `communicate` would close it
-        assert request_pipe is not None
-        try:
-            with suppress(BrokenPipeError):  # the exit of a dead worker tells why
-                request_pipe.write(request)
-                request_pipe.flush()
-            output, errors = process.communicate()
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            with suppress(BrokenPipeError):
-                request_pipe.close()
-    return subprocess.CompletedProcess(command, process.returncode, output, errors)
-
-
-def _first_of_each(runs: Sequence[Run]) -> list[int]:
-    """Return for each run the place of the first that differs from it in seed and repeat alone.
-
-    Neither matters to options, inputs and devices, and a suite has many seeds.
-    """
-    known: dict[tuple[str, bool, str | None, str], int] = {}
-    parts = ((run.config_id, run.save_weights, run.label, repr(run.tuning)) for run in runs)
-    return [known.setdefault(key, number) for number, key in enumerate(parts)]
-
-
-def _placed(runs: Sequence[Run], answer: Mapping[str, Any]) -> UserError:
-    """Return the error of a worker with the line or option that it is about, where the run tells."""
-    number, text = answer.get("run"), str(answer["error"])
-    place = None if number is None else runs[number].place(answer["path"])
-    return UserError(text if place is None else f"{place}: {text}")
-
-
 def sweep(suite: Suite, settings: Settings, display: Display, rerun: Callable[[Run], str]) -> Sweep:
     """Carry out all runs of a suite that have no finished record; failures are records, not exceptions.
 
@@ -265,8 +94,11 @@ def sweep(suite: Suite, settings: Settings, display: Display, rerun: Callable[[R
     """
     with raised():
         cache = settings.cache.absolute()
-        plan = resolve(suite.runs, settings.device, settings.command, cache=cache)
-        folder = _result_folder(settings, plan.machine, suite.name)
+        plan = resolution.resolve(suite.runs, settings.device, settings.command, cache=cache)
+        folder = settings.results.absolute() / plan.machine / suite.name
+        writable_folder(folder)
+        with suppress(OSError):  # each cache says so where it cannot be written
+            private_folder(settings.cache)
         unique: dict[str, Run] = {}
         for run in plan.runs:
             unique.setdefault(run.run_id, run)  # two spellings of one config are one run
@@ -289,10 +121,11 @@ def _carry_out_all(
     device: Lock,
 ) -> Sweep:
     began = time.monotonic()
-    _recover(folder)
+    recover(folder)
     estimates = Estimates()
     found = survey([job.run for job in jobs], folder, estimates, {job.run_id: job.inputs for job in jobs})
-    result = Sweep(folder, _finished(jobs, found, settings, display))
+    kept = still_valid(jobs, found, retry=settings.retry, keep_old=settings.keep_old, display=display)
+    result = Sweep(folder, kept)
     result.inputs = {job.run_id: job.inputs for job in jobs}
     todo = [job for job in jobs if job.run_id not in result.records]
     if device_bytes is not None and not settings.force:
@@ -450,113 +283,3 @@ def _inputs(run: Run) -> dict[str, str]:
         name: name + repr([attrgetter(setting)(run) for setting in settings])
         for name, settings in DEPENDS_ON.items()
     }
-
-
-def labelled(runs: Sequence[Run], found: Mapping[str, Record]) -> dict[str, Record]:
-    """Return the records of these runs, in order, under their current labels: an id contains no label."""
-    ids = [(run, run.run_id) for run in runs]
-    return {key: found[key].model_copy(update={"label": run.name}) for run, key in ids if key in found}
-
-
-# ------------------------------------------------------------------------------- existing results
-def _result_folder(settings: Settings, machine: str, suite: str) -> Path:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", suite):
-        raise UserError(f"suite name {suite!r} names a folder: use letters, digits, '.', '_' and '-'")
-    folder = settings.results.absolute() / machine / suite
-    writable_folder(folder)
-    with suppress(OSError):  # each cache says so where it cannot be written
-        private_folder(settings.cache)
-    return folder
-
-
-def survey(
-    runs: Sequence[Run], folder: Path, estimates: Estimates, inputs: Mapping[str, Inputs]
-) -> dict[str, Record]:
-    """Read a suite's folder and return the records of the runs; UserError for a file of another suite.
-
-    `inputs` are hashes of what each run reads now, by its id.
-    """
-    found = {record.run_id: record for record in record_index.read_all(folder)}
-    for record in found.values():
-        if record.finished and record.time:
-            estimates.add(record, record.time.wall_s)
-    return by_run(runs, list(found.values()), inputs)
-
-
-def _finished(
-    jobs: Sequence[Job], found: Mapping[str, Record], settings: Settings, display: Display
-) -> dict[str, Record]:
-    """Return the records that stay, and say why others do not.
-
-    `retry` repeats what did not end well or lacks the weights asked for, `keep_old` keeps what read something
-    else than it would now.
-    """
-    older = sum(not r.finished and r.outcome.status != "interrupted" for r in found.values())
-    if older:
-        display.note(f"{older} records follow older measurement protocols: measured again")
-    done = {key: record for key, record in found.items() if record.finished}
-    stale = outdated(done, {job.run_id: job.inputs for job in jobs})
-    what = "kept, for --keep-old" if settings.keep_old else "measured again"
-    alike = Counter(described(names, done[key].config) for key, names in stale.items())
-    for names, count in alike.items():
-        since = "this run" if count == 1 else f"these {count} runs"
-        display.note(f"changed since {since}: {names}: {what}")
-    again = set() if settings.keep_old else set(stale)
-    lacking = {job.run_id for job in jobs if attempt.lacks_weights(job, found.get(job.run_id))} - again
-    if lacking and not settings.retry:
-        display.note(f"{len(lacking)} finished runs have no saved weights: --retry runs them again")
-    if settings.retry:
-        again |= lacking | {key for key, record in done.items() if record.outcome.status != "ok"}
-    return {key: record for key, record in done.items() if key not in again}
-
-
-def _recover(folder: Path) -> None:
-    """Complete or remove what killed sweeps left, of all runs that nobody is at work on."""
-    try:
-        for run_id in sorted(attempt.leftovers(folder)):
-            with shielded():
-                claim = attempt.claim(folder, run_id)
-                if not claim.take():
-                    continue
-                try:
-                    attempt.recover(folder, run_id)
-                finally:
-                    claim.give()
-    except OSError as error:
-        raise UserError(f"{folder}: what a stopped sweep left cannot be removed: {error}") from error
-
-
-@contextmanager
-def device_lock(device: str, cache: Path, display: Display, device_id: str | None = None) -> Iterator[Lock]:
-    """Hold the device exclusively, so that runs do not disturb each other; the lock dies with its holder.
-
-    `device_id` names the same hardware for all processes of this host, however they number their devices.
-    Where the folder of caches cannot be written to, the display notes it and nothing is locked.
-    """
-    name = f"{socket.gethostname()}-{device_id or _numbered(device)}"
-    lock = Lock(cache / f"device-{re.sub(r'[^A-Za-z0-9.-]+', '-', name)[:LONGEST_NAME]}.lock")
-
-    def waiting() -> None:
-        display.note(f"waiting: another sweep uses the device {device} ({lock.holder})")
-
-    try:
-        lock.wait(waiting)
-    except OSError as error:
-        display.note(
-            f"{lock.path}: the device cannot be locked: {error.strerror}; another sweep may "
-            "disturb the timing; name another folder of caches by LOREBENCH_CACHE"
-        )
-    try:
-        yield lock
-    finally:
-        lock.give()
-
-
-def _numbered(device: str) -> str:
-    """Return the name of a device by its number among all of the host, as far as the environment tells."""
-    kind, _, number = device.partition(":")
-    if kind != "cuda":
-        return device
-    visible = [each.strip() for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
-    index = int(number or 0)
-    return f"cuda-{visible[index] if index < len(visible) else index}"

@@ -56,6 +56,7 @@ LIGHT = (
     "harness.engine.forecast.capacity",
     "harness.engine.forecast.client",
     "harness.engine.run.record_writer",
+    "harness.engine.sweep",
     "harness.engine.runner",
     "harness.engine.worker",
 )
@@ -104,7 +105,8 @@ MAY_IMPORT = {
     "harness.engine.forecast": engine(
         "forecast", "contract.members", "run", "process", "models", "data", "measure"
     ),
-    "harness.engine.runner": engine("process", "forecast.admission"),
+    "harness.engine.sweep": engine("sweep", "process"),
+    "harness.engine.runner": engine("sweep", "process", "forecast.admission"),
     "harness.engine.worker": engine("process", "run", "forecast", "quality", "contract"),
     **{f"harness.tables.{name}": tables(*SHARED_TABLES) for name in SHARED_TABLES},
     "harness.tables.report": tables("report", *SHARED_TABLES),
@@ -118,7 +120,7 @@ MAY_IMPORT = {
         "harness",
         "harness.ab",
         "harness.tables.compare",
-        *engine("process", "runner", "measure.lockstep"),
+        *engine("process", "sweep", "measure.lockstep"),
     ),
     "harness.cli": ("harness",),
     "methods": (

@@ -367,7 +367,7 @@ def test_kills_of_the_kernel_are_counted_where_it_tells(tmp_path: Path) -> None:
 
 
 def test_the_time_left_is_the_sum_over_what_is_left_after_every_run() -> None:
-    from harness.engine.runner import Estimates, TimeLeft
+    from harness.engine.sweep.estimates import Estimates, TimeLeft
 
     runs = [stub_run(size=size, seed=seed) for size in range(6) for seed in range(10)]
     estimates = Estimates()

@@ -17,7 +17,8 @@ from sweeping import ROOT, Remember, alive, suite_of, wait_until
 from harness import record as records
 from harness import series
 from harness.config import Run
-from harness.engine.runner import WORKER, Settings, Sweep, sweep
+from harness.engine.process.child import WORKER
+from harness.engine.runner import Settings, Sweep, sweep
 from harness.record import PHASES, Record
 
 #: What may differ between two runs of one config and one seed: when, how long, and how much of the

@@ -20,6 +20,7 @@ from harness.engine import runner
 from harness.engine.process import attempt
 from harness.engine.process import lock as locks
 from harness.engine.runner import Settings, Sweep, sweep
+from harness.engine.sweep.device_lock import device_lock
 from harness.errors import UserError
 from harness.record import PROTOCOLS, Outcome
 
@@ -155,7 +156,7 @@ def test_devices_are_locked_by_host_and_by_what_is_visible(
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         else:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        with runner.device_lock(device, tmp_path, display, device_id) as lock:
+        with device_lock(device, tmp_path, display, device_id) as lock:
             return lock.path.name
 
     assert name("cuda") == name("cuda:0") == name("cuda:0", "0") == name("cuda:1", "1,0")

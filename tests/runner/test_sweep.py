@@ -24,7 +24,9 @@ from harness import record as records
 from harness.engine.process.carry_out import LOG_TAIL_LINES
 from harness.engine.process.job import Job
 from harness.engine.process.lock import Lock
-from harness.engine.runner import Estimates, Settings, Sweep, resolve, sweep
+from harness.engine.runner import Settings, Sweep, sweep
+from harness.engine.sweep.estimates import Estimates
+from harness.engine.sweep.resolution import resolve
 from harness.errors import UserError
 from harness.record import PHASES, Outcome
 
@@ -441,12 +443,12 @@ ASKING = """
 import sys
 from pathlib import Path
 from harness.config import Run
-from harness.engine import runner
+from harness.engine.sweep import resolution
 from harness.engine.forecast.cache import ForecastRequest
 from harness.engine.forecast.client import ForecastClient
 what, run, command = sys.argv[1], Run.model_validate_json(sys.argv[2]), sys.argv[3:]
 if what == "resolve":
-    runner.resolve([run], command=command)
+    resolution.resolve([run], command=command)
 else:
     ForecastClient(Path("cache"), command).ask([ForecastRequest(run)])
 """

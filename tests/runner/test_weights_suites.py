@@ -31,6 +31,7 @@ from harness.engine.models import checkpoint
 from harness.engine.process.job import Job
 from harness.engine.quality import tasks
 from harness.engine.run import checks, record_writer
+from harness.engine.sweep import resolution
 from harness.errors import UserError
 from harness.record import Record, read
 from harness.suite import Suite, shipped_suites
@@ -145,10 +146,10 @@ def resolved_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def resolve(
         runs: Sequence[Run], device: str, command: Sequence[str] = (), text: bool = True, **reads: Any
-    ) -> runner.Plan:
-        return runner.Plan(tuple(checks.resolve(runs, text=text)), device, "cpu-1t")
+    ) -> resolution.Plan:
+        return resolution.Plan(tuple(checks.resolve(runs, text=text)), device, "cpu-1t")
 
-    monkeypatch.setattr(runner, "resolve", resolve)
+    monkeypatch.setattr(resolution, "resolve", resolve)
 
 
 @pytest.fixture

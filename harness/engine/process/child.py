@@ -18,6 +18,8 @@ from harness import imports
 from harness.engine.process.interrupts import interruptible, postpone
 from harness.files import private
 
+#: The start of a command that does a part of the work; what follows says which.
+WORKER = imports.command("harness.engine.worker")
 #: Bytes of a line that is read as an event.
 LONGEST_EVENT = 1 << 20
 

@@ -24,9 +24,10 @@ from harness.ab.checkouts import Revision
 from harness.ab.schedule import can_be_together, interleave
 from harness.cli import main as cli
 from harness.config import Run
-from harness.engine import runner
 from harness.engine.process import progress
 from harness.engine.process.lock import Lock
+from harness.engine.sweep import resolution
+from harness.engine.sweep.device_lock import device_lock
 from harness.files import ROOT, cache_folder
 from harness.record import VARIABLES
 from harness.tables.compare.statistics import interleaved
@@ -154,7 +155,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LOREBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        runner, "resolve", lambda runs, device, **reads: runner.Plan(tuple(runs), "cpu", "cpu")
+        resolution, "resolve", lambda runs, device, **reads: resolution.Plan(tuple(runs), "cpu", "cpu")
     )
 
     def call(*arguments: Any) -> Said:
@@ -511,7 +512,7 @@ def test_another_machine_is_another_comparison(place: Place, monkeypatch: pytest
     place.commit("a", **behaving())
     place.call("a", "a", "--repeats", 1)
     monkeypatch.setattr(
-        runner, "resolve", lambda runs, device, **reads: runner.Plan(tuple(runs), "cpu", "cpu-2t")
+        resolution, "resolve", lambda runs, device, **reads: resolution.Plan(tuple(runs), "cpu", "cpu-2t")
     )
     place.call("a", "a", "--repeats", 1)
     assert len(place.calls) == 8
@@ -583,8 +584,8 @@ def test_what_runs_ends_with_the_command_however_it_ends(tmp_path: Path, number:
 def test_the_device_is_locked_by_the_name_that_a_sweep_gives_it(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = partial(runner.Plan, device="cuda:0", machine="cpu", device_id="cuda-GPU-7")
-    monkeypatch.setattr(runner, "resolve", lambda runs, device, **reads: plan(tuple(runs)))
+    plan = partial(resolution.Plan, device="cuda:0", machine="cpu", device_id="cuda-GPU-7")
+    monkeypatch.setattr(resolution, "resolve", lambda runs, device, **reads: plan(tuple(runs)))
     taken: list[Path] = []
     take = Lock.take
 
@@ -596,7 +597,7 @@ def test_the_device_is_locked_by_the_name_that_a_sweep_gives_it(
     place.commit("a", **behaving())
     place.call("a", "a", "--repeats", 1)
     ours = [path for path in taken if path.name.startswith("device-")]
-    with runner.device_lock("cuda:1", cache_folder(), progress.choose(), "cuda-GPU-7") as lock:
+    with device_lock("cuda:1", cache_folder(), progress.choose(), "cuda-GPU-7") as lock:
         assert ours == [lock.path]
 
 

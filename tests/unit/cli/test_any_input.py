@@ -23,6 +23,7 @@ from harness import suite
 from harness.cli import main as cli
 from harness.config import Run
 from harness.engine import runner
+from harness.engine.sweep import resolution
 from harness.errors import UserError
 
 #: What is put in place of values and between characters.
@@ -317,9 +318,9 @@ def ended(arguments: Sequence[str]) -> tuple[int, str]:
 
 def as_they_are(
     runs: Sequence[Run], device: str = "auto", command: object = (), **reads: object
-) -> runner.Plan:
+) -> resolution.Plan:
     """Stand for a worker that finds nothing wrong."""
-    return runner.Plan(tuple(runs), "cpu", "machine")
+    return resolution.Plan(tuple(runs), "cpu", "machine")
 
 
 def wrong_ends(each: Callable[[], Iterator[list[str]]]) -> Iterator[str]:
@@ -331,7 +332,7 @@ def wrong_ends(each: Callable[[], Iterator[list[str]]]) -> Iterator[str]:
     asked = "harness.engine.forecast.client.ForecastClient.ask"
     for arguments in each():
         with (
-            patch.object(runner, "resolve", as_they_are),
+            patch.object(resolution, "resolve", as_they_are),
             patch.object(runner, "sweep", nothing_runs),
             patch(asked, side_effect=UserError("no forecast")),
         ):

@@ -19,6 +19,7 @@ from harness.cli import commands
 from harness.cli import main as cli
 from harness.config import Run
 from harness.engine import runner, worker
+from harness.engine.sweep import resolution
 from harness.errors import UserError
 from harness.suite import Suite
 
@@ -78,7 +79,7 @@ def lorebench(
 def resolve_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs are completed within this process, which has imported what that takes seconds to import."""
 
-    def resolve(runs: Sequence[Run], device: str = "auto", *_: Any, **reads: Any) -> runner.Plan:
+    def resolve(runs: Sequence[Run], device: str = "auto", *_: Any, **reads: Any) -> resolution.Plan:
         asked = {
             "runs": [run.model_dump(mode="json") for run in runs],
             "device": device,
@@ -87,9 +88,9 @@ def resolve_here(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         answer = worker.resolve(asked)
         resolved = tuple(Run.model_validate(run) for run in answer["runs"])
-        return runner.Plan(resolved, answer["device"], answer["machine"])
+        return resolution.Plan(resolved, answer["device"], answer["machine"])
 
-    monkeypatch.setattr(runner, "resolve", resolve)
+    monkeypatch.setattr(resolution, "resolve", resolve)
 
 
 @pytest.fixture

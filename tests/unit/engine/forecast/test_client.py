@@ -464,7 +464,7 @@ def test_ranks_without_a_method_are_for_the_only_one_that_needs_some() -> None:
 
 def test_a_real_worker_answers_a_real_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.engine.forecast.dry_run import simulate
-    from harness.engine.runner import WORKER
+    from harness.engine.process.child import WORKER
 
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(forecaster.ROOT), os.environ.get("PYTHONPATH", "")])

@@ -16,8 +16,8 @@ import pytest
 
 from harness import suite as suites
 from harness.cli import main as cli
-from harness.engine import runner
 from harness.engine.run import checks
+from harness.engine.sweep import resolution
 from harness.errors import UserError
 from harness.record import Outcome, RankMove
 from harness.tables.aggregate import rows as rows_of
@@ -451,7 +451,7 @@ def test_how_each_number_was_made_names_ruler_version_and_text() -> None:
 def command(monkeypatch, capsys, results, *arguments):
     """`lorebench report compressed` within this process, where the runs are completed, too."""
     monkeypatch.setattr(
-        runner, "resolve", lambda runs, **reads: SimpleNamespace(runs=checks.resolve(runs, text=False))
+        resolution, "resolve", lambda runs, **reads: SimpleNamespace(runs=checks.resolve(runs, text=False))
     )
     said = [
         "lorebench",

@@ -15,8 +15,9 @@ import yaml
 from harness import record
 from harness.cli import main as cli
 from harness.config import Run
-from harness.engine import runner
+from harness.engine.process import child
 from harness.engine.process.job import Job
+from harness.engine.sweep import resolution
 from harness.files import ROOT
 from harness.forecast import UNSEEN, MemoryReport, Peak
 from harness.record import TrainMemory
@@ -49,12 +50,12 @@ def lorebench(
 ) -> Callable[..., Said]:
     """`lorebench plan` within this process, with the worker of these tests."""
     monkeypatch.setenv("LOREBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(runner, "WORKER", forecaster.command(tmp_path))
+    monkeypatch.setattr(child, "WORKER", forecaster.command(tmp_path))
 
-    def resolve(runs: Sequence[Run], device: str = "auto", **reads: Any) -> runner.Plan:
-        return runner.Plan(tuple(runs), "cpu", "cpu-9t")
+    def resolve(runs: Sequence[Run], device: str = "auto", **reads: Any) -> resolution.Plan:
+        return resolution.Plan(tuple(runs), "cpu", "cpu-9t")
 
-    monkeypatch.setattr(runner, "resolve", resolve)
+    monkeypatch.setattr(resolution, "resolve", resolve)
 
     def call(*arguments: str | Path) -> Said:
         monkeypatch.setattr(sys, "argv", ["lorebench", "plan", *map(str, arguments)])
@@ -275,11 +276,11 @@ def test_an_unknown_shape_is_one_line_with_the_nearest(
     """Here the runs are completed by the real code, within this process."""
     from harness.engine import worker
 
-    def resolve(runs: Sequence[Run], device: str = "auto", **reads: Any) -> runner.Plan:
+    def resolve(runs: Sequence[Run], device: str = "auto", **reads: Any) -> resolution.Plan:
         worker.resolve({"runs": [run.model_dump(mode="json") for run in runs], "device": device})
         raise AssertionError("it was not refused")
 
-    monkeypatch.setattr(runner, "resolve", resolve)
+    monkeypatch.setattr(resolution, "resolve", resolve)
     monkeypatch.setattr(sys, "argv", ["lorebench", "plan", str(suite), "--set", "model.name=llama-2-8b"])
     with pytest.raises(SystemExit) as end:
         cli.main()

@@ -1,0 +1,117 @@
+"""Complete the runs of a suite in a worker: options of methods, device, machine and hashes of inputs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import imports
+from harness.config import Run
+from harness.engine.process.child import WORKER
+from harness.errors import UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs with complete method options, and their device and machine.
+
+    `device_bytes` is the total memory of the device, None if unknown. `device_id` names the same piece of
+    hardware however it is numbered for a process, None if unknown. `inputs` are the hashes of what a run
+    reads, by its id and then by name, where these were asked for.
+    """
+
+    runs: tuple[Run, ...]
+    device: str
+    machine: str
+    device_bytes: int | None = None
+    device_id: str | None = None
+    inputs: Mapping[str, dict[str, str]] = field(default_factory=dict)
+
+
+def resolve(
+    runs: Sequence[Run],
+    device: str = "auto",
+    command: Sequence[str] = WORKER,
+    *,
+    text: bool = True,
+    model: bool = True,
+    cache: Path | None = None,
+) -> Plan:
+    """Complete all runs and choose the device, in a worker; UserError for what it refuses.
+
+    Without `text` the worker does not read training data, without `model` it reads nothing. With `cache`, the
+    folder of caches, it also hashes what the runs read.
+    """
+    first = _first_of_each(runs)
+    asked = [runs[number] for number in dict.fromkeys(first)]
+    request: dict[str, Any] = {"runs": [run.model_dump(mode="json") for run in asked], "device": device}
+    request |= {"text": text, "model": model, "cache": None if cache is None else str(cache.absolute())}
+    answer = _answered([*command, "resolve"], json.dumps(request).encode() + b"\n")
+    try:
+        content = json.loads(answer.stdout.decode(errors="replace").strip().splitlines()[-1])
+        if "error" in content:
+            raise _placed(asked, content)
+        answers = map(Run.model_validate, content["runs"])
+        known = dict(zip(dict.fromkeys(first), answers, strict=True))
+        resolved = tuple(
+            known[number].model_copy(update={"seed": run.seed, "repeat": run.repeat})
+            for number, run in zip(first, runs, strict=True)
+        )
+        machine = (content["device"], content["machine"], content.get("device_bytes"))
+        hashes = dict(zip(dict.fromkeys(first), content.get("inputs") or (), strict=False))
+        inputs = {
+            run.run_id: dict(hashes[number])
+            for number, run in zip(first, resolved, strict=True)
+            if number in hashes
+        }
+        return Plan(resolved, *machine, content.get("device_id"), inputs)
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        lines = answer.stderr.decode(errors="replace").strip().splitlines()
+        last = lines[-1] if lines else f"exit code {answer.returncode} and no message"
+        if answer.returncode < 0:
+            last = f"it was killed by signal {-answer.returncode}; run the same command again"
+        raise UserError(f"the worker could not read the runs: {last}") from error
+
+
+def _answered(command: Sequence[str], request: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Send a worker a request and return its end and output; it ends with this process, by its open pipe."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, env=imports.environment()
+    ) as process:
+        request_pipe, process.stdin = process.stdin, None  # or `communicate` would close it
+        assert request_pipe is not None
+        try:
+            with suppress(BrokenPipeError):  # the exit of a dead worker tells why
+                request_pipe.write(request)
+                request_pipe.flush()
+            output, errors = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            with suppress(BrokenPipeError):
+                request_pipe.close()
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def _first_of_each(runs: Sequence[Run]) -> list[int]:
+    """Return for each run the place of the first that differs from it in seed and repeat alone.
+
+    Neither matters to options, inputs and devices, and a suite has many seeds.
+    """
+    known: dict[tuple[str, bool, str | None, str], int] = {}
+    parts = ((run.config_id, run.save_weights, run.label, repr(run.tuning)) for run in runs)
+    return [known.setdefault(key, number) for number, key in enumerate(parts)]
+
+
+def _placed(runs: Sequence[Run], answer: Mapping[str, Any]) -> UserError:
+    """Return the error of a worker with the line or option that it is about, where the run tells."""
+    number, text = answer.get("run"), str(answer["error"])
+    place = None if number is None else runs[number].place(answer["path"])
+    return UserError(text if place is None else f"{place}: {text}")

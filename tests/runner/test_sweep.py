@@ -64,14 +64,6 @@ def test_a_worker_that_cannot_resolve_is_told_in_one_line(carry_out: Go) -> None
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", "", ".", "a/b"])
-def test_a_suite_name_that_is_no_folder_name_is_refused(
-    name: str, settings: Settings, display: Remember
-) -> None:
-    with pytest.raises(UserError, match="names a folder"):
-        sweep(suite_of(stub_run(), name=name), settings, display, lambda run: "")
-
-
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
 def test_a_results_folder_that_cannot_be_written_to_is_said_before_anything_starts(
     number: int, carry_out: Go, settings: Settings, monkeypatch: pytest.MonkeyPatch

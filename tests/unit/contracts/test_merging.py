@@ -202,7 +202,7 @@ def test_keys_of_the_base_may_be_dotted(load: Load) -> None:
             ":5: matrix 'seed + train.lr': a list is",
         ),
         ("suite: ../../esc\nbase: {method: full}\n", (), ":1: suite: suite name '../../esc' names a folder"),
-        ("suite: \nbase: {method: full}\n", (), ":1: suite: suite name '' names a folder"),
+        ("suite: ''\nbase: {method: full}\n", (), ":1: suite: suite name '' names a folder"),
         ("suite: .\nbase: {method: full}\n", (), ":1: suite: suite name '.' names a folder"),
         ("suite: a/b\nbase: {method: full}\n", (), ":1: suite: suite name 'a/b' names a folder"),
         (

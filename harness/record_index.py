@@ -3,6 +3,9 @@
 The index may be thrown away at any time. One that is corrupt, of another version of the schema or of another
 folder is ignored and written again; an entry counts only for a file whose times, size and inode are the same,
 and whose last change was not just before the index was written. Only valid records are kept.
+
+Most of what ten thousand records say they say alike: equal parts are stored once, and are one object in all
+records of a folder. So the parts of a record that was read are never changed.
 """
 
 from __future__ import annotations
@@ -118,7 +121,7 @@ class _Folder:
     def read(self, paths: Sequence[Path]) -> list[Answer]:
         """Return each file with its record, and write the index where it has changed."""
         known, kept = self._load(), dict[str, Entry]()
-        beside = Beside(self._beside, limits=True)
+        build = _Builder(Beside(self._beside, limits=True)).record
         found: list[Answer] = []
         fresh = False
         for path in paths:
@@ -130,7 +133,7 @@ class _Folder:
             entry = known.get(path.name)
             if entry is not None and entry[0] == state:
                 kept[path.name] = entry
-                found.append((path, _record(entry[1], beside), None))
+                found.append((path, build(entry[1]), None))
                 continue
             found.append(_read(path))
             if item := found[-1][1]:
@@ -159,6 +162,8 @@ class _Folder:
         """Write the index; a folder that cannot be written to has none."""
         latest = time.time_ns() - GRANULARITY_NS
         settled = {name: entry for name, entry in entries.items() if max(entry[0][:2]) < latest}
+        equal = _Equal()
+        settled = {name: (state, equal.once(content)) for name, (state, content) in settled.items()}
         body = marshal.dumps(self.name) + marshal.dumps(settled)
         with suppress(OSError):
             files.replace(self.file, MAGIC + _version() + hashlib.sha256(body).digest() + body)
@@ -196,35 +201,72 @@ def _version() -> bytes:
 
 
 # ------------------------------------------------------------------------------ records from their parts
-Maker = Callable[[Any], Any]
+class _Equal:
+    """Lists and sections of plain values, of equal ones the first."""
+
+    def __init__(self) -> None:
+        self._first: dict[bytes, Any] = {}
+        self._known: dict[int, Any] = {}
+
+    def once(self, value: Any) -> Any:
+        """Return a value in which every list and section is the first of its equals."""
+        if not isinstance(value, (list, dict)):
+            return value
+        if id(value) not in self._known:
+            parts: Any = (
+                {key: self.once(item) for key, item in value.items()}
+                if isinstance(value, dict)
+                else [self.once(item) for item in value]
+            )
+            # In version 2 the bytes tell 1 from 1.0 and True, and say nothing of shared objects.
+            first = self._first.setdefault(marshal.dumps(value, 2), parts)
+            self._known[id(value)] = first
+            self._known[id(first)] = first
+        return self._known[id(value)]
 
 
-def _record(content: dict[str, Any], beside: Beside) -> Record:
-    """Return the record of valid values; it shares nothing with another that can change."""
-    item: Record = _built(Record, content)
-    item._beside = beside
-    return item
+Build = Callable[[type[Part], Any], Any]
+Maker = Callable[[Build, Any], Any]
 
 
-def _built(cls: type[Part], content: dict[str, Any]) -> Any:
-    """Return a part of a record from the values of a valid one, which are not checked again."""
-    made = cls.__new__(cls)
-    makers, blank, defaults, private = _fields(cls)
-    values = blank | content
-    for name, maker in makers:
-        if name in content:
-            values[name] = maker(content[name])
-    for name, default in defaults:
-        if name not in content:
-            values[name] = default()
-    put = object.__setattr__
-    put(made, "__dict__", values)
-    put(made, "__pydantic_fields_set__", set(content))
-    put(made, "__pydantic_extra__", None)
-    put(made, "__pydantic_private__", None)
-    if private:
-        made.model_post_init(None)
-    return made
+class _Builder:
+    """Makes the records of valid values, which are not checked again; equal parts are one object."""
+
+    def __init__(self, beside: Beside) -> None:
+        self._beside = beside
+        self._made: dict[int, Part] = {}
+
+    def record(self, content: dict[str, Any]) -> Record:
+        """Return a record."""
+        item: Record = self._part(Record, content)
+        item._beside = self._beside
+        return item
+
+    def _shared(self, cls: type[Part], content: dict[str, Any]) -> Part:
+        """Return the part that was made of these values, which are never those of a part of another class."""
+        made = self._made.get(id(content))
+        if type(made) is not cls:
+            made = self._made[id(content)] = self._part(cls, content)
+        return made
+
+    def _part(self, cls: type[Part], content: dict[str, Any]) -> Any:
+        made = cls.__new__(cls)
+        makers, blank, defaults, private = _fields(cls)
+        values = blank | content
+        for name, maker in makers:
+            if name in content:
+                values[name] = maker(self._shared, content[name])
+        for name, default in defaults:
+            if name not in content:
+                values[name] = default()
+        put = object.__setattr__
+        put(made, "__dict__", values)
+        put(made, "__pydantic_fields_set__", set(content))
+        put(made, "__pydantic_extra__", None)
+        put(made, "__pydantic_private__", None)
+        if private:
+            made.model_post_init(None)
+        return made
 
 
 @functools.cache
@@ -253,20 +295,16 @@ def _maker(annotation: Any) -> Maker | None:
     if not parts:
         return None
     (part,) = parts
-    build = functools.partial(_built, part)
+    mapping = getattr(annotation, "__origin__", None) is dict
 
-    def make(value: Any) -> Any:
+    def make(build: Build, value: Any) -> Any:
         if isinstance(value, list):
-            return [build(item) for item in value]
-        if isinstance(value, dict) and not isinstance(annotation, type) and _is_mapping(annotation):
-            return {key: build(item) for key, item in value.items()}
-        return build(value)
+            return [build(part, item) for item in value]
+        if mapping:
+            return {key: build(part, item) for key, item in value.items()}
+        return build(part, value)
 
     return make
-
-
-def _is_mapping(annotation: Any) -> bool:
-    return getattr(annotation, "__origin__", None) is dict
 
 
 def _parts(annotation: Any) -> Iterator[type[Part]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness import record, record_index
+from harness import config, record, record_index
 from harness.config import Run
 from harness.errors import UserError
 from harness.tables import records
@@ -86,17 +86,29 @@ def test_a_second_call_parses_no_file_and_gives_equal_records(folder: Path, pars
     assert record_index.read_all(folder) == plain
 
 
-def test_records_from_an_index_share_nothing_that_can_change(folder: Path) -> None:
+def test_equal_parts_of_records_from_an_index_are_one_object_and_stored_once(folder: Path) -> None:
     read(folder)
     first, second, *_ = read(folder)
-    assert first.environment is not None
-    assert second.environment is not None
-    first.environment.packages["torch"] = "mine"
-    first.warnings.append("mine")
-    first.protocols["memory"] = 99
-    assert second.environment.packages["torch"] != "mine"
-    assert second.warnings == read(folder)[1].warnings
-    assert second.protocols == record.PROTOCOLS
+    assert first.environment is second.environment
+    assert first.parameters is second.parameters
+    assert first.config["train"] is second.config["train"]
+    assert first.time is not second.time
+    assert index(folder).stat().st_size < sum(path.stat().st_size for path in folder.glob("*.json")) / 4
+    first.label = "mine"
+    assert second.label == "full"
+
+
+@pytest.mark.parametrize("value", [True, 1, 1.0, -0.0, 0.0, "1", None, [], {}, [1], [True]])
+def test_parts_that_python_takes_for_equal_stay_apart(folder: Path, value: object) -> None:
+    for number, path in enumerate(sorted(folder.glob("*.json"))[:8]):
+        content = json.loads(path.read_text())
+        others = (value, True, 1, 1.0, 0, 0.0, False, -0.0)
+        content["parameters"]["facts"] = {"one": {"same": others[number]}, "two": [others[number]]}
+        path.write_text(json.dumps(content))
+    age(folder)
+    read(folder)
+    plain = [record.read(path) for path in sorted(folder.glob("*.json"))]
+    assert list(map(repr, read(folder))) == list(map(repr, plain))
 
 
 def rewritten(path: Path) -> None:
@@ -289,12 +301,12 @@ def test_an_id_is_hashed_once_and_a_copy_with_another_setting_has_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = Run(method="full")
-    dumped = counted(monkeypatch, Run, "model_dump")
+    texts = counted(monkeypatch, config, "_text")
     first = run.config_id
     copies = [run.model_copy(update={"seed": seed}) for seed in range(5)]
     assert {copy.config_id for copy in copies} == {first}
     assert [copy.run_id for copy in copies] == [f"{first}-s{seed}-r0" for seed in range(5)]
-    assert dumped == [1]
+    assert texts == [5]  # each section once
     faster = run.model_copy(update={"train": run.train.model_copy(update={"lr": 0.5})})
     assert faster.config_id == Run(method="full", train={"lr": 0.5}).config_id != first
     assert run == Run(method="full") == Run.model_validate(run.model_dump())

@@ -54,6 +54,6 @@ def _built(name: str, table: str | None, results: Path) -> Report:
         return errata.build(errata.load(found.papers), found)
     if name == "all":
         names = published.available(found.papers)
-        judged = {each: judge.judge(each, published.load(found.papers, each), found) for each in names}
+        judged = {each: judge.judge(each, found.paper(each), found) for each in names}
         return paper_report.summary(judged)
-    return paper_report.build(name, published.load(found.papers, name), found, table)
+    return paper_report.build(name, found.paper(name), found, table)

@@ -72,6 +72,8 @@ def mean(values: Sequence[float]) -> float:
 
 def spread(values: Sequence[float]) -> float:
     """Return the sample standard deviation of at least two finite values; infinite where it overflows."""
+    if values.count(values[0]) == len(values):
+        return 0.0  # as often for bytes; the way by exact fractions is long
     try:
         return statistics.stdev(values)
     except OverflowError:
@@ -280,12 +282,20 @@ def _summary(records: Sequence[Record], tasks: Mapping[tuple[str, str], str]) ->
     """Summarise every measured value: quality over seeds, memory and speed over runs."""
     found: dict[str, dict[tuple[int, int], list[float]]] = {}
     for record in records:
-        for name, value in _quality(record, tasks).items():
-            # Repeats of a seed are no new evidence about quality, so they count once.
-            found.setdefault(name, {}).setdefault((record.seed, 0), []).append(value)
-        for name, value in _cost(record).items():
-            found.setdefault(name, {}).setdefault((record.seed, record.repeat), []).append(value)
-    return {name: Stat.of([mean(values) for values in by.values()]) for name, by in found.items()}
+        # Repeats of a seed are no new evidence about quality, so they count once.
+        for repeat, values in ((0, _quality(record, tasks)), (record.repeat, _cost(record))):
+            key = record.seed, repeat
+            for name, value in values.items():
+                if (of_name := found.get(name)) is None:
+                    of_name = found[name] = {}
+                if key in of_name:
+                    of_name[key].append(value)
+                else:
+                    of_name[key] = [value]
+    return {
+        name: Stat.of([values[0] if len(values) == 1 else mean(values) for values in by.values()])
+        for name, by in found.items()
+    }
 
 
 def _quality(record: Record, tasks: Mapping[tuple[str, str], str]) -> dict[str, float]:

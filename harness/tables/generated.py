@@ -131,7 +131,7 @@ def paper_pages(root: Path) -> Iterator[Page]:
     found, everything = sources(root), {}
     folder = root / "results" / "tables" / "papers"
     for name in published.available(found.papers):
-        paper = published.load(found.papers, name)
+        paper = found.paper(name)
         everything[name] = judge.judge(name, paper, found)
         yield folder / f"{name}.md", render.to_markdown(paper_report.build(name, paper, found))
     errors = errata.build(errata.load(found.papers), found)

@@ -48,7 +48,7 @@ def section(records: Sequence[Record], sources: Sources) -> str:
     sources.take(suite, records)
     try:
         names = published.available(sources.papers)
-        judged = {name: judge.judge(name, published.load(sources.papers, name), sources) for name in names}
+        judged = {name: judge.judge(name, sources.paper(name), sources) for name in names}
         cells, introduction = chosen(records, judged)
         by_paper = grouped(cells, lambda item: item.cell.paper)
         tables = "".join(_paper(name, own, sources, len(cells) <= FEW) for name, own in by_paper.items())

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from harness.record import Record
 from harness.series import timed
-from harness.tables.aggregate import grouped, task_names
+from harness.tables.aggregate import grouped
 from harness.tables.format import DASH, plain
 from harness.tables.report.view import View
 
@@ -47,7 +47,7 @@ def _perplexities(records: Sequence[Record]) -> Iterator[Line]:
 
 
 def _accuracies(view: View, records: Sequence[Record]) -> Iterator[Line]:
-    columns = task_names(view.rows)
+    columns = view.task_names
     pairs = [pair for record in records if record.quality for pair in record.quality.tasks.items()]
     for name, several in grouped(pairs, lambda pair: columns[pair[0], pair[1].version]).items():
         scores = [score for _, score in several]

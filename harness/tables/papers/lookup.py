@@ -17,7 +17,7 @@ from harness.tables.aggregate import Row
 from harness.tables.aggregate import rows as rows_of
 from harness.tables.papers import published
 from harness.tables.papers.published import Cell
-from harness.tables.papers.schema import Calculated, Predicted, Printed, Recorded, Selector
+from harness.tables.papers.schema import Calculated, Paper, Predicted, Printed, Recorded, Selector
 from harness.tables.records import read_each
 
 #: Bytes of a forecast by what is asked for; states are what training keeps beside activations and gradients.
@@ -67,6 +67,7 @@ class Sources:
     results: Path
     records: tuple[Path, ...]
     _rows: dict[str, list[Row]] = field(default_factory=dict)
+    _papers: dict[str, Paper] = field(default_factory=dict)
 
     @cached_property
     def calculations(self) -> dict[str, Mapping[str, Any]]:
@@ -83,11 +84,17 @@ class Sources:
         path = self.results / "forecasts" / "shapes.json"
         return {row["label"]: row for row in _json(path, "nox -s bench-shapes")["rows"]}
 
+    def paper(self, name: str) -> Paper:
+        """Return a paper, read once; UserError as from `published.load`."""
+        if name not in self._papers:
+            self._papers[name] = published.load(self.papers, name)
+        return self._papers[name]
+
     @cached_property
     def printed(self) -> dict[str, list[Cell]]:
         """Return the cells of every paper."""
         names = published.available(self.papers)
-        return {name: list(published.cells(name, published.load(self.papers, name))) for name in names}
+        return {name: list(published.cells(name, self.paper(name))) for name in names}
 
     def take(self, suite: str, records: Iterable[Record]) -> None:
         """Use these records of a suite, already read, in place of its files."""

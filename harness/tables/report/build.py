@@ -100,9 +100,8 @@ def _lines(view: View) -> list[dict[str, object]]:
     """Return every value of every row: mean, sd, n and the ratio to the baseline's mean."""
     lines: list[dict[str, object]] = []
     keys = list(dict.fromkeys(key for row in view.rows for key in row.stats))
-    limits = {f"{key}_floor": view.floor(key) for key in keys if key.startswith("perplexity_")}
-    tasks = [key.removeprefix("accuracy_") for key in keys if key.startswith("accuracy_")]
-    limits |= {f"accuracy_{name}_chance": view.chance(name) for name in tasks}
+    limits = {f"{key}_floor": value for key, value in view.floors.items()}
+    limits |= {f"accuracy_{name}_chance": value for name, value in view.chances.items()}
     for row, name, base, traits in zip(view.rows, view.names, view.bases, view.traits, strict=True):
         line: dict[str, object] = {"method": name, "config_id": row.config_id}
         line |= {"status": describe.status(row.records), "runs": len(row.records), "seeds": len(row.seeds)}
@@ -113,6 +112,5 @@ def _lines(view: View) -> list[dict[str, object]]:
             line[f"{key}_n"] = stat.n if stat else 0
             if key not in FACTS:  # they are relative already
                 line[f"{key}_ratio"] = stat.mean / reference if stat and reference else None
-        line |= {key: value for key, value in limits.items() if value is not None}
-        lines.append(line | dict(sorted(traits.items())))
+        lines.append(line | limits | dict(sorted(traits.items())))
     return lines

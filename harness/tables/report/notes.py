@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from harness.inputs import TOKENS, WEIGHTS, Inputs, changed, described, known_inputs
 from harness.record import Outcome, Record
@@ -170,19 +170,19 @@ def _origins(records: Sequence[Record]) -> dict[str, set[str]]:
 
 def _unequal_work(records: Sequence[Record]) -> list[str]:
     """Note equal settings with different content: other tokens, weights or texts under one name."""
-    seen: dict[tuple[str, str], set[str]] = {}
+    seen: dict[tuple[str, Hashable], set[Hashable]] = {}
 
-    def note(what: str, group: object, content: object) -> None:
-        seen.setdefault((what, str(group)), set()).add(str(content))
+    def note(what: str, group: Hashable, content: Hashable) -> None:
+        seen.setdefault((what, group), set()).add(content)
 
     for record in records:
-        model, data = record.config.get("model"), record.config.get("data")
+        model, data, evaluate = (str(record.config.get(key)) for key in ("model", "data", "evaluate"))
         if record.data:
             note("training data", (data, model, record.seed), record.data.sha256)
             note("base model", (model, record.seed), record.data.model_sha256)
         for name, value in known_inputs(record).items():
             if name not in (WEIGHTS, TOKENS):  # as above
-                note(name, (model, data, record.config.get("evaluate")), value)
+                note(name, (model, data, evaluate), value)
         if record.quality:
             for name, score in record.quality.perplexity.items():
                 note(f"text of {name}", model, (score.text, score.context, score.tokens))

@@ -9,7 +9,7 @@ from operator import sub, truediv
 
 from harness.record import COMPONENTS
 from harness.tables import format
-from harness.tables.aggregate import FACTS, task_names
+from harness.tables.aggregate import FACTS
 from harness.tables.format import DASH, Column, Show, Table
 from harness.tables.report import notes
 from harness.tables.report.view import View
@@ -79,7 +79,7 @@ def _glance(view: View) -> _Draft:
 def _perplexity(view: View) -> _Draft | None:
     columns, last, known = [], [FLOOR], False
     for key in _keys(view, "perplexity_"):
-        floor, show = view.floor(key), _digits(view, key)
+        floor, show = view.floors.get(key), _digits(view, key)
         bases = {base.mean(key) for base in view.bases if base}
         base = bases.pop() if len(bases) == 1 else None
         columns += [_measured(view, key, _name(key), show), _ratio(view, key)]
@@ -89,7 +89,7 @@ def _perplexity(view: View) -> _Draft | None:
 
 
 def _accuracy(view: View) -> _Draft | None:
-    names = list(task_names(view.rows).values())
+    names = list(view.task_names.values())
     if not names:
         return None
     prefix = _prefix(names)
@@ -102,7 +102,7 @@ def _accuracy(view: View) -> _Draft | None:
     columns.append(_measured(view, "mean_accuracy", "mean", format.percent, "mean_accuracy_stderr"))
     key = "mean_accuracy" if len(names) > 1 else f"accuracy_{names[0]}"
     columns.append(_relative(view, key, f"Δ {view.versus}", sub, format.points))
-    chances = [view.chance(name) for name in names]
+    chances = [view.chances.get(name) for name in names]
     known = [value for value in chances if value is not None]
     mean = math.fsum(known) / len(known) if known and len(known) == len(names) else None
     last = (CHANCE, *_texts([*chances, mean, None], format.percent)) if known else ()

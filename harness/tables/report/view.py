@@ -84,23 +84,27 @@ class View:
         ]
         return [combine(own, base) if own is not None and base else None for own, base in pairs]
 
-    def floor(self, key: str) -> float | None:
-        """Return the lowest possible perplexity on a text, where all runs agree on it."""
+    @cached_property
+    def task_names(self) -> dict[tuple[str, str], str]:
+        """Return the column of each task and version."""
+        return task_names(self.rows)
+
+    @cached_property
+    def floors(self) -> dict[str, float]:
+        """Return the lowest possible perplexity on each text, by its key, where all runs agree on it."""
         return _agreed(
-            score.floor
+            (f"perplexity_{plain(name)}", score.floor)
             for record in self.records
             for name, score in (record.quality.perplexity.items() if record.quality else ())
-            if key == f"perplexity_{plain(name)}"
         )
 
-    def chance(self, column: str) -> float | None:
-        """Return the accuracy of random answers to a task, where all runs agree on it."""
-        names = task_names(self.rows)
+    @cached_property
+    def chances(self) -> dict[str, float]:
+        """Return the accuracy of random answers to each task, by its column, where all runs agree on it."""
         return _agreed(
-            score.chance
+            (self.task_names[name, score.version], score.chance)
             for record in self.records
             for name, score in (record.quality.tasks.items() if record.quality else ())
-            if names[name, score.version] == column
         )
 
 
@@ -116,6 +120,13 @@ def listed(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _agreed(values: Iterable[float | None]) -> float | None:
-    found = set(values)
-    return found.pop() if len(found) == 1 else None
+def _agreed(values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    """Return the values that are equal wherever their key is, and known."""
+    found: dict[str, set[float | None]] = {}
+    for key, value in values:
+        found.setdefault(key, set()).add(value)
+    return {
+        key: known
+        for key, several in found.items()
+        if len(several) == 1 and (known := several.pop()) is not None
+    }

@@ -350,3 +350,16 @@ def test_every_page_can_be_printed(name: str, capsys: pytest.CaptureFixture[str]
     for form in ("terminal", "latex"):
         paper_command.paper(name, form=form)  # type: ignore[arg-type]
         assert capsys.readouterr().out.strip()
+
+
+def test_each_paper_is_read_once_for_the_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = transcribed.load
+
+    def noted(place: Path, name: str) -> Any:
+        read.append(name)
+        return original(place, name)
+
+    monkeypatch.setattr(transcribed, "load", noted)
+    paper_command.paper("all", None, "md", None, Path("nowhere"))
+    assert sorted(read) == transcribed.available(transcribed.folder())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import textwrap
@@ -136,6 +137,17 @@ def test_invariant_35_a_known_number_of_right_choices_is_the_accuracy(
     assert found.chance == 0.5
     assert found.version == "3"
     assert model.training
+
+
+def test_scores_that_are_no_number_are_counted_and_said(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Six of ten prompts are followed by a word whose score is NaN, the others by one that is not."""
+    said: list[str] = []
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        for prompt in PROMPTS[:6]:
+            broken.model.embed_tokens.weight[WORDS.index(prompt)] *= math.nan
+    evaluate(broken, tokenizer, ["local_choice"], folder, warn=said.append)
+    assert said == ["answers to local_choice: the scores of 6 of 10 are not finite, so they are chance"]
 
 
 def test_invariant_35_an_answer_that_cannot_be_parsed_is_wrong_and_stays_in_the_denominator(

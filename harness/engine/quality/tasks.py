@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Mapping
 from functools import partialmethod
 from pathlib import Path
@@ -81,7 +82,7 @@ def _able_to_pad(tokenizer: Any) -> Any:
 def _doubted(
     honest: Accuracy, name: str, lm: Any, samples: task_scores.Samples, warn: Callable[[str], None]
 ) -> Accuracy:
-    """Add how many documents lost the beginning of a prompt; warn of those and of letters without a token.
+    """Add how many documents lost the beginning of a prompt; warn of those and of what else is doubtful.
 
     As HFLM 0.4.13 cuts: to the context and one token that is only predicted, or to what leaves room for an
     answer.
@@ -102,6 +103,11 @@ def _doubted(
         truncated += cut
     for warning in doubts.of_tokens(np.asarray(read, dtype=np.int64), lm.tokenizer, f"prompts of {name}"):
         warn(warning)
+    broken = sum(any(_is_broken(one) for one in sample["filtered_resps"]) for sample in samples)
+    if broken:
+        warn(
+            f"answers to {name}: the scores of {broken} of {len(samples)} are not finite, so they are chance"
+        )
     if not truncated:
         return honest
     warn(
@@ -109,6 +115,11 @@ def _doubted(
         "their beginning"
     )
     return honest.model_copy(update={"truncated": truncated})
+
+
+def _is_broken(answer: Any) -> bool:
+    """Return whether an answer is a choice's log-likelihood, with its greediness, that is not a number."""
+    return isinstance(answer, (list, tuple)) and not math.isfinite(answer[0])
 
 
 def _language_model(model: nn.Module, tokenizer: Any, batch: int, device: torch.device, length: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from harness.engine.run import checks, environment
 from harness.engine.run.inputs import verify
 from harness.engine.run.prepare import assemble, keys, load_stack
 from harness.engine.run.train import Trainer, TrainResult, Turn, peak_not_reached
-from harness.errors import UserError, one_line
+from harness.errors import DivergedError, UserError, one_line
 from harness.method import Caps, Context
 from harness.record import Data, Memory, Perplexity, Quality, Training
 
@@ -70,6 +71,9 @@ class RunInProgress:
         if self.run.save_weights:
             with self.writer.phase("export"):
                 self.export()
+        if self.record.training is not None and (broken := _not_finite(self.record.quality)):
+            self.record.outcome.phase = "evaluate"  # told last: what was measured and trained is kept
+            raise DivergedError(broken)
 
     # ------------------------------------------------------------------------------------ phases
     def load(self) -> None:
@@ -167,6 +171,8 @@ class RunInProgress:
                 self.record.warnings.append(
                     f"{protocol} scores windows of {longest} tokens, the model's own context is {context}"
                 )
+        if self.record.training is None and (broken := _not_finite(self.record.quality)):
+            self.record.warnings.append(broken)  # nothing diverged: it is what the compressed model scores
         if wanted.tasks:
             self.writer.notify(task=", ".join(wanted.tasks))
             self.record.quality.tasks = evaluate_tasks(
@@ -289,3 +295,10 @@ class RunInProgress:
     def _peak(self, phase: Phase, peak_bytes: int) -> None:
         peaks = self.memory.phase_peak_allocated_bytes
         peaks[phase] = max(peaks.get(phase, 0), peak_bytes)
+
+
+def _not_finite(quality: Quality | None) -> str:
+    """Return which protocols scored a loss that is not finite, in words; empty where all are finite."""
+    scores = {} if quality is None else quality.perplexity
+    names = [name for name, scored in scores.items() if not math.isfinite(scored.nll_nats)]
+    return f"the loss of {', '.join(names)} is not finite, so its perplexity says nothing" if names else ""

@@ -436,7 +436,7 @@ class Run(Strict):
     _written: Written | None = PrivateAttr(default=None)
     _misfit: UserError | None = PrivateAttr(default=None)
 
-    def written_as(self, written: Written, misfit: UserError | None = None) -> Run:
+    def written_as(self, written: Written | None, misfit: UserError | None = None) -> Run:
         """Return the run with what was written for it and what did not fit it: no part of its identity."""
         run = self.model_copy()
         run._written, run._misfit = written, misfit

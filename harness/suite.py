@@ -113,14 +113,10 @@ class Suite:
         known: dict[str, Run] = {}
         for run in self.runs:
             other = known.setdefault(run.run_id, run)
-            if other is run:
+            if other.name == run.name:
                 continue
-            written = Written({}, self.name) if run.written is None else run.written
-            first, second = (
-                f"{shown(each.name)} ({each.place(['label' if each.label else 'method'])})"
-                for each in (other, run)
-            )
-            if options := list(dict.fromkeys(written.options())):
+            first, second = (f"{shown(each.name)} ({_line(each)})" for each in (other, run))
+            if options := list(dict.fromkeys(run.written.options() if run.written else ())):
                 raise UserError(
                     f"{' '.join(options)}: the rows {first} and {second} become one run; select one of them, "
                     f"as by --only {shlex.quote(f'label={run.name}')}"
@@ -209,6 +205,12 @@ def _merged(runs: Sequence[Run]) -> tuple[Run, ...]:
     for run in runs:
         known.setdefault((run.run_id, run.name), run)
     return tuple(known.values())
+
+
+def _line(run: Run) -> str | None:
+    """Return the place of a run's label, else of its method."""
+    labelled = run.written is not None and "label" in run.written.value
+    return run.place(["label" if labelled else "method"])
 
 
 def _with_seed(run: Run, seed: int) -> Run:

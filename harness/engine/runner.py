@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -100,8 +100,8 @@ def sweep(suite: Suite, settings: Settings, display: Display, rerun: Callable[[R
         with suppress(OSError):  # each cache says so where it cannot be written
             private_folder(settings.cache)
         unique: dict[str, Run] = {}
-        for run in plan.runs:
-            unique.setdefault(run.run_id, run)  # two spellings of one config are one run
+        for run in replace(suite, runs=plan.runs).checked().runs:
+            unique.setdefault(run.run_id, run)  # two spellings of one config and label are one run
         # Repeats are outermost, so that drift of the machine affects all rows alike: A B C A B C.
         runs = sorted(unique.items(), key=lambda item: item[1].repeat)
         jobs = [

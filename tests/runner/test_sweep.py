@@ -142,9 +142,14 @@ def test_repeats_are_interleaved_and_else_the_order_is_the_suites(carry_out: Go,
 
 
 def test_two_spellings_of_one_config_are_one_run(carry_out: Go, settings: Settings) -> None:
-    result = carry_out(stub_run(label="short"), stub_run(label="long", size=1))
-    assert [record.label for record in result.records.values()] == ["short"]
+    result = carry_out(stub_run(label="same"), stub_run(label="same", size=1))
+    assert [record.label for record in result.records.values()] == ["same"]
     assert len(starts(settings)) == 1
+
+
+def test_two_labels_of_one_config_are_refused_once_its_options_are_complete(carry_out: Go) -> None:
+    with pytest.raises(UserError, match=r"the rows 'short' .* and 'long' .* are one run under two labels"):
+        carry_out(stub_run(label="short"), stub_run(label="long", size=1))
 
 
 def test_events_of_the_worker_reach_the_display_and_babble_does_not(carry_out: Go, display: Remember) -> None:

@@ -59,7 +59,7 @@ def resolve(
         answers = map(Run.model_validate, content["runs"])
         known = dict(zip(dict.fromkeys(first), answers, strict=True))
         resolved = tuple(
-            known[number].model_copy(update={"seed": run.seed, "repeat": run.repeat})
+            known[number].model_copy(update={"seed": run.seed, "repeat": run.repeat}).written_as(run.written)
             for number, run in zip(first, runs, strict=True)
         )
         machine = (content["device"], content["machine"], content.get("device_bytes"))

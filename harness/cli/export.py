@@ -27,8 +27,10 @@ def export(
     """Write the trained model of a run as a folder that transformers (dense) or lorebench (factors) loads."""
     from harness.engine.models.export import export_run
 
-    export_run(_find_record(run, results), folder, form)
+    warning = export_run(_find_record(run, results), folder, form)
     typer.echo(f"{folder}: written as {form}")
+    if warning:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def _find_record(run: str, results: Path) -> Path:

@@ -9,16 +9,17 @@ import torch
 from harness import factored, record
 from harness.engine.models.check import check
 from harness.engine.models.checkpoint import load, save
-from harness.engine.models.tokenizer import own_tokenizer
+from harness.engine.models.tokenizer import other_for_transformers, own_tokenizer
 from harness.errors import UserError, refusing
 
 FORMS = ("dense", "factors")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def export_run(path: Path, folder: Path, form: str) -> None:
+def export_run(path: Path, folder: Path, form: str) -> str:
     """Write the model of a record as `dense` Hugging Face weights or as `factors` with their manifest.
 
+    Returns a warning where transformers alone reads text with other ids than the run did, else no text.
     Factors are multiplied out for the dense form; nothing is decomposed. UserError when the run saved no
     weights, when they are damaged, when it has no factors, or when the target is not empty.
     """
@@ -45,4 +46,5 @@ def export_run(path: Path, folder: Path, form: str) -> None:
     elif not factored.ranks(model):
         raise UserError(f"run {found.run_id} has no factors; use --form dense")
     with refusing(f"{folder}: the model could not be written there"):
-        save(model, own_tokenizer(weights), folder)
+        save(model, tokenizer := own_tokenizer(weights), folder)
+    return "" if tokenizer is None else other_for_transformers(folder, tokenizer)

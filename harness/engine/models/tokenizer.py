@@ -11,7 +11,7 @@ import transformers  # its parts are loaded when they are first used
 from tokenizers import Tokenizer
 
 from harness.engine.models.quiet import quietly, without_panics
-from harness.errors import UserError, refusing
+from harness.errors import UserError, one_line, refusing
 from harness.files import visible
 
 #: Files that show that a folder has a tokenizer, whatever its class.
@@ -72,6 +72,22 @@ def tokenizer_of(folder: Path) -> Any:
         f"{folder}: tokenizer.json gives other ids than the tokenizer that transformers makes of it and of "
         "tokenizer_config.json; correct the added tokens of one of them"
     )
+
+
+def other_for_transformers(folder: Path, tokenizer: Any) -> str:
+    """Return in words what transformers alone makes of a tokenizer that was saved, empty where ids agree.
+
+    For some architectures it puts parts of its own in place whatever tokenizer_config.json says.
+    """
+    try:
+        with quietly(), without_panics():
+            other = _load(transformers.AutoTokenizer, folder)
+            if all(other(text)["input_ids"] == tokenizer(text)["input_ids"] for text in PROBES):
+                return ""
+        found = f"makes a {type(other).__name__} of it, with other ids"
+    except Exception as error:
+        found = f"cannot load it ({one_line(error)})"
+    return f"{folder}: AutoTokenizer {found}; use transformers.PreTrainedTokenizerFast.from_pretrained there"
 
 
 def marks(tokenizer: Any) -> dict[str, int | None]:

@@ -14,9 +14,18 @@ import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, BertConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from harness import factored, files, record
 from harness.config import HubModel, LocalModel, MethodChoice, Run, ShapeModel
@@ -262,6 +271,21 @@ def test_the_export_of_factors_is_bit_identical(tmp_path: Path) -> None:
     model = factor_some(tiny_llama(tie=True))
     export.export_run(finished_run(tmp_path, model), tmp_path / "factors", "factors")
     assert torch.equal(logits(load(local(tmp_path / "factors")).model), logits(model))
+
+
+def test_an_export_that_transformers_reads_with_other_ids_says_so(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Qwen2Config(vocab_size=tiny_llama().config.vocab_size, num_key_value_heads=2, **sizes)
+    for model, differs in ((tiny_llama(layers=1), False), (Qwen2ForCausalLM(config), True)):
+        folder = tmp_path / str(differs)
+        said = export.export_run(finished_run(folder, model), folder / "new", "dense")
+        truth = Tokenizer.from_file(str(folder / "new" / "tokenizer.json"))
+        text = "wake up little one\n\n  and 123"
+        ids = truth.encode(text).ids
+        assert (AutoTokenizer.from_pretrained(folder / "new")(text)["input_ids"] != ids) is differs
+        assert PreTrainedTokenizerFast.from_pretrained(folder / "new")(text)["input_ids"] == ids
+        assert said.startswith(f"{folder / 'new'}: AutoTokenizer makes a Qwen2Tokenizer of it") is differs
+        assert bool(said) is differs
 
 
 def test_an_export_that_cannot_be_done_says_what_to_do(tmp_path: Path) -> None:

@@ -29,14 +29,34 @@ def clock_over(durations: list[float], refreshed: list[bool], pause: float = 0.0
 
 def test_ten_steps_of_one_second_with_100_tokens_each_are_100_tokens_per_second() -> None:
     clock = clock_over([1.0] * 10, [False] * 10)
-    assert clock.seconds() == [1.0] * 10
+    assert list(clock.seconds()) == [1.0] * 10
     assert tokens_per_s(100, clock.seconds(), clock.refreshed, None) == 100.0
 
 
 def test_time_between_steps_belongs_to_no_step() -> None:
     clock = clock_over([1.0, 2.0, 4.0], [False, True, False], pause=8.0)
-    assert clock.seconds() == [1.0, 2.0, 4.0]
+    assert list(clock.seconds()) == [1.0, 2.0, 4.0]
     assert clock.refreshed == [False, True, False]
+
+
+def test_each_step_is_read_once_however_often_seconds_are_asked_for() -> None:
+    read: list[int] = []
+
+    class Moment(float):
+        def __sub__(self, other: float) -> float:
+            read.append(int(self))
+            return float(self) - other
+
+    moments = iter(range(200))
+    clock = StepClock(CPU, now=lambda: Moment(next(moments)))
+    for step in range(100):
+        clock.start()
+        clock.stop(step % 10 == 0)
+        if step % 3 == 0:
+            assert len(clock.seconds()) == len(clock.refreshed) == step + 1
+    assert list(clock.seconds()) == [1.0] * 100
+    assert clock.refreshed == [step % 10 == 0 for step in range(100)]
+    assert read == list(range(1, 200, 2))
 
 
 def test_throughput_weighs_one_refresh_per_period() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from harness.factored import FactoredLinear
 class StepClock:
     """Times the steps of one training: by events in the stream of a GPU, by a monotonic clock on a CPU.
 
-    On a GPU `start` and `stop` only enqueue an event, so timing does not stall the device.
+    On a GPU `start` and `stop` only enqueue an event, so timing does not stall the device. `refreshed` has the
+    label of each step that `seconds` has read.
     """
 
     def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:
@@ -26,7 +28,8 @@ class StepClock:
         self.refreshed: list[bool] = []
         self._device, self._now = device, now
         self._started: Any = None
-        self._marks: list[tuple[Any, Any]] = []
+        self._marks: list[tuple[Any, Any, bool]] = []
+        self._seconds = array("d")
 
     def start(self) -> None:
         """Begin a step."""
@@ -38,16 +41,22 @@ class StepClock:
         """End the current step; `refreshed` labels it."""
         if self._started is None:
             raise RuntimeError("the clock does not run; call start() first")
-        self._marks.append((self._started, self._mark()))
+        self._marks.append((self._started, self._mark(), refreshed))
         self._started = None
-        self.refreshed.append(refreshed)
 
-    def seconds(self) -> list[float]:
-        """Return the seconds of every step in order; waits for the device once."""
+    def seconds(self) -> Sequence[float]:
+        """Return the seconds of every step in order; waits for the device once.
+
+        Reads only the steps since the last call, and adds them to what that one returned.
+        """
+        marks, self._marks = self._marks, []
         if self._device.type == "cpu":
-            return [stop - start for start, stop in self._marks]
-        torch.cuda.synchronize(self._device)
-        return [start.elapsed_time(stop) / 1000.0 for start, stop in self._marks]
+            self._seconds.extend(stop - start for start, stop, _ in marks)
+        else:
+            torch.cuda.synchronize(self._device)
+            self._seconds.extend(start.elapsed_time(stop) / 1000.0 for start, stop, _ in marks)
+        self.refreshed.extend(refreshed for *_, refreshed in marks)
+        return self._seconds
 
     def _mark(self) -> Any:
         if self._device.type == "cpu":

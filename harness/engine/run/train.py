@@ -104,8 +104,8 @@ class TrainResult:
     refreshes: int | None = None
     skipped: int | None = None
     memory: MemoryWindow = field(default_factory=MemoryWindow)
-    step_s: list[float] = field(default_factory=list)
-    refresh_step: list[bool] = field(default_factory=list)
+    step_s: Sequence[float] = ()
+    refresh_step: Sequence[bool] = ()
     real_tokens: list[int] = field(default_factory=list)
     norm_steps: list[int] = field(default_factory=list)
     timed_steps: list[int] = field(default_factory=list)
@@ -179,9 +179,9 @@ class Trainer:
             else:
                 info = self._timed_update(step) if step >= WARMUP_STEPS else self._update()
             self._note(step, info)
-            regular = (step + 1) % every == 0 or step + 1 == self.config.steps
-            if regular or self._now() - self._reported_at >= REPORT_S:
-                self._report(step + 1, progress, regular)
+            due = (step + 1) % every == 0 or step + 1 == self.config.steps
+            if due or self._now() - self._reported_at >= REPORT_S:
+                self._report(step + 1, progress)
         self.turn.end()
         return self.result
 
@@ -272,20 +272,15 @@ class Trainer:
             result.skipped = (result.skipped or 0) + info.skipped
         self._refresh_next = info.refresh_next
 
-    def _report(self, step: int, progress: Progress, regular: bool) -> None:
-        """Read the losses since the last report from the device; raise DivergedError if not finite.
-
-        The times of all steps are read in `regular` reports and at the end, since a long training has many
-        other reports.
-        """
+    def _report(self, step: int, progress: Progress) -> None:
+        """Read losses and times since the last report from the device; raise DivergedError if not finite."""
         new = torch.stack(self._losses).double().tolist()
         self.result.loss += new
         if self._norms:
             self.result.grad_norm += torch.stack(self._norms).double().tolist()
         self._losses, self._norms = [], []
         broken = [index for index, loss in enumerate(new) if not math.isfinite(loss)]
-        if regular or broken:
-            self.result.step_s, self.result.refresh_step = self.clock.seconds(), list(self.clock.refreshed)
+        self.result.step_s, self.result.refresh_step = self.clock.seconds(), self.clock.refreshed
         self._reported_at = self._now()
         if broken:
             at = step - len(new) + broken[0] + 1

@@ -245,7 +245,7 @@ def test_a_training_no_longer_than_its_warm_up_has_no_memory_and_no_times(steps:
     result = Watch().train(steps)
     assert result.memory.parts is None
     assert result.memory.first_step is None
-    assert result.step_s == []
+    assert not result.step_s
     assert len(result.loss) == steps
 
 
@@ -256,7 +256,7 @@ def test_the_time_of_a_step_is_its_own_work_and_not_the_report_or_the_meter() ->
         watch.now += 100.0
 
     result = watch.trainer(9, grad_accum=3).run(slow_progress)
-    assert result.step_s == [3.0] * 4, "three forward passes of a second each"
+    assert list(result.step_s) == [3.0] * 4, "three forward passes of a second each"
 
 
 def test_an_update_sets_the_rate_first_then_accumulates_then_steps_and_frees() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
+from harness.tables.aggregate import grouped
 from harness.tables.format import plain
 
 #: From the worst: `regression` fails the gate; `withheld` is inconclusive for lack of evidence; `reported` is
@@ -14,6 +15,8 @@ from harness.tables.format import plain
 Verdict = Literal["regression", "improvement", "withheld", "reported", "x", "missing", "new", "ok"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 NAME_LENGTH, CAUSE_LENGTH = 80, 400
+#: The texts of a cell, and their most characters.
+_LIMITS = dict.fromkeys(("suite", "row", "runs", "quantity"), NAME_LENGTH) | {"cause": CAUSE_LENGTH}
 #: Fields that a cause names.
 MOST_FIELDS = 4
 #: Verdicts as people read them; JSON and JUnit keep the tokens.
@@ -52,9 +55,9 @@ class Cell:
     differences: tuple[Difference, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("suite", "row", "runs", "quantity", "cause"):
-            limit = CAUSE_LENGTH if name == "cause" else NAME_LENGTH
-            object.__setattr__(self, name, plain(getattr(self, name), limit))
+        own = vars(self)
+        for name, limit in _LIMITS.items():
+            own[name] = plain(own[name], limit)
 
     @property
     def judged(self) -> bool:
@@ -75,11 +78,16 @@ class Comparison:
     notes: tuple[str, ...] = ()
     whole: bool = False
 
+    @cached_property
+    def by_verdict(self) -> dict[Verdict, list[Cell]]:
+        """The cells by verdict, the worst first, without verdicts that no cell has."""
+        found = grouped(self.cells, lambda cell: cell.verdict)
+        return {verdict: found[verdict] for verdict in VERDICTS if verdict in found}
+
     @property
     def counts(self) -> dict[Verdict, int]:
         """The number of cells by verdict, without zeros."""
-        found = Counter(cell.verdict for cell in self.cells)
-        return {verdict: found[verdict] for verdict in VERDICTS if found[verdict]}
+        return {verdict: len(cells) for verdict, cells in self.by_verdict.items()}
 
     @property
     def exit_code(self) -> int:

@@ -82,5 +82,9 @@ def _joined(cells: Iterable[Cell]) -> list[Cell]:
     """Merge cells of a row that are equal but for their runs."""
     return [
         replace(cell, runs=f"{cell.runs} and {len(alike)} more") if alike else cell
-        for cell, *alike in grouped(cells, lambda cell: replace(cell, runs="")).values()
+        for cell, *alike in grouped(cells, _but_runs).values()
     ]
+
+
+def _but_runs(cell: Cell) -> tuple[object, ...]:
+    return cell.suite, cell.row, cell.quantity, cell.verdict, cell.cause, cell.differences

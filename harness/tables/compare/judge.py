@@ -7,18 +7,20 @@ Nothing here reads the command line or writes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from harness.record import Memory, Quality, Record
 from harness.tables.compare import memory as compare_memory
 from harness.tables.compare import quality as compare_quality
 from harness.tables.compare import speed as compare_speed
 from harness.tables.compare.comparison import STATUS, Cell, Comparison, Difference, Verdict, not_comparable
-from harness.tables.compare.pairing import Loaded, Pair, Side, differences, pair
+from harness.tables.compare.pairing import Loaded, Pair, Side, differences, pair, same_conditions
 from harness.tables.compare.quality import Answers, Judged
 from harness.tables.compare.statistics import holm
 from harness.tables.format import plain
 
+#: Suite, row, runs and quantity of a cell, its verdict with the cause, and fields that differ. Answers to a
+#: task get their verdict once the p values of all others are known.
+_Open = tuple[tuple[str, str, str, str], Judged | Answers, tuple[Difference, ...]]
 UNMEASURED: Judged = ("x", "not comparable: not measured by the candidate")
 
 
@@ -32,55 +34,45 @@ def compare(base: Side, candidate: Side, controls: Mapping[str, str] | None = No
     return Comparison((*_closed(found), *speed), tuple(skipped))
 
 
-def _closed(found: Sequence[tuple[Cell, Answers | None]]) -> Iterator[Cell]:
-    """Judge cells with answers: p values are adjusted over all tasks and runs of the comparison."""
-    adjusted = iter(holm([answers.p_value for _, answers in found if answers]))
-    for cell, answers in found:
-        if answers:
-            verdict, cause = answers.judge(next(adjusted))
-            cell = replace(cell, verdict=verdict, cause=cause)
-        yield cell
+def _closed(found: Sequence[_Open]) -> Iterator[Cell]:
+    """Judge answers to tasks: p values are adjusted over all tasks and runs of the comparison."""
+    adjusted = iter(holm([judged.p_value for _, judged, _ in found if isinstance(judged, Answers)]))
+    for names, judged, fields in found:
+        verdict, cause = judged.judge(next(adjusted)) if isinstance(judged, Answers) else judged
+        yield Cell(*names, verdict, cause, fields)
 
 
-def _run(each: Pair) -> Iterator[tuple[Cell, Answers | None]]:
-    """Yield the cells of one run, all but throughput, which is judged by row.
-
-    The verdict on a cell with answers to a task waits for the p values of all others.
-    """
+def _run(each: Pair) -> Iterator[_Open]:
+    """Yield the cells of one run, all but throughput, which is judged by row."""
     some = each.some
     runs = f"seed {some.seed}" + (f", repeat {some.repeat}" if some.repeat else "")
 
-    def cell(
-        quantity: str, verdict: Verdict, cause: str, fields: tuple[Difference, ...] = ()
-    ) -> tuple[Cell, None]:
-        return Cell(some.suite, some.label, runs, quantity, verdict, cause, fields), None
+    def cell(quantity: str, judged: Judged | Answers, fields: tuple[Difference, ...] = ()) -> _Open:
+        return (some.suite, some.label, runs, quantity), judged, fields
 
     if each.base is None or each.candidate is None:
         side: Verdict = "new" if each.base is None else "missing"
         other = "base" if each.base is None else "candidate"
-        yield cell("run", side, f"no record of the {other} (here: {some.outcome.status})")
+        yield cell("run", (side, f"no record of the {other} (here: {some.outcome.status})"))
         return
     base, candidate = each.base.record, each.candidate.record
-    fields = differences(base, candidate, "memory")
+    alike = base.seed == candidate.seed and same_conditions(base, candidate)
+    fields = () if alike else differences(base, candidate, "memory")
     if base.config_id != candidate.config_id:
-        yield cell("run", "x", not_comparable(fields), fields)
+        yield cell("run", ("x", not_comparable(fields)), fields)
         return
     verdict, cause = _status(base, candidate)
     if verdict == "regression" and fields:
-        yield cell(STATUS, "x", f"{cause}; {not_comparable(fields)}", fields)
+        yield cell(STATUS, ("x", f"{cause}; {not_comparable(fields)}"), fields)
     else:
-        yield cell(STATUS, verdict, cause)
+        yield cell(STATUS, (verdict, cause))
     if base.outcome.status == candidate.outcome.status == "ok":
         by_kind = {"memory": fields}
         for quantity, kind, judged in _quantities(each.base, each.candidate):
             if kind not in by_kind:
-                by_kind[kind] = differences(base, candidate, kind)
-            if fields := by_kind[kind]:
-                yield cell(quantity, "x", not_comparable(fields), fields)
-            elif isinstance(judged, Answers):
-                yield cell(quantity, "ok", "")[0], judged
-            else:
-                yield cell(quantity, *judged)
+                by_kind[kind] = () if alike else differences(base, candidate, kind)
+            fields = by_kind[kind]
+            yield cell(quantity, ("x", not_comparable(fields)) if fields else judged, fields)
 
 
 def _status(base: Record, candidate: Record) -> tuple[Verdict, str]:

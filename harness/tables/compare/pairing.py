@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Loaded:
     record: Record
     path: Path
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """The folder of the run, with its samples."""
         return self.path.with_suffix("")
@@ -133,7 +134,8 @@ def _same_name(item: Loaded) -> Hashable:
 def differences(base: Record, candidate: Record, quantity: str) -> tuple[Difference, ...]:
     """Return the fields that differ and must be equal for a quantity to be comparable.
 
-    `quantity` is memory, perplexity, accuracy or time. A field unknown to one side contradicts nothing.
+    `quantity` is memory, perplexity, accuracy or time. A field unknown to one side contradicts nothing. Where
+    many runs are alike, ask `same_conditions` first.
     """
     if base.config_id != candidate.config_id:
         ids = Difference("config_id", base.config_id, candidate.config_id)
@@ -141,22 +143,26 @@ def differences(base: Record, candidate: Record, quantity: str) -> tuple[Differe
             return (ids, *_differ(_settings(base.config), _settings(candidate.config), absent="not set"))
         except RecursionError:  # no config of ours is nested a thousand times
             return (ids,)
-    if _same_conditions(base, candidate):
-        return ()
     first, second = (decides(record, quantity) for record in (base, candidate))
     return tuple(_differ(first, second)) if first != second else ()
 
 
-def _same_conditions(base: Record, candidate: Record) -> bool:
-    """Return whether all that `decides` reads is the same, which is found faster than what it returns."""
-    meters = [record.memory.meter if record.memory else None for record in (base, candidate)]
-    return (
-        (base.tier, base.seed, meters[0]) == (candidate.tier, candidate.seed, meters[1])
-        and base.protocols == candidate.protocols
-        and base.data == candidate.data
-        and base.inputs == candidate.inputs
-        and base.environment == candidate.environment
+def same_conditions(base: Record, candidate: Record) -> bool:
+    """Return whether two runs have one config and all that `decides` reads but the seed; fast."""
+    return base.config_id == candidate.config_id and standing(base) == standing(candidate)
+
+
+def standing(record: Record) -> Hashable:
+    """Return all that `decides` reads beside config and seed, as it is; made faster than what it returns."""
+    here, data, inputs = record.environment, record.data, record.inputs or {}
+    machine = here and (
+        *(here.device, here.cpu, here.cpu_threads, here.driver),
+        *(tuple(here.packages.items()), tuple(here.flags.items())),
     )
+    text = data and (data.sha256, data.tokens, data.model_sha256)
+    content = tuple(item for item in inputs.items() if not item[0].startswith(PLUG_IN))
+    meter = record.memory and record.memory.meter
+    return record.tier, meter, tuple(record.protocols.items()), machine, text, content
 
 
 def _differ(

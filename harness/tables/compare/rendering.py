@@ -87,7 +87,7 @@ def to_github(found: Comparison) -> str:
 
 def _of(found: Comparison, *verdicts: Verdict) -> list[Cell]:
     """Return the cells with these verdicts, in the order of the verdicts."""
-    return [cell for verdict in verdicts for cell in found.cells if cell.verdict == verdict]
+    return [cell for verdict in verdicts for cell in found.by_verdict.get(verdict, ())]
 
 
 def _table(cells: Sequence[Cell]) -> list[str]:

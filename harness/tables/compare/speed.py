@@ -13,7 +13,7 @@ from functools import cached_property
 
 from harness.record import Record
 from harness.tables.compare.comparison import Cell, Difference, Verdict, not_comparable
-from harness.tables.compare.pairing import Pair, differences
+from harness.tables.compare.pairing import Pair, differences, same_conditions
 from harness.tables.compare.statistics import LEAST_RUNS, Shift, interleaved, shift
 
 QUANTITY = "throughput"
@@ -55,7 +55,8 @@ class Row:
     def differences(self) -> tuple[Difference, ...]:
         """The fields of any run's environment that differ from the base's first run, without seeds."""
         first, *others = (*self.base, *self.candidate)
-        found = (field for other in others for field in differences(first, other, "time"))
+        unlike = (other for other in others if not same_conditions(first, other))
+        found = (field for other in unlike for field in differences(first, other, "time"))
         return tuple(dict.fromkeys(field for field in found if field.field not in ("seed", "data", "model")))
 
     @property

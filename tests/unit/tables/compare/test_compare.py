@@ -12,9 +12,10 @@ import pytest
 from harness import record
 from harness.record import PROTOCOLS, Record
 from harness.tables.compare import memory as compare_memory
+from harness.tables.compare import pairing
 from harness.tables.compare.comparison import Cell, Comparison
 from harness.tables.compare.judge import compare
-from harness.tables.compare.pairing import Loaded, Side, load
+from harness.tables.compare.pairing import Loaded, Side, decides, load
 from harness.tables.compare.statistics import shift
 from tests.support.gate_records import PACKAGES, environment, lines, made, memory, put, quality
 
@@ -513,3 +514,25 @@ def test_on_a_moody_machine_pairs_raise_few_alarms_and_find_a_tenth(
         moved = shift(list(control), list(row))
         alarms += moved.certain and not alone.large
     assert least <= alarms / tries <= most
+
+
+def test_conditions_are_not_written_out_where_two_sides_differ_in_the_commit_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[Record] = []
+
+    def counted(item: Record, quantity: str) -> dict[str, str]:
+        written.append(item)
+        return decides(item, quantity)
+
+    monkeypatch.setattr(pairing, "decides", counted)
+    sides = [
+        side(*(made(seed=seed, memory=memory(), environment=environment(git_sha=sha)) for seed in range(40)))
+        for sha in ("a" * 40, "b" * 40)
+    ]
+    found = compare(*sides)
+    assert not written
+    assert [cell.verdict for cell in found.cells if cell.quantity == "peak memory"] == ["ok"] * 40
+    one = made(memory=memory(), environment=environment(git_sha="b" * 40, cpu_threads=3))
+    assert only(between(made(memory=memory()), one), "peak memory").verdict == "x"
+    assert written

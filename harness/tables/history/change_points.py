@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +26,9 @@ LEAST_SIDE = 3
 PERMUTATIONS = 999
 #: Only the newest values of a longer series are searched: distances grow with the square.
 MOST_VALUES = 200
-#: Distances that are held at a time.
+#: Decides how many permutations are made at a time.
 CHUNK = 2_000_000
-#: Distances that a processor's cache holds, which makes them faster by far.
+#: Counts that a processor's cache holds, which makes them faster by far.
 CACHED = 1 << 17
 #: Sums of the same distances in another order may differ by so much.
 ROUNDING = 1e-9
@@ -55,7 +56,8 @@ def change_points(
     """
     found: list[Change] = []
     blocks = [0] * len(values) if blocks is None else blocks
-    series = _Values(np.asarray(values, dtype=np.float64), np.asarray(places), np.asarray(blocks))
+    levels, ranks = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True)
+    series = _Values(ranks, np.diff(levels), np.asarray(places), np.asarray(blocks))
     segments = [(0, len(values))]
     random = np.random.default_rng(seed)
     while True:
@@ -90,9 +92,10 @@ def attainable(places: Sequence[int], blocks: Sequence[int]) -> float:
 
 @dataclass(frozen=True)
 class _Values:
-    """A series with its commits and blocks."""
+    """A series with its commits and blocks: the ranks of its values, and the gaps between these ranks."""
 
-    values: Floats
+    ranks: NDArray[np.int64]
+    gaps: Floats
     places: NDArray[np.int64]
     blocks: NDArray[np.int64]
 
@@ -101,7 +104,7 @@ class _Values:
         cuts = self._cuts(start, end)
         if not len(cuts):
             return 0.0, start
-        statistic, cut = _divergence(self.values[None, start:end], cuts)
+        statistic, cut = _divergence(self.ranks[None, start:end], self.gaps, cuts)
         return float(statistic[0]), start + int(cuts[cut[0]])
 
     def p_value(
@@ -120,9 +123,8 @@ class _Values:
             for start, end in segments:
                 cuts = self._cuts(start, end)
                 if len(cuts):
-                    highest = np.maximum(
-                        highest, _divergence(self._exchanged(start, end, count, random), cuts)[0]
-                    )
+                    exchanged = self._exchanged(start, end, count, random)
+                    highest = np.maximum(highest, _divergence(exchanged, self.gaps, cuts)[0])
             extreme += int((highest >= statistic * (1 - ROUNDING)).sum())
             done += count
         return (1 + extreme) / (1 + PERMUTATIONS)
@@ -132,43 +134,70 @@ class _Values:
         at = np.flatnonzero(np.diff(self.places[start:end])) + 1
         return at[(at >= LEAST_SIDE) & (at <= end - start - LEAST_SIDE)]
 
-    def _exchanged(self, start: int, end: int, count: int, random: np.random.Generator) -> Floats:
-        """Return permutations of a segment within its blocks, shape (count, values)."""
-        found = np.repeat(self.values[None, start:end], count, axis=0)
+    def _exchanged(self, start: int, end: int, count: int, random: np.random.Generator) -> NDArray[np.int64]:
+        """Return the ranks of a segment, permuted within its blocks, shape (count, values)."""
+        found = np.repeat(self.ranks[None, start:end], count, axis=0)
         for block in np.unique(self.blocks[start:end]):
             of_block = np.flatnonzero(self.blocks[start:end] == block)
             found[:, of_block] = random.permuted(found[:, of_block], axis=1)
         return found
 
 
-def _divergence(values: Floats, cuts: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
+def _divergence(
+    ranks: NDArray[np.int64], gaps: Floats, cuts: NDArray[np.int64]
+) -> tuple[Floats, NDArray[np.int64]]:
     """Return the largest scaled divergence of each row of (rows, values), and the index of its cut.
 
     Q = m n / (m + n) * (2 mean |x - y| - mean |x - x'| - mean |y - y'|), for x up to the cut and y from there
     up to a later cut or the end, so that a level that comes back is seen as well (tau and kappa of the
     paper).
     """
-    rows, count = values.shape
-    edges = np.concatenate(([0], cuts))
-    blocks = np.empty((rows, len(edges), len(edges)))
-    step = max(1, CACHED // count**2)
-    for first in range(0, rows, step):
-        some = values[first : first + step]
-        distances = np.subtract(some[:, :, None], some[:, None, :])
-        np.abs(distances, out=distances)
-        blocks[first : first + step] = np.add.reduceat(
-            np.add.reduceat(distances, edges, axis=1), edges, axis=2
-        )
-    sums = blocks.cumsum(axis=1).cumsum(axis=2)  # over all before the next edge
-    ends = np.append(cuts, count).astype(np.float64)
-    m, n = ends[:, None], ends[None, :] - ends[:, None]
-    own = np.einsum("rii->ri", sums)
-    between = sums - own[:, :, None]
-    second = own[:, None, :] - own[:, :, None] - 2 * between
-    allowed = (np.arange(len(ends))[:, None] < np.arange(len(ends))[None, :]) & (n >= LEAST_SIDE)
-    n = np.where(allowed, n, 2.0)
-    within = own[:, :, None] / (m * (m - 1)) + second / (n * (n - 1))
-    statistic = np.where(allowed, m * n / (m + n) * (2 * between / (m * n) - within), -np.inf)
-    best = statistic.max(axis=2)
-    cut = best.argmax(axis=1)
-    return best[np.arange(rows), cut], cut
+    count = ranks.shape[1]
+    ends = np.append(cuts, count)
+    m, n = ends[:, None].astype(np.float64), (ends[None, :] - ends[:, None]).astype(np.float64)
+    allowed = n >= LEAST_SIDE
+    n[~allowed] = 2.0
+    scale = m * n / (m + n)
+    first, second = scale / (m * (m - 1)), scale / (n * (n - 1))
+    both = 2 * scale / (m * n) + 2 * second
+    best, cut = np.empty(len(ranks)), np.empty(len(ranks), dtype=np.int64)
+    step = max(1, CACHED // (len(ends) * (len(gaps) + 1)))
+    for start in range(0, len(ranks), step):
+        # Over all before one edge and before the other: with x, y in both parts and its own sums twice.
+        sums = _distances(ranks[start : start + step], gaps, ends)
+        own = np.einsum("rii->ri", sums)
+        statistic = both * sums
+        statistic -= (both + first - second) * own[:, :, None]
+        statistic -= second * own[:, None, :]
+        statistic[:, ~allowed] = -np.inf
+        largest = statistic.max(axis=2)
+        best[start : start + step], cut[start : start + step] = largest.max(axis=1), largest.argmax(axis=1)
+    return best, cut
+
+
+def _distances(ranks: NDArray[np.int64], gaps: Floats, ends: NDArray[np.int64]) -> Floats:
+    """Return the sums of distances between the values before each end and those before each other end.
+
+    The shape is (rows, ends, ends). Of m values, a of them up to some gap, and n values, b of them up to it,
+    a (n - b) + (m - a) b pairs have this gap between them. So sums over gaps take the place of a distance for
+    each pair.
+    """
+    rows, parts, levels = len(ranks), len(ends), len(gaps) + 1
+    places = np.repeat(np.arange(parts), np.diff(ends, prepend=0)) + np.arange(rows)[:, None] * parts
+    flat = (ranks * (rows * parts) + places).ravel()
+    ones = np.ones(flat.size)
+    held = np.bincount(flat, ones, minlength=levels * rows * parts).reshape(levels, rows, parts)
+    _add_up(held)
+    _add_up(held.transpose(2, 0, 1))
+    below = held[:-1].transpose(1, 2, 0)
+    one_sided = (below @ gaps)[:, :, None] * ends
+    weighted = below * np.sqrt(gaps)
+    found: Floats = one_sided + one_sided.transpose(0, 2, 1)
+    found -= 2 * (weighted @ weighted.transpose(0, 2, 1))
+    return found
+
+
+def _add_up(values: Floats) -> None:
+    """Replace values by their sums along the first axis; faster by far than `cumsum` where that is short."""
+    for before, here in pairwise(values):
+        here += before

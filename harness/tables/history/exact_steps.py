@@ -38,6 +38,8 @@ def memory(runs: Sequence[Run], quantity: Quantity) -> list[LevelChange]:
     Where a meter counts bytes any change counts, else one beyond the allocator's allowance. The reference is
     the first commit of a level, so that small changes cannot accumulate unseen.
     """
+    if _constant(runs):
+        return []
     found: list[LevelChange] = []
     reference: dict[int, Run] = {}
     last = -1
@@ -53,6 +55,11 @@ def memory(runs: Sequence[Run], quantity: Quantity) -> list[LevelChange]:
             reference.setdefault(run.record.seed, run)
         last = order
     return found
+
+
+def _constant(runs: Sequence[Run]) -> bool:
+    """Return whether all runs have one value, as most series of bytes and outcomes do."""
+    return all(run.value == runs[0].value for run in runs)
 
 
 def _moved(reference: Mapping[int, Run], here: Sequence[Run]) -> tuple[Run, Run] | None:
@@ -97,7 +104,7 @@ def status(runs: Sequence[Run]) -> Iterator[LevelChange]:
         where = f" in {outcome.phase}" if outcome.phase else ""
         return f"{outcome.status}{where}" + (f": {outcome.message}" if outcome.message else "")
 
-    return turned(runs, _succeeded, levels, cause)
+    return iter(()) if _constant(runs) else turned(runs, _succeeded, levels, cause)
 
 
 def _succeeded(run: Run) -> bool:
@@ -117,6 +124,8 @@ def lost(runs: Sequence[Run], without: Sequence[Run], quantity: Quantity) -> Ite
     def cause(bad: Sequence[Run]) -> str:
         return f"no finite value in {sum(not usable(run) for run in bad)} of {len(bad)} runs"
 
+    if not without:
+        return iter(())
     return turned(sorted((*runs, *without), key=lambda run: run.order), usable, levels, cause)
 
 
@@ -154,6 +163,8 @@ def _share(runs: Sequence[Run], good: Callable[[Run], bool]) -> float:
 
 def disagreements(runs: Sequence[Run], commits: Sequence[Commit]) -> tuple[str, ...]:
     """Write at most three lines on commits whose runs of one seed differ beyond their meter's noise."""
+    if _constant(runs):
+        return ()
     found = []
     for (order, seed), several in grouped(runs, lambda run: (run.order, run.record.seed)).items():
         least, most = min(several, key=lambda run: run.value), max(several, key=lambda run: run.value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,13 @@ class Found:
 
     record: Record
     source: str
+
+    @cached_property
+    def names(self) -> tuple[int, int, str, str | None, str]:
+        """Seed, repeat, run id, start and source of the points that stand for it."""
+        item = self.record
+        when = plain(item.started_at, 40) if item.started_at else None
+        return item.seed, item.repeat, item.run_id, when, plain(self.source)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from harness.record import COMPONENTS, Accuracy, Record
@@ -15,55 +16,68 @@ BY_SEED = ("seed",)
 #: Those of training tokens, which depend on it where they are random.
 RANDOM = ("data", "data tokens")
 
+#: The text or documents that a value was measured on: names and values, none for cost.
+Scored = tuple[tuple[str, object], ...]
+
 STATUS = Quantity("ok_share", "runs ok", "share", "status", "higher", exact=True)
 PEAK = Quantity("peak_allocated_bytes", "peak memory", "bytes", "memory", "lower", exact=True)
+PARTS = tuple(
+    Quantity(key, f"memory: {component(key)}", "bytes", "memory", "lower", exact=True, part=True)
+    for key in COMPONENTS
+)
 THROUGHPUT = Quantity("tokens_per_s", "throughput", "tokens/s", "time", "higher")
 WALL = Quantity("wall_s", "wall time", "s", "time", "lower")
 
 
 def values(record: Record) -> dict[Quantity, float]:
     """Return all values of a run, of a failed run only its status. Values may be infinite."""
-    found = {STATUS: float(record.outcome.status == "ok")}
+    return {quantity: value for quantity, (value, _) in measured(record).items()}
+
+
+def measured(record: Record) -> dict[Quantity, tuple[float, Scored]]:
+    """Return all values of a run, each with the text or documents that it was measured on."""
+    found = {STATUS: (float(record.outcome.status == "ok"), Scored())}
     if record.outcome.status == "ok":
         found |= dict(_measured(record))
     return found
 
 
-def _measured(record: Record) -> Iterator[tuple[Quantity, float]]:
+def _measured(record: Record) -> Iterator[tuple[Quantity, tuple[float, Scored]]]:
     train = record.memory.train if record.memory else None
     if train is not None:
-        yield PEAK, float(train.peak_allocated_bytes)
-        for key in COMPONENTS:
-            part = Quantity(
-                key, f"memory: {component(key)}", "bytes", "memory", "lower", exact=True, part=True
-            )
-            yield part, float(getattr(train, key))
+        yield PEAK, (float(train.peak_allocated_bytes), Scored())
+        for quantity in PARTS:
+            yield quantity, (float(getattr(train, quantity.key)), Scored())
     if record.time and record.time.tokens_per_s is not None:
-        yield THROUGHPUT, record.time.tokens_per_s
+        yield THROUGHPUT, (record.time.tokens_per_s, Scored())
     if record.time and record.time.wall_s is not None and record.time.wall_s > 0:
-        yield WALL, record.time.wall_s
+        yield WALL, (record.time.wall_s, Scored())
     if record.quality is None:
         return
     for name, scored in record.quality.perplexity.items():
-        name = plain(name, NAME_LENGTH)
-        quantity = Quantity(f"perplexity_{name}", f"perplexity {name}", "", "perplexity", "lower")
-        yield quantity, scored.perplexity
+        cut = ("text", scored.text), ("tokens", scored.tokens), ("windows", scored.windows)
+        yield _perplexity(name), (scored.perplexity, cut)
     for name, scores in record.quality.tasks.items():
-        shown, version = plain(name, NAME_LENGTH), plain(scores.version, NAME_LENGTH)
-        shown = shown if version in ("", "1") else f"{shown} v{version}"
-        key = _accuracy(name, scores)
-        yield Quantity(key, f"accuracy {shown}", "share", "accuracy", "higher"), scores.accuracy
+        yield _accuracy(name, scores.version), (scores.accuracy, (("documents", scores.documents),))
 
 
-def _accuracy(name: str, scores: Accuracy) -> str:
-    """Return the key of a task's accuracy."""
-    return f"accuracy_{plain(name, NAME_LENGTH)}_v{plain(scores.version, NAME_LENGTH)}"
+@functools.lru_cache(maxsize=1 << 12)
+def _perplexity(name: str) -> Quantity:
+    name = plain(name, NAME_LENGTH)
+    return Quantity(f"perplexity_{name}", f"perplexity {name}", "", "perplexity", "lower")
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _accuracy(name: str, version: str) -> Quantity:
+    name, version = plain(name, NAME_LENGTH), plain(version, NAME_LENGTH)
+    shown = name if version in ("", "1") else f"{name} v{version}"
+    return Quantity(f"accuracy_{name}_v{version}", f"accuracy {shown}", "share", "accuracy", "higher")
 
 
 def task(record: Record, quantity: Quantity) -> Accuracy | None:
     """Return the task of an accuracy, None where the record has none."""
     tasks = record.quality.tasks if record.quality else {}
-    return next((each for name, each in tasks.items() if quantity.key == _accuracy(name, each)), None)
+    return next((each for name, each in tasks.items() if quantity == _accuracy(name, each.version)), None)
 
 
 def measurement(kind: Kind) -> str:
@@ -71,9 +85,9 @@ def measurement(kind: Kind) -> str:
     return "memory" if kind == "status" else kind
 
 
-def conditions(record: Record, quantity: Quantity) -> tuple[dict[str, str], dict[str, str]]:
+def conditions(record: Record, kind: Kind) -> tuple[dict[str, str], dict[str, str]]:
     """Return what must be equal within a series: among all runs, and among runs of one seed."""
-    known = decides(record, measurement(quantity.kind))
+    known = decides(record, measurement(kind))
     by_seed = {key: known.pop(key) for key in seeded(record) if key in known}
     return known, by_seed
 
@@ -84,13 +98,6 @@ def seeded(record: Record) -> tuple[str, ...]:
     return (*BY_SEED, *RANDOM) if isinstance(data, dict) and data.get("source") == "random" else BY_SEED
 
 
-def scored_text(record: Record, quantity: Quantity) -> dict[str, str]:
-    """Return the text or documents that a perplexity or an accuracy was measured on."""
-    if record.quality is None or quantity.kind not in ("perplexity", "accuracy"):
-        return {}
-    for name, scored in record.quality.perplexity.items():
-        if quantity.key == f"perplexity_{plain(name, NAME_LENGTH)}":
-            cut = {"text": scored.text, "tokens": scored.tokens, "windows": scored.windows}
-            return {f"scored {key}": plain(str(value)) for key, value in cut.items()}
-    scores = task(record, quantity)
-    return {"documents": str(scores.documents)} if scores else {}
+def scored_text(scored: Scored) -> dict[str, str]:
+    """Return the text or documents of a value as conditions."""
+    return {name if name == "documents" else f"scored {name}": plain(str(value)) for name, value in scored}

@@ -116,11 +116,11 @@ def _counts(changes: Sequence[ChangePoint]) -> str:
 
 
 def _commits(history: History) -> list[str]:
-    runs = Counter(
+    runs = {
         (point.order, point.run_id, point.when)
         for series in history.series
         for point in (*series.points, *series.lost)
-    )
+    }
     counts = Counter(order for order, _, _ in runs)
     shown = [commit for commit in history.commits if counts[commit.order]]
     left = len(shown) - LISTED

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.record import Record
 from harness.tables.aggregate import Row, agree, grouped
 from harness.tables.compare.comparison import Difference
-from harness.tables.compare.pairing import differences
+from harness.tables.compare.pairing import differences, standing
 from harness.tables.format import plain
 from harness.tables.history.commits import started
 from harness.tables.history.loading import Found
-from harness.tables.history.quantities import conditions, measurement, scored_text, seeded, values
+from harness.tables.history.quantities import Scored, conditions, measured, measurement, scored_text, seeded
 from harness.tables.history.series import Kind, Point, Quantity
 
 NAME_LENGTH = 80
+#: What the conditions of a value follow from: a number for those of its run, the kind, the scored text.
+Key = tuple[int, Kind, Scored]
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,30 @@ class Run:
     @property
     def point(self) -> Point:
         """The point of a series that stands for it."""
-        item = self.record
-        when = plain(item.started_at, 40) if item.started_at else None
-        return Point(
-            self.order, self.value, item.seed, item.repeat, item.run_id, when, plain(self.found.source)
-        )
+        return Point(self.order, self.value, *self.found.names)
+
+
+@dataclass(frozen=True)
+class Stand:
+    """The conditions of a run for one kind of quantity: for all runs, and for those of its seed."""
+
+    config_id: str
+    seed: int
+    known: dict[str, str]
+    by_seed: dict[str, str]
+
+    @classmethod
+    def of(cls, record: Record, kind: Kind, scored: Scored) -> Stand:
+        """Return the conditions of a value that was measured on a text or documents."""
+        known, by_seed = conditions(record, kind)
+        return cls(record.config_id, record.seed, known | scored_text(scored), by_seed)
 
 
 @dataclass
 class Segment:
     """Runs whose values are comparable, and the conditions known to be equal among them.
 
-    `lost` are the runs whose value can be neither drawn nor tested.
+    `lost` are the runs whose value can be neither drawn nor tested; `joined` the conditions of its runs.
     """
 
     row: str
@@ -56,19 +70,21 @@ class Segment:
     by_seed: dict[int, dict[str, str]] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
     lost: list[Run] = field(default_factory=list)
+    joined: set[Key] = field(default_factory=set)
 
-    def takes(self, record: Record, known: Mapping[str, str], by_seed: Mapping[str, str]) -> bool:
-        """Return whether a run belongs here; a condition that is unknown contradicts nothing."""
-        same = self.config_id == record.config_id and (known == self.known or agree(known, self.known))
-        before = self.by_seed.get(record.seed, {})
-        return same and (by_seed == before or agree(by_seed, before))
+    def takes(self, key: Key, stand: Stand) -> bool:
+        """Return whether a run of these conditions belongs here; one that is unknown contradicts nothing."""
+        if key in self.joined:
+            return True
+        same = self.config_id == stand.config_id and agree(stand.known, self.known)
+        return same and agree(stand.by_seed, self.by_seed.get(stand.seed, {}))
 
-    def add(self, run: Run, known: Mapping[str, str], by_seed: Mapping[str, str]) -> None:
+    def add(self, run: Run, key: Key, stand: Stand) -> None:
         """Add a run and its conditions."""
-        if known != self.known:
-            self.known |= known
-        if self.by_seed.get(run.record.seed) != by_seed:
-            self.by_seed.setdefault(run.record.seed, {}).update(by_seed)
+        if key not in self.joined:
+            self.joined.add(key)
+            self.known |= stand.known
+            self.by_seed.setdefault(stand.seed, {}).update(stand.by_seed)
         (self.runs if self.quantity.usable(run.value) else self.lost).append(run)
 
 
@@ -115,22 +131,22 @@ def _settings(record: Record) -> dict[str, str]:
 def join(placed: Iterable[tuple[Found, int]], rows: Mapping[str, str]) -> list[Segment]:
     """Return all segments in the order of their first runs; one may consist of lost values alone."""
     segments: dict[tuple[str, Quantity], list[Segment]] = {}
-    known: dict[tuple[int, Kind], tuple[dict[str, str], dict[str, str]]] = {}
+    numbers: dict[Hashable, int] = {}
+    stands: dict[Key, Stand] = {}
     for each, order in sorted(placed, key=lambda pair: (pair[1], _turn(pair[0].record))):
-        row = rows[each.record.config_id]
-        for quantity, value in values(each.record).items():
-            key = id(each), quantity.kind
-            if key not in known:
-                known[key] = conditions(each.record, quantity)
-            here, by_seed = known[key]
-            if quantity.kind in ("perplexity", "accuracy"):
-                here = here | scored_text(each.record, quantity)
+        record = each.record
+        row, common = rows[record.config_id], (record.config_id, record.seed, standing(record))
+        number = numbers.setdefault(common, len(numbers))  # is hashed many times, the other once
+        for quantity, (value, scored) in measured(record).items():
+            key = number, quantity.kind, scored
+            if (stand := stands.get(key)) is None:
+                stand = stands[key] = Stand.of(record, quantity.kind, scored)
             several = segments.setdefault((row, quantity), [])
-            segment = next((one for one in reversed(several) if one.takes(each.record, here, by_seed)), None)
+            segment = next((one for one in reversed(several) if one.takes(key, stand)), None)
             if segment is None:
-                segment = Segment(row, quantity, each.record.config_id)
+                segment = Segment(row, quantity, record.config_id)
                 several.append(segment)
-            segment.add(Run(each, order, value), here, by_seed)
+            segment.add(Run(each, order, value), key, stand)
     return [segment for several in segments.values() for segment in several]
 
 
@@ -148,10 +164,10 @@ def fields(before: Segment, after: Segment) -> tuple[Difference, ...]:
     skipped = ("seed",) if same else seeded(new)
     found = differences(old, new, measurement(after.quantity.kind))
     kept = [each for each in found if each.field not in skipped]
-    text = scored_text(old, after.quantity)
+    text, later = (scored_text(measured(record)[after.quantity][1]) for record in (old, new))
     kept += [
         Difference(key, plain(text[key], 60), plain(value, 60))
-        for key, value in scored_text(new, after.quantity).items()
+        for key, value in later.items()
         if text.get(key, value) != value
     ]
     return tuple(kept)

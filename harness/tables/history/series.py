@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -40,6 +40,10 @@ class Quantity:
     better: Literal["lower", "higher"]
     exact: bool = False
     part: bool = False
+
+    def __hash__(self) -> int:
+        """Return the hash of the key, which is fast: every value of every run is found by its quantity."""
+        return hash(self.key)
 
     @property
     def shown_unit(self) -> str:
@@ -164,7 +168,12 @@ class Series:
 
     def level(self, order: int, seeds: Container[int] | None = None) -> float:
         """The median of the runs of a commit, of these seeds or of all; of how they ended the share."""
-        values = [point.value for point in self.by_commit[order] if seeds is None or point.seed in seeds]
+        return self.middle([p.value for p in self.by_commit[order] if seeds is None or p.seed in seeds])
+
+    def middle(self, values: Sequence[float]) -> float:
+        """The median of some values; of how runs ended the mean, which is a share."""
+        if len(values) == 1:
+            return values[0]
         return statistics.fmean(values) if self.quantity.kind == "status" else statistics.median(values)
 
     @property

@@ -82,13 +82,20 @@ def _constant(rows: Sequence[Sequence[Series]]) -> bool:
     for several in rows:
         levels: dict[int | None, set[float]] = {}
         for series in several:
-            for order, here in series.by_commit.items():
-                for seed in {None if series.quantity.kind == "time" else point.seed for point in here}:
-                    level = series.level(order, None if seed is None else {seed})
-                    levels.setdefault(seed, set()).add(level)
+            for (_, seed), values in _by_seed(series).items():
+                levels.setdefault(seed, set()).add(series.middle(values))
         if any(series.lost for series in several) or any(len(found) > 1 for found in levels.values()):
             return False
     return True
+
+
+def _by_seed(series: Series) -> dict[tuple[int, int | None], list[float]]:
+    """Return the values by commit and seed; by commit alone where values do not follow the seed, as times."""
+    found: dict[tuple[int, int | None], list[float]] = {}
+    alike = series.quantity.kind == "time"
+    for point in series.points:
+        found.setdefault((point.order, None if alike else point.seed), []).append(point.value)
+    return found
 
 
 def _cell(several: Sequence[Series], write: Callable[[Series], str]) -> str:

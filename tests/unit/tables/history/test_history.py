@@ -15,9 +15,12 @@ import pytest
 
 from harness.cli import main as cli
 from harness.errors import UserError
+from harness.record import Record
 from harness.tables.format import DASH
+from harness.tables.history import segments
+from harness.tables.history.quantities import conditions
 from harness.tables.history.rendering import FORMATS
-from harness.tables.history.series import History, Series
+from harness.tables.history.series import History, Kind, Series
 from harness.tables.history.wording import method
 from tests.support.gate_records import made, memory, put
 from tests.support.history_records import Repository, load, scored
@@ -797,3 +800,22 @@ def test_the_parts_of_a_history_cannot_be_changed(repository: Repository) -> Non
     repository.record()
     with pytest.raises(dataclasses.FrozenInstanceError):
         read(repository).series[0].row = "other"  # type: ignore[misc]
+
+
+def test_conditions_are_written_out_once_for_runs_that_have_the_same(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+
+    def counted(item: Record, kind: Kind) -> Any:
+        written.append(kind)
+        return conditions(item, kind)
+
+    monkeypatch.setattr(segments, "conditions", counted)
+    for number in range(12):
+        for seed in (0, 1):
+            repository.record(sha=f"{number:040x}", folder=f"{number}-{seed}", seed=seed)
+    history = read(repository)
+    assert len(one(history, "peak memory").points) == 24
+    assert sorted(set(written)) == ["memory", "status"]
+    assert len(written) == 4, "for each seed and kind, whatever the number of commits"

@@ -18,8 +18,8 @@ from harness.factored import FactoredLinear
 class StepClock:
     """Times the steps of one training: by events in the stream of a GPU, by a monotonic clock on a CPU.
 
-    On a GPU `start` and `stop` only enqueue an event, so timing does not stall the device. `refreshed` has the
-    label of each step that `seconds` has read.
+    On a GPU `start` and `stop` only enqueue an event, so timing does not stall the device. `refreshed` has
+    the label of each step that `seconds` has read.
     """
 
     def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,7 +198,7 @@ def _distances(ranks: NDArray[np.int64], gaps: Floats, ends: NDArray[np.int64]) 
     return found
 
 
-def _add_up(values: Floats) -> None:
+def _add_up(values: NDArray[Any]) -> None:
     """Replace values by their sums along the first axis; faster by far than `cumsum` where that is short."""
     for before, here in pairwise(values):
         here += before

@@ -195,7 +195,8 @@ def visible(folder: Path, *patterns: str) -> list[Path]:
     """
     above = len(folder.parts)
     found = {path for pattern in patterns for path in folder.glob(pattern)}
-    return sorted(path for path in found if not any(part[0] == "." for part in path.parts[above:]))
+    shown = (path for path in found if not any(part[0] == "." for part in path.parts[above:]))
+    return sorted(shown, key=lambda path: path.parts)  # as paths compare, which takes longer
 
 
 def out_of_room(error: BaseException | None) -> bool:

@@ -105,29 +105,30 @@ def sweep(suite: Suite, settings: Settings, display: Display, rerun: Callable[[R
         # Repeats are outermost, so that drift of the machine affects all rows alike: A B C A B C.
         runs = sorted(unique.items(), key=lambda item: item[1].repeat)
         jobs = [
-            Job(run, suite.name, folder / key, plan.device, cache, rerun(run), plan.inputs.get(key, {}))
+            Job(run, suite.name, folder / key, plan.device, cache, "", plan.inputs.get(key, {}))
             for key, run in runs
         ]
         with display, device_lock(plan.device, settings.cache, display, plan.device_id) as device:
-            return _carry_out_all(jobs, folder, settings, display, plan.device_bytes, device)
+            return _carry_out_all(jobs, rerun, settings, display, plan.device_bytes, device)
 
 
 def _carry_out_all(
     jobs: Sequence[Job],
-    folder: Path,
+    rerun: Callable[[Run], str],
     settings: Settings,
     display: Display,
     device_bytes: int | None,
     device: Lock,
 ) -> Sweep:
     began = time.monotonic()
+    folder = jobs[0].folder.parent
     recover(folder)
     estimates = Estimates()
     found = survey([job.run for job in jobs], folder, estimates, {job.run_id: job.inputs for job in jobs})
     kept = still_valid(jobs, found, retry=settings.retry, keep_old=settings.keep_old, display=display)
     result = Sweep(folder, kept)
     result.inputs = {job.run_id: job.inputs for job in jobs}
-    todo = [job for job in jobs if job.run_id not in result.records]
+    todo = [replace(job, rerun=rerun(job.run)) for job in jobs if job.run_id not in result.records]
     if device_bytes is not None and not settings.force:
         # A config that has run here fits, whatever its seed.
         unsure = [job.run for job in todo if estimates.known(job.run) is None]

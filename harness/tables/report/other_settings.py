@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.config import Run
@@ -16,6 +17,8 @@ MOST_KINDS = 3
 #: Options that are named of one kind.
 MOST_OPTIONS = 4
 WIDTH = 100
+#: Pairs of a record's config and a wanted one that are compared: a second of work.
+MOST_PAIRS = 50_000
 #: Keys that do not change which run it is.
 _FREE = ("label", "save_weights", "tuning", "repeat")
 
@@ -25,10 +28,18 @@ Settings = Mapping[str, Any]
 def other_settings(wanted: Sequence[Run], found: Sequence[Record]) -> str:
     """Return what the records have that no wanted run has: `10 records have --model ./my-llama`.
 
-    A record is compared with the wanted run that it differs least from.
+    A record is compared with the wanted run that it differs least from. What differs in seeds alone is
+    compared once; of very many configs, as many of the wanted ones as `MOST_PAIRS` allows.
     """
-    asked = {run.run_id: _content(run.model_dump(mode="json")) for run in wanted}
-    kinds = Counter(_least(_content({**item.config}), asked.values()) for item in found)
+    records = _by_config(item.config for item in found)
+    asked = list(_by_config(run.model_dump(mode="json") for run in wanted).values())
+    asked = asked[: max(1, MOST_PAIRS // max(1, len(records)))]
+    least: dict[int, tuple[str, ...]] = {}
+    for own in records.values():
+        differ = [(_options(own.settings, other.settings), other.seeds) for other in asked]
+        for seed, places in own.seeds.items():
+            least |= dict.fromkeys(places, _least(seed, differ))
+    kinds = Counter(least[place] for place in range(len(found)))
     parts = []
     for options, count in kinds.most_common(MOST_KINDS):
         more = f" and {len(options) - MOST_OPTIONS} more" if len(options) > MOST_OPTIONS else ""
@@ -38,14 +49,33 @@ def other_settings(wanted: Sequence[Run], found: Sequence[Record]) -> str:
     return "; ".join([*parts, f"others differ in {rest} more ways"] if rest > 0 else parts)
 
 
-def _content(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in _FREE}
+@dataclass
+class _Config:
+    """Settings without their seed, and the places at which each seed stands among all."""
+
+    settings: Settings
+    seeds: dict[str, list[int]] = field(default_factory=dict)
 
 
-def _least(record: Settings, asked: Any) -> tuple[str, ...]:
-    """Return the options of the fewest differences to any wanted run."""
-    candidates = [tuple(_options(record, each)) for each in asked]
-    return min(candidates, key=len, default=())
+def _by_config(configs: Iterable[Settings]) -> dict[str, _Config]:
+    """Group configs that differ in their seeds alone, in order."""
+    found: dict[str, _Config] = {}
+    for place, config in enumerate(configs):
+        settings = {key: value for key, value in config.items() if key not in (*_FREE, "seed")}
+        own = found.setdefault(json.dumps(settings, sort_keys=True), _Config(settings))
+        own.seeds.setdefault(_text(config.get("seed")), []).append(place)
+    return found
+
+
+def _least(seed: str, differ: Sequence[tuple[list[str], Mapping[str, list[int]]]]) -> tuple[str, ...]:
+    """Return the fewest differences of a seed's runs to a wanted run, of several the first that is wanted."""
+    candidates = []
+    for options, seeds in differ:
+        known = seed in seeds
+        given = options if known else [*options, plain(f"--seed {seed}", WIDTH)]
+        place = seeds[seed][0] if known else next(iter(seeds.values()))[0]
+        candidates.append((len(given), place, tuple(given)))
+    return min(candidates, default=(0, 0, ()))[2]
 
 
 def _options(record: Settings, asked: Settings) -> list[str]:
@@ -68,8 +98,6 @@ def _options(record: Settings, asked: Settings) -> list[str]:
     if stack != wanted:
         same = _names(stack) == _names(wanted)
         found.append(f"{'other options of' if same else 'method'} {' + '.join(_names(stack))}")
-    if record.get("seed") != asked["seed"]:
-        found.append(f"--seed {record.get('seed')}")
     return [plain(option, WIDTH) for option in found]
 
 

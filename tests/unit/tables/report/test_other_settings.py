@@ -12,6 +12,7 @@ from harness.config import Run
 from harness.engine.process.job import Job
 from harness.inputs import by_run
 from harness.record import Record
+from harness.tables.report import other_settings as module
 from harness.tables.report.other_settings import other_settings
 
 
@@ -96,3 +97,21 @@ def test_another_setting_is_another_run(changes: dict[str, Any]) -> None:
     here = run(model={"source": "local", "path": "/a/D"})
     there = run(model={"source": "local", "path": "/a/./D"}, **changes)
     assert by_run([here], [record(there)]) == {}
+
+
+def test_what_differs_in_seeds_alone_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = module._options
+    monkeypatch.setattr(module, "_options", lambda *pair: calls.append(pair) or original(*pair))  # type: ignore[func-returns-value]
+    wanted = [run(seed=seed, train={"steps": steps}) for seed in range(20) for steps in (3, 4)]
+    found = [record(run(seed=seed, train={"steps": 5})) for seed in range(10, 30)]
+    assert other_settings(wanted, found) == (
+        "10 records have --set train.steps=5; "
+        + "; ".join(f"1 record has --set train.steps=5 --seed {seed}" for seed in (20, 21))
+        + "; others differ in 8 more ways"
+    )
+    assert len(calls) == 2
+    calls.clear()
+    monkeypatch.setattr(module, "MOST_PAIRS", 1)
+    other_settings(wanted, found)
+    assert len(calls) == 1

@@ -10,6 +10,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.support import forked
+
+forked.install()  # before a module keeps the command of a worker
 torch.set_num_threads(1)
 # A machine that stands still for a moment is no failure of what is tested.
 settings.register_profile(

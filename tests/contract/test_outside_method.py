@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from harness.errors import UserError
 from harness.plugins import build, find
 from harness.record import Record
 from harness.registry import available, check_name
+from tests.support import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 #: All that a stranger writes: a method that trains the norms alone, and one that only halves the head.
@@ -133,7 +133,7 @@ def ran(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Record:
     arguments = ["run", str(suite), "--results", str(folder / "runs"), "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(package), "LOREBENCH_CACHE": str(folder / "cache")}
     done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", *arguments],
+        [*forked.command("harness.cli"), *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -23,6 +23,7 @@ from harness.engine.run.checks import resolve
 from harness.engine.run.outcome import classify
 from harness.errors import MethodError, UserError
 from harness.plugins import build
+from tests.support import forked
 from tests.support.tiny import tiny_llama
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -360,7 +361,7 @@ def test_what_a_run_does_not_show_is_found_by_check(folder: Path, case: str) -> 
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LOREBENCH_CACHE": str(folder / "cache")}
     environment.pop(imports.PLUGINS, None)
-    command = [sys.executable, "-P", "-m", "harness.cli", *arguments]
+    command = [*forked.command("harness.cli"), *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from harness.engine.data.tasks import SHIPPED_TASKS, load_tasks, training_texts
 from harness.engine.process.job import Job
 from harness.engine.quality.tasks import evaluate_tasks
 from harness.record import Record, read
+from tests.support import forked
 from tests.support.paper_files import write_paper_files
 from tests.support.realdata import development_data
 
@@ -159,7 +159,7 @@ def carried_out(tmp_path: Path, folder: str, method: Any, task: str, limit: int,
     job = Job(run, "tasks", tmp_path / "run", "cpu", tmp_path / "cache", "lorebench run")
     job.folder.mkdir()
     job.write()
-    command = [sys.executable, "-m", "harness.engine.worker", "run", str(job.file)]
+    command = [*forked.command("harness.engine.worker"), "run", str(job.file)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 300}
     ended = subprocess.run(command, cwd=tmp_path, env=environment, **options)

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from sweeping import ROOT, Remember, alive, suite_of, wait_until
 from harness import record as records
 from harness import series
 from harness.config import Run
-from harness.engine.process.child import WORKER
 from harness.engine.runner import Settings, Sweep, sweep
 from harness.record import PHASES, Record
 
@@ -39,7 +37,6 @@ SELECTION = [
     ("memory", "evaluate"),
     ("exception", "export"),
 ]
-QUICK = (sys.executable, str(Path(__file__).with_name("quick_resolve.py")))
 STATUS = {"exception": "error", "memory": "oom", "hang": "timeout", "sigkill": "error"}
 
 
@@ -99,7 +96,7 @@ def tiny(folder: Path, fault: str = "none", phase: str = "train", **changes: Any
 
 
 def settings_for(folder: Path, **changes: Any) -> Settings:
-    given = {"results": folder / "results", "cache": folder / "cache", "device": "cpu", "command": QUICK}
+    given = {"results": folder / "results", "cache": folder / "cache", "device": "cpu"}
     return Settings(**{**given, **changes})
 
 
@@ -123,11 +120,11 @@ def faults_and_more(folder: Path) -> list[Run]:
 
 @pytest.fixture(scope="module")
 def done(folder: Path) -> Sweep:
-    """All but the last run, by the real worker from end to end; the one that is killed twice."""
-    settings = settings_for(folder, deadline_s=120.0, command=WORKER)
+    """All but the last run, by workers from end to end; the one that is killed twice."""
+    settings = settings_for(folder, deadline_s=120.0)
     first = carry_out(settings, faults_and_more(folder)[:-1])
     assert len(first.killed) == 1
-    again = carry_out(replace(settings, command=QUICK), faults_and_more(folder)[:-1])
+    again = carry_out(settings, faults_and_more(folder)[:-1])
     assert again.done_now == list(first.killed)
     return again
 

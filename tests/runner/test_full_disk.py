@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from harness import record
 from harness.files import ROOT
+from tests.support import forked
 from tests.support.small_disk import small_disk
 
 SUITE = """
@@ -40,7 +40,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(pages: int, disk: 
         fill.write(bytes(256 * 1024 - 4096 * pages))
 
     def run() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "harness.cli", "run", str(suite), "--results", str(disk / "runs")]
+        command = [*forked.command("harness.cli"), "run", str(suite), "--results", str(disk / "runs")]
         environment = {**os.environ, "LOREBENCH_CACHE": str(tmp_path / "cache")}
         return subprocess.run(
             [*command, "--device", "cpu"],

@@ -25,6 +25,7 @@ from harness.record import Environment, Memory, Outcome, Parameters, Record, Tim
 from harness.tables.format import DASH
 from tests.contract.test_methods import CASES, Case
 from tests.gpu import promises, watching
+from tests.support import forked
 
 CPU = torch.device("cpu")
 GIB = 2**30
@@ -61,6 +62,8 @@ def test_that_is_skipped():
 def chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chosen:
     """A suite of two runs, one stage that finds none, and a file of tests, on a CPU."""
     monkeypatch.setattr(acceptance, "CODE", ())
+    monkeypatch.setattr(imports, "command", forked.command)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("LOREBENCH_CACHE", str(tmp_path / "cache"))
     suite = tmp_path / "tiny.yaml"
     suite.write_text(SUITE)
@@ -160,7 +163,8 @@ def test_a_stage_with_a_cap_tells_the_worker_and_the_others_do_not(
     acceptance.carry_out(*acceptance.prepare(limited), limited, lambda: 60.0)
     (capped, cap), (_, free) = seen
     assert (cap, free) == ({"LOREBENCH_CUDA_GIB": "24"}, {})
-    assert tuple(capped[:6]) == (*imports.command("harness.cli"), "run", name)
+    program = imports.command("harness.cli")
+    assert tuple(capped[: len(program) + 2]) == (*program, "run", name)
     assert {"--only=label=full", "--device=cpu", "--retry"} <= set(capped)
     assert [word for word in capped if word.startswith("--budget=")]
 

@@ -1,5 +1,6 @@
 """Settings for all tests: one thread and chosen examples, so that bits repeat, no network, no hurry."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,3 +20,9 @@ settings.register_profile(
     "lorebench", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("lorebench")
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector pass over what is imported, which it would search at every window of a meter."""
+    gc.collect()
+    gc.freeze()

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads collapse
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import ctypes
+import gc
 import json
 import signal
 import sys
@@ -49,6 +50,7 @@ def run_job(path: Path) -> int:
     try:
         from harness.engine.run.phases import RunInProgress
 
+        gc.freeze()  # imports left half a million objects, which the collector would search at every window
         RunInProgress(job, writer).carry_out()
     except UserError as error:
         writer.notify(error=str(error), input=writer.reading)
@@ -148,6 +150,7 @@ def simulate(request: dict[str, Any], send: Callable[[dict[str, Any]], None]) ->
     )
     from harness.engine.forecast.server import answer_all
 
+    gc.freeze()  # as for a run: a simulation has several windows, too
     answer_all(request, send)
 
 
@@ -156,6 +159,7 @@ def check(request: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> No
     os.environ["HF_HUB_OFFLINE"] = "1"
     from harness.engine.contract.server import answer
 
+    gc.freeze()
     answer(request, send)
 
 

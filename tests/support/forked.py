@@ -27,7 +27,7 @@ OWNER, WORKER = "TESTS_FORKER_OWNER", "harness.engine.worker"
 #: What the phases of a worker import when they begin.
 IMPORTED = (
     *("harness.engine.forecast.server", "harness.engine.contract.server", "harness.engine.run.phases"),
-    *("harness.engine.run.inputs", "transformers.models.llama.modeling_llama", "pandas", "pyarrow.parquet"),
+    *("harness.engine.run.inputs", "transformers.models.llama.modeling_llama", "pandas", "peft"),
 )
 
 

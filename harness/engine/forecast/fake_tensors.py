@@ -34,19 +34,22 @@ def world(meter: SimulatedMeter) -> Iterator[None]:
     """Make every new tensor fake and count it with the meter.
 
     Real tensors as inputs are treated by shape. The cycle collector runs only at the start of a window, as
-    with `live`, and ignores objects from before.
+    with `live`, and ignores objects from before: all of them, or those that the process has frozen, which are
+    most where it has frozen what it imported.
     """
     original, nn.Module._apply = nn.Module._apply, _apply  # type: ignore[method-assign]
-    collects = gc.isenabled()
+    collects, frozen = gc.isenabled(), gc.get_freeze_count() > 0
     gc.collect()
-    gc.freeze()
+    if not frozen:
+        gc.freeze()
     gc.disable()
     try:
         with CachedFakeTensorMode(), meter.storages:
             yield
     finally:
         nn.Module._apply = original  # type: ignore[method-assign]
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
         if collects:
             gc.enable()
 

@@ -7,6 +7,7 @@ text is repeated nowhere.
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 from harness.errors import UserError
 from harness.plain_text import HIDDEN, TOKENS
@@ -14,13 +15,15 @@ from harness.plain_text import HIDDEN, TOKENS
 _SECRETS = {
     "a user name or password": re.compile(
         r"://[^/\s?#]*@"  # https://user:pass@host, https://token@host
+        r"|(?:^|[=\s'\"\[{,])//[^/\s?#:@]*:[^/\s?#@]*@"  # //user:pass@host
         r"|://\S*:\S*@"  # a password that holds a slash
         r"|(?:^|[=\s'\"\[{,])[^\s/:@=\[\]{},'\"]+:(?!//)[^\s@]*@[^\s@]",  # user:pass@host/x
     ),
     "an access token": re.compile(
         TOKENS
         + r"|(?:^|[=\s'\"\[{,])hf_[A-Za-z0-9]{8,}$"
-        + r"|[?&][\w-]*(token|key|password|passwd|secret|signature|credential)=",
+        + r"|[?&][\w-]*(token|key|password|passwd|secret|signature|credential)="
+        r"|--[\w-]*(token|password|passwd|secret|api[_-]?key)[=\s]\S",
         re.IGNORECASE,
     ),
 }
@@ -28,7 +31,8 @@ _SECRETS = {
 
 def kind_of_secret(text: str) -> str | None:
     """Return in words what kind of secret a text holds, None where it holds none."""
-    return next((kind for kind, form in _SECRETS.items() if form.search(text)), None)
+    spellings = (text, unquote(text)) if "%" in text else (text,)  # https://user%3Apass%40host
+    return next((kind for kind, form in _SECRETS.items() if any(map(form.search, spellings))), None)
 
 
 def refuse_secrets(text: str, where: str) -> None:

@@ -311,6 +311,8 @@ class _Reading:
 
     def _float(self, node: ScalarNode) -> float:
         text = node.value.lower()
+        if re.match(r"[-+]?0[0-9]", text):
+            raise self._refuse(node, f"{text[:SHOWN]} begins with 0: leave that out, or use quotes for text")
         value = float(text.replace(".inf", "inf").replace(".nan", "nan"))
         if abs(value) == float("inf") and "inf" not in text:
             raise self._refuse(node, f"{text[:SHOWN]} is too large for a number")

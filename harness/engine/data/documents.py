@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from harness.files import from_user
 
 #: First bytes of files that are no text whatever their name, by what they are.
 MAGIC = {
-    b"\x1f\x8b": "gzip",
+    b"\x1f\x8b": "gzip (add .gz to the name)",
     b"\x28\xb5\x2f\xfd": "Zstandard",
     b"BZh": "bzip2",
     b"\xfd7zXZ\x00": "xz",
@@ -25,10 +26,14 @@ MAGIC = {
     b"PAR1": "Parquet",
     b"ARROW1": "Arrow",
     b"%PDF-": "PDF",
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
     b"\x00\x05\x16\x07": "attributes of another file, written by macOS",
 }
+#: What Git leaves in place of a large file that was not fetched.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 #: Characters of names from a file in a message.
 SHOWN = 200
 
@@ -42,6 +47,8 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: not a whole gzip file, though its name says so ({error})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    if raw.startswith(LFS_POINTER):
+        raise UserError(f"{path}: a pointer of Git LFS instead of the file; run `git lfs pull` there")
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -49,9 +56,8 @@ def read_text(path: Path) -> str:
             f"{path}: not UTF-8 text (byte {error.start}){_looks_like(raw)}; convert it or name a text file"
         ) from error
     if (place := raw.find(b"\0")) >= 0:
-        raise UserError(
-            f"{path}: not UTF-8 text (byte {place} is NUL, as in UTF-16 and in binary files); convert it"
-        )
+        found = _looks_like(raw) or " is NUL, as in UTF-16 and in binary files"
+        raise UserError(f"{path}: not UTF-8 text (byte {place}{found}); convert it")
     return text
 
 
@@ -86,18 +92,25 @@ def kind(path: Path) -> endings.Kind:
 def plain_text(path: Path) -> str:
     """Return a text as it is; UserError for JSON lines under the name of a text, which is a mistake."""
     text = read_text(path)
-    if not path.name.lower().removesuffix(endings.COMPRESSED).endswith(".raw") and _all_json_lines(text):
+    if not _ends_with(path, ".raw") and (share := _share_of_json_lines(text)) > 0.5:
+        many = "every line" if share == 1 else f"{math.floor(100 * share)} % of the lines"
         raise UserError(
-            f"{path}: every line is a JSON object; name it .jsonl, or .raw if its braces are to be trained on"
+            f"{path}: {many} is a JSON object; name it .jsonl, or .raw if its braces are to be trained on"
         )
     return text
 
 
-def _all_json_lines(text: str) -> bool:
-    lines = filter(str.strip, text.split("\n"))
+def _share_of_json_lines(text: str) -> float:
+    """Return the share of lines with text that are JSON objects; 0 for a text that begins otherwise."""
+    lines = [line for line in text.split("\n") if line.strip()] if text.lstrip().startswith("{") else []
+    if not lines or not _is_object(lines[0]):
+        return 0.0
+    return sum(map(_is_object, lines)) / len(lines)
+
+
+def _is_object(line: str) -> bool:
     try:
-        # a text that begins otherwise is not parsed any further
-        return text.lstrip().startswith("{") and all(isinstance(json.loads(line), dict) for line in lines)
+        return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -108,13 +121,23 @@ def texts_of_json_lines(path: Path, field: str, template: str | None = None) -> 
         if template is not None and isinstance(row, dict):
             row = {field: fill(template, row, where)}
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            keys = _listed(row) if isinstance(row, dict) else type(row).__name__
-            raise UserError(f"{where}: no text under {field!r}; the line has: {keys}")
+            raise UserError(f"{where}: {_without_text(row, field)}")
         try:
             row[field].encode()
         except UnicodeEncodeError as error:  # a tokenizer would stop there, without saying where
             raise UserError(f"{where}: {field!r} holds half a character: {error.reason}") from error
         yield row[field]
+
+
+def _without_text(row: Any, field: str) -> str:
+    """Return in words why a row has no text under a key."""
+    if not isinstance(row, dict):
+        return f"no text under {field!r}; the line has: {type(row).__name__}"
+    if field not in row:
+        return f"no text under {field!r}; the line has: {_listed(row)}"
+    kinds = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    held = kinds.get(type(row[field]), "null")
+    return f"{field!r} holds {held}, not text; correct the line or leave it out"
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -131,10 +154,20 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         hint = "; JSON lines have one whole object a line" if text.strip() in ("{", "[") else ""
         raise UserError(f"{where}: not valid JSON: {getattr(error, 'msg', error)}{hint}") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; ValueError for a key given twice, of which only one would be read."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:SHOWN]!r} is given twice")
+    return found
 
 
 def _ends_with(path: Path, ending: str) -> bool:

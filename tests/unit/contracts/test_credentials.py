@@ -28,6 +28,11 @@ SECRETS = [
     "https://host/x?access_token=PASS",
     "https://host/x?a=1&X-Amz-Signature=PASS",
     "https://host/x?password=PASS",
+    "https%3A%2F%2Fuser%3APASS%40host%2Fx",
+    "https://user%3APASS%40host/x",
+    "//user:PASS@host/x",
+    "run with --password=PASS",
+    "--api-key PASS",
 ]
 
 
@@ -57,6 +62,9 @@ def test_a_secret_is_refused_without_being_repeated(text: str) -> None:
         "./hf_checkpoints",
         "token_mixing",
         "/data/run?x=1",
+        "//server/share/a@b",
+        "50% of --token-mixing",
+        "welore 50 %",
         "method={lora: {rank: 4}}",
     ],
 )

@@ -117,6 +117,7 @@ DEEP_BY_ALIAS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in 
         ("a: {}\n'a': 1\n", ":2: the key 'a' is given twice"),
         ("a: 1\nsteps: 010\n", ":2: 010 begins with 0, which some read as octal: write 10, or quotes"),
         ("a: -007", ":1: -007 begins with 0"),
+        ("lr: 01.5e-3", ":1: 01.5e-3 begins with 0: leave that out, or use quotes"),
         ("a: 00", ":1: 00 begins with 0, which some read as octal: write 0"),
         (f"seed: {'9' * 5000}", ":1: an integer of 5,000 digits is too large"),
         (f"seed: {2**70}", f"is too large; the largest integer is {LARGEST_INTEGER}"),

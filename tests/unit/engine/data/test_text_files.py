@@ -108,6 +108,23 @@ def test_one_array_in_a_json_file_is_its_rows(tmp_path: Path) -> None:
     assert "a.json: not valid JSON" in refusal(written(tmp_path, "a.json", '[{"text": "a"}\n{"text": "b"}'))
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"text": null}', "'text' holds null, not text; correct the line or leave it out"),
+        ('{"text": 3}', "'text' holds a number, not text"),
+        ('{"text": ["a"]}', "'text' holds a list, not text"),
+        ('{"txt": "a"}', "no text under 'text'; the line has: txt"),
+        ('{"text": "a", "text": "b"}', "the key 'text' is given twice"),
+        ('{"text": "a", "more": {"x": 1, "x": 2}}', "the key 'x' is given twice"),
+    ],
+)
+def test_a_row_without_one_text_says_what_it_has(line: str, says: str, tmp_path: Path) -> None:
+    said = refusal(written(tmp_path, "a.jsonl", f'{{"text": "a"}}\n{line}\n'))
+    assert "a.jsonl:2: " in said
+    assert says in said
+
+
 def test_one_object_over_several_lines_is_refused_with_what_is_meant(tmp_path: Path) -> None:
     said = refusal(written(tmp_path, "a.json", json.dumps(ROWS[0], indent=2)))
     assert "a.json:1: not valid JSON" in said
@@ -120,8 +137,10 @@ def test_json_lines_under_the_name_of_a_text_are_refused_unless_it_says_raw(
 ) -> None:
     assert "every line is a JSON object; name it .jsonl, or .raw" in refusal(written(tmp_path, name, LINES))
     assert documents_of_files(files(written(tmp_path, "a.raw", LINES))) == [LINES.strip()]
-    mixed = written(tmp_path, name, LINES + "and prose\n")
-    assert documents_of_files(files(mixed)) == [(LINES + "and prose").strip()]
+    assert " % of the lines is a JSON object" in refusal(written(tmp_path, name, LINES + '{"text": "cut\n'))
+    prose = "and prose\n" * LINES.count("\n")
+    mixed = written(tmp_path, name, LINES + prose)
+    assert documents_of_files(files(mixed)) == [(LINES + prose).strip()]
     deep = written(tmp_path, name, "{" * 100_000)
     assert documents_of_files(files(deep)) == ["{" * 100_000]
 
@@ -129,13 +148,16 @@ def test_json_lines_under_the_name_of_a_text_are_refused_unless_it_says_raw(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (gzip.compress(b"text", mtime=0), "it is gzip"),
+        (gzip.compress(b"text", mtime=0), "it is gzip (add .gz to the name)"),
         (gzip.compress(gzip.compress(b"text", mtime=0), mtime=0), "it is gzip"),
         (b"\x28\xb5\x2f\xfd\x04\x00", "it is Zstandard"),
         (b"PK\x03\x04\xff\xff", "it is zip"),
         (b"PAR1\x15\x04\xff", "it is Parquet"),
         (b"%PDF-1.4\n%\xe2\xe3", "it is PDF"),
         ("text".encode("utf-16"), "it is UTF-16"),
+        ("text".encode("utf-32"), "it is UTF-32"),
+        (b"\x00\x00\xfe\xff" + "text".encode("utf-32-be"), "it is UTF-32"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "run `git lfs pull`"),
         ("text".encode("utf-16-be"), "is NUL, as in UTF-16"),
         ("text".encode("utf-16-le"), "is NUL, as in UTF-16"),
         (b"text\0", "byte 4 is NUL"),

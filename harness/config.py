@@ -11,14 +11,15 @@ import json
 import operator
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from harness.credentials import shown
-from harness.errors import UserError
-from harness.files import ROOT
-from harness.registry import check_name
+from harness.errors import UserError, nearest
+from harness.files import ROOT, visible
+from harness.registry import PROTOCOLS, check_name
 from harness.strict_yaml import Written
 
 #: The largest count of anything that 32 bits hold, and the largest seed that torch, numpy and Parquet take.
@@ -191,6 +192,22 @@ class TaskData(Strict):
     too_long: Literal["drop", "cut"] = "drop"
     seq_len: Length = 512
 
+    @field_validator("task")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = [task for task in _shipped_tasks() if task.startswith("paper_") and task != "paper_tasks"]
+        if name not in known:
+            raise ValueError(f"no task {shown(name)} to train on; {nearest(name, known)}")
+        return name
+
+
+@functools.cache
+def _shipped_tasks() -> tuple[str, ...]:
+    """Return the names of the tasks that ship, and of their groups."""
+    folders = (ROOT / "benchmarks" / "tasks", ROOT / "benchmarks" / "embedded" / "tasks")
+    texts = [path.read_text(encoding="utf-8") for folder in folders for path in visible(folder, "*.yaml")]
+    return tuple(found[1] for text in texts for found in re.finditer(r"^(?:task|group): *(\w+)", text, re.M))
+
 
 class RandomData(Strict):
     """Uniformly random token ids, for speed and memory alone."""
@@ -287,7 +304,10 @@ class PerplexityConfig(Strict):
     @field_validator("protocol")
     @classmethod
     def _one_name(cls, name: str) -> str:
-        return _published_names().get(name, name)
+        name = _published_names().get(name, name)
+        if name not in PROTOCOLS:
+            raise ValueError(f"no perplexity protocol {shown(name)}; {nearest(name, PROTOCOLS)}")
+        return name
 
     @property
     def options(self) -> dict[str, int]:
@@ -317,6 +337,16 @@ class EvaluateConfig(Strict):
     limit: Positive | None = None
     shots: Annotated[int, Field(ge=0, le=MOST)] | None = Field(default=None, exclude_if=_absent)
     batch: Positive = 32
+
+    @model_validator(mode="after")
+    def _known_tasks(self) -> Self:
+        """Refuse a misspelt name of a task that ships; others may be lm-eval's, or in a folder of tasks."""
+        shipped = _shipped_tasks() if self.tasks and not self.task_paths else ()
+        for name in self.tasks if shipped else ():
+            near = name.startswith(("embedded_", "paper_")) or get_close_matches(name, shipped, 1, 0.9)
+            if near and name not in shipped:
+                raise ValueError(f"no task {shown(name)}; {nearest(name, shipped)}")
+        return self
 
     @field_validator("perplexity", mode="before")
     @classmethod

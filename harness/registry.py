@@ -25,6 +25,11 @@ REGISTRY: dict[str, str] = {
 }
 
 
+#: Every perplexity protocol (harness/engine/quality/protocols.py).
+PROTOCOLS = (
+    *("world-a", "world-b", "world-a-validation", "world-b-validation", "heldout"),
+    *("wikitext2-2048", "wikitext2-4096", "c4-256", "c4-256-legacy", "c4-joined"),
+)
 ENTRY_POINTS = "lorebench.methods"
 #: The text that ships: a module with `documents(world, split, count)` and WORLD_VERSION.
 EMBEDDED_WORLD = "benchmarks.embedded.world"

@@ -155,9 +155,9 @@ def _walk(cls: type[BaseModel], location: Sequence[int | str]) -> tuple[Path, li
     """Return the path that a person wrote, without the tags of unions, and the models around its end."""
     models: list[type[BaseModel]] = [cls]
     path: list[int | str] = []
-    for position, part in enumerate(location):
+    for part in location:
         tagged = [model for model in models if _tag(model) == part]
-        if tagged and position < len(location):
+        if tagged and len(models) > 1:  # else a field may be named like the tag
             models = tagged
             continue
         path.append(part)

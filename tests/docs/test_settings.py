@@ -38,7 +38,7 @@ SETTINGS = [
     (section.__name__, name)
     for section in SECTIONS
     for name in section.__annotations__
-    if name not in ("source", "_written") and (section.__name__, name) != ("Run", "label")
+    if name != "source" and not name.startswith("_") and (section.__name__, name) != ("Run", "label")
 ]
 METHODS = [(name, option) for name in sorted(REGISTRY) for option in find(name).Config.model_fields]
 ELSEWHERE = [module for module in of("harness", "methods") if module.name != "harness.config"]

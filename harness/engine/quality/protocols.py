@@ -20,7 +20,7 @@ from harness.engine.data.token_cache import TokenCache
 from harness.engine.data.tokens import documents_of, encode, encode_once, pack, split_documents
 from harness.engine.quality import corpora, paper_protocols
 from harness.engine.quality.scored_text import ScoredText
-from harness.errors import UserError, nearest
+from harness.errors import UserError
 
 WORLD_DOCUMENTS = 600
 
@@ -54,10 +54,8 @@ def reads_the_hub(config: PerplexityConfig) -> bool:
 
 
 def check(config: PerplexityConfig, source: DataConfig) -> None:
-    """Raise UserError for a protocol that does not exist or does not fit the data or its options."""
+    """Raise UserError for a protocol that does not fit the data or its options."""
     name = config.protocol
-    if name not in KNOWN:
-        raise UserError(f"no perplexity protocol {name!r}; {nearest(name, KNOWN)}")
     if name == "heldout" and not isinstance(source, (FilesData, DatasetsData)):
         raise UserError("perplexity protocol 'heldout' needs data.source files or datasets")
     if config.paths is not None and KNOWN[name].make is None:

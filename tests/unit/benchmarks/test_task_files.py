@@ -130,9 +130,9 @@ def test_a_file_too_short_for_a_split_is_refused(folder: Path) -> None:
 
 
 def test_an_unknown_task_to_train_on_is_refused_with_the_nearest(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"no task 'paper_svam' to train on .* did you mean 'paper_svamp'"):
+    with pytest.raises(ValueError, match=r"no task 'paper_svam' to train on; did you mean 'paper_svamp'"):
         training_texts(TaskData(source="task", task="paper_svam", folder=str(folder)))
-    with pytest.raises(UserError, match="no task 'paper_tasks' to train on"):
+    with pytest.raises(ValueError, match="no task 'paper_tasks' to train on"):
         training_texts(TaskData(source="task", task="paper_tasks", folder=str(folder)))
 
 

@@ -100,7 +100,7 @@ def test_the_id_does_not_depend_on_how_the_same_thing_is_written():
         (run(method={"lora": {"a": 1, "b": 2}}), run(method={"name": "lora", "options": {"b": 2, "a": 1}})),
         (run(train={"lr": 1}), run(train={"lr": 1.0})),
         (run(train={}), run(train={"steps": 100})),
-        (run(evaluate={"perplexity": ["x"]}), run(evaluate={"perplexity": [{"protocol": "x"}]})),
+        (run(evaluate={"perplexity": ["heldout"]}), run(evaluate={"perplexity": [{"protocol": "heldout"}]})),
     ]
     for one, other in pairs:
         assert one.config_id == other.config_id

@@ -213,6 +213,27 @@ def test_keys_of_the_base_may_be_dotted(load: Load) -> None:
         ("suite: s\nrows: {method: full}\n", (), ":2: rows: give a list, as [a, b], not a section"),
         ("suite: s\nrows: [full]\n", (), ":2: rows.0: give a section, as {key: value}, not 'full'"),
         ("suite: s\nbase: {method: {full: false}}\n", (), ":2: method.0.options: give a section"),
+        (
+            "suite: s\nbase: {method: full}\n",
+            ("evaluate.perplexity=[heldot]",),
+            "--set 'evaluate.perplexity=[heldot]': evaluate.perplexity.0.protocol: no perplexity protocol "
+            "'heldot'; did you mean 'heldout'",
+        ),
+        (
+            "suite: s\nbase: {method: full}\nrows:\n- evaluate: {tasks: [embeded_b]}\n",
+            (),
+            ":4: evaluate: no task 'embeded_b'; did you mean 'embedded_b'",
+        ),
+        (
+            "suite: s\nbase: {method: full}\n",
+            ("evaluate.tasks=[paper_bolq]",),
+            "evaluate: no task 'paper_bolq'; did you mean 'paper_boolq'",
+        ),
+        (
+            "suite: s\nbase: {method: full}\n",
+            ("data={source: task, task: paper_svam}",),
+            "data.task: no task 'paper_svam' to train on; did you mean 'paper_svamp'",
+        ),
         ("suite: 3\n", (), ":1: suite: give text, in quotes where it looks like a number, not 3"),
         (
             "suite: s\nbase: {method: full, save_weights: yes}\n",

@@ -19,6 +19,8 @@ from harness.errors import UserError
 
 #: The folder that holds `harness`, `methods` and `benchmarks`.
 ROOT = Path(__file__).resolve().parents[1]
+#: What Git leaves in place of a large file that was not fetched.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 #: The version of a package that is not installed.
 ABSENT = "absent"
 #: The mode of files that may hold a user's text.

@@ -14,7 +14,7 @@ from typing import Any
 from harness import endings
 from harness.config import DatasetsData, FilesData
 from harness.errors import UserError, one_line
-from harness.files import from_user
+from harness.files import LFS_POINTER, from_user
 
 #: First bytes of files that are no text whatever their name, by what they are.
 MAGIC = {
@@ -32,8 +32,6 @@ MAGIC = {
     b"\xfe\xff": "UTF-16",
     b"\x00\x05\x16\x07": "attributes of another file, written by macOS",
 }
-#: What Git leaves in place of a large file that was not fetched.
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 #: Characters of names from a file in a message.
 SHOWN = 200
 

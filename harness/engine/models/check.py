@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ import torch
 import transformers  # its parts are loaded when they are first used
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
+from transformers.activations import ACT2FN
 
 from harness import factored
+from harness.credentials import shown
 from harness.engine.models import tokenizer as tokenizers
 from harness.engine.models.quiet import quietly
 from harness.engine.models.weights import FACTORS_MANIFEST, Header, headers, opened, weight_files
-from harness.errors import UserError, refusing
-from harness.files import visible
+from harness.errors import UserError, nearest, refusing
+from harness.files import LFS_POINTER, visible
 
 #: Types of tensors that a model is trained from, in the words of safetensors.
 FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -44,6 +47,19 @@ QUANTISED_NAMES = re.compile(
 #: Settings of config.json that would make transformers read other files or fetch code.
 NOT_FOLLOWED = ("transformers_weights", "fusion_config", "distributed_config")
 COMPARED_ROWS = 4096
+#: The most bytes of a file that may be a pointer to another.
+LARGEST_POINTER = 1024
+_COUNT = ("a whole number from 1", lambda value: value >= 1 and value == int(value))
+_SHARE = ("from 0 to below 1", lambda value: 0 <= value < 1)
+_ABOVE = ("a number above 0", lambda value: value > 0)
+#: What values of config.json may be where they are given, by setting.
+VALUES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(("max_position_embeddings", "sliding_window"), _COUNT),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "factor"), _ABOVE),
+    **dict.fromkeys(
+        ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"), _SHARE
+    ),
+}
 _known: dict[tuple[Any, ...], Any] = {}
 
 
@@ -58,6 +74,7 @@ def check(folder: Path) -> Any:
     if not folder.is_dir():
         raise UserError(f"no model folder at {folder}; give a folder in Hugging Face format or a hub id")
     _refuse_adapters(folder)
+    _refuse_pointers(folder)
     config = causal_config(folder)
     files = weight_files(folder)
     key = (folder.resolve(), *((path.name, *_stamp(path)) for path in [*visible(folder, "*"), *files]))
@@ -84,6 +101,7 @@ def causal_config(folder: Path) -> Any:
         if not isinstance(said, dict):
             raise ValueError("config.json must hold an object")
         _refuse_settings(folder, said)
+        _refuse_values(folder, said)
         config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
@@ -108,6 +126,34 @@ def is_causal(config: Any) -> bool:
     named = config.architectures or []
     causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in named)
     return causal or (not named and type(config) in transformers.AutoModelForCausalLM._model_mapping)
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """Raise UserError for a file that Git LFS has not fetched."""
+    for path in visible(folder, "*"):
+        with refusing(f"{path}: cannot be read; copy or download it again"):
+            if not path.is_file() or path.stat().st_size > LARGEST_POINTER:
+                continue
+            with path.open("rb") as file:
+                pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+        if pointer:
+            raise UserError(f"{path}: a pointer of Git LFS instead of the file; run `git lfs pull` there")
+
+
+def _refuse_values(folder: Path, said: Mapping[str, Any], name: str = "config.json") -> None:
+    """Raise UserError for a value that transformers takes, or trips over later, though none can be meant."""
+    for key, (allowed, fits) in VALUES.items():
+        value = said.get(key)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if value is not None and not (number and fits(value)):
+            raise UserError(f"{folder}: {name} gives {key} {shown(value)}; it must be {allowed}: correct it")
+    for key in ("hidden_act", "activation_function"):
+        act = said.get(key)
+        if act is not None and (not isinstance(act, str) or act not in ACT2FN):
+            raise UserError(f"{folder}: {name}: no {key} {shown(act)}; {nearest(str(act), ACT2FN)}")
+    for key in ("text_config", "rope_scaling", "rope_parameters"):
+        if isinstance(inner := said.get(key), dict):
+            _refuse_values(folder, inner, f"{name}: {key}")
 
 
 def _refuse_settings(folder: Path, said: Mapping[str, Any]) -> None:

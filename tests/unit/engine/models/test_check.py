@@ -222,6 +222,31 @@ REFUSED: dict[str, tuple[Break, str]] = {
     "endless number": (write("config.json", '{"model_type": "llama", "vocab_size": ' + "9" * 5000), "{}"),
     "deep": (write("config.json", "[" * 100_000), "{}"),
     "no text": (write("config.json", b"\xff\xfe\x00"), "{}"),
+    # values of the config
+    **{
+        f"{key} {value}": (settings("config.json", **{key: value}), f"{key} {value!r}; it must be {allowed}")
+        for key, value, allowed in (
+            ("rms_norm_eps", -1, "a number above 0"),
+            ("rms_norm_eps", "x", "a number above 0"),
+            ("max_position_embeddings", 0, "a whole number from 1"),
+            ("max_position_embeddings", 10.5, "a whole number from 1"),
+            ("sliding_window", -5, "a whole number from 1"),
+            ("attention_dropout", 2.0, "from 0 to below 1"),
+            ("attention_dropout", True, "from 0 to below 1"),
+        )
+    },
+    "an unknown activation": (
+        settings("config.json", hidden_act="sillu"),
+        "config.json: no hidden_act 'sillu'; did you mean 'silu'",
+    ),
+    "a factor that is text": (
+        settings("config.json", rope_scaling={"rope_type": "linear", "factor": "x"}),
+        "config.json: rope_scaling gives factor 'x'; it must be a number above 0",
+    ),
+    "weights that Git LFS has not fetched": (
+        write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        "/model.safetensors: a pointer of Git LFS instead of the file; run `git lfs pull` there",
+    ),
     # ids
     **{
         f"{name} {value} of {file}": (settings(file, **{name: value}), NO_ID)
@@ -279,6 +304,7 @@ HARMLESS: dict[str, Break] = {
     "settings for generation that cannot be written": settings(
         "generation_config.json", do_sample=False, temperature=0.5, bos_token_id=1
     ),
+    "values that are not given": settings("config.json", sliding_window=None, attention_dropout=0),
     "another type of numbers": weights(lambda at: at.update({UP: at[UP].double()})),
 }
 

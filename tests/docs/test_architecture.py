@@ -40,6 +40,7 @@ LIGHT = (
     "harness.git",
     "harness.imports",
     "harness.inputs",
+    "harness.merging",
     "harness.method",
     "harness.plugin_source",
     "harness.plugins",
@@ -70,8 +71,8 @@ VOCABULARY = tuple(
 CONTRACTS = tuple(
     f"harness.{name}"
     for name in (
-        *("config", "forecast", "inputs", "method", "no_effect", "plugins", "record", "record_index"),
-        *("registry", "series", "suite"),
+        *("config", "forecast", "inputs", "merging", "method", "no_effect", "plugins", "record"),
+        *("record_index", "registry", "series", "suite"),
     )
 )
 BASEMENT = (*VOCABULARY, *CONTRACTS)

@@ -1,0 +1,177 @@
+"""Merge what a suite's file and the command line say into the settings of each run.
+
+Sections are merged key by key, in the order base, matrix, row, options; keys may be dotted. Nothing is
+validated here but what merging needs.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from harness import config
+from harness.credentials import shown
+from harness.errors import UserError
+from harness.strict_yaml import Written
+
+#: Runs of a suite; commands are made for 10,000 records.
+MOST_RUNS = 20_000
+
+
+def combinations(content: Written) -> Iterator[Written]:
+    """Yield the settings of every run: the base with one entry of each axis, then the row."""
+    empty = Written({}, content.where)
+    base = _together(empty, content.value.get("base", empty))
+    matrix, rows = content.value.get("matrix", empty), content.value.get("rows")
+    _check_axes(matrix)
+    axes = [list(_entries(matrix, axis)) for axis in matrix.value]
+    sections = [empty] if rows is None else _each_once("row", rows)
+    count = math.prod(map(len, axes)) * len(sections)
+    if count > MOST_RUNS:
+        raise UserError(f"{matrix.where}: {count:,} runs in one suite; at most {MOST_RUNS:,}")
+    for row in sections:
+        for chosen in itertools.product(*axes):
+            settings = base
+            for part in (*chosen, row):
+                settings = _together(settings, part)
+            yield settings
+
+
+def _check_axes(matrix: Written) -> None:
+    """Raise UserError for a setting that two axes vary."""
+    seen: set[str] = set()
+    for axis in matrix.value:
+        for key in settings_of(axis):
+            if key in seen:
+                raise UserError(
+                    f"{matrix.keys[axis]}: matrix {axis!r}: {key!r} varies in two axes; name it once"
+                )
+            seen.add(key)
+
+
+def _entries(matrix: Written, axis: str) -> Iterator[Written]:
+    """Yield the settings of each entry of an axis; entries of an axis `a + b` are lists of two values."""
+    keys, where = settings_of(axis), matrix.keys[axis]
+    for entry in _each_once(f"matrix {axis!r}", matrix.value[axis]):
+        several = entry.value if len(keys) > 1 else [entry]
+        if not isinstance(several, list) or len(several) != len(keys):
+            raise UserError(
+                f"{entry.where}: matrix {axis!r}: {shown(entry.plain())} is not a list of {len(keys)} "
+                "values, one per setting"
+            )
+        yield Written(dict(zip(keys, several, strict=True)), where, dict.fromkeys(keys, where))
+
+
+def _each_once(what: str, several: Written) -> list[Written]:
+    """Return the entries of a list; UserError for one that stands in it twice."""
+    known: dict[str, Written] = {}
+    for entry in several.value:
+        first = known.setdefault(json.dumps(entry.plain(), sort_keys=True), entry)
+        if first is not entry:
+            raise UserError(
+                f"{entry.where}: {what}: {shown(entry.plain())} is given twice, first at {first.where}; "
+                "change one or leave it out"
+            )
+    return list(several.value)
+
+
+def settings_of(axis: str) -> list[str]:
+    """Return the settings that an axis varies together."""
+    return [key.strip() for key in axis.split("+")]
+
+
+def _together(settings: Written, section: Written) -> Written:
+    """Return settings with those of a section, whose keys may be dotted, merged into them."""
+    _check_each_leaf(section)
+    for key, value in section.value.items():
+        settings = with_setting(settings, key, value, section.keys[key])
+    return settings
+
+
+@functools.lru_cache(maxsize=MOST_RUNS)
+def _check_each_leaf(section: Written) -> None:
+    """Raise UserError for a setting that a section gives twice."""
+    seen: dict[tuple[str, ...], str] = {}
+    for key, value in section.value.items():
+        for leaf in _leaves(tuple(key.split(".")), value):
+            if leaf in seen:
+                raise UserError(
+                    f"{section.keys[key]}: {'.'.join(leaf)} is given twice, as {seen[leaf]} and {key}"
+                )
+            seen[leaf] = key
+
+
+def _leaves(path: tuple[str, ...], value: Written) -> Iterator[tuple[str, ...]]:
+    """Yield the dotted settings that a value gives."""
+    if path[0] == "method" or not isinstance(value.value, dict) or value.replaces:
+        yield path
+        return
+    for key, item in value.value.items():
+        yield from _leaves((*path, key), item)
+
+
+def with_setting(settings: Written, dotted: str, value: Written, where: str) -> Written:
+    """Return settings with the value of a dotted key set, merged where both are sections."""
+    name = dotted.partition(".")[0]
+    inner = _changed(settings.value.get(name), dotted, value, where)
+    items, keys = {**settings.value, name: inner}, {**settings.keys, name: where}
+    return Written(items, settings.where, keys, settings.replaces)
+
+
+@functools.lru_cache(maxsize=MOST_RUNS)
+def _changed(section: Written | None, dotted: str, value: Written, where: str) -> Written:
+    """Return a section with the value of a dotted key set in it; the same one for all runs that share it."""
+
+    def within(old: Written, path: tuple[str, ...], rest: Sequence[str]) -> Written:
+        if not rest:
+            return _merge(old, value, path)
+        if not isinstance(old.value, dict):
+            raise UserError(f"{where}: cannot set {dotted!r}: {path[-1]!r} is a value, not a section")
+        name, *deeper = rest
+        inner = within(old.value.get(name, Written({}, where)), (*path, name), deeper)
+        return replace(old, value={**old.value, name: inner}, keys={**old.keys, name: where})
+
+    name, *rest = parts = dotted.split(".")
+    if not all(part.strip() == part and part for part in parts):
+        raise UserError(f"{where}: {shown(dotted)} is no setting; write for example train.steps")
+    old = Written({}, where) if section is None else section
+    changed = within(old, (name,), rest)
+    return _without_other_source(name, old, changed) if rest == ["source"] else changed
+
+
+def _merge(old: Written, new: Written, path: tuple[str, ...]) -> Written:
+    """Return a new value, merged into the old one where both are sections.
+
+    The options of a method belong to its name, so an entry of `method` replaces the old one whole.
+    """
+    both = isinstance(old.value, dict) and isinstance(new.value, dict)
+    if not both or new.replaces or path[0] == "method":
+        return new
+    merged = dict(old.value)
+    for key, item in new.value.items():
+        merged[key] = _merge(merged[key], item, (*path, key)) if key in merged else item
+    together = Written(merged, new.where, old.keys | new.keys)
+    return _without_other_source(path[0], old, together) if path in (("model",), ("data",)) else together
+
+
+def _without_other_source(name: str, old: Written, merged: Written) -> Written:
+    """Return a section without the old keys that a source of another kind does not have."""
+    kinds = {"model": config.MODELS, "data": config.DATA}.get(name, {})
+
+    def source(section: Written) -> Any:
+        return section.value["source"].value if "source" in section.value else "embedded"
+
+    kind = kinds.get(source(merged)) if isinstance(source(merged), str) else None
+    if kind is None or source(old) == source(merged):
+        return merged
+    kept = {
+        key: item
+        for key, item in merged.value.items()
+        if key in kind.model_fields or old.value.get(key) is not item
+    }
+    return replace(merged, value=kept)

@@ -56,9 +56,12 @@ def _fingerprint() -> str:
 
 
 def pytest(session: nox.Session, *arguments: str) -> None:
-    """Run pytest, each process on one thread; arguments from the command line come last and so win."""
-    python, threads = environment(session), {"OMP_NUM_THREADS": "1"}
-    session.run(python, "-m", "pytest", *arguments, *session.posargs, env=threads, external=True)
+    """Run pytest, each process on one thread; arguments from the command line come last and so win.
+
+    Compiled modules are kept, or each of a hundred processes would compile ours, and pytest all tests.
+    """
+    python, variables = environment(session), {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
+    session.run(python, "-m", "pytest", *arguments, *session.posargs, env=variables, external=True)
 
 
 #: Sessions that run modules, by name: description, and the modules with their arguments. What follows `--` is

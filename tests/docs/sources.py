@@ -71,7 +71,7 @@ def _imports(node: ast.AST, late: bool = False) -> Iterator[tuple[ast.Import | a
         elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             for other in child.orelse:
                 yield from _imports(other, late)
-        else:
+        elif not isinstance(child, ast.expr):
             yield from _imports(child, late or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)))
 
 

@@ -10,7 +10,9 @@ from harness import record, record_index, suite
 
 REFERENCE = Path(__file__).parents[2] / "results" / "raw"
 TUNED = [
-    path.stem for path in sorted(suite.suites_folder().glob("*.yaml")) if suite.load(path).runs[0].tuning
+    path.stem
+    for path in sorted(suite.suites_folder().glob("*.yaml"))
+    if "tuning" in path.read_text() and suite.load(path).runs[0].tuning
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +11,11 @@ import typer
 from harness.cli import options
 from harness.cli.show import publish, say
 from harness.errors import UserError
-from harness.files import visible
-from harness.inputs import by_run
+from harness.files import cache_folder, visible
+from harness.inputs import Inputs, by_run
 
 if TYPE_CHECKING:
-    from harness.config import Run
+    from harness.engine.sweep.resolution import Plan
     from harness.record import Record
     from harness.suite import Suite
     from harness.tables.history.series import History
@@ -46,23 +46,25 @@ def report(
         raise UserError("--history belongs to a page: add --html FILE")
     chosen = selection.load()
     earlier = _history(chosen, history) if history else None
-    # Only the options of methods are needed.
-    wanted = resolution.resolve(chosen.runs, text=False, model=False).runs
+    # Only the options of methods are needed, and hashes of what is still there.
+    plan = resolution.resolve(chosen.runs, text=False, model=False, cache=cache_folder())
+    wanted = plan.runs
     folders = [path for path in visible(results, f"*/{chosen.name}") if path.is_dir()]
     if not folders:
         raise UserError(
             f"no records of suite {chosen.name!r} under {results}; run: lorebench run {selection.suite}"
         )
-    found = {folder: _matching(wanted, folder) for folder in folders}
+    found = {folder: _matching(plan, folder) for folder in folders}
     for folder, (records, _, notes) in found.items():
         if not records:
             for note in notes:
                 say(note)
             continue
         machine = "" if len(folders) == 1 else f"-{folder.parent.name}"
-        publish(chosen, records, notes, out or folder / "tables", chosen.name + machine)
+        publish(chosen, records, notes, out or folder / "tables", chosen.name + machine, plan.inputs)
         if html is not None:
-            _page(chosen, records, notes, html.with_stem(html.stem + machine), results, earlier)
+            page = html.with_stem(html.stem + machine)
+            _page(chosen, records, notes, page, results, earlier, plan.inputs)
     if not any(records for records, _, _ in found.values()):
         from harness.tables.report.other_settings import other_settings
 
@@ -72,14 +74,15 @@ def report(
         )
 
 
-def _matching(wanted: Sequence[Run], folder: Path) -> tuple[list[Record], list[Record], list[str]]:
+def _matching(plan: Plan, folder: Path) -> tuple[list[Record], list[Record], list[str]]:
     """Return the records of the wanted runs in a folder, the other records, and notes on what is missing."""
     from harness.engine.sweep.earlier import labelled
     from harness.tables.records import load
     from harness.tables.report.other_settings import other_settings
 
+    wanted = plan.runs
     found, notes = load(folder)
-    records = list(labelled(wanted, by_run(wanted, found)).values())
+    records = list(labelled(wanted, by_run(wanted, found, plan.inputs)).values())
     used = {id(record.outcome) for record in records}  # a record under other paths is a copy
     others = [record for record in found if id(record.outcome) not in used]
     if records:
@@ -108,6 +111,7 @@ def _page(
     path: Path,
     results: Path,
     history: History | None,
+    today: Mapping[str, Inputs],
 ) -> None:
     from harness.files import ROOT
     from harness.tables.page import document
@@ -121,6 +125,7 @@ def _page(
         order=[record.config_id for record in records],
         published=sources(ROOT, results),
         history=history,
+        today=today,
     )
     document.write(built, path)
     typer.echo(f"page: {path}")

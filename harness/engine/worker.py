@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.config import DatasetsData, HubModel, Run, TaskData
 from harness.digests import Digests
@@ -33,6 +33,9 @@ from harness.errors import EXIT_BAD_INPUT, UserError, one_line
 from harness.files import out_of_room
 from harness.record import Outcome
 from harness.validation import validate
+
+if TYPE_CHECKING:
+    from harness.engine.run.inputs import InputHashes
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -86,7 +89,8 @@ def _no_room(writer: RecordWriter, error: BaseException) -> int:
 def resolve(request: dict[str, Any]) -> dict[str, Any]:
     """Complete the options of every run's methods, check all runs, and describe the device for the parent.
 
-    With a folder `cache` in the request, the answer also holds the hashes of what each run reads.
+    With a folder `cache` in the request, the answer also holds the hashes of what each run reads. Where no
+    `model` is read, what cannot be hashed has no hash, and the hub is not asked.
     """
     remembered = Remembered(request)
     if (known := remembered.answer()) is not None:
@@ -99,19 +103,29 @@ def resolve(request: dict[str, Any]) -> dict[str, Any]:
     from harness.engine.run.inputs import InputHashes
 
     device = checks.device(request["device"])
-    resolved = checks.resolve(runs, request.get("text", True), request.get("model", True))
-    hashes = InputHashes(Digests(Path(request["cache"])), ask_hub=True) if request.get("cache") else None
+    reads = request.get("model", True)
+    resolved = checks.resolve(runs, request.get("text", True), reads)
+    hashes = InputHashes(Digests(Path(request["cache"])), ask_hub=reads) if request.get("cache") else None
     answer = {
         "runs": [run.model_dump(mode="json") for run in resolved],
         "device": str(device),
         "machine": machine_slug(device),
         "device_bytes": total_bytes(device),
         "device_id": device_id(device),
-        "inputs": [hashes.of(run) for run in resolved] if hashes else None,
+        "inputs": [_inputs(hashes, run, reads) for run in resolved] if hashes else None,
     }
     if local:
         remembered.keep(answer)
     return answer
+
+
+def _inputs(hashes: InputHashes, run: Run, reads: bool) -> dict[str, str]:
+    try:
+        return hashes.of(run)
+    except UserError:
+        if reads:
+            raise
+        return {}
 
 
 def _go_offline_where_nothing_is_remote(*runs: Run) -> bool:

@@ -6,12 +6,13 @@ allows only the scripts of this module and loads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 
 from harness import files
 from harness.errors import UserError
+from harness.inputs import Inputs
 from harness.record import Record
 from harness.tables.aggregate import rows as rows_of
 from harness.tables.history.series import History
@@ -45,13 +46,16 @@ def build(
     order: Sequence[str] = (),
     published: Sources | None = None,
     history: History | None = None,
+    today: Mapping[str, Inputs] | None = None,
 ) -> str:
     """Return the page of one suite as HTML; UserError where plotly is not installed.
 
     Takes the arguments of `report.build`. `published` are the sources of published numbers and ours,
     `history` is the history over commits; without them the page has no such section.
     """
-    report = reports.build(records, baseline=baseline, question=question, notes=notes, order=order)
+    report = reports.build(
+        records, baseline=baseline, question=question, notes=notes, order=order, today=today
+    )
     view = View(tuple(rows_of(records, list(dict.fromkeys(order)))), baseline)
     cells = papers.section(records, published) if published and records else ""
     return render(report, view, cells, history)

@@ -54,7 +54,7 @@ def build(
     """
     order = list(dict.fromkeys(order))
     found = rows_of(records, order)
-    shown, older = newest(found) if today is None else (found, [])
+    shown, older = (found, []) if today and any(today.values()) else newest(found)
     view = View(tuple(shown), baseline)
     records = view.records
     lines = [plain(note) for note in notes]

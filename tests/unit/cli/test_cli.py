@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from harness.config import Run
 from harness.engine import runner, worker
 from harness.engine.sweep import resolution
 from harness.errors import UserError
-from harness.suite import Suite
+from harness.suite import Suite, load, parse_override
 
 ROOT = Path(__file__).resolve().parents[3]
 NANO: dict[str, Any] = {
@@ -80,15 +81,13 @@ def resolve_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs are completed within this process, which has imported what that takes seconds to import."""
 
     def resolve(runs: Sequence[Run], device: str = "auto", *_: Any, **reads: Any) -> resolution.Plan:
-        asked = {
-            "runs": [run.model_dump(mode="json") for run in runs],
-            "device": device,
-            **reads,
-            "cache": None,
-        }
-        answer = worker.resolve(asked)
+        cache = str(reads["cache"]) if reads.get("cache") else None
+        written = [run.model_dump(mode="json") for run in runs]
+        answer = worker.resolve({"runs": written, "device": device, **reads, "cache": cache})
         resolved = tuple(Run.model_validate(run) for run in answer["runs"])
-        return resolution.Plan(resolved, answer["device"], answer["machine"])
+        hashes = zip(resolved, answer["inputs"] or (), strict=False)
+        inputs = {run.run_id: found for run, found in hashes}
+        return resolution.Plan(resolved, answer["device"], answer["machine"], inputs=inputs)
 
     monkeypatch.setattr(resolution, "resolve", resolve)
 
@@ -483,6 +482,28 @@ def test_report_prints_the_same_tables(
     assert said.code == 0
     assert table(said.out) == table(first.out)
     assert list((tmp_path / "tables").glob("*.md"))
+
+
+def test_a_report_names_what_has_changed_since_its_runs(
+    finished: tuple[Path, Path, Said], lorebench: Lorebench, resolve_here: None, tmp_path: Path
+) -> None:
+    path, results, _ = finished
+    shutil.copytree(results, tmp_path / "runs")
+    text = tmp_path / "held-out.txt"
+    text.write_text("today\n\nas well")
+    held = f"evaluate.perplexity=[{{protocol: c4-256, paths: [{text}]}}]"
+    (run,) = load(path, [parse_override(held)]).only(["label=full"]).runs
+    earlier = next(file for file in tmp_path.glob("runs/*/nano/*.json") if record.read(file).label == "full")
+    content = json.loads(earlier.read_text())
+    content |= {"run_id": run.run_id, "config_id": run.config_id, "config": run.model_dump(mode="json")}
+    content["inputs"] = {"text held-out.txt": "0" * 64}
+    (earlier.parent / f"{run.run_id}.json").write_text(json.dumps(content))
+    command = ("report", path, "--results", tmp_path / "runs", "--set", held, "--only", "label=full")
+    said = lorebench(*command, "--out", tmp_path / "tables")
+    assert said.code == 0, said.err
+    assert "Older inputs: full ran before these changed: text held-out.txt." in " ".join(said.out.split())
+    text.unlink()
+    assert "Older inputs" not in lorebench(*command, "--out", tmp_path / "tables").out
 
 
 def test_tables_that_cannot_be_written_are_one_line(

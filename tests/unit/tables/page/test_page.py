@@ -450,9 +450,11 @@ def test_how_each_number_was_made_names_ruler_version_and_text() -> None:
 
 def command(monkeypatch, capsys, results, *arguments):
     """`lorebench report compressed` within this process, where the runs are completed, too."""
-    monkeypatch.setattr(
-        resolution, "resolve", lambda runs, **reads: SimpleNamespace(runs=checks.resolve(runs, text=False))
-    )
+
+    def resolve(runs, **reads):
+        return resolution.Plan(tuple(checks.resolve(runs, text=False)), "cpu", "cpu-1t")
+
+    monkeypatch.setattr(resolution, "resolve", resolve)
     said = [
         "lorebench",
         "report",

@@ -51,7 +51,9 @@ VARIABLES = (
 #: What a line of a traceback says before the part of a path that is the same on every machine.
 TRACEBACK_PATH = re.compile(r'File "[^"]*/(?=(?:site-packages|lib/python[\d.]+|harness|methods|benchmarks)/)')
 
-#: Lines of the end of a log or of a traceback in a record, and characters of each.
+#: What stands in a record for the warnings that are too many.
+MORE = "there were more warnings"
+#: Warnings in a record, lines of the end of a log or of a traceback, and characters of each such line.
 MOST_LINES = 50
 LONGEST_LINE = 500
 
@@ -449,7 +451,14 @@ class Record(Part):
 
 
 def write(record: Record, path: Path) -> None:
-    """Write a record atomically: a reader sees the old one or the new one, never half of one."""
+    """Write a record atomically: a reader sees the old one or the new one, never half of one.
+
+    Its warnings are bounded first: each once, and at most `MOST_LINES`.
+    """
+    warnings = list(dict.fromkeys(map(bounded, record.warnings)))
+    if len(warnings) > MOST_LINES:
+        warnings[MOST_LINES - 1 :] = [MORE]
+    record.warnings[:] = warnings
     files.replace(path, record.model_dump_json(indent=1, exclude_none=True) + "\n")
 
 

@@ -59,6 +59,21 @@ def test_what_was_not_measured_is_absent(written):
     assert record.read(written).memory is None
 
 
+def test_a_method_that_warns_in_a_loop_does_not_fill_the_record(tmp_path):
+    item, path = fabricate(), tmp_path / "r.json"
+    warn = item.warnings.append  # kept by code that runs between two writes
+    for turn in range(2):
+        for number in range(1000):
+            warn(f"{turn}: {number % 700}")
+        record.write(item, path)
+    found = record.read(path).warnings
+    assert found == [*(f"0: {number}" for number in range(49)), "there were more warnings"]
+    item.warnings[:] = ["x" * 10_000_000, "again", "again"]
+    record.write(item, path)
+    assert path.stat().st_size < 20_000
+    assert record.read(path).warnings[1:] == ["again"]
+
+
 def test_losses_of_a_diverged_run_survive(tmp_path):
     training = Training(steps=2, tokens=2, loss=[math.nan, math.inf], lr=[0.1, 0.1])
     record.write(fabricate(training=training), tmp_path / "run.json")

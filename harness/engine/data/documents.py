@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ MAGIC = {
     b"\xfe\xff": "UTF-16",
     b"\x00\x05\x16\x07": "attributes of another file, written by macOS",
 }
+OBJECTS_FIRST = 'write each as {"text": ...} on its line and name it .jsonl'
 #: Characters of names from a file in a message.
 SHOWN = 200
 
@@ -88,29 +90,38 @@ def kind(path: Path) -> endings.Kind:
 
 
 def plain_text(path: Path) -> str:
-    """Return a text as it is; UserError for JSON lines under the name of a text, which is a mistake."""
+    """Return a text as it is; UserError for JSON under the name of a text, which is a mistake."""
     text = read_text(path)
-    if not _ends_with(path, ".raw") and (share := _share_of_json_lines(text)) > 0.5:
-        many = "every line" if share == 1 else f"{math.floor(100 * share)} % of the lines"
-        raise UserError(
-            f"{path}: {many} is a JSON object; name it .jsonl, or .raw if its braces are to be trained on"
-        )
+    if not _ends_with(path, ".raw") and (found := _json_within(text)):
+        raise UserError(f"{path}: {found}, or .raw to train on its braces and quotes")
     return text
 
 
-def _share_of_json_lines(text: str) -> float:
-    """Return the share of lines with text that are JSON objects; 0 for a text that begins otherwise."""
-    lines = [line for line in text.split("\n") if line.strip()] if text.lstrip().startswith("{") else []
-    if not lines or not _is_object(lines[0]):
-        return 0.0
-    return sum(map(_is_object, lines)) / len(lines)
+def _json_within(text: str) -> str:
+    """Return what JSON a text is and what to name it, in words for a message; empty where it is prose."""
+    whole = _json(text) if text.lstrip().startswith("[") else None
+    if isinstance(whole, list) and whole:
+        kinds = set(map(type, whole))
+        if kinds == {dict}:
+            return "it is a JSON array of objects; name it .json"
+        if kinds <= {dict, str}:
+            return f"it is a JSON array of strings; {OBJECTS_FIRST}"
+    lines = [line for line in re.split("[\r\n]+", text) if line.strip()]
+    parsed = [type(_json(line)) for line in lines if line.lstrip().startswith(("{", '"'))]
+    for kind, name, advice in ((dict, "object", "name it .jsonl"), (str, "string", OBJECTS_FIRST)):
+        if 2 * (count := parsed.count(kind)) > len(lines):
+            every = count == len(lines)
+            many = "every line" if every else f"{math.floor(100 * count / len(lines))} % of the lines"
+            return f"{many} is a JSON {name}; {advice}"
+    return ""
 
 
-def _is_object(line: str) -> bool:
+def _json(text: str) -> Any:
+    """Return the value of a JSON text, None where it is none."""
     try:
-        return isinstance(json.loads(line), dict)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return False
+        return None
 
 
 def texts_of_json_lines(path: Path, field: str, template: str | None = None) -> Iterator[str]:
@@ -155,6 +166,8 @@ def _parsed(text: str, where: str) -> Any:
         return json.loads(text, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         hint = "; JSON lines have one whole object a line" if text.strip() in ("{", "[") else ""
+        if "\r" in text.strip() and "Extra data" in str(error):
+            hint = "; its lines end in CR alone: convert them to LF"
         raise UserError(f"{where}: not valid JSON: {getattr(error, 'msg', error)}{hint}") from error
 
 

@@ -145,6 +145,51 @@ def test_json_lines_under_the_name_of_a_text_are_refused_unless_it_says_raw(
     assert documents_of_files(files(deep)) == ["{" * 100_000]
 
 
+STRINGS = [row["text"] for row in ROWS]
+AS_STRINGS = "\n".join(map(json.dumps, STRINGS))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.md.gz"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (json.dumps(ROWS), "it is a JSON array of objects; name it .json, or .raw"),
+        ("\n" + json.dumps(ROWS, indent=2), "it is a JSON array of objects; name it .json, or .raw"),
+        (json.dumps(STRINGS), 'it is a JSON array of strings; write each as {"text": ...}'),
+        ("# a comment\n\n" + LINES, "66 % of the lines is a JSON object; name it .jsonl"),
+        (LINES.replace("\n", "\r"), "every line is a JSON object; name it .jsonl"),
+        (AS_STRINGS, 'every line is a JSON string; write each as {"text": ...}'),
+        ("// a comment\n" + AS_STRINGS, "66 % of the lines is a JSON string"),
+    ],
+)
+def test_any_json_under_the_name_of_a_text_is_refused(
+    content: str, says: str, name: str, tmp_path: Path
+) -> None:
+    assert says in refusal(written(tmp_path, name, content))
+    assert documents_of_files(files(written(tmp_path, "a.raw", content))) == [content.strip()]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[Enter ADA] "Hello," she said. [Exit]',
+        '"Hello."\n"Who is there?" he asked.\nNobody.',
+        "[1, 2]",
+        "[]",
+        "{ADA}\n{BEN}",
+        LINES + "prose\n" * 2,
+        "[" * 100_000,
+    ],
+)
+def test_prose_that_begins_like_json_is_read_as_it_stands(content: str, tmp_path: Path) -> None:
+    assert documents_of_files(files(written(tmp_path, "a.txt", content))) == [content.strip()]
+
+
+def test_json_lines_separated_by_cr_alone_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    said = refusal(written(tmp_path, "a.jsonl", LINES.replace("\n", "\r")))
+    assert "its lines end in CR alone: convert them to LF" in said
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

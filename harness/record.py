@@ -9,7 +9,6 @@ table: a run that measured an impossible value still writes its record, and a sw
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from harness import files
+from harness import files, strict_json
 from harness.errors import UserError, bounded
 from harness.plain_text import without_secrets
 
@@ -489,7 +488,7 @@ def bytes_beside(folder: Path, name: str, largest: int) -> bytes:
 def parse(text: str, where: str, limits: bool = False) -> Record:
     """Return the record that a text holds; UserError says what is wrong with it, and `where`."""
     try:
-        content = json.loads(text)
+        content = strict_json.parse(text)
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise UserError(f"{where}: not a record: {error}; move it away and run again") from error
     version = content.get("schema_version") if isinstance(content, dict) else None

@@ -65,7 +65,7 @@ VOCABULARY = tuple(
     f"harness.{name}"
     for name in (
         *("credentials", "digests", "endings", "errors", "factored", "files", "git", "imports"),
-        *("plain_text", "plugin_source", "spectrum", "strict_yaml", "validation"),
+        *("plain_text", "plugin_source", "spectrum", "strict_json", "strict_yaml", "validation"),
     )
 )
 CONTRACTS = tuple(

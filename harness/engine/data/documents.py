@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import endings
+from harness import endings, strict_json
 from harness.config import DatasetsData, FilesData
 from harness.errors import UserError, one_line
 from harness.files import LFS_POINTER, from_user
@@ -163,22 +163,12 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_each_once)
+        return strict_json.parse(text)
     except (ValueError, RecursionError) as error:
         hint = "; JSON lines have one whole object a line" if text.strip() in ("{", "[") else ""
         if "\r" in text.strip() and "Extra data" in str(error):
             hint = "; its lines end in CR alone: convert them to LF"
         raise UserError(f"{where}: not valid JSON: {getattr(error, 'msg', error)}{hint}") from error
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON; ValueError for a key given twice, of which only one would be read."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:SHOWN]!r} is given twice")
-    return found
 
 
 def _ends_with(path: Path, ending: str) -> bool:

@@ -7,7 +7,6 @@ the values alone (not a number, infinite) is checked when they have been loaded.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import re
 import tempfile
@@ -21,7 +20,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers.activations import ACT2FN
 
-from harness import factored
+from harness import factored, strict_json
 from harness.credentials import shown
 from harness.engine.models import tokenizer as tokenizers
 from harness.engine.models.quiet import quietly
@@ -96,8 +95,9 @@ def causal_config(folder: Path) -> Any:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: not a Hugging Face model folder: it has no config.json")
+    with refusing(f"{folder}: not a Hugging Face model folder: config.json"):
+        said = strict_json.read(path, _number)
     with refusing(f"{folder}: not a Hugging Face model folder"), quietly():
-        said = json.loads(path.read_text(encoding="utf-8"), parse_constant=_number)
         if not isinstance(said, dict):
             raise ValueError("config.json must hold an object")
         _refuse_settings(folder, said)
@@ -117,7 +117,7 @@ def causal_config(folder: Path) -> Any:
 def _number(constant: str) -> float:
     """Return an infinity, which some models are described by; ValueError for NaN."""
     if constant == "NaN":
-        raise ValueError("config.json holds NaN, which is no number; correct it")
+        raise ValueError("it holds NaN, which is no number; correct it")
     return float(constant)
 
 
@@ -380,7 +380,7 @@ def restructured(model: nn.Module, folder: Path) -> nn.Module:
 def _manifest_ranks(path: Path) -> dict[str, int]:
     """Return the rank of each factored layer by name."""
     with refusing(f"{path}: not a manifest of factors"):
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = strict_json.read(path)
         written_as, ranks = manifest["format"], dict(manifest["ranks"])
     if written_as != 1:
         raise UserError(f"{path}: format {written_as}, this lorebench reads 1")
@@ -418,6 +418,7 @@ def _check_ids(folder: Path, config: Any) -> None:
     path = folder / "generation_config.json"
     if path.is_file():
         with refusing(f"{path}: not settings for generation"), quietly():
+            strict_json.read(path)
             said[path.name] = _ids_of(transformers.GenerationConfig.from_pretrained(folder))
     for place, ids in said.items():
         check_marks(ids, size, str(folder), place)

@@ -10,10 +10,13 @@ from typing import Any
 import transformers  # its parts are loaded when they are first used
 from tokenizers import Tokenizer
 
+from harness import strict_json
 from harness.engine.models.quiet import quietly, without_panics
 from harness.errors import UserError, one_line, refusing
 from harness.files import visible
 
+#: Files of JSON that transformers reads for a tokenizer, of a key given twice the last alone.
+SETTINGS = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 #: Files that show that a folder has a tokenizer, whatever its class.
 SIGNS = ("tokenizer*", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece*.model", "*.tiktoken")
 #: What of a tokenizer.json decides the ids of plain text. Truncation and padding are set by each call.
@@ -47,6 +50,9 @@ def tokenizer_of(folder: Path) -> Any:
     then be others than those that the model was trained on, so here the file decides.
     """
     refused = f"{folder}: no tokenizer can be loaded from there"
+    for path in visible(folder, *SETTINGS):
+        with refusing(f"{refused}: {path.name}"):
+            strict_json.read(path)
     with refusing(refused), quietly(), without_panics():
         loaded = _load(transformers.AutoTokenizer, folder)
         probed = [*loaded("a")["input_ids"], *loaded.get_vocab().values()]

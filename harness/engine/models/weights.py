@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from harness import strict_json
 from harness.errors import UserError, refusing
 from harness.files import visible
 
@@ -71,7 +71,7 @@ def _named(folder: Path) -> list[str]:
 def _index(path: Path) -> dict[str, str]:
     """Return the file of each tensor by the index of a folder."""
     with refusing(f"{path}: not an index of weight files"):
-        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = strict_json.read(path)["weight_map"]
         if not files or not all(isinstance(name, str) for pair in files.items() for name in pair):
             raise ValueError("weight_map must give the file of each tensor")
         return dict(files)

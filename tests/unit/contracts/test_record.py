@@ -124,6 +124,15 @@ def test_a_reader_never_sees_half_a_record(written):
 
 
 # ------------------------------------------------------------------------------------------ reading
+def test_a_record_with_a_key_given_twice_is_refused(written):
+    text = written.read_text()
+    for key in ("seed", "status"):  # at the top, and in a section
+        place = f'"{key}":'
+        written.write_text(text.replace(place, f"{place} 0, {place}", 1))
+        with pytest.raises(UserError, match=f"{written.name}: not a record: the key '{key}' is given twice"):
+            record.read(written)
+
+
 def test_a_truncated_record_is_refused_wherever_it_is_cut(written):
     whole = written.read_bytes().rstrip()
     for length in range(0, len(whole), 7):

@@ -67,6 +67,17 @@ def write(name: str, content: str | bytes = "{}") -> Break:
     )
 
 
+def twice(name: str, key: str) -> Break:
+    """Give a JSON file one of its keys a second time, last and with the same value."""
+
+    def change(folder: Path) -> None:
+        text = (folder / name).read_text().rstrip()
+        again = json.dumps({key: json.loads(text)[key]})
+        (folder / name).write_text(f"{text[:-1]}, {again[1:]}")
+
+    return change
+
+
 def pipeline(**parts: Any) -> Break:
     return settings("tokenizer.json", **parts)
 
@@ -125,7 +136,10 @@ REFUSED: dict[str, tuple[Break, str]] = {
         add("layers.0.mlp.up_proj.weight", 80, 32),
         "holds model.layers.0.mlp.up_proj.weight also as layers.0.mlp.up_proj.weight; remove one",
     ),
-    "no number": (settings("config.json", rope_theta=math.nan), "config.json holds NaN, which is no number"),
+    "no number": (
+        settings("config.json", rope_theta=math.nan),
+        "config.json: it holds NaN, which is no number",
+    ),
     "bias without a place": (add(BIAS, 32), f"{TOGETHER}without a place in the model {BIAS}; correct one"),
     "one layer more": (add("model.layers.2.mlp.up_proj.weight", 80, 32), f"{TOGETHER}without a place"),
     "one layer fewer": (settings("config.json", num_hidden_layers=1), f"{TOGETHER}without a place"),
@@ -222,6 +236,29 @@ REFUSED: dict[str, tuple[Break, str]] = {
     "endless number": (write("config.json", '{"model_type": "llama", "vocab_size": ' + "9" * 5000), "{}"),
     "deep": (write("config.json", "[" * 100_000), "{}"),
     "no text": (write("config.json", b"\xff\xfe\x00"), "{}"),
+    # a key given twice, of which transformers reads the last
+    **{
+        f"{key} twice in {file}": (
+            both(before, twice(file, key)),
+            f"{file}: {what}the key {key!r} is given twice",
+        )
+        for file, key, what, before in (
+            ("config.json", "num_attention_heads", "", both()),
+            ("generation_config.json", "eos_token_id", "not settings for generation: ", both()),
+            ("tokenizer_config.json", "eos_token", "", both()),
+            ("tokenizer.json", "model", "", both()),
+            (
+                "model.safetensors.index.json",
+                "weight_map",
+                "not an index of weight files: ",
+                shards(dict.copy),
+            ),
+        )
+    },
+    "a key twice deep in the tokenizer": (
+        write("added_tokens.json", '{"a": {"the": 7, "the": 8}}'),
+        "no tokenizer can be loaded from there: added_tokens.json: the key 'the' is given twice",
+    ),
     # values of the config
     **{
         f"{key} {value}": (settings("config.json", **{key: value}), f"{key} {value!r}; it must be {allowed}")

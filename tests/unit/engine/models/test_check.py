@@ -270,6 +270,13 @@ REFUSED: dict[str, tuple[Break, str]] = {
             ("sliding_window", -5, "a whole number from 1"),
             ("attention_dropout", 2.0, "from 0 to below 1"),
             ("attention_dropout", True, "from 0 to below 1"),
+            ("rope_theta", 0, "a number above 0"),
+            ("rope_theta", -1, "a number above 0"),
+            ("rope_theta", math.inf, "a number above 0"),
+            ("partial_rotary_factor", 1.5, "from 0 to 1"),
+            ("logits_scaling", 0, "a number above 0"),
+            ("attention_multiplier", math.inf, "a finite number"),
+            ("initializer_range", -1, "a number from 0"),
         )
     },
     "an unknown activation": (
@@ -279,6 +286,37 @@ REFUSED: dict[str, tuple[Break, str]] = {
     "a factor that is text": (
         settings("config.json", rope_scaling={"rope_type": "linear", "factor": "x"}),
         "config.json: rope_scaling gives factor 'x'; it must be a number above 0",
+    ),
+    **{
+        f"a base of {value} in {place}": (
+            settings("config.json", **section),
+            f"config.json: {place} gives rope_theta {value!r}; it must be a number above 0",
+        )
+        for value in (0, -1, math.inf, "10000")
+        for place, section in (
+            ("rope_parameters", {"rope_parameters": {"rope_type": "default", "rope_theta": value}}),
+            ("rope_scaling", {"rope_scaling": {"rope_type": "default", "rope_theta": value}}),
+            (
+                "rope_parameters: full_attention",
+                {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": value}}},
+            ),
+        )
+    },
+    "two bases": (
+        settings("config.json", rope_theta=50.0),
+        "gives rope_theta 50.0, and 10000.0 in rope_parameters; only the second would be used: remove",
+    ),
+    "two factors": (
+        settings(
+            "config.json",
+            partial_rotary_factor=0.5,
+            rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 0.25},
+        ),
+        "gives partial_rotary_factor 0.5, and 0.25 in rope_parameters",
+    ),
+    "two sections on rotary positions": (
+        settings("config.json", rope_scaling={"rope_type": "linear", "factor": 4.0}),
+        "gives rope_scaling and rope_parameters, which differ; remove one of them",
     ),
     "weights that Git LFS has not fetched": (
         write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
@@ -342,6 +380,14 @@ HARMLESS: dict[str, Break] = {
         "generation_config.json", do_sample=False, temperature=0.5, bos_token_id=1
     ),
     "values that are not given": settings("config.json", sliding_window=None, attention_dropout=0),
+    "one base in two places": settings("config.json", rope_theta=10000),
+    "a window that is not used": settings("config.json", use_sliding_window=False, sliding_window=0),
+    "rotary positions for two versions of transformers": settings(
+        "config.json",
+        rope_theta=10000.0,
+        rope_scaling={"type": "default"},
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
     "another type of numbers": weights(lambda at: at.update({UP: at[UP].double()})),
 }
 

@@ -252,7 +252,19 @@ BY_CHECK = {
         "    def export(self, model):\n        return model\n",
         "    def export(self, model):\n        class Wrapped(torch.nn.Linear):\n            pass\n"
         "        model.lm_head.__class__ = Wrapped\n        return model\n",
-        "export", "still has modules of"),
+        "export", "has a Wrapped at lm_head, where a Linear belongs"),
+    "a hook that stays": (
+        PREPARE, PREPARE.replace(
+            "return", "model.lm_head.register_forward_hook(lambda layer, given, out: 3 * out)\n        return"),
+        "export", "has a forward hook at lm_head; export returns a plain one"),
+    "a patched forward": (
+        PREPARE, PREPARE.replace(
+            "return", "right = model.lm_head.forward\n"
+            "        model.lm_head.forward = lambda x: 3 * right(x)\n        return"),
+        "export", "has a replaced forward at lm_head"),
+    "a number that no weight holds": (
+        PREPARE, PREPARE.replace("return", "model.model.norm.variance_epsilon = 9.0\n        return"),
+        "export", "saved and loaded, says something else: logits differ"),
     "not a number": (STEP_END, "        self.parameters[0].data.fill_(float('nan'))\n" + STEP_END, "updates", "NaN or infinite"),
     "one parameter never moves": (
         "for p in model.parameters() if p.requires_grad]", "for p in list(model.parameters())[1:]]",

@@ -23,8 +23,9 @@ from harness import factored
 from harness.engine.contract import members
 from harness.engine.contract.reachable import keys, tensors_within
 from harness.engine.contract.subject import LR, Subject, Trial, seed_everything
-from harness.engine.contract.tiny import logits, tiny_batch, tiny_llama
+from harness.engine.contract.tiny import logits, tiny_batch
 from harness.engine.measure.storages import tensors_alive
+from harness.engine.models import checkpoint
 from harness.errors import MethodError
 from harness.plugins import place
 
@@ -317,7 +318,7 @@ def period(subject: Subject) -> str:
 
 
 def exported(subject: Subject) -> str:
-    """The exported model is plain, complete, and says what the trained one said."""
+    """The exported model is plain, complete, and saved and loaded says what the trained one said."""
     trial = subject.trial()
     trial.train(0, STEPS)
     wanted, result = logits(trial.model), trial.model
@@ -325,21 +326,15 @@ def exported(subject: Subject) -> str:
     for (name, _), method in reversed(stack):
         result = members.export(name, method, result)
     near = place(stack[-1][1].export)
-    plain: Any = factored.merge(result)
-    strange = {type(module).__module__ for module in plain.modules()}
-    strange = {name for name in strange if name.partition(".")[0] not in ("torch", "transformers")}
-    if strange:
+    if left := checkpoint.not_saved(result):
+        raise MethodError(f"the exported model has {left}; export returns a plain one{near}")
+    again = logits(checkpoint.reloaded(factored.merge(result)))
+    apart = float((again - wanted).abs().max())
+    if not torch.allclose(again, wanted, atol=1e-4, rtol=1e-4):
         raise MethodError(
-            f"the exported model still has modules of {sorted(strange)[0]}; export returns a plain one{near}"
+            "the exported model, saved and loaded, says something else: "
+            f"logits differ by up to {apart:.2g}{near}"
         )
-    missing = set(tiny_llama(**subject.shape).state_dict()) ^ set(plain.state_dict())
-    if missing:
-        raise MethodError(
-            f"the exported model has other tensors than it was given, such as {sorted(missing)[0]}{near}"
-        )
-    apart = float((logits(plain) - wanted).abs().max())
-    if not torch.allclose(logits(plain), wanted, atol=1e-4, rtol=1e-4):
-        raise MethodError(f"the exported model says something else: logits differ by up to {apart:.2g}{near}")
     return f"plain, with logits at most {apart:.1e} apart"
 
 

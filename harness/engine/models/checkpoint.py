@@ -27,6 +27,8 @@ from harness.errors import UserError, refusing
 
 #: Names of tensors that a message lists.
 SHOWN = 3
+#: How a warning begins about a model of which `save` cannot write all.
+NOT_WHOLE = "the saved weights are not the whole model"
 
 
 def load(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -79,6 +81,37 @@ def refuse_not_finite(model: nn.Module, name: str) -> None:
 def saved_bytes(model: nn.Module) -> int:
     """Return the bytes of the weights of a model as `save` writes them, before any are factored."""
     return sum(tensor.nbytes for tensor in folders.stored_state(model).values())
+
+
+def not_saved(model: nn.Module) -> str:
+    """Return what a model has beyond its weights and config, which `save` leaves out; empty for none.
+
+    Compares with the empty model of its config, factored layers as in the model. Only what runs forward
+    counts; hooks of transformers, by which it collects hidden states, change nothing.
+    """
+    plain = factored.restructure(folders.empty_model(model.config), factored.ranks(model))
+    kinds, mine = (dict(each.named_modules(remove_duplicate=False)) for each in (plain, model))
+    for name, layer in mine.items():
+        where = name or "the model itself"
+        hooks = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
+        if any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks):
+            return f"a forward hook at {where}"
+        if "forward" in vars(layer):
+            return f"a replaced forward at {where}"
+        if type(layer) is not type(kinds.get(name)):
+            wanted = f"a {type(kinds[name]).__name__} belongs" if name in kinds else "nothing belongs"
+            return f"a {type(layer).__name__} at {where}, where {wanted}"
+    shapes, found = ({key: t.shape for key, t in each.state_dict().items()} for each in (plain, model))
+    other = sorted(name for name in shapes | found if shapes.get(name) != found.get(name))
+    return f"other tensors than its config says, such as {other[0]}" if other else ""
+
+
+def reloaded(model: Any) -> Any:
+    """Return what `save` and `load` make of a plain model, without writing it."""
+    _settle_tying(model)
+    config = type(model.config).from_dict(model.config.to_dict())
+    with quietly():
+        return folders.assembled(config, folders.stored_state(model), model.dtype)[0]
 
 
 def save(model: nn.Module, tokenizer: Any, folder: Path) -> None:

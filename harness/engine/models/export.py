@@ -8,7 +8,7 @@ import torch
 
 from harness import factored, record
 from harness.engine.models.check import check
-from harness.engine.models.checkpoint import load, save
+from harness.engine.models.checkpoint import NOT_WHOLE, load, save
 from harness.engine.models.tokenizer import other_for_transformers, own_tokenizer
 from harness.errors import UserError, refusing
 
@@ -19,7 +19,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def export_run(path: Path, folder: Path, form: str) -> str:
     """Write the model of a record as `dense` Hugging Face weights or as `factors` with their manifest.
 
-    Returns a warning where transformers alone reads text with other ids than the run did, else no text.
+    Returns a warning where the model that was measured had more than its weights, and where transformers
+    alone reads text with other ids than the run did, else no text.
     Factors are multiplied out for the dense form; nothing is decomposed. UserError when the run saved no
     weights, when they are damaged, when it has no factors, or when the target is not empty.
     """
@@ -47,4 +48,7 @@ def export_run(path: Path, folder: Path, form: str) -> str:
         raise UserError(f"run {found.run_id} has no factors; use --form dense")
     with refusing(f"{folder}: the model could not be written there"):
         save(model, tokenizer := own_tokenizer(weights), folder)
-    return "" if tokenizer is None else other_for_transformers(folder, tokenizer)
+    warnings = [warning for warning in found.warnings if warning.startswith(NOT_WHOLE)]
+    if tokenizer is not None:
+        warnings.append(other_for_transformers(folder, tokenizer))
+    return "; ".join(filter(None, warnings))

@@ -192,6 +192,10 @@ class RunInProgress:
         for key, method in reversed(list(zip(keys(self.run), self.methods, strict=True))):
             self.model = members.export(key, method, self.model)
         try:
+            if left := checkpoint.not_saved(self.model):
+                self.record.warnings.append(
+                    f"{checkpoint.NOT_WHOLE}, which has {left}: loaded again, they may give other scores"
+                )
             checkpoint.save(self.model, self.tokenizer, self.job.folder / "weights")
         except Exception as error:
             self.record.warnings.append(

@@ -307,10 +307,15 @@ def test_a_missing_field_is_refused_with_the_keys_that_are_there(tmp_path: Path)
     assert refusal(files(path)) == said
 
 
-@pytest.mark.parametrize("row", [{"text": 3}, {"text": None}, ["one"], "one"])
-def test_a_row_that_holds_no_text_is_refused(tmp_path: Path, row: Any) -> None:
+NO_TEXT = [({"text": 3}, "'text' holds a number"), ({"text": None}, "'text' holds null")]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"), [*NO_TEXT, (["one"], "no text under 'text'"), ("one", "no text under 'text'")]
+)
+def test_a_row_that_holds_no_text_is_refused(tmp_path: Path, row: Any, says: str) -> None:
     path = lines_file(tmp_path, [row])
-    assert refusal(files(path)).startswith(f"{path}:1: no text under 'text'")
+    assert refusal(files(path)).startswith(f"{path}:1: {says}")
 
 
 def test_text_that_is_no_unicode_is_refused_with_file_and_place(tmp_path: Path) -> None:

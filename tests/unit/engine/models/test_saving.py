@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import mmap
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
 from transformers import PreTrainedTokenizerFast
 
 from harness import record
@@ -72,6 +76,85 @@ def test_weights_that_are_there_stay_until_new_ones_are_complete(
     run.export()
     assert torch.equal(read(), logits(tiny_llama(seed=1)))
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def hooked(model: Any) -> None:
+    model.lm_head.register_forward_hook(lambda layer, given, output: 3 * output)
+
+
+def hooked_before(model: Any) -> None:
+    model.lm_head.register_forward_pre_hook(lambda layer, given: (3 * given[0],))
+
+
+def patched(model: Any) -> None:
+    right = model.forward
+
+    @functools.wraps(right)  # so that it calls itself one of transformers
+    def forward(*given: Any, **named: Any) -> Any:
+        output = right(*given, **named)
+        output.logits = 3 * output.logits
+        return output
+
+    model.forward = forward
+
+
+class Tripled(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(x)
+
+
+def replaced(model: Any) -> None:
+    model.lm_head.__class__ = Tripled
+
+
+def wrapped(model: Any) -> None:
+    model.lm_head = nn.Sequential(model.lm_head, nn.Threshold(0.0, 0.0))
+
+
+def scaled(model: Any) -> None:
+    parametrize.register_parametrization(model.lm_head, "weight", nn.Threshold(0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "has"),
+    [
+        (hooked, "a forward hook at lm_head"),
+        (hooked_before, "a forward hook at lm_head"),
+        (patched, "a replaced forward at the model itself"),
+        (replaced, "a Tripled at lm_head, where a Linear belongs"),
+        (wrapped, "a Sequential at lm_head, where a Linear belongs"),
+        (scaled, "a ParametrizedLinear at lm_head, where a Linear belongs"),
+        (lambda model: model.lm_head.register_buffer("scale", torch.ones(1)), "such as lm_head.scale"),
+    ],
+)
+def test_what_the_weights_leave_out_of_a_model_is_said(
+    tmp_path: Path, change: Callable[[Any], None], has: str
+) -> None:
+    run = of_run(tmp_path)
+    change(run.model)
+    run.export()
+    [warning] = run.record.warnings
+    assert warning.startswith("the saved weights are not the whole model, which has ")
+    assert has in warning
+
+
+def test_a_model_whose_weights_are_all_of_it_leaves_no_warning(tmp_path: Path) -> None:
+    for model in (tiny_llama(), tiny_llama(tie=True), factor_some(tiny_llama(tie=True))):
+        run = of_run(tmp_path)
+        run.model = model
+        model(input_ids=torch.ones(1, 3, dtype=torch.long), output_hidden_states=True)  # leaves hooks
+        model.enable_input_require_grads()
+        run.export()
+        assert run.record.warnings == []
+
+
+def test_an_export_of_less_than_the_model_repeats_the_warning_of_the_run(tmp_path: Path) -> None:
+    run, path = of_run(tmp_path), finished(tmp_path)
+    hooked(run.model)
+    run.export()
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"warnings": ["another", *run.record.warnings]}))
+    assert export_run(path, tmp_path / "new", "dense") == run.record.warnings[0]
 
 
 def test_on_a_disk_of_any_size_weights_are_whole_or_absent(tmp_path: Path) -> None:

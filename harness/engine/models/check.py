@@ -488,13 +488,16 @@ def _ids_of(config: Any) -> dict[str, Any]:
 def check_vocabulary(tokenizer: Any, size: int, where: str) -> None:
     """Raise UserError for a tokenizer with tokens of text that a vocabulary of `size` has no place for.
 
-    Special tokens beyond it are common and do no harm unless a text holds them, which is checked there.
+    Special tokens beyond it are common and do no harm unless a text holds them, which is checked there; one
+    that is a word of the vocabulary is in most texts.
     """
     special = set(getattr(tokenizer, "all_special_tokens", ()))
     special |= {
         str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values() if token.special
     }
-    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= size}
+    vocabulary = tokenizer.get_vocab().items()
+    special -= {token.lstrip("Ġ▁ ") for token, number in vocabulary if number < size}
+    beyond = {number: token for token, number in vocabulary if number >= size}
     ordinary = sorted((number, token) for number, token in beyond.items() if token not in special)
     if ordinary:
         number, token = ordinary[0]

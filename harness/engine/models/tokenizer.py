@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import transformers  # its parts are loaded when they are first used
 from tokenizers import Tokenizer
 
 from harness import strict_json
+from harness.credentials import shown
 from harness.engine.models.quiet import quietly, without_panics
 from harness.errors import UserError, one_line, refusing
 from harness.files import visible
@@ -74,9 +75,11 @@ def tokenizer_of(folder: Path) -> Any:
         plain = _load(transformers.PreTrainedTokenizerFast, folder)
         if _same(plain, truth, pipeline):
             return plain
+    more = sorted({*map(str, plain.added_tokens_decoder.values())} - {*_added(pipeline)})
+    named = f" ({', '.join(map(shown, more[:3]))} only there)" if more else ""
     raise UserError(
         f"{folder}: tokenizer.json gives other ids than the tokenizer that transformers makes of it and of "
-        "tokenizer_config.json; correct the added tokens of one of them"
+        f"tokenizer_config.json or another file{named}; correct the added tokens of one of them"
     )
 
 
@@ -135,7 +138,7 @@ def _same(loaded: Any, truth: Tokenizer, given: Mapping[str, Any]) -> bool:
         return False
     return all(
         loaded(text, add_special_tokens=False, verbose=False)["input_ids"] == _ids(truth, text)
-        for text in (*PROBES, _around_added(given))
+        for text in (*PROBES, _around({*_added(given), *map(str, loaded.added_tokens_decoder.values())}))
     )
 
 
@@ -145,7 +148,11 @@ def _ids(truth: Tokenizer, text: str) -> list[int]:
     return list(truth.encode(text, add_special_tokens=False).ids)
 
 
-def _around_added(pipeline: Mapping[str, Any]) -> str:
-    """Return a text with every added token of a file, since each has rules on the spaces around it."""
-    tokens = [token["content"] for token in pipeline.get("added_tokens") or ()]
-    return "".join(f"a {token} b{token}c" for token in tokens)
+def _added(pipeline: Mapping[str, Any]) -> list[str]:
+    """Return the added tokens of a tokenizer.json."""
+    return [token["content"] for token in pipeline.get("added_tokens") or ()]
+
+
+def _around(tokens: Iterable[str]) -> str:
+    """Return a text with each of some added tokens, since each has rules on the spaces around it."""
+    return "".join(f"a {token} b{token}c" for token in sorted(tokens))

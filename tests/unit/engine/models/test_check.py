@@ -339,6 +339,18 @@ REFUSED: dict[str, tuple[Break, str]] = {
         both(added(64, "[PAD]", special=True), settings("tokenizer_config.json", pad_token="[PAD]")),
         f"pad_token_id 64 of the tokenizer {NO_ID}",
     ),
+    **{
+        f"a word made a special token by {file}": (
+            settings(file, **values),
+            f"tokenizer.json gives other ids than the tokenizer that transformers makes of it and of "
+            f"tokenizer_config.json or another file ({words} only there); correct the added tokens",
+        )
+        for file, values, words in (
+            ("tokenizer_config.json", {"extra_special_tokens": ["ada"]}, "'ada'"),  # a piece, with an id
+            ("tokenizer_config.json", {"extra_special_tokens": ["owl", "gives"]}, "'gives', 'owl'"),  # beyond
+            ("added_tokens.json", {"ada": 7}, "'ada'"),
+        )
+    },
     "unknown type": (pipeline(pre_tokenizer={"type": "Zork"}), "no tokenizer can be loaded"),
     "a number for a part": (pipeline(pre_tokenizer=2.5), "no tokenizer can be loaded"),
     "no model": (pipeline(model=None), "no tokenizer can be loaded"),
@@ -469,6 +481,17 @@ def test_a_head_is_tied_where_the_files_hold_one_tensor(tmp_path: Path, said: bo
 
 
 # --------------------------------------------------------------------------------------- tokenizers
+def test_a_special_token_beyond_the_embedding_that_is_a_word_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    pieces = tokenizer.get_vocab()
+    words = [piece for piece in pieces if piece.startswith("▁") and piece[1:] not in pieces]
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<sentinel>"]})
+    folders.check_vocabulary(tokenizer, 64, "here")
+    tokenizer.add_special_tokens({"extra_special_tokens": [words[0][1:]]})
+    with pytest.raises(UserError, match=f"1 tokens beyond .* of 64, the first '{words[0][1:]}' with id 65"):
+        folders.check_vocabulary(tokenizer, 64, "here")
+
+
 TEXTS = ("Ada  gives\nBen 123 owls.", "<s>a </s> b", "  ünï  ", sentence(7))
 
 

@@ -417,25 +417,28 @@ def _count(paths: Any) -> int:
     return len(paths) if isinstance(paths, list) else int(bool(paths))
 
 
-def paths_of(config: Mapping[str, Any]) -> list[str]:
-    """Return all paths in a config as plain values, in order; those among options of methods are none."""
+def paths_of(config: Mapping[str, Any], keys: Sequence[str] = PATHS) -> list[str]:
+    """Return the paths under some keys of a config as plain values, in order, by default all of them.
+
+    What looks like a path among the options of a method is none.
+    """
     found: list[str] = []
-    for key in ("model", "data", "evaluate"):
-        _collect(config.get(key), found)
+    for section in ("model", "data", "evaluate"):
+        _collect(config.get(section), keys, found)
     return found
 
 
-def _collect(value: Any, found: list[str]) -> None:
+def _collect(value: Any, keys: Sequence[str], found: list[str]) -> None:
     if isinstance(value, list):
         for item in value:
-            _collect(item, found)
+            _collect(item, keys, found)
     if isinstance(value, dict):
         for key in sorted(value):
             given = value[key]
-            if key in PATHS and given:
+            if key in keys and given:
                 found += given if isinstance(given, list) else [given]
             elif key not in PATHS:
-                _collect(given, found)
+                _collect(given, keys, found)
 
 
 class TuningConfig(Strict):

@@ -60,8 +60,8 @@ def by_run(
     """Return the record of each run by its id, also where its files are named by other paths.
 
     Paths are part of an id. A record under another id belongs to a run whose config is equal but for paths,
-    where these lead to the same place from here, or where all that both read has the same hashes: those of
-    `today`, by the id of the run. It is returned as that run's.
+    where these lead to the same place from here, or where all that both read has the same hashes, those of
+    `today` by the id of the run, and each text the same purpose. It is returned as that run's.
     """
     own = {record.run_id: record for record in found}
     result = {run.run_id: own[run.run_id] for run in runs if run.run_id in own}
@@ -76,12 +76,17 @@ def by_run(
         config = run.model_dump(mode="json")
         hashes = dict(today.get(run.run_id, {})) if today else {}
         for record in free.get(place_free_id(config), ()):
-            alike = bool(hashes) and record.inputs == hashes
+            alike = bool(hashes) and record.inputs == hashes and _texts(record.config) == _texts(config)
             if alike or _places(record.config) == _places(config):
                 ids = {"run_id": run.run_id, "config_id": run.config_id, "config": config}
                 result[run.run_id] = record.model_copy(update=ids)
                 break
     return result
+
+
+def _texts(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of texts, which hashes are known by: those trained on, then those scored."""
+    return [os.path.basename(path) for path in paths_of(config, ("paths",))]  # noqa: PTH119
 
 
 def _places(config: Mapping[str, Any]) -> list[str]:

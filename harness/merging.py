@@ -73,8 +73,9 @@ def _each_once(what: str, several: Written) -> list[Written]:
     for entry in several.value:
         first = known.setdefault(json.dumps(entry.plain(), sort_keys=True), entry)
         if first is not entry:
+            held = shown(entry.plain()) if not isinstance(entry.value, dict | list) else "the same"
             raise UserError(
-                f"{entry.where}: {what}: {shown(entry.plain())} is given twice, first at {first.where}; "
+                f"{entry.where}: {what}: {held} is given twice, first at {first.where}; "
                 "change one or leave it out"
             )
     return list(several.value)

@@ -108,6 +108,8 @@ Utilization = Annotated[float, _limit(lambda value: 0 <= value <= LARGEST_COUNT,
 Share = Annotated[float, _limit(lambda value: 0 <= value <= 1, "is not a share")]
 #: NaN and infinity included: what a diverged model scores.
 Score = Annotated[float, _limit(lambda value: not value < 0, "is negative")]
+#: The exponential of a loss, which is not negative.
+PerplexityScore = Annotated[float, _limit(lambda value: not value < 1, "is less than 1")]
 Settings = Annotated[dict[str, Any], _limit(_shallow, f"is nested more than {DEEPEST_NESTING} levels deep")]
 Facts = Annotated[Settings, _limit(_finite, "holds an integer larger than any float")]
 
@@ -274,7 +276,7 @@ class Perplexity(Part):
     With `batches`, which a protocol has that repeats a mean of batch means, `perplexity` is by that mean.
     """
 
-    perplexity: Score
+    perplexity: PerplexityScore
     nll_nats: Score
     tokens: Positive
     windows: Positive

@@ -52,7 +52,9 @@ def check_name(name: str) -> str:
         return name
     known = available()
     if name not in known:
-        raise UserError(f"unknown method {name!r}; {nearest(name, known)}")
+        hint = nearest(name, known)
+        own = "" if hint.endswith("?") else "; write one of your own as module:Class"
+        raise UserError(f"unknown method {name!r}; {hint}{own}")
     return known[name]
 
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
-from pydantic_core import to_jsonable_python
+from pydantic import Field, TypeAdapter, field_validator
 
 from harness import no_effect, strict_yaml
 from harness.config import LARGEST_SEED, Run, Strict
@@ -26,6 +25,7 @@ from harness.validation import Validator, validate
 #: The folder of suites that need weights or text that cannot ship.
 WEIGHTS = "llama2"
 MOST_SHOWN = 40
+_PLAIN = TypeAdapter(Any)
 #: In place of a method where only another section is validated.
 _ANY_METHOD = "module:Class"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -214,7 +214,8 @@ def _with_seed(run: Run, seed: int) -> Run:
     if run.written is None:
         return changed
     where = f"--seed {seed}"
-    return changed.written_as(with_setting(run.written, "seed", Written(seed, where), where))
+    written = with_setting(run.written, "seed", Written(seed, where), where)
+    return changed.written_as(written, run.misfit)
 
 
 def _check_baseline(written: SuiteFile, content: Written, runs: Sequence[Run]) -> None:
@@ -288,7 +289,8 @@ def _values(runs: Sequence[Run], key: str) -> str:
     shortest = sorted(found)[:MOST_SHOWN]
     more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
     what = "the labels are" if key == "label" else f"the values of {key} are"
-    return f"{what}: {', '.join(shortest)}{more}"
+    separator = "; " if any(", " in value for value in shortest) else ", "
+    return f"{what}: {separator.join(shortest)}{more}"
 
 
 def _quoted(value: Any) -> str:
@@ -305,7 +307,7 @@ def _value(run: Run, key: str) -> Any:
         if part not in held:
             raise UserError(f"no setting {key!r} to select by; try label, method, seed or e.g. train.lr")
         value = held[part]
-    return to_jsonable_python(value)
+    return _PLAIN.dump_python(value, mode="json")
 
 
 def parse_override(text: str, option: str = "--set") -> Override:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -75,9 +76,8 @@ def ab(
         raise UserError(f"--repeats {repeats}: give a number from 1 to {MOST_REPEATS}")
     options.seconds(deadline, "--deadline")
     check_out(out)
-    settings = selection.settings or []
-    session.check_settings(settings)
-    changed = replace(selection, settings=[*settings, *(() if quality else COST_ONLY)], only=None)
+    session.check_settings(selection.settings or ())
+    changed = replace(selection, settings=_settings(selection.settings or (), quality), only=None)
     everything = changed.everything()
     control = session.control_row(everything, control)
     chosen = session.rows(everything, selection.only, control, quality, bool(selection.seed))
@@ -88,3 +88,10 @@ def ab(
     request = session.request_for(selection.suite, chosen, given, results, sides, plan, apart or quality)
     schedule.carry_out(schedule.interleave(chosen.runs, repeats), sides, request, plan)
     publish(session.compare(request, chosen.runs, repeats, control), form, out)
+
+
+def _settings(given: Sequence[str], quality: bool) -> list[str]:
+    """Return the settings of the command line with those that leave out what is not compared, which win."""
+    added = () if quality else COST_ONLY
+    keys = {text.partition("=")[0] for text in added}
+    return [*(text for text in given if text.partition("=")[0].strip() not in keys), *added]

@@ -82,8 +82,10 @@ def gate(
             raise UserError("--baselines compares with one file; drop CAND and --control")
         _gate_baselines(base, write, form, out)
         return
-    if write or base is None or candidate is None:
-        raise UserError("give BASE and CAND, or --baselines; --write belongs to --baselines")
+    if write:
+        raise UserError("--write stores baselines: add --baselines")
+    if base is None or candidate is None:
+        raise UserError("give two sets of records, BASE and CAND, or --baselines")
     from harness.tables.compare.judge import compare
     from harness.tables.compare.pairing import load
 

@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,11 @@ class Selection:
     def everything(self) -> Suite:
         """Return the suite with its overrides and seeds; what is selected of it is still to be checked."""
         overrides: list[Override] = [*_model_override(self.model), *_data_override(self.data)]
-        overrides += [suites.parse_override(text) for text in self.settings or ()]
+        given = [suites.parse_override(text) for text in self.settings or ()]
+        for key, count in Counter(override.key for override in given).items():
+            if count > 1:
+                raise UserError(f"--set {shown(key)} is given {count} times; name each setting once")
+        overrides += given
         return suites.expand(self.suite, overrides).with_seeds(self.seed or ())
 
     def check_files(self) -> None:

@@ -274,7 +274,7 @@ def _text(value: Any) -> str:
         return ", ".join(_text(item) for item in value)
     if isinstance(value, dict):
         return " ".join(_text(item) for item in value.values() if item is not None)
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) and value.strip() else json.dumps(value)
 
 
 # ------------------------------------------------------------------------------------- statistics

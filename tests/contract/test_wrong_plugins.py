@@ -201,6 +201,9 @@ BY_CHECK = {
         STEP_END,
         "        globals().setdefault('KEPT', [])[:] = [p.detach().clone() for p in self.parameters]\n" + STEP_END,
         "states", r"\d+ tensors live .* a tensor \(\d+.* outside of its attributes"),
+    "zero_grad does nothing": (
+        "            p.grad = None\n", "            pass\n", "states",
+        r"21 gradients outlive zero_grad, such as that of .*; free them, as by grad = None \(PLUGIN:56\)"),
     "names twice": ('f"moment {i}", m', '"moment", m', "states", "'moment' more than once"),
     "global random numbers in prepare": (
         "        return model\n\n    def stepper",

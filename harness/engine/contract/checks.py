@@ -92,6 +92,11 @@ def states(subject: Subject) -> str:
     names = [name for name, _ in named]
     if double := sorted({name for name in names if names.count(name) > 1}):
         raise MethodError(f"state_tensors yields the name {double[0]!r} more than once{near}")
+    if left := [name for name, parameter in trial.model.named_parameters() if parameter.grad is not None]:
+        raise MethodError(
+            f"{len(left)} gradients outlive zero_grad, such as that of {left[0]}; free them, as by "
+            f"grad = None{place(trial.stepper.zero_grad)}"
+        )
     known = keys([*trial.model.parameters(), *trial.model.buffers(), *(tensor for _, tensor in named)])
     paths = {key: path for path, tensor in tensors_within(trial.stepper) for key in keys([tensor])}
     forgotten: dict[int, str] = {}

@@ -74,6 +74,22 @@ def test_a_method_that_warns_in_a_loop_does_not_fill_the_record(tmp_path):
     assert record.read(path).warnings[1:] == ["again"]
 
 
+@pytest.mark.parametrize(
+    ("perplexity", "possible"), [(0.5, False), (1.0, True), (math.inf, True), (math.nan, True)]
+)
+def test_a_table_refuses_an_impossible_perplexity(tmp_path, perplexity, possible):
+    score = {"nll_nats": 100.0, "tokens": 40, "windows": 1, "dropped_tokens": 0, "text": "world"}
+    score["perplexity"] = perplexity
+    item, path = fabricate(quality={"perplexity": {"heldout": score}}), tmp_path / "abc-s0-r0.json"
+    record.write(item, path)
+    assert record.read(path).run_id == item.run_id  # a sweep reads what a run has measured
+    if possible:
+        record.read(path, limits=True)
+    else:
+        with pytest.raises(UserError, match="perplexity: is less than 1"):
+            record.read(path, limits=True)
+
+
 def test_losses_of_a_diverged_run_survive(tmp_path):
     training = Training(steps=2, tokens=2, loss=[math.nan, math.inf], lr=[0.1, 0.1])
     record.write(fabricate(training=training), tmp_path / "run.json")

@@ -41,7 +41,7 @@ def loaded(
         ),
         (
             "- {label: a, method: full}\n- {method: full, label: a}",
-            r":4: row: a section is given twice, first at .*some.yaml:3; change one or leave it out",
+            r":4: row: the same is given twice, first at .*some.yaml:3; change one or leave it out",
         ),
     ],
 )
@@ -56,7 +56,7 @@ def test_a_file_that_holds_one_run_twice_is_refused(tmp_path: Path, rows: str, s
         ("seed: [0, 1, 0]", r":4: matrix 'seed': 0 is given twice, first at .*:4; change one"),
         (
             "train:\n  - {lr: 1e-3}\n  - {lr: 0.001}",
-            r":6: matrix 'train': a section is given twice, first at .*:5",
+            r":6: matrix 'train': the same is given twice, first at .*:5",
         ),
     ],
 )
@@ -152,3 +152,22 @@ def _written(folder: Path, text: str) -> Path:
     path = folder / "some.yaml"
     path.write_text(text)
     return path
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("train.lr=-1", "train.lr: give a number above 0"),
+        ("train.stepz=3", "stepz"),
+        ("data.seq_len=0", "seq_len"),
+    ],
+)
+def test_a_mistake_is_one_whatever_seeds_are_asked_for(tmp_path: Path, setting: str, says: str) -> None:
+    for seed in ((), (0,), (0, 5)):
+        with pytest.raises(UserError, match=f"--set '?{setting}'?: .*{says}"):
+            loaded(tmp_path, ROWS, (), seed, setting)
+
+
+def test_a_setting_is_given_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--set 'train\.batch' is given 2 times; name each"):
+        loaded(tmp_path, ROWS, (), (), "train.batch=2", "train.batch=4")

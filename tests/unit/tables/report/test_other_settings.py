@@ -92,6 +92,26 @@ def test_the_same_content_elsewhere_belongs_to_the_run_and_other_content_does_no
     assert by_run([here], [record(there)], {}) == {}
 
 
+SCORED = {"protocol": "c4-joined", "context": 64}
+
+
+@pytest.mark.parametrize("trained", [("x.jsonl", "y.jsonl"), ("y.jsonl", "x.jsonl")])
+@pytest.mark.parametrize("twice", [False, True])
+def test_the_same_texts_with_other_purposes_are_another_run(trained: tuple[str, str], twice: bool) -> None:
+    """One is trained on and the other scored, or the one that comes last is held out."""
+
+    def of(folder: str, first: str, second: str) -> Run:
+        paths = [f"{folder}/{first}", *([f"{folder}/{second}"] if twice else [])]
+        scored = [] if twice else [SCORED | {"paths": [f"{folder}/{second}"]}]
+        return run(data={"source": "files", "paths": paths}, evaluate={"perplexity": scored})
+
+    here, there = of("a", "x.jsonl", "y.jsonl"), of("b", *trained)
+    hashes = {"text x.jsonl": "1", "text y.jsonl": "2"}
+    measured = record(there).model_copy(update={"inputs": hashes})
+    found = by_run([here], [measured], {here.run_id: hashes})
+    assert bool(found) == (trained == ("x.jsonl", "y.jsonl"))
+
+
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"train": {"steps": 3}}, {"method": "lora"}])
 def test_another_setting_is_another_run(changes: dict[str, Any]) -> None:
     here = run(model={"source": "local", "path": "/a/D"})

@@ -246,7 +246,9 @@ def _hub_error(config: HubModel, error: BaseException) -> UserError:
             f"{name} is gated and you have no access here: ask for it at https://huggingface.co/{config.id} "
             "and log in with `hf auth login`, or give a folder with the weights: --model FOLDER"
         )
-    return UserError(f"{name} cannot be loaded: {one_line(error)}; a folder will do, too: --model FOLDER")
+    # An id without an owner is more often a mistyped folder than one of the few models that have such an id.
+    here = "" if "/" in config.id else f"there is no folder {config.id!r} here, and "
+    return UserError(f"{here}{name} cannot be loaded: {one_line(error)}; a folder will do: --model FOLDER")
 
 
 def _load_hub(config: HubModel, dtype: torch.dtype, device: torch.device) -> LoadedModel:

@@ -358,6 +358,11 @@ def test_a_hub_model_is_loaded_at_its_revision_and_named_by_its_commit(
     ("name", "settings", "says"),
     [
         ("someone/none", {}, "hub model 'someone/none' at 'main' cannot be loaded: "),
+        (
+            "nowhere",
+            {},
+            "there is no folder 'nowhere' here, and hub model 'nowhere' at 'main' cannot be loaded: ",
+        ),
         ("someone/small", {"revision": "v9"}, "hub model 'someone/small' at 'v9' cannot be loaded: "),
         ("someone/pickles", {}, "hub model 'someone/pickles' at 'main' cannot be loaded: "),
         ("someone/encoder", {}, "hub model 'someone/encoder' is not a causal language model"),

@@ -143,10 +143,11 @@ def test_a_path_that_cannot_be_read_is_one_line_and_2(
 
 
 def test_one_side_alone_is_one_line_and_2(gate: Gate, base: Path) -> None:
-    for arguments in ((), (base,), (base, base, "--write")):
+    wanted = "give two sets of records, BASE and CAND, or --baselines"
+    for *arguments, says in ((wanted,), (base, wanted), (base, base, "--write", "add --baselines")):
         said = gate(*arguments)
         assert (said.code, said.err.count("\n")) == (2, 1)
-        assert "give two sets of records, BASE and CAND, or --baselines" in said.err
+        assert says in said.err
 
 
 def test_an_unknown_control_is_one_line_with_the_known_labels(gate: Gate, base: Path) -> None:

@@ -376,6 +376,7 @@ def test_a_folder_that_is_not_what_its_config_says_is_refused_by_name(folder: Pa
 
 
 HARMLESS: dict[str, Break] = {
+    "a mark that tokenizer.json lacks": settings("tokenizer_config.json", extra_special_tokens=["[MASK]"]),
     "old buffers": both(
         add("model.layers.0.self_attn.rotary_emb.inv_freq", 4),
         add("model.layers.0.attn.bias", 1, 1, 8, 8, dtype=torch.uint8),

@@ -77,5 +77,9 @@ def recover(folder: Path) -> None:
 
 def labelled(runs: Sequence[Run], found: Mapping[str, Record]) -> dict[str, Record]:
     """Return the records of these runs, in order, under their current labels: an id contains no label."""
-    ids = [(run, run.run_id) for run in runs]
-    return {key: found[key].model_copy(update={"label": run.name}) for run, key in ids if key in found}
+    result = {}
+    for run in runs:
+        if (record := found.get(run.run_id)) is not None:
+            own = record.label == run.name
+            result[run.run_id] = record if own else record.model_copy(update={"label": run.name})
+    return result

@@ -263,7 +263,8 @@ def small(name: str, places: dict[str, Path], t5: Path) -> Suite:
     task = ["data.task=paper_svamp"] if "downstream" in name else []
     borrowed = [f"model.tokenizer={t5}", "train.grad_accum=2"] if "_c4" in name else []
     every = [*documented(name, places), *FEW, *borrowed, *settings]
-    return load(name, every, [f"label={label}", *task])
+    by_key = {setting.partition("=")[0]: setting for setting in every}  # each is given once
+    return load(name, list(by_key.values()), [f"label={label}", *task])
 
 
 @pytest.fixture

@@ -122,6 +122,14 @@ def test_what_cannot_be_known_to_be_the_same_is_not_kept(
     assert not kept()
 
 
+def test_nothing_is_kept_of_tasks_whose_files_may_include_others(place: Path) -> None:
+    """`include: ../shared.yaml` is hashed for the record, but lies below no path that the run names."""
+    asked = request()
+    asked["runs"][0]["evaluate"]["task_paths"] = ["texts"]
+    Remembered(asked).keep(ANSWER)
+    assert Remembered(asked).answer() is None
+
+
 def test_what_changes_during_the_check_is_not_kept(place: Path) -> None:
     asked = Remembered(request())
     old(place / "texts" / "a.txt", "another text")

@@ -5,9 +5,6 @@ Nothing here imports torch; the options of a method are checked by the method's 
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -16,10 +13,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
+from harness import identity
 from harness.credentials import shown
 from harness.errors import UserError, nearest
-from harness.files import ROOT, visible
-from harness.registry import PROTOCOLS, check_name
+from harness.registry import PROTOCOLS, check_name, published_protocols, shipped_tasks
 from harness.strict_yaml import Written
 
 #: The largest count of anything that 32 bits hold, and the largest seed that torch, numpy and Parquet take.
@@ -195,18 +192,10 @@ class TaskData(Strict):
     @field_validator("task")
     @classmethod
     def _known(cls, name: str) -> str:
-        known = [task for task in _shipped_tasks() if task.startswith("paper_") and task != "paper_tasks"]
+        known = [task for task in shipped_tasks() if task.startswith("paper_") and task != "paper_tasks"]
         if name not in known:
             raise ValueError(f"no task {shown(name)} to train on; {nearest(name, known)}")
         return name
-
-
-@functools.cache
-def _shipped_tasks() -> tuple[str, ...]:
-    """Return the names of the tasks that ship, and of their groups."""
-    folders = (ROOT / "benchmarks" / "tasks", ROOT / "benchmarks" / "embedded" / "tasks")
-    texts = [path.read_text(encoding="utf-8") for folder in folders for path in visible(folder, "*.yaml")]
-    return tuple(found[1] for text in texts for found in re.finditer(r"^(?:task|group): *(\w+)", text, re.M))
 
 
 class RandomData(Strict):
@@ -279,13 +268,6 @@ class TrainConfig(OptimConfig):
     refresh_at: tuple[Positive, ...] = Field(default=(), exclude_if=lambda updates: not updates)
 
 
-@functools.cache
-def _published_names() -> dict[str, str]:
-    """Return the names of protocols here, by their names in papers."""
-    file = ROOT / "benchmarks" / "papers" / "protocols.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
 class PerplexityConfig(Strict):
     """A perplexity protocol by name; `paths` gives local files to protocols that read a published text.
 
@@ -304,7 +286,7 @@ class PerplexityConfig(Strict):
     @field_validator("protocol")
     @classmethod
     def _one_name(cls, name: str) -> str:
-        name = _published_names().get(name, name)
+        name = published_protocols().get(name, name)
         if name not in PROTOCOLS:
             raise ValueError(f"no perplexity protocol {shown(name)}; {nearest(name, PROTOCOLS)}")
         return name
@@ -341,7 +323,7 @@ class EvaluateConfig(Strict):
     @model_validator(mode="after")
     def _known_tasks(self) -> Self:
         """Refuse a misspelt name of a task that ships; others may be lm-eval's, or in a folder of tasks."""
-        shipped = _shipped_tasks() if self.tasks and not self.task_paths else ()
+        shipped = shipped_tasks() if self.tasks and not self.task_paths else ()
         for name in self.tasks if shipped else ():
             near = name.startswith(("embedded_", "paper_")) or get_close_matches(name, shipped, 1, 0.9)
             if near and name not in shipped:
@@ -391,54 +373,6 @@ class MethodChoice(Strict):
         """Return the choice as ids hash it and as records hold it: without what is as before."""
         options = {key: value for key, value in self.options.items() if key not in self.as_before}
         return {**self.model_dump(mode="json", exclude={"as_before"}), "options": options}
-
-
-#: Keys of the config that hold paths.
-PATHS = ("path", "paths", "tokenizer", "folder", "task_paths", "task_data")
-
-
-def place_free_id(config: Mapping[str, Any]) -> str:
-    """Return a hash of a config as plain values without its paths, seed and repeat included.
-
-    Two runs that have it in common differ at most in how, or from where, their files are named.
-    """
-
-    def without(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: _count(item) if key in PATHS else without(item) for key, item in value.items()}
-        return [without(item) for item in value] if isinstance(value, list) else value
-
-    own = {key: item for key, item in config.items() if key not in ("label", "save_weights", "tuning")}
-    content = {key: item if key == "method" else without(item) for key, item in own.items()}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _count(paths: Any) -> int:
-    return len(paths) if isinstance(paths, list) else int(bool(paths))
-
-
-def paths_of(config: Mapping[str, Any], keys: Sequence[str] = PATHS) -> list[str]:
-    """Return the paths under some keys of a config as plain values, in order, by default all of them.
-
-    What looks like a path among the options of a method is none.
-    """
-    found: list[str] = []
-    for section in ("model", "data", "evaluate"):
-        _collect(config.get(section), keys, found)
-    return found
-
-
-def _collect(value: Any, keys: Sequence[str], found: list[str]) -> None:
-    if isinstance(value, list):
-        for item in value:
-            _collect(item, keys, found)
-    if isinstance(value, dict):
-        for key in sorted(value):
-            given = value[key]
-            if key in keys and given:
-                found += given if isinstance(given, list) else [given]
-            elif key not in PATHS:
-                _collect(given, keys, found)
 
 
 class TuningConfig(Strict):
@@ -515,7 +449,7 @@ class Run(Strict):
         data, evaluate, model, train = map(_text, (self.data, self.evaluate, self.model, self.train))
         method = ",".join(map(_text, self.method))
         text = f'{{"data":{data},"evaluate":{evaluate},"method":[{method}],"model":{model},"train":{train}}}'
-        found = hashlib.sha256(text.encode()).hexdigest()[:12]
+        found = identity.of_text(text)
         self.__dict__[_KNOWN_ID] = parts, found
         return found
 
@@ -540,7 +474,7 @@ def _text(part: Strict) -> str:
     known = part.__dict__.get(_TEXT)
     if known is None:
         content = part.canonical if isinstance(part, MethodChoice) else part.model_dump(mode="json")
-        known = part.__dict__[_TEXT] = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        known = part.__dict__[_TEXT] = identity.text_of(content)
     return known
 
 

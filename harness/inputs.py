@@ -11,7 +11,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.config import Run, paths_of, place_free_id
+from harness.config import Run
+from harness.identity import paths_of, place_free_id
 from harness.record import Record
 
 #: What a model's folder holds.

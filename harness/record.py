@@ -29,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from harness import files, strict_json
+from harness import files, identity, strict_json
 from harness.errors import UserError, bounded
 from harness.plain_text import without_secrets
 
@@ -499,7 +499,13 @@ def parse(text: str, where: str, limits: bool = False) -> Record:
             f"{where}: schema version {version}, this lorebench reads {SCHEMA_VERSION}; "
             "use another --results folder or the version of lorebench that wrote it"
         )
-    return validated(content, where, limits)
+    item = validated(content, where, limits)
+    if identity.run_id(item.config) != item.run_id:
+        raise UserError(
+            f"{where}: the config in it is not that of run {item.run_id}: it was changed after the run, "
+            "or belongs to another; restore the file, or move it away and run again"
+        )
+    return item
 
 
 def validated(content: object, where: str, limits: bool = True) -> Record:

@@ -1,14 +1,17 @@
-"""Methods, and the model and text that ship: found by a string, imported only when they are used."""
+"""Names of what ships, methods, protocols, tasks and text: found by a string, imported only when used."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import importlib.metadata
+import json
+import re
 import sys
 from typing import Any
 
 from harness.errors import UserError, nearest
+from harness.files import ROOT, visible
 
 #: Every method that ships: name -> "module:Class". Other packages add theirs by the entry-point
 #: group `lorebench.methods`; a suite may also name "module:Class" directly.
@@ -61,3 +64,18 @@ def check_name(name: str) -> str:
 def embedded_world() -> Any:
     """Return the module that generates the text that ships."""
     return importlib.import_module(EMBEDDED_WORLD)
+
+
+@functools.cache
+def shipped_tasks() -> tuple[str, ...]:
+    """Return the names of the tasks that ship, and of their groups."""
+    folders = (ROOT / "benchmarks" / "tasks", ROOT / "benchmarks" / "embedded" / "tasks")
+    texts = [path.read_text(encoding="utf-8") for folder in folders for path in visible(folder, "*.yaml")]
+    return tuple(found[1] for text in texts for found in re.finditer(r"^(?:task|group): *(\w+)", text, re.M))
+
+
+@functools.cache
+def published_protocols() -> dict[str, str]:
+    """Return the names of protocols here, by their names in papers."""
+    file = ROOT / "benchmarks" / "papers" / "protocols.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -38,6 +38,7 @@ LIGHT = (
     "harness.files",
     "harness.forecast",
     "harness.git",
+    "harness.identity",
     "harness.imports",
     "harness.inputs",
     "harness.merging",
@@ -64,7 +65,7 @@ LIGHT = (
 VOCABULARY = tuple(
     f"harness.{name}"
     for name in (
-        *("credentials", "digests", "endings", "errors", "factored", "files", "git", "imports"),
+        *("credentials", "digests", "endings", "errors", "factored", "files", "git", "identity", "imports"),
         *("plain_text", "plugin_source", "spectrum", "strict_json", "strict_yaml", "validation"),
     )
 )

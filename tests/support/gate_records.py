@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import record
+from harness import identity, record
 from harness.record import Record
 
 PARTS = {
@@ -23,18 +22,20 @@ PARTS = {
 PACKAGES = {"torch": "2.13.0", "transformers": "5.23.0", "lm-eval": "0.4.13", "peft": "0.21.2"}
 
 
-def made(label: str = "row", seed: int = 0, repeat: int = 0, config: str = "", **parts: Any) -> Record:
+def made(label: str = "row", seed: int = 0, repeat: int = 0, **parts: Any) -> Record:
     """A record of a run that ended well; `parts` replace whole parts, the rest is the same for all."""
-    config = config or f"{zlib.crc32(label.encode()):012x}"
+    train = {"lr": 1e-3, "steps": 100}
+    config = parts.pop("config", {"train": train, "method": [{"name": label, "options": {"rank": 8}}]})
+    config = {**config, "seed": seed, "repeat": repeat}
     content: dict[str, Any] = {
-        "run_id": f"{config}-s{seed}-r{repeat}",
-        "config_id": config,
+        "run_id": identity.run_id(config),
+        "config_id": identity.config_id(config),
         "suite": "demo",
         "label": label,
         "seed": seed,
         "repeat": repeat,
         "tier": "embedded",
-        "config": {"train": {"lr": 1e-3, "steps": 100}, "method": [{"name": label, "options": {"rank": 8}}]},
+        "config": config,
         "rerun": "lorebench run demo",
         "started_at": f"2026-11-21T10:{repeat:02d}:00+00:00",
         "outcome": {"status": "ok", "phase": "evaluate"},

@@ -58,18 +58,14 @@ class Repository:
     ) -> Path:
         """Put a record of a commit (the newest one) into a folder of results that is named after it.
 
-        `stand` replaces values of the environment, `settings` the config; the start follows from the number
-        of the commit.
+        `stand` replaces values of the environment; the start follows from the number of the commit.
         """
         sha = self.commits[-1] if sha is None else sha
         day = self.commits.index(sha) + 1 if sha in self.commits else 28
         here = environment(**{"git_sha": sha or None, **parts.pop("stand", {})})
         repeat = parts.get("repeat", 0)
         start = f"2026-11-{day:02d}T10:{repeat:02d}:{parts.get('seed', 0):02d}+00:00"
-        settings = parts.pop("settings", None)
         item = made(label, environment=here, **{"started_at": start, **parts})
-        if settings is not None:
-            item = item.model_copy(update={"config": settings})
         return put(self.results / (sha[:7] if folder is None else folder), item)
 
 

@@ -36,12 +36,8 @@ def export_run(path: Path, folder: Path, form: str) -> str:
         raise UserError(f"{folder} is a file; give a new folder")
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; give a new folder")
-    train = found.config.get("train")
-    said = train.get("dtype") if isinstance(train, dict) else None
-    if said not in DTYPES:
-        raise UserError(f"{path}: its config has train.dtype {said!r}, not one of {', '.join(DTYPES)}")
     check(weights)
-    model = load(weights, DTYPES[said])
+    model = load(weights, DTYPES[found.config["train"]["dtype"]])
     if form == "dense":
         factored.merge(model)
     elif not factored.ranks(model):

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import files
-from harness.config import paths_of
 from harness.digests import SETTLED_NS
+from harness.identity import paths_of
 from harness.imports import OURS, ROOT, named_folders
 from harness.registry import REGISTRY
 

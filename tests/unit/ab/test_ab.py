@@ -45,7 +45,7 @@ rows:
   - {label: pruned, method: welore, train.stage: compress}
 """
 COMMAND = """
-import datetime, json, os, pathlib, socket, subprocess, sys
+import datetime, hashlib, json, os, pathlib, socket, subprocess, sys
 tree = next(p for p in pathlib.Path(__file__).resolve().parents if (p / "behaviour.json").is_file())
 given = [item.partition("=")[::2] for item in sys.argv[2:]]
 said = {key: value for key, value in given if key != "--set"}
@@ -69,12 +69,15 @@ if "refuse" in behaviour:
 label, repeat = json.loads(only["label"]), int(settings["repeat"])
 record = behaviour["records"][label]
 if "train.batch" in only:
-    record["config_id"] = f"{int(only['train.batch']):012x}"
     record["config"] = {"train": {"batch": int(only["train.batch"])}}
 if place and "deaf" not in behaviour:
     record["environment"]["flags"] = {"in_turns": True}
 now = datetime.datetime.now(datetime.UTC).isoformat()
 record |= {"repeat": repeat, "seed": int(said["--seed"]), "started_at": now}
+record["config"] |= {"repeat": repeat, "seed": record["seed"]}
+hashed = {key: record["config"].get(key) for key in ("data", "evaluate", "method", "model", "train")}
+hashed = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
+record["config_id"] = hashlib.sha256(hashed.encode()).hexdigest()[:12]
 record["run_id"] = f"{record['config_id']}-s{record['seed']}-r{repeat}"
 sha = subprocess.run(["git", "-C", tree, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
 record["environment"]["git_sha"] = behaviour.get("claims", sha)
@@ -255,7 +258,7 @@ def test_packages_belong_to_a_revision_and_are_named(place: Place) -> None:
 
 def test_a_changed_default_is_not_compared_and_named(place: Place) -> None:
     other = behaving()
-    other["records"]["other"] |= {"config_id": "fedcba987654", "config": {"train": {"lr": 1.0}}}
+    other["records"]["other"] |= {"config": {"train": {"lr": 1.0}}}
     place.commit("a", **behaving())
     place.commit("b", **other)
     said = place.call("a", "b")

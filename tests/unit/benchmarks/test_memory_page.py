@@ -72,7 +72,7 @@ def record(run: Run, gib: int, status: records.Status = "ok", meter: str = "cuda
         seed=0,
         repeat=0,
         tier="shapes",
-        config={},
+        config=run.canonical,
         rerun="",
         outcome=Outcome(status=status),
         memory=Memory.model_validate({"meter": meter, "train": train.model_dump()}),

@@ -4,25 +4,29 @@ import json
 import math
 import os
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from harness import record, record_index
+from harness import identity, record, record_index
 from harness.errors import UserError
 from harness.record import PROTOCOLS, Outcome, Part, Record, Time, Training
+
+CONFIG = {"train": {"lr": 1e-3, "clip": None}, "seed": 0, "repeat": 0}
+ID = identity.config_id(CONFIG)
 
 
 def fabricate(**values):
     content = {
-        "run_id": "abc-s0-r0",
-        "config_id": "abc",
+        "run_id": f"{ID}-s0-r0",
+        "config_id": ID,
         "suite": "demo",
         "label": "full",
         "seed": 0,
         "repeat": 0,
         "tier": "embedded",
-        "config": {"train": {"lr": 1e-3, "clip": None}},
+        "config": CONFIG,
         "rerun": "lorebench run demo",
         "time": Time(step_s=[0.1, 0.2], refresh_step=[False, True]),
     }
@@ -37,7 +41,7 @@ def changed(path, **values):
 
 @pytest.fixture
 def written(tmp_path):
-    path = tmp_path / "demo" / "abc-s0-r0.json"
+    path = tmp_path / "demo" / f"{ID}-s0-r0.json"
     record.write(fabricate(), path)
     return path
 
@@ -80,7 +84,7 @@ def test_a_method_that_warns_in_a_loop_does_not_fill_the_record(tmp_path):
 def test_a_table_refuses_an_impossible_perplexity(tmp_path, perplexity, possible):
     score = {"nll_nats": 100.0, "tokens": 40, "windows": 1, "dropped_tokens": 0, "text": "world"}
     score["perplexity"] = perplexity
-    item, path = fabricate(quality={"perplexity": {"heldout": score}}), tmp_path / "abc-s0-r0.json"
+    item, path = fabricate(quality={"perplexity": {"heldout": score}}), tmp_path / f"{ID}-s0-r0.json"
     record.write(item, path)
     assert record.read(path).run_id == item.run_id  # a sweep reads what a run has measured
     if possible:
@@ -198,17 +202,38 @@ def test_a_missing_file_is_an_error_of_the_user(tmp_path):
 def test_all_records_of_a_folder_are_read_by_name_and_other_files_are_left_alone(tmp_path):
     folder = tmp_path / "demo"
     for seed in (1, 0):
-        record.write(fabricate(seed=seed, run_id=f"abc-s{seed}-r0"), folder / f"abc-s{seed}-r0.json")
+        config = {**CONFIG, "seed": seed}
+        record.write(
+            fabricate(seed=seed, config=config, run_id=f"{ID}-s{seed}-r0"), folder / f"{ID}-s{seed}-r0.json"
+        )
     (folder / "a.log").write_text("no record")
     (folder / ".a.json.1.tmp").write_text("half")
     assert [item.seed for item in record_index.read_all(folder)] == [0, 1]
 
 
-@pytest.mark.parametrize("name", ["other/abc-s0-r0.json", "demo/copy.json"])
+@pytest.mark.parametrize("name", [f"other/{ID}-s0-r0.json", "demo/copy.json"])
 def test_a_record_in_the_place_of_another_is_refused(tmp_path, name):
     record.write(fabricate(), tmp_path / name)
-    with pytest.raises(UserError, match="holds the record of abc-s0-r0 of suite 'demo'; move it away"):
+    with pytest.raises(UserError, match=f"holds the record of {ID}-s0-r0 of suite 'demo'; move it away"):
         record_index.read_all((tmp_path / name).parent)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [{"train": {"lr": 2e-3, "clip": None}}, {"method": "other"}, {"data": {}}, {"seed": 1}, {"repeat": 2}],
+)
+def test_a_record_whose_config_was_edited_is_refused_wherever_it_is_read(written, edit):
+    changed(written, config={**CONFIG, **edit})
+    says = f"config in it is not that of run {ID}-s0-r0: it was changed after the run.* run again"
+    for read in (
+        record.read,
+        partial(record.read, limits=True),
+        lambda path: record_index.read_all(path.parent),
+    ):
+        with pytest.raises(UserError, match=says):
+            read(written)
+    changed(written, config={**CONFIG, "save_weights": True, "tuning": {"suite": "x"}})  # no part of an id
+    assert record.read(written).finished is False
 
 
 # ------------------------------------------------------------------------------------------- meaning

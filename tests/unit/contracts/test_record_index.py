@@ -114,13 +114,13 @@ def test_parts_that_python_takes_for_equal_stay_apart(folder: Path, value: objec
 def rewritten(path: Path) -> None:
     """The same size and time, another content: what a restored backup may have."""
     before = path.stat()
-    path.write_text(path.read_text().replace('"full"', '"fulk"'))
+    path.write_text(path.read_text().replace('"label": "full"', '"label": "fulk"'))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def replaced(path: Path) -> None:
     other = path.with_suffix(".new")
-    other.write_text(path.read_text().replace('"full"', '"fulk"'))
+    other.write_text(path.read_text().replace('"label": "full"', '"label": "fulk"'))
     other.replace(path)
 
 

@@ -233,17 +233,13 @@ def test_a_damaged_manifest_of_factors_is_refused_in_one_line(tmp_path: Path, na
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(
-    ("train", "said"), [({}, None), ({"dtype": "int3"}, "'int3'"), (None, None), (7, None)]
-)
-def test_a_record_that_does_not_say_the_type_of_its_weights_is_refused(
-    tmp_path: Path, train: Any, said: str | None
-) -> None:
+@pytest.mark.parametrize("train", [{}, {"dtype": "int3"}, None, 7])
+def test_a_record_that_does_not_say_the_type_of_its_weights_is_refused(tmp_path: Path, train: Any) -> None:
     path = finished(tmp_path)
     content = json.loads(path.read_text())
     content["config"]["train"] = train
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=f"its config has train.dtype {said}, not one of float32, bfloat16"):
+    with pytest.raises(UserError, match="the config in it is not that of run"):
         export_run(path, tmp_path / "new", "dense")
 
 

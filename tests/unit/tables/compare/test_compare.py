@@ -139,8 +139,8 @@ def test_another_protocol_of_perplexity_leaves_memory_comparable() -> None:
 
 
 def test_a_row_whose_settings_changed_names_the_settings() -> None:
-    other = made(config="f" * 12)
-    other.config["method"][0]["options"]["rank"] = 16
+    config = made().config
+    other = made(config={**config, "method": [{"name": "row", "options": {"rank": 16}}]})
     cell = only(between(made(), other), "run")
     assert cell.verdict == "x"
     assert "method.0.options.rank 8 -> 16" in cell.cause

@@ -211,7 +211,7 @@ def test_a_new_config_of_a_row_breaks_its_series_and_names_the_setting(repositor
     for number in range(2):
         repository.commit()
         config = {"train": {"lr": 10.0**-number}, "method": [{"name": "row", "options": {}}]}
-        repository.record(config_id=f"{number:012x}", run_id=f"{number:012x}-s0-r0", settings=config)
+        repository.record(config=config)
     history = read(repository)
     assert history.rows == ["row"]
     fields = {field.field for each in history.breaks for field in each.differences}
@@ -224,7 +224,7 @@ def test_a_grid_has_a_row_for_each_rate_and_no_breaks(repository: Repository) ->
         repository.commit()
         for number in range(3):
             config = {"train": {"lr": 10.0**-number}, "method": [{"name": "row", "options": {}}]}
-            repository.record(config_id=f"{number:012x}", run_id=f"{number:012x}-s0-r0", settings=config)
+            repository.record(config=config)
     history = read(repository)
     assert history.rows == ["row, train.lr=0.01", "row, train.lr=0.1", "row, train.lr=1.0"]
     assert not history.breaks
@@ -273,9 +273,7 @@ def test_bytes_that_follow_the_seed_are_compared_within_seeds(repository: Reposi
     for seeds in ((0, 1), (0,), (1,), (0, 1)):
         repository.commit()
         for seed in seeds:
-            repository.record(
-                seed=seed, run_id=f"{'a' * 12}-s{seed}-r0", config_id="a" * 12, memory=grown(seed)
-            )
+            repository.record(seed=seed, memory=grown(seed))
     assert not read(repository).change_points
 
 
@@ -301,9 +299,7 @@ def test_an_allocator_s_peak_may_move_within_its_allowance_but_not_creep(reposit
 def test_repeats_of_one_commit_that_disagree_are_said(repository: Repository) -> None:
     repository.commit()
     for repeat in range(2):
-        repository.record(
-            repeat=repeat, memory=grown(repeat << 20), run_id=f"{'a' * 12}-s0-r{repeat}", config_id="a" * 12
-        )
+        repository.record(repeat=repeat, memory=grown(repeat << 20))
     (remark,) = one(read(repository), "peak memory").remarks
     assert "disagree (seed 0)" in remark
     assert remark in FORMATS["text"](read(repository))
@@ -324,8 +320,7 @@ def test_repeats_disagree_by_what_their_meter_does_not_explain_and_visibly(
     repository.commit()
     for repeat in range(2):
         size = memory(meter, optimizer_bytes=(800 << 20) + more * repeat)
-        run = {"repeat": repeat, "config_id": "a" * 12, "run_id": f"{'a' * 12}-s0-r{repeat}"}
-        repository.record(memory=size, **run)
+        repository.record(memory=size, repeat=repeat)
     remarks = one(read(repository), "peak memory").remarks
     assert [remark.partition(": ")[2] for remark in remarks] == ([said] if said else [])
 
@@ -376,7 +371,7 @@ def test_a_failure_is_a_step_though_commits_between_ran_other_seeds(
     good, bad = {"outcome": {"status": "ok"}}, {"outcome": {"status": "oom", "phase": "train"}}
     for seed, outcome in ((0, good), *[(1, good)] * between, (0, bad), (1, good), (0, bad)):
         repository.commit()
-        repository.record(seed=seed, config_id="a" * 12, run_id=f"{'a' * 12}-s{seed}-r0", **outcome)
+        repository.record(seed=seed, **outcome)
     (step,) = one(read(repository), "runs ok").change_points
     assert (step.first, step.second, step.worse, step.cause) == (0, between + 1, True, "oom in train")
 
@@ -432,8 +427,8 @@ def test_runs_that_took_turns_need_no_control_row(repository: Repository) -> Non
     for repeat, value in enumerate(speeds(1, 5)):
         for side, sha in enumerate(repository.commits):
             when = f"2026-11-21T10:{2 * repeat + side:02d}:00+00:00"
-            run = {"repeat": repeat, "config_id": "a" * 12, "run_id": f"{'a' * 12}-s0-r{repeat}"}
-            repository.record(sha, time={"tokens_per_s": value * (1 + side)}, started_at=when, **run)
+            speed = {"tokens_per_s": value * (1 + side)}
+            repository.record(sha, time=speed, started_at=when, repeat=repeat)
     (step,) = read(repository).change_points
     assert (step.remark, step.doubtful, step.worse) == ("runs were interleaved", False, False)
 
@@ -444,9 +439,8 @@ def test_two_runs_a_commit_on_two_days_took_no_turns(repository: Repository) -> 
         repository.commit()
         for row, label in enumerate(("full", "row")):
             for repeat, value in enumerate(speeds(10 * number + row, 2)):
-                run = {"repeat": repeat, "config_id": f"{row:012x}", "run_id": f"{row:012x}-s0-r{repeat}"}
                 speed = {"tokens_per_s": value * (0.85 if number >= 4 else 1.0)}
-                repository.record(label=label, time=speed, **run)
+                repository.record(label=label, time=speed, repeat=repeat)
     history = read(repository, baseline="full")
     assert [(step.row, step.first, step.doubtful) for step in history.change_points] == [
         ("full", 3, True),
@@ -500,8 +494,7 @@ def seeded(repository: Repository, seeds: tuple[int, ...], level: float = 1.0, n
     repository.commit()
     for seed in seeds:
         value = 3.0 * (1 + 0.05 * seed) * level * (1 + (1e-4 * noise.normal() if noise else 0.0))
-        run = {"seed": seed, "config_id": "a" * 12, "run_id": f"{'a' * 12}-s{seed}-r0"}
-        repository.record(quality=scored(float(value)), **run)
+        repository.record(quality=scored(float(value)), seed=seed)
 
 
 SOME = [(0, 1, 2), (0,), (0,), (0,)]
@@ -601,8 +594,7 @@ def test_seeds_that_differ_hide_no_step_of_perplexity(repository: Repository) ->
             value = (
                 3.0 * (1 + 0.05 * seed) * (1.01 if number >= 4 else 1.0) * (1 + 0.001 * noise[number, seed])
             )
-            run = {"seed": seed, "config_id": "a" * 12, "run_id": f"{'a' * 12}-s{seed}-r0"}
-            repository.record(quality=scored(float(value)), **run)
+            repository.record(quality=scored(float(value)), seed=seed)
     (step,) = one(read(repository), "perplexity text").change_points
     assert (step.first, step.second) == (3, 4)
     assert step.ratio == pytest.approx(1.01, abs=0.002)
@@ -669,8 +661,7 @@ def test_a_share_of_failed_runs_is_no_median(repository: Repository) -> None:
         repository.commit()
         for seed in range(4):
             outcome = {"status": "oom" if seed < failed else "ok"}
-            run = {"seed": seed, "config_id": "a" * 12, "run_id": f"{'a' * 12}-s{seed}-r0"}
-            repository.record(outcome=outcome, **run)
+            repository.record(outcome=outcome, seed=seed)
     assert cells(read(repository, only=["quantity=status"])) == ["row", "75.0", "-25.0"]
 
 

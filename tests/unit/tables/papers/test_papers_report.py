@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from harness import identity
 from harness import record as records
 from harness.cli import paper as paper_command
 from harness.engine.run.environment import ROOT
@@ -68,16 +69,16 @@ def sources(folder: Path, *calculations: dict[str, Any]) -> Sources:
 def write_record(
     folder: Path, label: str, perplexity: float, *, seed: int = 0, status: records.Status = "ok"
 ) -> None:
-    config = label.replace(" ", "-")
+    config = {"method": label, "seed": seed, "repeat": 0}
     made = Record(
-        run_id=f"{config}-s{seed}-r0",
-        config_id=config,
+        run_id=identity.run_id(config),
+        config_id=identity.config_id(config),
         suite="made_up",
         label=label,
         seed=seed,
         repeat=0,
         tier="weights",
-        config={},
+        config=config,
         rerun="",
         outcome=Outcome(status=status),
         environment=Environment(

@@ -256,15 +256,33 @@ class _Reading:
             if key in content:
                 raise self._refuse(name, f"the key {key[:SHOWN]!r} is given twice, first at {keys[key]}")
             content[key], keys[key] = self._build(value), self._place(name)
-        items: dict[str, Written] = {}
-        for part in reversed(merged):  # the first of several wins
-            items |= part.written.value
+        items = {key: item.written for key, item in content.items()}
+        for part in merged:  # the first of several wins
+            self._check_nothing_dropped(items, keys, part.written)
+            items = part.written.value | items
             keys = part.written.keys | keys
-        items |= {key: item.written for key, item in content.items()}
         parts = [*content.values(), *merged]
         size = 1 + sum(map(len, content)) + sum(part.size for part in parts)
         depth = 1 + max((part.depth for part in parts), default=0)
         return _Built(Written(items, self._place(node), keys, node.tag == _REPLACE), size, depth)
+
+    def _check_nothing_dropped(self, own: dict[str, Written], keys: dict[str, str], merged: Written) -> None:
+        """Refuse a section that would take the place of one merged by `<<`, where others are merged by key.
+
+        An entry of `method` replaces another whole everywhere.
+        """
+        for key, item in own.items():
+            under = merged.value.get(key)
+            if key == "method" or item.replaces or under is None or under is item:
+                continue
+            if isinstance(item.value, dict) and isinstance(under.value, dict):
+                lost = [name for name in under.value if name not in item.value]
+                if lost:
+                    raise UserError(
+                        f"{keys[key]}: '<<' merges no sections within {key[:SHOWN]!r}, so this drops "
+                        f"{lost[0][:SHOWN]!r} of {under.where}: merge that section too, by an alias of its "
+                        "own, or write !replace before the braces"
+                    )
 
     def _merged(self, node: Node) -> Iterator[_Built]:
         """Yield the mappings that `<<` merges."""
@@ -316,7 +334,7 @@ class _Reading:
         value = float(text.replace(".inf", "inf").replace(".nan", "nan"))
         if abs(value) == float("inf") and "inf" not in text:
             raise self._refuse(node, f"{text[:SHOWN]} is too large for a number")
-        return value
+        return value + 0.0  # -0.0 becomes 0.0: two ids for one number otherwise
 
     def _text(self, node: ScalarNode) -> str:
         text: str = node.value

@@ -139,6 +139,14 @@ DEEP_BY_ALIAS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in 
         ("a: &a {<<: *a}", ":1: an alias stands inside the value"),
         ("a: *b", "not valid YAML: found undefined alias"),
         ("a: {<<: 3}", ":1: '<<' merges mappings"),
+        (
+            "a: &a\n  b: {c: 1, d: 2}\ne: {<<: *a, b: {c: 3}}",
+            ":3: '<<' merges no sections within 'b', so this drops 'd'",
+        ),
+        (
+            "a: &a {b: {c: 1}}\ne: {<<: [{b: {d: 2}}, *a]}",
+            ":2: '<<' merges no sections within 'b', so this drops 'c'",
+        ),
         ("a: {<<: {b: 1}, <<: {c: 1}}", ":1: the key '<<' is given twice"),
         ("1: x", ":1: a key is text, not '1'; a number or boolean needs quotes"),
         ("true: x", ":1: a key is text, not 'true'"),
@@ -204,6 +212,28 @@ def test_values_keep_their_lines_through_aliases_and_merged_keys(read_text: Read
     assert line("row", "steps", key=True) == 6
     assert (line("rows", 0, "steps"), line("rows", 1, "lr")) == (3, 8)
     assert line("rows", 1, "absent") == 8, "the line of what is around it"
+
+
+def test_a_negative_zero_is_zero(read_text: Read) -> None:
+    assert [math.copysign(1, value) for value in read_text("[-0.0, -0e5, 0.0]").plain()] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [
+        ("train: {steps: 2, lr: 3}", {"train": {"steps": 2, "lr": 3}}),
+        ("train: !replace {lr: 3}", {"train": {"lr": 3}}),
+        ("train: 5", {"train": 5}),
+        ("lr: 3", {"train": {"steps": 1}, "lr": 3}),
+        ("train: *t", {"train": {"steps": 1}}),
+        ("method: {lora: {}}", {"train": {"steps": 1}, "method": {"lora": {}}}),
+    ],
+)
+def test_a_merged_key_may_be_replaced_where_nothing_is_dropped_unsaid(
+    read_text: Read, own: str, found: Any
+) -> None:
+    text = f"a: &a {{train: &t {{steps: 1}}, method: {{full: {{}}}}}}\nb: {{<<: *a, {own}}}\n"
+    assert read_text(text).plain()["b"] == {"method": {"full": {}}, **found}
 
 
 def test_of_several_merged_mappings_the_first_wins_and_own_keys_win_over_all(read_text: Read) -> None:

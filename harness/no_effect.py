@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from unicodedata import normalize
 
 from harness.config import DatasetsData, RandomData, Run, ShapeModel, TrainConfig
+from harness.credentials import shown
 from harness.errors import UserError
 
 LONGEST_LABEL = 200
@@ -51,6 +53,11 @@ def _of_a_row(run: Run) -> Iterator[tuple[str, str]]:
     label = run.name if run.label is None else run.label
     if not label.strip() or not label.isprintable() or (run.label and len(label) > LONGEST_LABEL):
         yield "label", f"give 1 to {LONGEST_LABEL} printable characters, not all of them spaces"
+    if run.label and run.label != (alone := normalize("NFC", " ".join(run.label.split()))):
+        yield (
+            "label",
+            f"cannot be told from {shown(alone)} in a table: write that (no blanks at the ends, NFC)",
+        )
 
 
 def _twice(setting: str, values: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from harness.config import LARGEST_SEED, Run, Strict
 from harness.credentials import shown
 from harness.errors import UserError, nearest
 from harness.files import ROOT, visible
-from harness.merging import combinations, settings_of, with_setting
+from harness.merging import MOST_RUNS, combinations, settings_of, with_setting
 from harness.strict_yaml import Written
 from harness.validation import Validator, validate
 
@@ -91,8 +91,12 @@ class Suite:
                 raise UserError(f"--seed {shown(seed)}: give a whole number from 0 to {LARGEST_SEED}")
             if seeds.count(seed) > 1:
                 raise UserError(f"--seed {seed} is given twice; name each seed once")
-        wanted = [_with_seed(run, seed) for run in self.runs for seed in seeds]
-        return replace(self, runs=_merged(wanted))
+        runs = _merged([_with_seed(run, seed) for run in self.runs for seed in seeds])
+        if len(runs) > MOST_RUNS:
+            raise UserError(
+                f"--seed: {len(runs):,} runs in one suite; at most {MOST_RUNS:,}: name fewer seeds"
+            )
+        return replace(self, runs=runs)
 
     def checked(self) -> Suite:
         """Return the suite; UserError for an option that does not fit, and for one run under two labels.

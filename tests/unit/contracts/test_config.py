@@ -184,6 +184,12 @@ def test_other_seeds_replace_those_of_the_suite(load):
     ]
 
 
+def test_seeds_of_the_command_line_count_towards_the_most_runs(load, monkeypatch):
+    monkeypatch.setattr(suite, "MOST_RUNS", 3)
+    with pytest.raises(UserError, match="--seed: 4 runs in one suite; at most 3"):
+        load(SMALL).with_seeds([5, 6])
+
+
 def test_conditions_choose_runs(load):
     found = load(SMALL)
     assert {item.name for item in found.only(["method=lora"]).runs} == {"lora(rank=8)"}

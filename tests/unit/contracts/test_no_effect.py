@@ -56,6 +56,9 @@ def load(tmp_path: Path, *overrides: str, text: str = SUITE) -> suite.Suite:
         ),
         (["label=' '"], "label: give 1 to 200 printable characters"),
         (['label="a\\tb"'], "label: give 1 to 200 printable characters"),
+        (['label=" a"'], "label: cannot be told from 'a' in a table"),
+        (['label="a  b"'], "label: cannot be told from 'a b' in a table"),
+        (["label=e\u0301"], "label: cannot be told from '\u00e9' in a table"),
         ([f"label={'x' * 201}"], "label: give 1 to 200 printable characters"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from sweeping import ROOT, Remember, alive, suite_of, wait_until
 from harness import record as records
 from harness import series
 from harness.config import Run
+from harness.engine.process.child import WORKER, Worker
+from harness.engine.process.job import Job
 from harness.engine.runner import Settings, Sweep, sweep
 from harness.record import PHASES, Record
 
@@ -168,6 +170,23 @@ def test_one_seed_gives_one_record_and_another_seed_another(done: Sweep, folder:
     assert compared(first) == compared(second)
     assert series.losses(first) == series.losses(second)
     assert first.training != by_label(again)["another seed"].training
+
+
+def test_a_worker_ends_with_code_2_and_one_line_where_only_loading_shows_bad_input(tmp_path: Path) -> None:
+    run = tiny(tmp_path, "none", "train")
+    job = Job(run, "faults", tmp_path / "faults" / run.run_id, "cpu", tmp_path / "cache", "")
+    job.folder.mkdir(parents=True)
+    job.write()
+    events: list[Mapping[str, Any]] = []
+    worker = Worker([*WORKER, "run", str(job.file)], job.log)
+    assert worker.follow(60.0, events.append)
+    worker.stop(1.0)
+    assert worker.process.returncode == 2
+    (said,) = [str(event["error"]) for event in events if "error" in event]
+    outcome = records.read(job.record).outcome
+    assert (outcome.status, outcome.phase, outcome.message) == ("interrupted", "load", said)
+    assert str(tmp_path / "tokenizer") in said
+    assert "\n" not in said
 
 
 @pytest.mark.slow

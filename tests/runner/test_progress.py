@@ -98,6 +98,14 @@ def test_a_failure_without_a_message_still_names_its_phase() -> None:
     assert verdict(stub_run(label="a", repeat=2), ended("ok"), 3.0) == "a seed 0 repeat 2: ok after 3.0 s"
 
 
+def test_what_a_worker_refused_is_not_called_interrupted_and_what_was_killed_is() -> None:
+    refused, killed = ended("interrupted"), ended("interrupted")
+    refused.outcome.message, killed.outcome.attempts = "d.txt: no such file", 1
+    assert verdict(stub_run(label="a"), refused, 3.0).startswith("a seed 0: refused after 3.0 s, in")
+    assert verdict(stub_run(label="a"), refused, 3.0).endswith(": d.txt: no such file")
+    assert verdict(stub_run(label="a"), killed, 3.0).startswith("a seed 0: interrupted after 3.0 s")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(4.21, "4.2 s"), (59.94, "59.9 s"), (60, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],

@@ -154,9 +154,10 @@ def title(run: Run) -> str:
 
 
 def verdict(run: Run, record: Record, seconds: float) -> str:
-    """Describe the outcome of a run in one line."""
+    """Describe the outcome of a run in one line; one that gave up by itself lacked an input or room."""
     outcome = record.outcome
-    line = f"{title(run)}: {outcome.status} after {duration(seconds)}"
+    refused = outcome.status == "interrupted" and not outcome.attempts
+    line = f"{title(run)}: {'refused' if refused else outcome.status} after {duration(seconds)}"
     if outcome.status == "ok":
         return line
     reason = (outcome.message.splitlines() or [""])[0]

@@ -1,28 +1,118 @@
-"""The command `lorebench methods`: list the methods with their options, stages and sources."""
+"""The command `lorebench methods`: list the methods, or explain the options of one."""
 
 from __future__ import annotations
 
+import ast
+import inspect
+import json
+import textwrap
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
 
-def methods() -> None:
-    """List the methods with their options, stages and sources."""
+import typer
+
+if TYPE_CHECKING:
+    from harness.method import Method, MethodConfig
+
+WRAP = textwrap.TextWrapper(100, subsequent_indent="  ", break_on_hyphens=False)
+#: Bounds of JSON schemas as signs.
+BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+TYPES = {
+    "integer": "whole number",
+    "string": "text",
+    "boolean": "true or false",
+    "null": "null",
+    "object": "section",
+}
+
+
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(help="Explain the options of this method; module:Class for a plug-in.")
+    ] = None,
+) -> None:
+    """List the methods with their options, stages and sources, or explain the options of one."""
     from rich.console import Console
     from rich.table import Table
 
     from harness.plugins import find
     from harness.registry import available
 
+    if name is not None:
+        typer.echo("\n".join(explained(name, find(name))))
+        return
     table = Table(title="methods", header_style="bold", show_lines=True)
     for column in ("name", "options (default)", "stages", "source"):
         table.add_column(column, overflow="fold")
-    for name in sorted(available()):
-        cls = find(name)
+    for known in sorted(available()):
+        cls = find(known)
         options = {
             key: item.get_default(call_default_factory=True) for key, item in cls.Config.model_fields.items()
         }
         shown = "\n".join(f"{key} ({value})" for key, value in options.items())
-        try:
-            stages = ", ".join(sorted(cls(cls.Config()).caps.stages))
-        except ValueError:  # an option without a default
-            stages = "-"
-        table.add_row(name, shown, stages, " ".join(cls.source.split()))
+        table.add_row(known, shown, _stages(cls), " ".join(cls.source.split()))
     Console().print(table)
+
+
+def _stages(cls: type[Method]) -> str:
+    try:
+        return ", ".join(sorted(cls(cls.Config()).caps.stages))
+    except ValueError:  # an option without a default
+        return "-"
+
+
+def explained(name: str, cls: type[Method]) -> list[str]:
+    """Return lines on a method: its stages, its source, and of each option what it may be and does."""
+    lines = [f"{name}: {' '.join((inspect.getdoc(cls) or '').split())}", f"stages: {_stages(cls)}"]
+    lines += WRAP.wrap(f"source: {' '.join(cls.source.split())}")
+    schemas: dict[str, Any] = {}
+    with suppress(ValueError):  # a type of a plug-in that has no schema
+        schemas = cls.Config.model_json_schema(mode="validation")["properties"]
+    described = descriptions(cls.Config)
+    for option, field in cls.Config.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        required = "required" if field.is_required() else f"default {_shown(default)}"
+        may_be = allowed(schemas[option]) if option in schemas else str(field.annotation)
+        lines += ["", f"{option}: {may_be}; {required}"]
+        lines += WRAP.wrap(f"  {described.get(option, '')}".rstrip())
+    return lines
+
+
+def allowed(schema: Mapping[str, Any]) -> str:
+    """Return in words what a JSON schema allows."""
+    if "anyOf" in schema:
+        return " or ".join(map(allowed, schema["anyOf"]))
+    if "enum" in schema or "const" in schema:
+        return " or ".join(map(_shown, schema.get("enum", [schema.get("const")])))
+    if schema.get("type") == "array":
+        return f"list of {allowed(schema.get('items', {}))}"
+    kind = TYPES.get(schema.get("type", "anything"), schema.get("type", "anything"))
+    bounds = " and ".join(f"{sign} {schema[key]:g}" for key, sign in BOUNDS.items() if key in schema)
+    return f"{kind} {bounds}".rstrip()
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def descriptions(cls: type[MethodConfig]) -> dict[str, str]:
+    """Return the docstrings that stand below the options of a class and of those it inherits from.
+
+    pydantic would read them at each import, which every command pays.
+    """
+    found: dict[str, str] = {}
+    for each in reversed(cls.__mro__):
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
+        except (OSError, TypeError, SyntaxError):
+            continue  # no source, as for `object`
+        assert isinstance(body, ast.ClassDef)
+        for field, below in zip(body.body, body.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                text = getattr(below.value, "value", None)
+                if isinstance(text, str):
+                    found[ast.unparse(field.target)] = " ".join(text.split())
+    return found

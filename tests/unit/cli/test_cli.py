@@ -22,6 +22,8 @@ from harness.config import Run
 from harness.engine import runner, worker
 from harness.engine.sweep import resolution
 from harness.errors import UserError
+from harness.plugins import find
+from harness.registry import REGISTRY
 from harness.suite import Suite, load, parse_override
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -310,6 +312,22 @@ def test_a_report_without_records_says_how_to_get_some(
     said = lorebench("report", suite_file(tmp_path), "--results", tmp_path / "runs")
     assert said.code == 2
     assert "no records of suite 'nano'" in said.err
+
+
+def test_the_options_of_a_method_are_explained_with_what_each_may_be(lorebench: Lorebench) -> None:
+    said = lorebench("methods", "lora")
+    assert said.code == 0
+    assert "alpha: number > 0 or null; default null\n  Numerator of the scaling alpha / rank;" in said.out
+    assert "dropout: number >= 0 and < 1; default 0.0\n  Dropout on the input of the adapters.\n" in said.out
+    assert "others: frozen or train; default frozen\n  What has no adapter" in said.out
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_every_option_of_a_method_that_ships_is_explained(lorebench: Lorebench, name: str) -> None:
+    lines = lorebench("methods", name).out.splitlines()
+    for option in find(name).Config.model_fields:
+        (place,) = [number for number, line in enumerate(lines) if line.startswith(f"{option}: ")]
+        assert len(lines[place + 1].split()) >= 3
 
 
 def test_without_a_command_the_help_is_shown(lorebench: Lorebench) -> None:

@@ -9,6 +9,7 @@ import re
 import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,20 @@ def _json_within(text: str) -> str:
             every = count == len(lines)
             many = "every line" if every else f"{math.floor(100 * count / len(lines))} % of the lines"
             return f"{many} is a JSON {name}; {advice}"
+    if _is_objects(text):
+        return "it is a JSON object over several lines; write each object on one line and name it .jsonl"
     return ""
+
+
+def _is_objects(text: str) -> bool:
+    """Return whether a text consists of JSON objects, one after the other."""
+    decoder, place, text = json.JSONDecoder(), 0, text.strip()
+    with suppress(ValueError, RecursionError):
+        while text.startswith("{", place):
+            _, place = decoder.raw_decode(text, place)
+            while text[place : place + 1].isspace():
+                place += 1
+    return 0 < place == len(text)
 
 
 def _json(text: str) -> Any:

@@ -155,6 +155,11 @@ AS_STRINGS = "\n".join(map(json.dumps, STRINGS))
     [
         (json.dumps(ROWS), "it is a JSON array of objects; name it .json, or .raw"),
         ("\n" + json.dumps(ROWS, indent=2), "it is a JSON array of objects; name it .json, or .raw"),
+        (
+            json.dumps(ROWS[0], indent=2),
+            "it is a JSON object over several lines; write each object on one line",
+        ),
+        ("\n".join(json.dumps(row, indent=1) for row in ROWS), "it is a JSON object over several lines"),
         (json.dumps(STRINGS), 'it is a JSON array of strings; write each as {"text": ...}'),
         ("# a comment\n\n" + LINES, "66 % of the lines is a JSON object; name it .jsonl"),
         (LINES.replace("\n", "\r"), "every line is a JSON object; name it .jsonl"),

@@ -259,15 +259,15 @@ BY_CHECK = {
     "a hook that stays": (
         PREPARE, PREPARE.replace(
             "return", "model.lm_head.register_forward_hook(lambda layer, given, out: 3 * out)\n        return"),
-        "export", "has a forward hook at lm_head; export returns a plain one"),
+        "export", "has a forward hook at lm_head that is not saved: saved and loaded, it says something else"),
     "a patched forward": (
         PREPARE, PREPARE.replace(
             "return", "right = model.lm_head.forward\n"
             "        model.lm_head.forward = lambda x: 3 * right(x)\n        return"),
-        "export", "has a replaced forward at lm_head"),
+        "export", "has a replaced forward at lm_head that is not saved"),
     "a number that no weight holds": (
         PREPARE, PREPARE.replace("return", "model.model.norm.variance_epsilon = 9.0\n        return"),
-        "export", "saved and loaded, says something else: logits differ"),
+        "export", "saved and loaded, it says something else: logits differ"),
     "not a number": (STEP_END, "        self.parameters[0].data.fill_(float('nan'))\n" + STEP_END, "updates", "NaN or infinite"),
     "one parameter never moves": (
         "for p in model.parameters() if p.requires_grad]", "for p in list(model.parameters())[1:]]",
@@ -360,6 +360,18 @@ def test_a_right_plugin_passes_every_check(folder: Path) -> None:
         "state bits",
         "period",
     }
+
+
+@pytest.mark.parametrize(
+    "observes",
+    [
+        "model.lm_head.register_forward_hook(lambda layer, given, out: None)",
+        "right = model.lm_head.forward; model.lm_head.forward = lambda x: right(x)",
+    ],
+)
+def test_what_only_observes_the_model_fails_no_check(folder: Path, observes: str) -> None:
+    name = plugin(folder, PREPARE, PREPARE.replace("return", f"{observes}\n        return"))
+    assert tried(Subject(((name, {}),)), ALL["export"])[0] == "ok"
 
 
 @pytest.mark.parametrize("case", BY_CHECK)

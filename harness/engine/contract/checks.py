@@ -331,13 +331,15 @@ def exported(subject: Subject) -> str:
     for (name, _), method in reversed(stack):
         result = members.export(name, method, result)
     near = place(stack[-1][1].export)
-    if left := checkpoint.not_saved(result):
+    if left := checkpoint.not_saved(result, code=False):
         raise MethodError(f"the exported model has {left}; export returns a plain one{near}")
     again = logits(checkpoint.reloaded(factored.merge(result)))
     apart = float((again - wanted).abs().max())
     if not torch.allclose(again, wanted, atol=1e-4, rtol=1e-4):
+        code = checkpoint.not_saved(result)
+        has = f" has {code} that is not saved:" if code else ","
         raise MethodError(
-            "the exported model, saved and loaded, says something else: "
+            f"the exported model{has} saved and loaded, it says something else: "
             f"logits differ by up to {apart:.2g}{near}"
         )
     return f"plain, with logits at most {apart:.1e} apart"

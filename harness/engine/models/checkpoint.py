@@ -83,20 +83,22 @@ def saved_bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in folders.stored_state(model).values())
 
 
-def not_saved(model: nn.Module) -> str:
+def not_saved(model: nn.Module, code: bool = True) -> str:
     """Return what a model has beyond its weights and config, which `save` leaves out; empty for none.
 
     Compares with the empty model of its config, factored layers as in the model. Only what runs forward
-    counts; hooks of transformers, by which it collects hidden states, change nothing.
+    counts; hooks of transformers, by which it collects hidden states, change nothing. Without `code`, hooks
+    and replaced functions are passed over: they may only observe.
     """
     plain = factored.restructure(folders.empty_model(model.config), factored.ranks(model))
     kinds, mine = (dict(each.named_modules(remove_duplicate=False)) for each in (plain, model))
     for name, layer in mine.items():
         where = name or "the model itself"
         hooks = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
-        if any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks):
+        own = [hook for hook in hooks if not str(getattr(hook, "__module__", "")).startswith("transformers.")]
+        if code and own:
             return f"a forward hook at {where}"
-        if "forward" in vars(layer):
+        if code and "forward" in vars(layer):
             return f"a replaced forward at {where}"
         if type(layer) is not type(kinds.get(name)):
             wanted = f"a {type(kinds[name]).__name__} belongs" if name in kinds else "nothing belongs"

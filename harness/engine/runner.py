@@ -139,7 +139,13 @@ def _carry_out_all(
     for reason in dict.fromkeys(result.refused.values()):
         display.note(f"refused: {reason}")
     display.begin(total=len(jobs), done=len(result.records))
-    _Progress(settings, display, result, found, estimates, todo, device.inherited, began).carry_out()
+    progress = _Progress(settings, display, result, found, estimates, todo, device.inherited, began)
+    progress.carry_out()
+    if progress.failed_again:
+        display.note(
+            f"{progress.failed_again} new attempts failed and replace no record: the same command tries "
+            "again, --keep-old does not"
+        )
     if result.left:
         display.note(f"left: {len(result.left)} of {len(jobs)} runs would not finish within the budget")
     result.records = labelled([job.run for job in jobs], result.records)
@@ -166,6 +172,7 @@ class _Progress:
         self.time_left = TimeLeft(estimates, [job.run for job in todo])
         self.claims: dict[str, Lock] = {}
         self.refused_inputs: dict[str, str] = {}
+        self.failed_again = 0
 
     def carry_out(self) -> None:
         """Carry out what is left; a run that another sweep has claimed is asked for again after the rest."""
@@ -261,7 +268,8 @@ class _Progress:
                 attempt.end(job, at, earlier)
             raise
         try:
-            attempt.end(job, at, earlier)
+            replaced = attempt.end(job, at, earlier)
+            self.failed_again += record.finished and not replaced
         except (OSError, UserError) as error:
             message = f"the files of the run cannot be moved into place: {error}"
             record.outcome = Outcome(status="error", phase=record.outcome.phase, message=message)

@@ -89,6 +89,8 @@ def run(job):
     )
     print("a line for the log", file=sys.stderr, flush=True)
     do = options.get("do", "ok")
+    if do == "as read":
+        do = Path(options["reads"][0]).read_text()
     if do == "hang":
         time.sleep(600)
     elif do == "ignore-sigterm":

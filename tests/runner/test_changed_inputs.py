@@ -52,6 +52,26 @@ def test_only_changed_content_is_measured_again(
     assert said == ["changed since this run: text d.jsonl: measured again"] * again
 
 
+def test_a_new_attempt_that_fails_keeps_the_earlier_record_and_says_that_it_is_made_again(
+    carry_out: Go, text: Path, settings: Settings, display: Remember
+) -> None:
+    run = stub_run("as read", reads=[str(text)])
+    text.write_text("ok")
+    first = carry_out(run)
+    text.write_text("exit")
+    for attempts in (2, 3):
+        display.notes.clear()
+        assert [record.outcome.status for record in carry_out(run).records.values()] == ["error"]
+        assert len(starts(settings)) == attempts
+        kept = records.read(first.folder / f"{run_id(first)}.json")
+        assert kept.outcome.status == "ok"
+        assert [note for note in display.notes if "attempts" in note] == [
+            "1 new attempts failed and replace no record: the same command tries again, --keep-old does not"
+        ]
+    carry_out(run, keep_old=True)
+    assert len(starts(settings)) == 3
+
+
 def run_id(result: Sweep) -> str:
     (found,) = result.records
     return found

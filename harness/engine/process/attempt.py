@@ -45,24 +45,26 @@ def begin(job: Job, earlier: Record | None) -> Job:
     return replace(job, folder=_hidden(job, "new") / job.folder.name)
 
 
-def end(job: Job, attempt: Job, earlier: Record | None) -> None:
-    """Let an attempt replace the earlier one, or remove it.
+def end(job: Job, attempt: Job, earlier: Record | None) -> bool:
+    """Let an attempt replace the earlier one, or remove it; return whether the attempt stays.
 
     It does not replace anything if it was interrupted, nor, if it failed, what ended well or has weights: of
     such an attempt the log is kept.
     """
     if attempt.folder == job.folder:
-        return
+        return True
     status = _status(attempt)
     ended_well = earlier is not None and earlier.outcome.status == "ok"
     worth = ended_well or (has_ended(earlier) and _has_weights(job))
-    if status == "ok" or (status != "interrupted" and not worth):
+    stays = status == "ok" or (status != "interrupted" and not worth)
+    if stays:
         _hidden(job, "new").rename(_hidden(job, "ready"))
     elif status != "interrupted" and attempt.log.is_file():
         with suppress(OSError):
             job.folder.mkdir(exist_ok=True)
             attempt.log.replace(job.folder / FAILED_LOG)
     recover(job.folder.parent, job.folder.name)
+    return stays
 
 
 def recover(folder: Path, run_id: str) -> None:

@@ -293,7 +293,8 @@ class Accuracy(Part):
     `unparsable` answers count as wrong. `legacy_accuracy` is what a script reports that leaves them out:
     right answers over the `legacy_documents` that it could read, absent where there are none. All three are
     absent from tasks whose papers score no other way. `truncated` documents lost the beginning of a prompt
-    that was longer than the model's context; absent where none did.
+    that was longer than the model's context; `unfinished` answers were cut at the task's limit of tokens.
+    Both are absent where there are none.
     """
 
     accuracy: float
@@ -306,6 +307,7 @@ class Accuracy(Part):
     legacy_accuracy: float | None = None
     legacy_documents: Count | None = None
     truncated: Count | None = None
+    unfinished: Count | None = None
 
     def contradiction(self) -> str | None:
         """Return a reason where the accuracy does not follow from the counts."""

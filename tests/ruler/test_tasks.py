@@ -271,6 +271,27 @@ def test_prompts_that_lost_their_beginning_are_counted_and_said(
         assert ("truncated" in found[name].model_dump(exclude_none=True)) == (count > 0)
 
 
+@pytest.mark.parametrize(
+    ("most", "until", "expected"),
+    [
+        (1, "</s>", len(SAYS)),  # one word each, and no room for the end mark
+        (1, "blue", sum(word != "blue" for word in SAYS)),
+        (2, "</s>", 0),
+        (3, "mumble", 0),  # the batch is padded to its longest answer
+    ],
+)
+def test_answers_cut_at_the_limit_of_tokens_are_counted_and_said(
+    most: int, until: str, expected: int, model: Any, tokenizer: Any, folder: Path
+) -> None:
+    task = GENERATE.replace('until: ["</s>"], max_gen_toks: 2', f'until: ["{until}"], max_gen_toks: {most}')
+    (folder / "task1.yaml").write_text(task)
+    said: list[str] = []
+    found = evaluate(model, tokenizer, ["local_generate"], folder, warn=said.append)["local_generate"]
+    assert (found.unfinished or 0) == expected
+    line = f"answers to local_generate: {expected} of 10 were cut at the task's limit of tokens"
+    assert (line in said) == (expected > 0)
+
+
 def test_letters_of_prompts_that_the_tokenizer_lacks_are_said(
     model: Any, tokenizer: Any, folder: Path
 ) -> None:

@@ -9,8 +9,9 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping
-from functools import partialmethod
+from functools import partial, partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def _able_to_pad(tokenizer: Any) -> Any:
 def _doubted(
     honest: Accuracy, name: str, lm: Any, samples: task_scores.Samples, warn: Callable[[str], None]
 ) -> Accuracy:
-    """Add how many documents lost the beginning of a prompt; warn of those and of what else is doubtful.
+    """Add how many documents lost a part of a prompt or of an answer; warn of those and of what is doubtful.
 
     As HFLM 0.4.13 cuts: to the context and one token that is only predicted, or to what leaves room for an
     answer.
@@ -108,13 +109,15 @@ def _doubted(
         warn(
             f"answers to {name}: the scores of {broken} of {len(samples)} are not finite, so they are chance"
         )
-    if not truncated:
-        return honest
-    warn(
-        f"prompts of {name}: {truncated} of {len(samples)} are longer than the model's context and lost "
-        "their beginning"
-    )
-    return honest.model_copy(update={"truncated": truncated})
+    if truncated:
+        warn(
+            f"prompts of {name}: {truncated} of {len(samples)} are longer than the model's context and lost "
+            "their beginning"
+        )
+    unfinished = sum(any(_key(*each) in lm.unfinished for each in s["arguments"]) for s in samples)
+    if unfinished:
+        warn(f"answers to {name}: {unfinished} of {len(samples)} were cut at the task's limit of tokens")
+    return honest.model_copy(update={"truncated": truncated or None, "unfinished": unfinished or None})
 
 
 def _is_broken(answer: Any) -> bool:
@@ -131,12 +134,38 @@ def _language_model(model: nn.Module, tokenizer: Any, batch: int, device: torch.
         loglikelihood = partialmethod(HFLM.loglikelihood, disable_tqdm=True)
         generate_until = partialmethod(HFLM.generate_until, disable_tqdm=True)
 
+        unfinished: set[tuple[str, str]]
+        decoded: tuple[Any, str]
+
+        def tok_decode(self, tokens: Any, *given: Any, **named: Any) -> str:
+            """Keep what was decoded last, for `_note_unfinished`."""
+            self.decoded = tokens, super().tok_decode(tokens, *given, **named)
+            return self.decoded[1]
+
     log = logging.getLogger("lm_eval.models.huggingface")
     log.setLevel(logging.ERROR)  # it warns that the model is in memory already
     options = {"batch_size": batch, "max_length": length, "device": str(device), "softmax_dtype": "float32"}
     lm = QuietHFLM(model, tokenizer=tokenizer, **options)
     log.setLevel(logging.WARNING)  # it warns when it cuts a prompt
+    lm.unfinished = set()
+    lm.cache_hook = SimpleNamespace(add_partial=partial(_note_unfinished, lm))
     return lm
+
+
+def _note_unfinished(lm: Any, kind: str, request: tuple[Any, Any], answer: str) -> None:
+    """Note the prompt of an answer that reached its limit of tokens before an end mark or a stop sequence.
+
+    HFLM 0.4.13 hands each answer to its cache just after it has decoded it and cut it at a stop sequence.
+    """
+    if kind == "generate_until":
+        tokens, text = lm.decoded
+        marks = (lm.tokenizer.eos_token_id, lm.tokenizer.pad_token_id)
+        if len(tokens) >= answer_length(request[1]) and tokens[-1] not in marks and answer == text:
+            lm.unfinished.add(_key(*request))
+
+
+def _key(prompt: str, options: Any) -> tuple[str, str]:
+    return prompt, repr(options)
 
 
 def _answers(

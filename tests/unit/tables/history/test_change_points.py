@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from harness.tables.compare.statistics import ALPHA, LEAST_SPEED_CHANGE
-from harness.tables.history import change_points as change_points_module
-from harness.tables.history.change_points import LEAST_SIDE, _divergence, attainable, change_points
+from harness.tables.history import divergence
+from harness.tables.history.change_points import attainable, change_points
+from harness.tables.history.divergence import LEAST_SIDE
 
 #: The spread from run to run that was seen on one machine within a day.
 SPREADS = (0.011, 0.017)
@@ -44,7 +45,7 @@ def test_the_divergence_is_the_paper_s_by_its_definition() -> None:
     for seed in range(20):
         values = series(seed, 14, 1e-2)
         cuts = np.arange(LEAST_SIDE, len(values) - LEAST_SIDE + 1)
-        found, cut = _divergence(*ranked(values[None]), cuts)
+        found, cut = divergence.largest(*ranked(values[None]), cuts)
         largest, place = plainly(values)
         assert found[0] == pytest.approx(largest)
         assert cuts[cut[0]] == place
@@ -52,13 +53,46 @@ def test_the_divergence_is_the_paper_s_by_its_definition() -> None:
 
 def test_several_series_at_once_diverge_as_each_does_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     several = np.random.default_rng(3).normal(size=(10, 14))
-    monkeypatch.setattr(change_points_module, "CACHED", 3 * 10 * several.size)  # three series at a time
+    monkeypatch.setattr(divergence, "CACHED", 3 * 10 * several.size)  # three series at a time
     cuts = np.arange(LEAST_SIDE, 14 - LEAST_SIDE + 1)
-    found, places = _divergence(*ranked(several), cuts)
+    found, places = divergence.largest(*ranked(several), cuts)
     for values, statistic, place in zip(several, found, places, strict=True):
         largest, cut = plainly(values)
         assert statistic == pytest.approx(largest)
         assert cuts[place] == cut
+
+
+@pytest.mark.parametrize("rounded", [False, True], ids=["all different", "many equal"])
+@pytest.mark.parametrize("runs", [1, 4])
+def test_no_series_diverges_more_than_its_bound(runs: int, rounded: bool) -> None:
+    random = np.random.default_rng(runs)
+    several = random.normal(size=(30, 40)) ** 3
+    several[::5, 17:] += 3
+    several = several.round() if rounded else several
+    cuts = np.arange(runs, 40 - LEAST_SIDE + 1, runs)
+    cuts = cuts[cuts >= LEAST_SIDE]
+    bounds = divergence.bound(*ranked(several), cuts)
+    largest = divergence.largest(*ranked(several), cuts)[0]
+    assert (bounds >= largest).all()
+    if runs == 1:
+        assert (bounds >= [plainly(values)[0] for values in several]).all()
+
+
+def test_bounds_save_work_and_change_no_p_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, places, blocks = series(4, 60, 0.02), [n // 3 for n in range(60)], [0, 1, 2] * 20
+    values[30:] += 0.05
+    exact, counted = divergence.largest, list[int]()
+
+    def counting(ranks: np.ndarray, *rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        counted.append(len(ranks))
+        return exact(ranks, *rest)
+
+    monkeypatch.setattr(divergence, "largest", counting)
+    found, few = change_points(values, places, blocks), sum(counted)
+    counted.clear()
+    monkeypatch.setattr(divergence, "bound", lambda ranks, *_: np.full(len(ranks), np.inf))
+    assert change_points(values, places, blocks) == found != []
+    assert few < sum(counted) / 2
 
 
 @pytest.mark.parametrize("spread", SPREADS)

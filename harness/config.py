@@ -5,7 +5,6 @@ Nothing here imports torch; the options of a method are checked by the method's 
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -41,8 +40,8 @@ def _packed(layout: str) -> bool:
     return layout == "packed"
 
 
-#: Where a part of a config keeps the text that its run's id hashes.
-_TEXT = "_text"
+#: Where a part of a config keeps the text that its run's id hashes, and a run its config's id.
+_TEXT, _ID = "_text", "_id"
 
 
 class Strict(BaseModel):
@@ -53,7 +52,8 @@ class Strict(BaseModel):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy with some values changed, which are not checked."""
         copied = super().model_copy(update=update, deep=deep)
-        copied.__dict__.pop(_TEXT, None)
+        for kept in (_TEXT, _ID):
+            copied.__dict__.pop(kept, None)
         return copied
 
 
@@ -382,10 +382,6 @@ class TuningConfig(Strict):
     grid: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
 
 
-#: Where a run keeps its config's id, with the parts that it is the id of.
-_KNOWN_ID = "_known_id"
-
-
 class Run(Strict):
     """One model, one method stack, one data set, one seed. The identity leaves out seed, repeat and label."""
 
@@ -403,9 +399,13 @@ class Run(Strict):
     _written: Written | None = PrivateAttr(default=None)
     _misfit: UserError | None = PrivateAttr(default=None)
 
-    def written_as(self, written: Written | None, misfit: UserError | None = None) -> Run:
-        """Return the run with what was written for it and what did not fit it: no part of its identity."""
-        run = self.model_copy()
+    def written_as(self, written: Written | None, misfit: UserError | None = None, **numbers: int) -> Run:
+        """Return the run with what was written for it and what did not fit it: no part of its identity.
+
+        `numbers` are a seed and a repeat, valid ones, of a run that differs in these alone.
+        """
+        run = self.model_copy(update=numbers)
+        run.__dict__[_ID] = self.config_id
         run._written, run._misfit = written, misfit
         return run
 
@@ -442,16 +442,13 @@ class Run(Strict):
     @property
     def config_id(self) -> str:
         """Return twelve hex digits of a hash of the config: equal ids mean the same work up to the seed."""
-        parts = self.model, self.data, self.train, self.evaluate, self.method
-        known, found = self.__dict__.get(_KNOWN_ID, ((), ""))
-        if len(known) == len(parts) and all(map(operator.is_, known, parts)):
-            return found  # asked for many times; a copy with another part has another id
-        data, evaluate, model, train = map(_text, (self.data, self.evaluate, self.model, self.train))
-        method = ",".join(map(_text, self.method))
-        text = f'{{"data":{data},"evaluate":{evaluate},"method":[{method}],"model":{model},"train":{train}}}'
-        found = identity.of_text(text)
-        self.__dict__[_KNOWN_ID] = parts, found
-        return found
+        known: str | None = self.__dict__.get(_ID)
+        if known is None:  # asked for many times
+            data, evaluate, model, train = map(_text, (self.data, self.evaluate, self.model, self.train))
+            method = ",".join(map(_text, self.method))
+            parts = f'"data":{data},"evaluate":{evaluate},"method":[{method}],"model":{model},"train":{train}'
+            known = self.__dict__[_ID] = identity.of_text(f"{{{parts}}}")
+        return known
 
     @property
     def run_id(self) -> str:

@@ -36,10 +36,7 @@ def combinations(content: Written) -> Iterator[Written]:
         raise UserError(f"{matrix.where}: {count:,} runs in one suite; at most {MOST_RUNS:,}")
     for row in sections:
         for chosen in itertools.product(*axes):
-            settings = base
-            for part in (*chosen, row):
-                settings = _together(settings, part)
-            yield settings
+            yield _together(base, *chosen, row)
 
 
 def _check_axes(matrix: Written) -> None:
@@ -86,12 +83,15 @@ def settings_of(axis: str) -> list[str]:
     return [key.strip() for key in axis.split("+")]
 
 
-def _together(settings: Written, section: Written) -> Written:
-    """Return settings with those of a section, whose keys may be dotted, merged into them."""
-    _check_each_leaf(section)
-    for key, value in section.value.items():
-        settings = with_setting(settings, key, value, section.keys[key])
-    return settings
+def _together(settings: Written, *sections: Written) -> Written:
+    """Return settings with those of sections, whose keys may be dotted, merged into them in order."""
+    items, keys = dict(settings.value), dict(settings.keys)
+    for section in sections:
+        _check_each_leaf(section)
+        for key, value in section.value.items():
+            name, where = key.partition(".")[0], section.keys[key]
+            items[name], keys[name] = _changed(items.get(name), key, value, where), where
+    return Written(items, settings.where, keys, settings.replaces)
 
 
 @functools.lru_cache(maxsize=MOST_RUNS)
@@ -118,10 +118,7 @@ def _leaves(path: tuple[str, ...], value: Written) -> Iterator[tuple[str, ...]]:
 
 def with_setting(settings: Written, dotted: str, value: Written, where: str) -> Written:
     """Return settings with the value of a dotted key set, merged where both are sections."""
-    name = dotted.partition(".")[0]
-    inner = _changed(settings.value.get(name), dotted, value, where)
-    items, keys = {**settings.value, name: inner}, {**settings.keys, name: where}
-    return Written(items, settings.where, keys, settings.replaces)
+    return _together(settings, Written({dotted: value}, where, {dotted: where}))
 
 
 @functools.lru_cache(maxsize=MOST_RUNS)

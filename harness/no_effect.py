@@ -27,9 +27,12 @@ def refuse_in_row(run: Run) -> None:
 
 def refuse_shared(runs: Sequence[Run], of_options: bool = False) -> None:
     """Raise UserError for the first setting that no run acts on; `of_options`: only if an option gave it."""
+    different: dict[tuple[int, ...], Run] = {}
+    for run in runs:  # most differ in their seed or method alone
+        different.setdefault(tuple(map(id, (run.model, run.data, run.train, run.evaluate))), run)
     for shared in _SHARED:
-        given = [run for run in runs if shared.is_given(run)]
-        if not given or any(shared.is_used(run) for run in given):
+        given = [run for run in different.values() if shared.is_given(run)]
+        if not given or any(map(shared.is_used, given)):
             continue
         emptied = any(str(run.place(("evaluate", "tasks"))).startswith("--data") for run in given)
         place = str(given[0].place(shared.setting.split(".")))

@@ -19,6 +19,7 @@ import os
 import stat
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -225,37 +226,39 @@ class _Equal:
         return self._known[id(value)]
 
 
-Build = Callable[[type[Part], Any], Any]
-Maker = Callable[[Build, Any], Any]
-
-
 class _Builder:
     """Makes the records of valid values, which are not checked again; equal parts are one object."""
 
     def __init__(self, beside: Beside) -> None:
         self._beside = beside
-        self._made: dict[int, Part] = {}
+        self._made: dict[type[Part], dict[int, Any]] = defaultdict(dict)
 
     def record(self, content: dict[str, Any]) -> Record:
         """Return a record."""
         item: Record = self._part(Record, content)
-        item._beside = self._beside
+        object.__setattr__(item, "__pydantic_private__", {"_beside": self._beside})
         return item
 
-    def _shared(self, cls: type[Part], content: dict[str, Any]) -> Part:
-        """Return the part that was made of these values, which are never those of a part of another class."""
-        made = self._made.get(id(content))
-        if type(made) is not cls:
-            made = self._made[id(content)] = self._part(cls, content)
+    def _shared(self, cls: type[Part], content: dict[str, Any]) -> Any:
+        """Return the part that was made of these values, which must live as long as this object."""
+        known = self._made[cls]
+        if (made := known.get(id(content))) is None:
+            made = known[id(content)] = self._part(cls, content)
         return made
 
     def _part(self, cls: type[Part], content: dict[str, Any]) -> Any:
         made = cls.__new__(cls)
-        makers, blank, defaults, private = _fields(cls)
+        inner, blank, defaults = _fields(cls)
         values = blank | content
-        for name, maker in makers:
-            if name in content:
-                values[name] = maker(self._shared, content[name])
+        for name, part, mapping in inner:
+            if (value := content.get(name)) is None:
+                continue
+            if mapping:
+                values[name] = {key: self._shared(part, item) for key, item in value.items()}
+            elif isinstance(value, list):
+                values[name] = [self._shared(part, item) for item in value]
+            else:
+                values[name] = self._shared(part, value)
         for name, default in defaults:
             if name not in content:
                 values[name] = default()
@@ -264,47 +267,30 @@ class _Builder:
         put(made, "__pydantic_fields_set__", set(content))
         put(made, "__pydantic_extra__", None)
         put(made, "__pydantic_private__", None)
-        if private:
-            made.model_post_init(None)
         return made
 
 
 @functools.cache
 def _fields(
     cls: type[Part],
-) -> tuple[list[tuple[str, Maker]], dict[str, Any], list[tuple[str, Callable[[], Any]]], bool]:
+) -> tuple[list[tuple[str, type[Part], bool]], dict[str, Any], list[tuple[str, Callable[[], Any]]]]:
     """Return the fields of a part that hold parts, all fields in order, and how to make some defaults.
 
-    Defaults that cannot change stand among all fields. Last, whether there are private attributes.
+    A field has the class of its parts, and whether it is a section of them by name. Defaults that cannot
+    change stand among all fields.
     """
-    makers = [(name, made) for name, field in cls.model_fields.items() if (made := _maker(field.annotation))]
+    inner: list[tuple[str, type[Part], bool]] = []
     blank: dict[str, Any] = {}
     defaults: list[tuple[str, Callable[[], Any]]] = []
     for name, field in cls.model_fields.items():
+        mapping = getattr(field.annotation, "__origin__", None) is dict
+        inner += [(name, part, mapping) for part in _parts(field.annotation)]
         blank[name] = None if field.is_required() else field.default
         if isinstance(field.default, (list, dict)) and not field.default:
             defaults.append((name, type(field.default)))
         elif isinstance(field.default, (list, dict, Part)):
             defaults.append((name, functools.partial(field.get_default, call_default_factory=True)))
-    return makers, blank, defaults, bool(cls.__private_attributes__)
-
-
-def _maker(annotation: Any) -> Maker | None:
-    """Return what makes parts of the values of a field, None for plain values."""
-    parts = list(_parts(annotation))
-    if not parts:
-        return None
-    (part,) = parts
-    mapping = getattr(annotation, "__origin__", None) is dict
-
-    def make(build: Build, value: Any) -> Any:
-        if isinstance(value, list):
-            return [build(part, item) for item in value]
-        if mapping:
-            return {key: build(part, item) for key, item in value.items()}
-        return build(part, value)
-
-    return make
+    return inner, blank, defaults
 
 
 def _parts(annotation: Any) -> Iterator[type[Part]]:

@@ -26,6 +26,8 @@ from harness.validation import Validator, validate
 WEIGHTS = "llama2"
 MOST_SHOWN = 40
 _PLAIN = TypeAdapter(Any)
+#: Values of a run that its config does not follow from.
+_NUMBERS = {"seed", "repeat"}
 #: In place of a method where only another section is validated.
 _ANY_METHOD = "module:Class"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -164,8 +166,8 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     file = find(Path(path))
     content = strict_yaml.read(file)
     written = validate(SuiteFile, content, where=str(file))
-    validator = Validator(Run, {"method": _ANY_METHOD}, str(file))
-    runs = _merged([_overridden(settings, overrides, validator) for settings in combinations(content)])
+    made = _Runs(str(file))
+    runs = _merged([_overridden(settings, overrides, made) for settings in combinations(content)])
     if not runs:
         raise UserError(f"{file}: the suite has no runs; give `matrix` or `rows` at least one entry")
     no_effect.refuse_shared(runs)
@@ -176,27 +178,43 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     return Suite(written.suite, written.question, written.baseline, runs, axes)
 
 
-def _overridden(settings: Written, overrides: Sequence[Override], validator: Validator[Run]) -> Run:
+def _overridden(settings: Written, overrides: Sequence[Override], runs: _Runs) -> Run:
     """Return a run of the file with its overrides, without those that do not fit it: it notes the mistake."""
     changed = settings
     try:
         for override in overrides:
             changed = with_setting(changed, override.key, override.value, override.value.where)
-        return _run(changed, validator)
+        return runs.of(changed)
     except UserError as error:
-        run = _run(settings, validator)
+        run = runs.of(settings)
         for override in overrides:
             with suppress(UserError):
                 changed = with_setting(settings, override.key, override.value, override.value.where)
-                run, settings = _run(changed, validator), changed
+                run, settings = runs.of(changed), changed
         return run.written_as(settings, misfit=error)
 
 
-def _run(settings: Written, validator: Validator[Run]) -> Run:
-    run = validator.validate(settings).written_as(settings)
-    _check_rate(run, settings)
-    no_effect.refuse_in_row(run)
-    return run
+class _Runs:
+    """Makes runs of settings; those that differ in seed and repeat alone are checked once and share parts."""
+
+    def __init__(self, where: str) -> None:
+        self._validator = Validator(Run, {"method": _ANY_METHOD}, where)
+        self._known: dict[tuple[tuple[str, Written | None], ...], Run] = {}
+
+    def of(self, settings: Written) -> Run:
+        """Return a run; UserError for what is wrong with its settings."""
+        written = settings.value
+        try:
+            numbers = {name: self._validator.field(name, written[name]) for name in _NUMBERS & written.keys()}
+        except UserError:
+            return self._validator.validate(settings)  # refuses it, and knows the line
+        rest = tuple((name, None if name in _NUMBERS else item) for name, item in written.items())
+        if (known := self._known.get(rest)) is not None:
+            return known.written_as(settings, **numbers)
+        run = self._validator.validate(settings).written_as(settings)
+        _check_rate(run, settings)
+        no_effect.refuse_in_row(run)
+        return self._known.setdefault(rest, run)
 
 
 def _merged(runs: Sequence[Run]) -> tuple[Run, ...]:
@@ -214,12 +232,9 @@ def _line(run: Run) -> str | None:
 
 
 def _with_seed(run: Run, seed: int) -> Run:
-    changed = run.model_copy(update={"seed": seed})
-    if run.written is None:
-        return changed
     where = f"--seed {seed}"
-    written = with_setting(run.written, "seed", Written(seed, where), where)
-    return changed.written_as(written, run.misfit)
+    written = run.written and with_setting(run.written, "seed", Written(seed, where), where)
+    return run.written_as(written, run.misfit, seed=seed)
 
 
 def _check_baseline(written: SuiteFile, content: Written, runs: Sequence[Run]) -> None:

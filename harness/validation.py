@@ -88,12 +88,13 @@ class Validator(Generic[Model]):
     def validate(self, value: Written) -> Model:
         """Return a validated model; UserError as from `validate`."""
         try:
-            fields = {name: self._field(name, item) for name, item in value.value.items()}
+            fields = {name: self.field(name, item) for name, item in value.value.items()}
             return self._cls.model_validate(fields)
         except (ValidationError, UserError):
             return validate(self._cls, value, self._where)  # knows the place of the first mistake
 
-    def _field(self, name: str, item: Written) -> Any:
+    def field(self, name: str, item: Written) -> Any:
+        """Return the value of a field; UserError that names no line for one that is invalid."""
         key = name, item
         if key not in self._known:
             alone = validate(self._cls, {**self._needed, name: item.plain()}, self._where)

@@ -28,7 +28,6 @@ from harness.digests import Digests
 from harness.engine.process import parent_watch
 from harness.engine.process.job import Job
 from harness.engine.run.record_writer import RecordWriter, take_stdout
-from harness.engine.run.remembered import Remembered
 from harness.errors import EXIT_BAD_INPUT, UserError, one_line
 from harness.files import out_of_room
 from harness.record import Outcome
@@ -90,11 +89,9 @@ def resolve(request: dict[str, Any]) -> dict[str, Any]:
     """Complete the options of every run's methods, check all runs, and describe the device for the parent.
 
     With a folder `cache` in the request, the answer also holds the hashes of what each run reads. Where no
-    `model` is read, what cannot be hashed has no hash, and the hub is not asked.
+    `model` is read, what cannot be hashed has no hash, and the hub is not asked. `local` says that all that
+    was asked for is on this machine.
     """
-    remembered = Remembered(request)
-    if (known := remembered.answer()) is not None:
-        return known
     runs = [validate(Run, run, where="run") for run in request["runs"]]
     local = _go_offline_where_nothing_is_remote(*runs)  # before the library of the hub is imported
 
@@ -106,17 +103,15 @@ def resolve(request: dict[str, Any]) -> dict[str, Any]:
     reads = request.get("model", True)
     resolved = checks.resolve(runs, request.get("text", True), reads)
     hashes = InputHashes(Digests(Path(request["cache"])), ask_hub=reads) if request.get("cache") else None
-    answer = {
+    return {
         "runs": [run.model_dump(mode="json") for run in resolved],
         "device": str(device),
         "machine": machine_slug(device),
         "device_bytes": total_bytes(device),
         "device_id": device_id(device),
         "inputs": [_inputs(hashes, run, reads) for run in resolved] if hashes else None,
+        "local": local,
     }
-    if local:
-        remembered.keep(answer)
-    return answer
 
 
 def _inputs(hashes: InputHashes, run: Run, reads: bool) -> dict[str, str]:

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from harness import factored, record
-from harness.engine.models.check import check
-from harness.engine.models.checkpoint import NOT_WHOLE, load, save
-from harness.engine.models.tokenizer import other_for_transformers, own_tokenizer
+from harness import record
 from harness.errors import UserError, refusing
 
 FORMS = ("dense", "factors")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def export_run(path: Path, folder: Path, form: str) -> str:
@@ -36,8 +30,15 @@ def export_run(path: Path, folder: Path, form: str) -> str:
         raise UserError(f"{folder} is a file; give a new folder")
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; give a new folder")
+    import torch  # takes longer than all that may be refused above
+
+    from harness import factored
+    from harness.engine.models.check import check
+    from harness.engine.models.checkpoint import NOT_WHOLE, load, save
+    from harness.engine.models.tokenizer import other_for_transformers, own_tokenizer
+
     check(weights)
-    model = load(weights, DTYPES[found.config["train"]["dtype"]])
+    model = load(weights, getattr(torch, found.config["train"]["dtype"]))
     if form == "dense":
         factored.merge(model)
     elif not factored.ranks(model):

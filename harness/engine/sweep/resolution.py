@@ -13,6 +13,7 @@ from typing import Any
 from harness import imports
 from harness.config import Run
 from harness.engine.process.child import WORKER
+from harness.engine.sweep.remembered import Remembered
 from harness.errors import UserError
 
 
@@ -45,37 +46,47 @@ def resolve(
     """Complete all runs and choose the device, in a worker; UserError for what it refuses.
 
     Without `text` the worker does not read training data, without `model` it reads nothing. With `cache`, the
-    folder of caches, it also hashes what the runs read.
+    folder of caches, it also hashes what the runs read. It is not started where its answer is remembered.
     """
     first = _first_of_each(runs)
     asked = [runs[number] for number in dict.fromkeys(first)]
     request: dict[str, Any] = {"runs": [run.model_dump(mode="json") for run in asked], "device": device}
     request |= {"text": text, "model": model, "cache": None if cache is None else str(cache.absolute())}
-    answer = _answered([*command, "resolve"], json.dumps(request).encode() + b"\n")
-    try:
-        content = json.loads(answer.stdout.decode(errors="replace").strip().splitlines()[-1])
+    remembered = Remembered({**request, "command": list(command)})
+    content = remembered.answer()
+    if content is None:
+        content = _content([*command, "resolve"], request)
         if "error" in content:
             raise _placed(asked, content)
-        answers = map(Run.model_validate, content["runs"])
-        known = dict(zip(dict.fromkeys(first), answers, strict=True))
-        resolved = tuple(
-            known[number].model_copy(update={"seed": run.seed, "repeat": run.repeat}).written_as(run.written)
-            for number, run in zip(first, runs, strict=True)
-        )
-        machine = (content["device"], content["machine"], content.get("device_bytes"))
-        hashes = dict(zip(dict.fromkeys(first), content.get("inputs") or (), strict=False))
-        inputs = {
-            run.run_id: dict(hashes[number])
-            for number, run in zip(first, resolved, strict=True)
-            if number in hashes
-        }
-        return Plan(resolved, *machine, content.get("device_id"), inputs)
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        lines = answer.stderr.decode(errors="replace").strip().splitlines()
-        last = lines[-1] if lines else f"exit code {answer.returncode} and no message"
-        if answer.returncode < 0:
-            last = f"it was killed by signal {-answer.returncode}; run the same command again"
-        raise UserError(f"the worker could not read the runs: {last}") from error
+        if content.get("local"):
+            remembered.keep(content)
+    known = dict(zip(dict.fromkeys(first), map(Run.model_validate, content["runs"]), strict=True))
+    resolved = tuple(
+        known[number].written_as(run.written, seed=run.seed, repeat=run.repeat)
+        for number, run in zip(first, runs, strict=True)
+    )
+    machine = (content["device"], content["machine"], content.get("device_bytes"))
+    hashes = dict(zip(dict.fromkeys(first), content.get("inputs") or (), strict=False))
+    inputs = {
+        run.run_id: dict(hashes[number])
+        for number, run in zip(first, resolved, strict=True)
+        if number in hashes
+    }
+    return Plan(resolved, *machine, content.get("device_id"), inputs)
+
+
+def _content(command: Sequence[str], request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answer of a worker; UserError says how it ended where it gives none."""
+    answer = _answered(command, json.dumps(request).encode() + b"\n")
+    with suppress(IndexError, TypeError, ValueError):
+        content = dict(json.loads(answer.stdout.decode(errors="replace").strip().splitlines()[-1]))
+        if "error" in content or {"runs", "device", "machine"} <= content.keys():
+            return content
+    lines = answer.stderr.decode(errors="replace").strip().splitlines()
+    last = lines[-1] if lines else f"exit code {answer.returncode} and no message"
+    if answer.returncode < 0:
+        last = f"it was killed by signal {-answer.returncode}; run the same command again"
+    raise UserError(f"the worker could not read the runs: {last}")
 
 
 def _answered(command: Sequence[str], request: bytes) -> subprocess.CompletedProcess[bytes]:

@@ -1,4 +1,4 @@
-"""Remember the answer to a request to check runs, so that asking again need not import torch. No torch.
+"""Remember the answer to a request to check runs, so that asking again starts no worker. No torch.
 
 An answer counts only while all that it follows from is the same: the request, the code, the names and
 versions of installed packages, the environment and the folder, the processor, and the times, sizes and
@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,6 @@ class Remembered:
 
     def __init__(self, request: Mapping[str, Any]) -> None:
         self._request = request
-        self._machine, self._path = _machine(), list(map(Path, sys.path))  # before an import changes them
         text = json.dumps(request, sort_keys=True)
         self._place = files.cache_folder() / "resolved" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
         self._state = self._now()
@@ -77,7 +76,7 @@ class Remembered:
             return None
         try:
             code = [list(_below(ROOT / name)) for name in OURS]
-            return _hash([self._machine, code, _packages(self._path), list(_named(self._request["runs"]))])
+            return _hash([_machine(), code, _packages(), list(_named(self._request["runs"]))])
         except (OSError, RuntimeError, _UnsettledError):
             return None
 
@@ -92,9 +91,13 @@ def _machine() -> list[Any]:
     return [sys.version, platform.platform(), processors, memory, str(Path.cwd()), sorted(os.environ.items())]
 
 
-def _packages(path: Sequence[Path]) -> list[list[str]]:
+def _packages() -> list[list[str]]:
     """Return what is installed in each folder of the path, by names that hold versions."""
-    return [sorted(str(found) for found in place.glob("*-info")) for place in path if place.is_dir()]
+    return [
+        sorted(str(found) for found in place.glob("*-info"))
+        for place in map(Path, sys.path)
+        if place.is_dir()
+    ]
 
 
 def _named(runs: list[Mapping[str, Any]]) -> Iterator[list[Any]]:

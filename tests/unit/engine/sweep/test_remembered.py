@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +13,8 @@ from typing import Any
 import pytest
 
 from harness.config import Run
-from harness.engine import worker
-from harness.engine.run import checks, remembered
-from harness.engine.run.remembered import Remembered
+from harness.engine.sweep import remembered, resolution
+from harness.engine.sweep.remembered import Remembered
 
 ANSWER = {"runs": [], "device": "cpu"}
 LONG = 3600
@@ -149,14 +150,25 @@ def test_only_the_newest_answers_stay(place: Path, monkeypatch: pytest.MonkeyPat
     assert len(seen) == 2
 
 
-def test_a_second_request_checks_nothing_and_gets_the_same_answer(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("local", [True, False])
+def test_a_second_request_starts_no_worker_unless_something_is_not_on_this_machine(
+    place: Path, monkeypatch: pytest.MonkeyPatch, local: bool
 ) -> None:
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.setenv(name, "1")
-    runs = [Run(method="lora").model_dump(mode="json")]
-    asked = {"runs": runs, "device": "cpu", "text": False, "model": False, "cache": None}
-    first = worker.resolve(asked)
-    assert first["runs"][0]["method"][0]["options"]["rank"] > 0
-    monkeypatch.setattr(checks, "resolve", None)
-    assert worker.resolve(asked) == first
+    run = Run(method=({"name": SHIPPED, "options": {"rank": 3}},))
+    content = {"runs": [run.model_dump(mode="json")], "device": "cpu", "machine": "cpu-2t", "local": local}
+    started = []
+
+    def answered(command: list[str], request: bytes) -> subprocess.CompletedProcess[bytes]:
+        started.append(json.loads(request)["runs"])
+        return subprocess.CompletedProcess(command, 0, f"{json.dumps(content)}\n".encode(), b"")
+
+    monkeypatch.setattr(resolution, "_answered", answered)
+    asked = [Run(method=SHIPPED, seed=seed) for seed in range(3)]
+    first = resolution.resolve(asked)
+    assert [(each.seed, each.method[0].options) for each in first.runs] == [
+        (s, {"rank": 3}) for s in range(3)
+    ]
+    assert resolution.resolve(asked) == first
+    assert len(started) == (1 if local else 2)
+    resolution.resolve(asked, command=["another"])
+    assert len(started) == (2 if local else 3)

@@ -52,8 +52,9 @@ class Strict(BaseModel):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy with some values changed, which are not checked."""
         copied = super().model_copy(update=update, deep=deep)
-        for kept in (_TEXT, _ID):
-            copied.__dict__.pop(kept, None)
+        if update and not update.keys() <= {"seed", "repeat"}:  # no id follows from these
+            for kept in (_TEXT, _ID):
+                copied.__dict__.pop(kept, None)
         return copied
 
 

@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,6 +33,7 @@ NUMERICAL = ("torch", "transformers", "lm-eval")
 #: Keys of the config that a row is not compared by: they name the row, or do not change the work.
 _OWN = ("method", "seed", "repeat", "label", "save_weights")
 
+Environment = Mapping[str, str]
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
 
@@ -56,13 +57,13 @@ class Stat:
     @classmethod
     def of(cls, values: Sequence[float]) -> Stat:
         """Summarise at least one value; an infinite value makes an infinite mean without a spread."""
-        finite = all(math.isfinite(value) for value in values)
+        finite = all(map(math.isfinite, values))
         return cls(mean(values), spread(values) if finite and len(values) > 1 else None, len(values))
 
 
 def mean(values: Sequence[float]) -> float:
     """Return the mean of at least one value, also where their sum is larger than any float."""
-    if not all(math.isfinite(value) for value in values):
+    if not all(map(math.isfinite, values)):
         return sum(values)
     try:
         return math.fsum(values) / len(values)
@@ -95,7 +96,7 @@ class Row:
         """Return the name that the suite gives to the configuration."""
         return self.records[0].label
 
-    @property
+    @cached_property
     def seeds(self) -> list[int]:
         """Return every seed that has a record, failed ones included."""
         return sorted({record.seed for record in self.records})
@@ -132,18 +133,16 @@ def newest(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     Of several contents of the inputs the one stays that has the most seeds with status `ok`, then the one
     that ran last.
     """
-    shown, older = list(rows), []
+    of_config = grouped(rows, lambda row: row.config_id)
+    shown, older = list[Row](), list[Row]()
     for row in rows:
         others = [
             other
-            for other in rows
-            if other.config_id == row.config_id
-            and agree(other.environment, row.environment)
-            and not agree(other.inputs, row.inputs)
+            for other in of_config[row.config_id]
+            if agree(other.environment, row.environment) and not agree(other.inputs, row.inputs)
         ]
-        if any(_currency(other) > _currency(row) for other in others):
-            shown.remove(row)
-            older.append(row)
+        outdated = any(_currency(other) > _currency(row) for other in others)
+        (older if outdated else shown).append(row)
     return shown, older
 
 
@@ -152,16 +151,16 @@ def _currency(row: Row) -> tuple[int, str]:
     return len({record.seed for record in good}), max((r.started_at or "" for r in row.records), default="")
 
 
-def baseline_of(row: Row, everything: Sequence[Row], label: str | None) -> Row | None:
-    """Return the row with the baseline's label and the same environment, model and data, by content, too.
+def baseline_of(row: Row, baselines: Sequence[Row]) -> Row | None:
+    """Return the row, of those with the baseline's label, of the same environment, model and data.
 
-    Of several rows, the one with the same settings; None where that leaves none or more than one.
+    Model and data are compared by content, too. Of several rows, the one with the same settings; None where
+    that leaves none or more than one.
     """
     found = [
         other
-        for other in everything
-        if other.label == label
-        and agree(other.environment, row.environment)
+        for other in baselines
+        if agree(other.environment, row.environment)
         and agree(other.inputs, row.inputs)
         and other.section("model", "data") == row.section("model", "data")
     ]
@@ -172,7 +171,9 @@ def baseline_of(row: Row, everything: Sequence[Row], label: str | None) -> Row |
 
 def agree(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
     """Return whether no field differs that both know."""
-    return all(second[key] == value for key, value in first.items() if key in second)
+    return first.items() <= second.items() or all(
+        second[key] == value for key, value in first.items() if key in second
+    )
 
 
 def methods(record: Record) -> list[str]:
@@ -182,12 +183,15 @@ def methods(record: Record) -> list[str]:
     return [str(part["name"]) for part in parts if isinstance(part, dict) and "name" in part]
 
 
-def environment_of(record: Record) -> dict[str, str]:
-    """Return what must be equal before two values are compared; a run that failed early knows only a part."""
+def environment_of(record: Record) -> Environment:
+    """Return what must be equal before two values are compared; a run that failed early knows only a part.
+
+    It is one object for many records.
+    """
     here, meter = record.environment, record.memory.meter if record.memory else None
     device = (here.device, here.cpu, here.cpu_threads, here.driver) if here else None
     packages = tuple(here.packages.items()) if here else ()
-    return dict(_environment(record.tier, meter, device, packages, tuple(record.protocols.items())))
+    return _environment(record.tier, meter, device, packages, tuple(record.protocols.items()))
 
 
 @functools.lru_cache(maxsize=1 << 12)
@@ -254,9 +258,10 @@ def _group(records: Iterable[Record]) -> list[Row]:
     return joined
 
 
-def _ordered(found: Iterable[tuple[dict[str, str], Record]]) -> Iterator[tuple[dict[str, str], Record]]:
+def _ordered(found: Sequence[tuple[Environment, Record]]) -> Iterator[tuple[Environment, Record]]:
     """Yield records by environment and id; several records of one run by all that they say."""
-    for _, several in sorted(grouped(found, lambda pair: (str(pair[0]), pair[1].run_id)).items()):
+    texts = {id(environment): str(environment) for environment, _ in found}
+    for _, several in sorted(grouped(found, lambda pair: (texts[id(pair[0])], pair[1].run_id)).items()):
         yield from sorted(several, key=lambda pair: repr(pair[1])) if len(several) > 1 else several
 
 
@@ -280,22 +285,30 @@ def _text(value: Any) -> str:
 # ------------------------------------------------------------------------------------- statistics
 def _summary(records: Sequence[Record], tasks: Mapping[tuple[str, str], str]) -> dict[str, Stat]:
     """Summarise every measured value: quality over seeds, memory and speed over runs."""
-    found: dict[str, dict[tuple[int, int], list[float]]] = {}
+    # Repeats of a seed are no new evidence about quality, so they count once.
+    quality: dict[int, list[dict[str, float]]] = {}
+    cost: dict[tuple[int, int], list[dict[str, float]]] = {}
+    names: dict[str, None] = {}
     for record in records:
-        # Repeats of a seed are no new evidence about quality, so they count once.
-        for repeat, values in ((0, _quality(record, tasks)), (record.repeat, _cost(record))):
-            key = record.seed, repeat
-            for name, value in values.items():
-                if (of_name := found.get(name)) is None:
-                    of_name = found[name] = {}
-                if key in of_name:
-                    of_name[key].append(value)
-                else:
-                    of_name[key] = [value]
-    return {
-        name: Stat.of([values[0] if len(values) == 1 else mean(values) for values in by.values()])
-        for name, by in found.items()
-    }
+        values, spent = _quality(record, tasks), _cost(record)
+        quality.setdefault(record.seed, []).append(values)
+        cost.setdefault((record.seed, record.repeat), []).append(spent)
+        names |= dict.fromkeys((*values, *spent))
+    found = _columns(quality.values()) | _columns(cost.values())
+    return {name: Stat.of(found[name]) for name in names}
+
+
+def _columns(groups: Iterable[Sequence[Mapping[str, float]]]) -> dict[str, list[float]]:
+    """Return the values of each name, one for each group of records that has it: their mean."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for group in groups:
+        joined = group[0]
+        if len(group) > 1:
+            names = dict.fromkeys(name for values in group for name in values)
+            joined = {name: mean([values[name] for values in group if name in values]) for name in names}
+        for name, value in joined.items():
+            found[name].append(value)
+    return found
 
 
 def _quality(record: Record, tasks: Mapping[tuple[str, str], str]) -> dict[str, float]:

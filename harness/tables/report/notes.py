@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 from harness.inputs import TOKENS, WEIGHTS, Inputs, changed, described, known_inputs
 from harness.record import Outcome, Record
@@ -158,7 +158,7 @@ def doubts(view: View) -> list[str]:
 
 def _origins(records: Sequence[Record]) -> dict[str, set[str]]:
     """Return the values of what else may differ between runs: code, system, Python and flags."""
-    known = [record.environment for record in records if record.environment]
+    known = {id(record.environment): record.environment for record in records if record.environment}.values()
     return {
         "commit": {plain(f"{e.git_sha or 'unknown'}"[:10]) for e in known},
         "uncommitted changes": {plain(f"{e.git_dirty_sha256 or 'none'}"[:10]) for e in known},
@@ -170,23 +170,31 @@ def _origins(records: Sequence[Record]) -> dict[str, set[str]]:
 
 def _unequal_work(records: Sequence[Record]) -> list[str]:
     """Note equal settings with different content: other tokens, weights or texts under one name."""
-    seen: dict[tuple[str, Hashable], set[Hashable]] = {}
-
-    def note(what: str, group: Hashable, content: Hashable) -> None:
-        seen.setdefault((what, group), set()).add(content)
-
-    for record in records:
-        model, data, evaluate = (str(record.config.get(key)) for key in ("model", "data", "evaluate"))
-        if record.data:
-            note("training data", (data, model, record.seed), record.data.sha256)
-            note("base model", (model, record.seed), record.data.model_sha256)
-        for name, value in known_inputs(record).items():
-            if name not in (WEIGHTS, TOKENS):  # as above
-                note(name, (model, data, evaluate), value)
-        if record.quality:
-            for name, score in record.quality.perplexity.items():
-                note(f"text of {name}", model, (score.text, score.context, score.tokens))
-            for name, task in record.quality.tasks.items():
-                note(f"documents of {name}", task.version, task.documents)
-    doubtful = dict.fromkeys(what for (what, _), contents in seen.items() if len(contents) > 1)
+    texts: dict[int, str] = {}
+    seen = dict.fromkeys(each for record in records for each in _work(record, texts))
+    contents = Counter((what, group) for what, group, _ in seen)
+    doubtful = dict.fromkeys(what for (what, _), count in contents.items() if count > 1)
     return [plain(f"The {what} is not the same in all runs: do not compare them.") for what in doubtful]
+
+
+def _work(record: Record, texts: dict[int, str]) -> Iterator[tuple[str, Hashable, Hashable]]:
+    """Yield what a run has read: what it is, what its content should follow from, and a sign of its content.
+
+    `texts` keeps the texts of sections, which many records share.
+    """
+    sections = [record.config.get(key) for key in ("model", "data", "evaluate")]
+    for section in sections:
+        if id(section) not in texts:
+            texts[id(section)] = str(section)
+    model, data, evaluate = (texts[id(section)] for section in sections)
+    if record.data:
+        yield "training data", (data, model, record.seed), record.data.sha256
+        yield "base model", (model, record.seed), record.data.model_sha256
+    for name, value in known_inputs(record).items():
+        if name not in (WEIGHTS, TOKENS):  # as above
+            yield name, (model, data, evaluate), value
+    if record.quality:
+        for name, score in record.quality.perplexity.items():
+            yield f"text of {name}", model, (score.text, score.context, score.tokens)
+        for name, task in record.quality.tasks.items():
+            yield f"documents of {name}", task.version, task.documents

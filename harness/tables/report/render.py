@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -83,7 +84,8 @@ def to_terminal(report: Report, console: Console) -> None:
         for column in table.all_columns:
             side = "right" if column.numeric else "left"
             printed.add_column(Text(column.name), justify=side, overflow="fold", no_wrap=column.numeric)  # type: ignore[arg-type]
-        for row in table.rows:
+        rows = [_in_one(table)] if _fits(table, console.width) else table.rows
+        for row in rows:
             printed.add_row(*map(Text, row))
         console.print(Text(f"\n{table.title}", style="bold"), printed, sep="\n")
         for text in table.notes:
@@ -91,6 +93,18 @@ def to_terminal(report: Report, console: Console) -> None:
     console.print()
     for text in (*report.caption, *report.notes):
         console.print(Text(f"- {text}", style="dim" if text in report.caption else ""))
+
+
+def _fits(table: Table, width: int) -> bool:
+    """Return whether no cell needs a second line on a terminal."""
+    columns = [(column.name, *column.cells) for column in table.all_columns]
+    wide = sum(2 + max(map(cell_len, cells)) for cells in columns) > width
+    return bool(table.rows) and not wide and not any("\n" in cell for cells in columns for cell in cells)
+
+
+def _in_one(table: Table) -> list[str]:
+    """Return all rows as one, whose cells have a line for each: rich takes long for each cell."""
+    return ["\n".join(column.cells) for column in table.all_columns]
 
 
 def to_csv(report: Report) -> str:

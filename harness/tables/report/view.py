@@ -23,7 +23,8 @@ class View:
     @cached_property
     def bases(self) -> list[Row | None]:
         """Return the baseline of each row."""
-        return [baseline_of(row, self.rows, self.baseline) for row in self.rows]
+        baselines = [row for row in self.rows if row.label == self.baseline]
+        return [baseline_of(row, baselines) for row in self.rows]
 
     @property
     def versus(self) -> str:
@@ -92,11 +93,12 @@ class View:
     @cached_property
     def floors(self) -> dict[str, float]:
         """Return the lowest possible perplexity on each text, by its key, where all runs agree on it."""
-        return _agreed(
-            (f"perplexity_{plain(name)}", score.floor)
+        found = dict.fromkeys(
+            (name, score.floor)
             for record in self.records
             for name, score in (record.quality.perplexity.items() if record.quality else ())
         )
+        return _agreed((f"perplexity_{plain(name)}", floor) for name, floor in found)
 
     @cached_property
     def chances(self) -> dict[str, float]:

@@ -103,3 +103,15 @@ def test_the_line_of_a_mistake_in_one_of_many_runs_is_named(
     bad = lines[int(place) - 1].strip()
     assert bad in ("- -1", "- '1'", "- true"), bad
     assert said == problem
+
+
+def test_what_is_wrong_with_one_of_many_runs_is_wrong_with_each_other_seed(tmp_path: Path) -> None:
+    """A run that was refused is not what the next one is copied from."""
+    override = suite.parse_override("train.lr=0.5")
+    tuned = {"batch": 3, "lr": 1e-3}
+    base = {"train": tuned, "tuning": {"suite": "rates", "grid": [1e-3]}}
+    path = written(tmp_path, base=base, matrix={"seed": SEEDS})
+    runs = suite.expand(path, [override]).runs
+    assert [run.train.lr for run in runs] == [1e-3] * len(runs)
+    assert all("none of those that suite 'rates' tried" in str(run.misfit) for run in runs)
+    assert len(runs) == len(ROWS) * len(SEEDS)

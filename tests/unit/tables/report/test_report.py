@@ -9,6 +9,8 @@ import re
 
 import pandas as pd
 import pytest
+import rich.box
+import rich.table
 from rich.console import Console
 
 from harness import record
@@ -160,6 +162,24 @@ def printed(made, width=120):
     console = Console(width=width, file=io.StringIO(), force_terminal=False)
     render.to_terminal(made, console)
     return console.file.getvalue()
+
+
+@pytest.mark.parametrize("cell", ["short", "\u6f22\u5b57", "", "words " * 20, "letters" * 20, "two\nlines"])
+def test_a_table_is_printed_alike_by_columns_and_by_cells(cell):
+    """By rich, which prints a cell for each row: a column that fits is printed as one cell."""
+    words = Column("method", ("first", cell, "last"), numeric=False)
+    table = Table("Title", (words,), (Column("value", ("1.5", "", "20")),))
+    for width in (20, 60, 200):
+        console = Console(width=width, file=io.StringIO())
+        by_cells = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+        by_cells.add_column("method", overflow="fold")
+        by_cells.add_column("value", justify="right", no_wrap=True)
+        for row in table.rows:
+            by_cells.add_row(*row)
+        console.print(by_cells)
+        made = report.Report("", "", (table,), (), (), ())
+        lines = printed(made, width).splitlines()
+        assert lines[3:-1] == console.file.getvalue().splitlines()
 
 
 # ------------------------------------------------------------------------------------- the figures

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from harness.record import Phase, TrainMemory
 
-FORECAST_VERSION = 1
+FORECAST_VERSION = 2
 
 #: The parts of an update. A per-layer stepper works inside the backward pass.
 Part = Literal["forward", "backward", "update"]
@@ -22,6 +22,32 @@ UNSEEN = (
     "not modelled: the device context, workspaces of matrix and decomposition libraries, memory that a "
     "kernel allocates internally, and fragmentation"
 )
+
+
+#: What decides how fast an operation is: a product of matrices by its smallest side, a decomposition by the
+#: smaller side of its matrix, attention by its length; memory alone for all others.
+Kind = Literal["product", "attention", "attention backward", "svd", "eigh", "qr", "memory"]
+
+
+class Work(BaseModel):
+    """`count` calls of one operation in one part of an update, all of the same size.
+
+    `flops` counts a multiplication with an addition as two, `bytes` are read or written, `new_bytes` of them
+    to memory that the operation allocates; all for one call. `size` is the side or the length that decides
+    the rate of its kind, 0 where memory does.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    part: Part
+    kind: Kind
+    operation: str
+    dtype: str
+    size: int
+    count: int
+    flops: int
+    bytes: int
+    new_bytes: int
 
 
 class Peak(BaseModel):
@@ -38,7 +64,9 @@ class MemoryReport(BaseModel):
     """The memory of a run by phase, by component and at its peak.
 
     `train` is absent for a run that only compresses. `ranks` names by method the source of ranks that depend
-    on values; every tensor is rounded up to `granularity` bytes.
+    on values; every tensor is rounded up to `granularity` bytes. `work` is that of one update without a
+    refresh, `refresh_work` that of one with it, which comes every `period` updates. `flops_per_token` are
+    those of full training, for utilisation.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -52,6 +80,10 @@ class MemoryReport(BaseModel):
     part_peak_allocated_bytes: dict[Part, int] = {}
     train: TrainMemory | None = None
     peak: Peak | None = None
+    work: list[Work] = []
+    refresh_work: list[Work] = []
+    period: int | None = None
+    flops_per_token: float | None = None
     ranks: dict[str, str] = {}
     warnings: list[str] = []
     packages: dict[str, str] = {}

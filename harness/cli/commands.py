@@ -1,4 +1,4 @@
-"""The command line: `lorebench methods | check | plan | run | report | export | paper | gate | ab | history`.
+"""The command line: its commands, each from a file of its own.
 
 No command imports torch at its top: what needs it runs in another process, or is imported inside its command.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from harness.cli import ab, check, export, gate, history, methods, paper, plan, report, run
+from harness.cli import ab, check, devices, export, gate, history, methods, paper, plan, report, run
 from harness.credentials import refuse_secrets
 from harness.errors import UserError
 
@@ -78,6 +78,7 @@ for _command in (
     check.check,
     run.run,
     plan.plan,
+    devices.devices,
     export.export,
     report.report,
     paper.paper,

@@ -16,16 +16,18 @@ import typer
 from harness import files
 from harness.cli import options, show
 from harness.config import Run
-from harness.errors import UserError
+from harness.errors import UnsupportedError, UserError
 from harness.files import cache_folder
 from harness.inputs import outdated
 from harness.suite import Suite
 
 if TYPE_CHECKING:
+    from harness.devices import DeviceProfile
     from harness.engine.forecast.cache import ForecastAnswer, ForecastRequest
     from harness.engine.sweep.estimates import Estimates
     from harness.engine.sweep.resolution import Plan as Resolved
-    from harness.forecast import Capacity, Setting
+    from harness.forecast import Capacity, MemoryReport, Setting
+    from harness.speed_forecast import SpeedForecast
     from harness.tables.plan.plan import Plan, Row
 
 LARGEST_GIB = 100_000.0
@@ -46,6 +48,14 @@ Ranks = Annotated[
         "{layer: rank} or {method: {layer: rank}}.",
     ),
 ]
+On = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DEVICE|FILE",
+        help="Also forecast the speed on a device: a name from `lorebench devices`, or a profile's file; "
+        "repeatable.",
+    ),
+]
 
 
 @options.selects
@@ -61,12 +71,14 @@ def plan(
     max_batch: Annotated[bool, typer.Option("--max-batch", help="Find the largest batch that fits.")] = False,
     max_seq: Annotated[bool, typer.Option("--max-seq", help="Find the largest length that fits.")] = False,
     ranks: Ranks = None,
+    on: On = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the plan as JSON.")
     ] = None,
 ) -> None:
-    """Predict the memory of a suite's runs without running them or reading any weights."""
+    """Predict memory and speed of a suite's runs without running them or reading any weights."""
     from harness import forecast
+    from harness.devices import profile
     from harness.tables.plan import tables
     from harness.tables.plan.plan import as_json
 
@@ -77,9 +89,10 @@ def plan(
         raise UserError(f"{option} needs the size of a device: add for example --device-gib 24")
     if json_file is not None and not files.can_be_replaced(json_file):
         raise UserError(f"--json {json_file}: no file can be written there; choose another")
+    profiles = [profile(name) for name in dict.fromkeys(on or ())]
     chosen = selection.load()
     selection.check_files()
-    made = plan_suite(chosen, device, results, sizes, searched, ranks, notify=show.say)
+    made = plan_suite(chosen, device, results, sizes, searched, ranks, profiles, notify=show.say)
     show.show(tables.build(made))
     if json_file is not None:
         try:
@@ -95,12 +108,14 @@ def plan_suite(
     sizes: tuple[Sequence[float], float] = ((), 0.0),
     searched: Sequence[Setting] = (),
     ranks: str | None = None,
+    profiles: Sequence[DeviceProfile] = (),
     notify: Callable[[str], None] = print,
 ) -> Plan:
     """Plan a suite: forecast each config, from the cache or by simulation, and see what has run already.
 
     `sizes` are devices and reserve in GiB, `searched` the settings whose largest value to find on each
-    device, `ranks` the text of `--ranks`. `notify` gets a line per simulation. UserError for wrong options.
+    device, `ranks` the text of `--ranks`, `profiles` the devices to forecast speed on. `notify` gets a line
+    per simulation. UserError for wrong options.
     """
     from harness.engine.forecast import client
     from harness.engine.forecast.cache import ForecastRequest
@@ -123,7 +138,7 @@ def plan_suite(
     for key, runs in configs.items():
         own = {(setting, gib): answer for (of, setting, gib), answer in largest.items() if of == key}
         label = _label(chosen, resolved.runs, runs[0])
-        rows.append(_row(label, runs, finished, estimates, reports[key], own))
+        rows.append(_row(label, runs, finished, estimates, reports[key], own, profiles))
     return Plan(
         suite=chosen.name,
         question=chosen.question,
@@ -133,6 +148,8 @@ def plan_suite(
         reserve_gib=sizes[1],
         unseen=UNSEEN,
         ranks=words,
+        devices=tuple(profiles),
+        baseline=chosen.baseline,
     )
 
 
@@ -186,6 +203,7 @@ def _row(
     estimates: Estimates,
     answer: ForecastAnswer,
     largest: Mapping[tuple[Setting, float], ForecastAnswer],
+    profiles: Sequence[DeviceProfile],
 ) -> Row:
     """Build the row of one config; where there is no answer it holds the reason."""
     from harness.tables.plan.plan import Row
@@ -206,8 +224,29 @@ def _row(
         forecast=answer.report or answer.reason,
         largest=by_setting,
         steps=None if train.stage == "compress" else train.steps,
-        tokens_per_step=train.batch * train.grad_accum * runs[0].data.seq_len,
+        tokens_per_step=_tokens(runs[0]),
+        speed=_speed(runs[0], answer.report, profiles) if answer.report else {},
     )
+
+
+def _tokens(run: Run) -> int:
+    """Return the tokens of an update, padding included."""
+    return run.train.batch * run.train.grad_accum * run.data.seq_len
+
+
+def _speed(
+    run: Run, report: MemoryReport, profiles: Sequence[DeviceProfile]
+) -> dict[str, SpeedForecast | str]:
+    """Return the forecast of speed by device, or the reason for having none; empty where nothing trains."""
+    from harness.speed_forecast import forecast_speed
+
+    found: dict[str, SpeedForecast | str] = {}
+    for device in profiles if report.work else ():
+        try:
+            found[device.title] = forecast_speed(report, device, _tokens(run), run.train.dtype)
+        except UnsupportedError as error:
+            found[device.title] = str(error)
+    return found
 
 
 def _label(chosen: Suite, runs: Sequence[Run], run: Run) -> str:

@@ -54,6 +54,18 @@ def publish(
     typer.echo("tables: " + ", ".join(str(path) for path in written))
 
 
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a list of things with their properties."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    printed = Table(*head, box=box.SIMPLE)
+    for row in rows:
+        printed.add_row(*row)
+    Console().print(printed)
+
+
 def say(text: str) -> None:
     """Print a line on standard error; labels and names of files in it do no harm to a terminal or a build."""
     typer.echo(plain(text), err=True)

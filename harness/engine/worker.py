@@ -1,8 +1,9 @@
 """Entry point of the worker process, the only side that imports torch.
 
 `worker resolve` completes and checks a list of runs; `worker run JOB` carries out one and classifies its
-outcome; `worker simulate` answers requests for forecasts of memory; `worker check` holds a method to the
-contract. Events go to the original standard output as JSON lines, all other output to the log.
+outcome; `worker simulate` answers requests for forecasts; `worker check` holds a method to the contract;
+`worker calibrate` measures the rates of a device. Events go to the original standard output as JSON lines,
+all other output to the log.
 """
 
 from __future__ import annotations
@@ -172,13 +173,30 @@ def check(request: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> No
     answer(request, send)
 
 
+def calibrate(request: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> None:
+    """Measure the rates of a device; send what is being measured, and at the end the profile."""
+    from harness.engine.measure.calibration import calibrate
+    from harness.engine.run import checks
+    from harness.engine.run.environment import device_name, machine_slug, total_bytes
+
+    device = checks.device(request["device"])
+    title, gib = device_name(device), total_bytes(device) / 2**30
+    found = calibrate(device, title, round(gib, 1), lambda what: send({"measuring": what}))
+    send({"machine": machine_slug(device), "profile": found.model_dump(mode="json", exclude_none=True)})
+
+
+#: What a worker does with a request, by the name that the command line gives.
+REQUESTS = {"simulate": simulate, "check": check, "calibrate": calibrate}
+
+
 def main(arguments: list[str]) -> int:
-    """Carry out `resolve`, `simulate` or `check` with a request, one line on standard input, or `run JOB`."""
+    """Answer a request, one line on standard input, or carry out `run JOB`."""
     if len(arguments) == 2 and arguments[0] == "run":
         _die_with_the_parent()
         return run_job(Path(arguments[1]))
-    if arguments not in (["resolve"], ["simulate"], ["check"]):
-        raise SystemExit("usage: python -m harness.engine.worker resolve | simulate | check | run JOB.json")
+    if len(arguments) != 1 or arguments[0] not in ("resolve", *REQUESTS):
+        names = " | ".join(("resolve", *REQUESTS))
+        raise SystemExit(f"usage: python -m harness.engine.worker {names} | run JOB.json")
     request = json.loads(sys.stdin.readline())
     _die_with_the_parent()
     answers = take_stdout()
@@ -191,7 +209,7 @@ def main(arguments: list[str]) -> int:
         if arguments == ["resolve"]:
             send(resolve(request))
         else:
-            (simulate if arguments == ["simulate"] else check)(request, send)
+            REQUESTS[arguments[0]](request, send)
     except UserError as error:
         send({"error": str(error), "path": error.path, "run": error.run})
         return EXIT_BAD_INPUT

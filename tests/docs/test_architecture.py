@@ -32,6 +32,7 @@ LIGHT = (
     "harness.cli",
     "harness.ab",
     "harness.config",
+    "harness.devices",
     "harness.digests",
     "harness.endings",
     "harness.errors",
@@ -49,6 +50,7 @@ LIGHT = (
     "harness.record_index",
     "harness.registry",
     "harness.series",
+    "harness.speed_forecast",
     "harness.suite",
     "harness.validation",
     "harness.tables",
@@ -72,8 +74,8 @@ VOCABULARY = tuple(
 CONTRACTS = tuple(
     f"harness.{name}"
     for name in (
-        *("config", "forecast", "inputs", "merging", "method", "no_effect", "plugins", "record"),
-        *("record_index", "registry", "series", "suite"),
+        *("config", "devices", "forecast", "inputs", "merging", "method", "no_effect", "plugins", "record"),
+        *("record_index", "registry", "series", "speed_forecast", "suite"),
     )
 )
 BASEMENT = (*VOCABULARY, *CONTRACTS)
@@ -109,7 +111,7 @@ MAY_IMPORT = {
     ),
     "harness.engine.sweep": engine("sweep", "process"),
     "harness.engine.runner": engine("sweep", "process", "forecast.admission"),
-    "harness.engine.worker": engine("process", "run", "forecast", "quality", "contract"),
+    "harness.engine.worker": engine("process", "run", "forecast", "quality", "contract", "measure"),
     **{f"harness.tables.{name}": tables(*SHARED_TABLES) for name in SHARED_TABLES},
     "harness.tables.report": tables("report", *SHARED_TABLES),
     "harness.tables.plan": tables("plan", "report", *SHARED_TABLES),

@@ -22,6 +22,7 @@ from harness.config import Run
 from harness.engine.contract import members
 from harness.engine.forecast.attribution import Attribution
 from harness.engine.forecast.fake_tensors import CUDA_GRANULARITY, Moment, SimulatedMeter, world
+from harness.engine.measure.speed import flops_per_token
 from harness.engine.models.load import DTYPES, build_empty
 from harness.engine.run import prepare
 from harness.engine.run.train import Trainer
@@ -92,10 +93,15 @@ class DryRun:
         trainer.stepper = LabellingStepper(trainer.stepper, model, self)
         _first_update(trained, trainer.stepper)
         before = len(self.meter.moments)
-        seen = trainer.measure_memory(1, warm=True).memory
+        refreshes = hasattr(trainer.stepper, "refresh_soon")
+        seen = trainer.measure_memory(2 if refreshes else 1, warm=True).memory
         for hook in hooks:  # they form reference cycles
             hook.remove()
         moments = self.meter.moments[before:]
+        report.flops_per_token = flops_per_token(model, self.run.data.seq_len)
+        report.work = moments[0].operations.work()
+        if refreshes:
+            report.refresh_work, report.period = moments[-1].operations.work(), trainer.period
         report.train = seen.summary()
         report.phase_peak_allocated_bytes["train"] = seen.peak_bytes
         report.part_peak_allocated_bytes = {

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from harness.engine.forecast.attribution import OTHER, Attribution
 from harness.engine.forecast.fake_cache import CachedFakeTensorMode
+from harness.engine.forecast.operations import OperationLog
 from harness.engine.measure.peak import LiveStorages, Window
 from harness.engine.measure.storages import parts
 from harness.forecast import Part
@@ -70,12 +71,13 @@ def _apply(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool
 
 @dataclass
 class Moment(Window):
-    """A window that also records the bytes alive at its peak by group and the peak of each part of a step."""
+    """A window that also records its operations, its bytes at the peak by group and the peak of each part."""
 
     groups: dict[str, int] = field(default_factory=dict)
     part: Part = "forward"
     operation: str = ""
     part_peaks: dict[Part, int] = field(default_factory=dict)
+    operations: OperationLog = field(default_factory=OperationLog)
 
 
 class SimulatedMeter:
@@ -141,7 +143,9 @@ class FakeStorages(LiveStorages):
             return _answer(args[0].dtype)
         self._part, self._group = self.attribution.here(func)
         self._operation = func.name()
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        self.moment.operations.note(self._part, func, args, kwargs or {}, result)
+        return result
 
     def _enter_storage(self, storage: torch.UntypedStorage) -> None:
         before, group = self.total_bytes, self._group_of.setdefault(storage._cdata, self._group)

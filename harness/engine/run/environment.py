@@ -44,7 +44,7 @@ def describe(device: torch.device | str) -> Environment:
     cpu = cpu_model()
     commit, changes = git.state(ROOT, CODE)
     return Environment(
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        device=device_name(device),
         cpu=cpu,
         cpu_threads=torch.get_num_threads(),
         system=system(),
@@ -76,6 +76,11 @@ def cap(device: torch.device) -> int | None:
         raise UserError(f"{CAP}={given!r}: give GiB above 0, at most the {total / 2**30:.1f} of the device")
     torch.cuda.set_per_process_memory_fraction(size / total, device)
     return size
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or of this machine's processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
 
 
 def machine_slug(device: torch.device | str) -> str:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import UserError
 
 if TYPE_CHECKING:
+    from harness.devices import DeviceProfile
     from harness.forecast import Capacity, MemoryReport
+    from harness.speed_forecast import SpeedForecast
 
 GIB = 1 << 30
 GROUPS = 3
@@ -26,7 +28,8 @@ class Row:
 
     `done` and `todo` count runs; `seconds` is the time of those to do, None where no equal run is known.
     `largest` maps a setting and then a device's GiB to a capacity, or to the reason for having none.
-    `steps` are the updates of a run, None where nothing trains; `tokens_per_step` counts padding as well.
+    `speed` maps a device's title to a forecast, or to the reason for having none. `steps` are the updates of
+    a run, None where nothing trains; `tokens_per_step` counts padding as well.
     """
 
     label: str
@@ -38,6 +41,7 @@ class Row:
     largest: Mapping[str, Mapping[float, Capacity | str]] = field(default_factory=dict)
     steps: int | None = None
     tokens_per_step: int = 0
+    speed: Mapping[str, SpeedForecast | str] = field(default_factory=dict)
 
     @property
     def report(self) -> MemoryReport | None:
@@ -49,7 +53,8 @@ class Row:
 class Plan:
     """All rows, the devices to fit and the GiB kept free on each.
 
-    `unseen` names what a simulation does not model, `ranks` the source of the ranks given by `--ranks`.
+    `unseen` names what a simulation does not model, `ranks` the source of the ranks given by `--ranks`,
+    `devices` those with forecasts of speed.
     """
 
     suite: str
@@ -60,6 +65,8 @@ class Plan:
     reserve_gib: float
     unseen: str
     ranks: str | None = None
+    devices: tuple[DeviceProfile, ...] = ()
+    baseline: str | None = None
 
     def spare(self, row: Row, gib: float) -> float | None:
         """Return the GiB left free on a device, negative where some are short; None without a forecast."""
@@ -156,6 +163,7 @@ def _row_as_dict(plan: Plan, row: Row) -> dict[str, Any]:
             {"device_gib": gib, "fits": None if left is None else left >= 0, "spare_gib": left}
             for gib, left in spare.items()
         ],
+        "speed": [_speed_as_dict(device, found) for device, found in row.speed.items()],
         "largest": [
             {"device_gib": gib}
             | (
@@ -166,4 +174,18 @@ def _row_as_dict(plan: Plan, row: Row) -> dict[str, Any]:
             for setting, by_device in row.largest.items()
             for gib, found in by_device.items()
         ],
+    }
+
+
+def _speed_as_dict(device: str, found: SpeedForecast | str) -> dict[str, Any]:
+    if isinstance(found, str):
+        return {"device": device, "reason": found}
+    return {
+        "device": device,
+        "tokens_per_s": found.tokens_per_s,
+        "step_s": found.step_s,
+        "parts_s": found.parts,
+        "operations_s": found.operations,
+        "mfu": found.mfu,
+        "hfu": found.hfu,
     }

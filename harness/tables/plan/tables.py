@@ -10,6 +10,7 @@ from typing import Any
 from harness.forecast import LEAST
 from harness.tables import format
 from harness.tables.format import DASH, Column, Table, plain
+from harness.tables.plan import speed
 from harness.tables.plan.plan import GIB, Plan, Row, as_dict, components, largest_groups, phase_of_peak
 from harness.tables.report.build import Report
 
@@ -20,12 +21,20 @@ COMPONENTS = {name: name for name in ("weights", "gradients", "optimizer", "buff
     "transient": "activations"
 }
 
+#: What a forecast of speed assumes.
+SPEED = (
+    "speed: each operation takes the longer of computing and of moving its bytes, plus a latency, one after "
+    "the other and none fused; refresh: beyond an update without, spread over the period; MFU: share of the "
+    "peak for full training of the dense model, HFU: for all operations"
+)
+
 _gib = format.fixed(2)
 
 
 def build(plan: Plan) -> Report:
     """Return all tables with their caption and notes."""
-    tables = [table for table in (_runs(plan), _largest(plan), _components(plan)) if table]
+    speeds = [speed.table(plan, device.title) for device in plan.devices]
+    tables = [table for table in (_runs(plan), *speeds, _largest(plan), _components(plan)) if table]
     return Report(
         title=plain(f"{plan.suite}: what it needs"),
         question=plain(plan.question),
@@ -137,6 +146,11 @@ def _caption(plan: Plan) -> Iterator[str]:
     if any(row.report for row in plan.rows):
         yield "activations: activations and temporaries, all that is alive beside the other components"
         yield "all peaks are predicted, none is measured"
+    if plan.devices:
+        yield SPEED
+    for device in plan.devices:
+        if device.assumed:
+            yield f"{device.title}: assumed, not measured: {', '.join(device.assumed)}"
 
 
 def _notes(plan: Plan) -> Iterator[str]:
@@ -158,4 +172,5 @@ def _notes(plan: Plan) -> Iterator[str]:
             for found in by_device.values()
             if isinstance(found, str)
         ]
-        yield from (f"{row.label}: {text}" for text in dict.fromkeys([*reasons, *row.report.warnings]))
+        texts = dict.fromkeys([*reasons, *speed.notes(row), *row.report.warnings])
+        yield from (f"{row.label}: {text}" for text in texts)

@@ -1,0 +1,53 @@
+"""The forecast speed of a suite's configs on one device as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from harness.speed_forecast import TIMED, SpeedForecast
+from harness.tables import format
+from harness.tables.format import DASH, Column, Table, plain
+from harness.tables.plan.plan import Plan, Row
+
+COSTLIEST = 5
+
+
+def table(plan: Plan, device: str) -> Table:
+    """Return the table of one device: tokens per second, utilisation, and where the time goes."""
+    found = {row.label: row.speed[device] for row in plan.rows if device in row.speed}
+    known = {label: each for label, each in found.items() if isinstance(each, SpeedForecast)}
+    base = known.get(plan.baseline or "")
+
+    def column(name: str, show: Callable[[SpeedForecast], str | None], numeric: bool = True) -> Column:
+        shown = (show(known[row.label]) if row.label in known else None for row in plan.rows)
+        return Column(name, tuple(DASH if text is None else plain(text) for text in shown), numeric)
+
+    columns = [
+        column("tokens/s", lambda each: f"{each.tokens_per_s:,.0f}"),
+        column("ratio", lambda each: f"{each.tokens_per_s / base.tokens_per_s:.2f}" if base else None),
+        column("MFU %", lambda each: _percent(each.mfu)),
+        column("HFU %", lambda each: _percent(each.hfu)),
+        column("ms", lambda each: _ms(each.step_s)),
+        *(column(f"{part} ms", lambda each, part=part: _ms(each.parts[part])) for part in TIMED),  # type: ignore[misc]
+        column("costliest operations, % of the time", _costliest, False),
+    ]
+    stub = (Column("config", tuple(plain(row.label) for row in plan.rows), numeric=False),)
+    return Table(f"Speed on {device}, forecast", stub, tuple(columns))
+
+
+def _ms(seconds: float) -> str | None:
+    return format.fixed(1)(1000 * seconds) if seconds else None
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else format.fixed(0)(100 * share)
+
+
+def _costliest(speed: SpeedForecast) -> str:
+    shares = [(name, 100 * seconds / speed.step_s) for name, seconds in speed.operations.items()]
+    return ", ".join(f"{name} {share:.0f}" for name, share in shares[:COSTLIEST] if share >= 0.5)
+
+
+def notes(row: Row) -> list[str]:
+    """Return why a config has no forecast of speed."""
+    return [f"no speed on {device}: {each}" for device, each in row.speed.items() if isinstance(each, str)]

@@ -1,0 +1,57 @@
+"""A calibration: whole, plausible, and readable again. Rates are measured elsewhere, never in a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.cli.devices import as_yaml
+from harness.devices import DECOMPOSITIONS, profile
+from harness.engine.measure import calibration
+
+
+@pytest.fixture
+def quick(monkeypatch: Any) -> None:
+    for name, value in {
+        "SPAN_S": 0.0,
+        "LEAST_REPEATS": 1,
+        "SIDES": (4, 16),
+        "OTHER_SIDES": 16,
+        "LENGTHS": (8,),
+        "DECOMPOSED": (8,),
+        "BYTES": (1 << 13, 1 << 15),
+    }.items():
+        monkeypatch.setattr(calibration, name, value)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_calibration_is_a_profile(tmp_path: Path) -> None:
+    said: list[str] = []
+    found = calibration.calibrate(torch.device("cpu"), "this one", 2.0, said.append)
+    assert [side for side, _ in found.products["float32"]] == [4, 16]
+    assert set(found.products) == set(found.attention) == set(found.attention_backward)
+    assert set(found.decompositions) == set(DECOMPOSITIONS)
+    assert [size for size, _ in found.bandwidth] == [1 << 13, 1 << 15]
+    assert found.new_memory
+    assert found.latency_us > 0
+    assert not found.assumed
+    assert said
+    path = tmp_path / "cpu.yaml"
+    path.write_text(as_yaml(found.model_dump(mode="json", exclude_none=True)))
+    again = profile(str(path))
+    assert again.title == "this one"
+    for (size, rate), (same, near) in zip(found.bandwidth, again.bandwidth, strict=True):
+        assert (size, rate) == (same, pytest.approx(near, rel=1e-3))
+
+
+def test_a_rate_is_work_over_median_time(monkeypatch: Any) -> None:
+    times = iter([0.0, 1.0, 1.0, 4.0, 4.0, 6.0])
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(calibration, "SPAN_S", 0.0)
+    monkeypatch.setattr(calibration, "LEAST_REPEATS", 3)
+    done: list[int] = []
+    assert calibration.seconds(torch.device("cpu"), lambda: done.append(1)) == 2.0  # of 1, 3 and 2
+    assert len(done) == 4  # one to warm up

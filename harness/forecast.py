@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from harness.record import Phase, TrainMemory
 
-FORECAST_VERSION = 2
+FORECAST_VERSION = 1
 
 #: The parts of an update. A per-layer stepper works inside the backward pass.
 Part = Literal["forward", "backward", "update"]

@@ -14,6 +14,9 @@ from harness import files
 from harness.cli import options, show
 from harness.errors import UserError
 
+#: The fields of a profile that are curves, and those that hold several by name.
+CURVES = ("bandwidth", "new_memory")
+BY_NAME = ("products", "attention", "attention_backward", "decompositions")
 LONGEST_S = 3600.0
 GRACE_S = 2.0
 
@@ -94,9 +97,9 @@ def as_yaml(profile: Mapping[str, Any]) -> str:
 
     rounded = {
         key: {name: curve(points) for name, points in value.items()}
-        if isinstance(value, dict) and key not in ("peak", "sources")
+        if key in BY_NAME
         else curve(value)
-        if isinstance(value, list)
+        if key in CURVES
         else value
         for key, value in profile.items()
     }

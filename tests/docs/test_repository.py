@@ -90,9 +90,9 @@ def test_every_package_that_is_imported_is_a_dependency() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- YAML
-def test_every_yaml_file_is_a_suite_that_loads_or_a_task_beside_its_data_or_the_papers() -> None:
+def test_every_yaml_file_is_a_suite_that_loads_or_a_task_a_paper_or_a_device() -> None:
     others, site = (
-        ("benchmarks/embedded/tasks", "benchmarks/tasks", "benchmarks/papers"),
+        ("benchmarks/embedded/tasks", "benchmarks/tasks", "benchmarks/papers", "benchmarks/devices"),
         [Path("mkdocs.yml")],
     )
     shipped = {path.relative_to(ROOT) for path in suites.shipped_suites().values()}

@@ -157,7 +157,7 @@ def _row_as_dict(plan: Plan, row: Row) -> dict[str, Any]:
         "peak_allocated_bytes": report.peak_allocated_bytes if report else None,
         "peak_phase": phase_of_peak(report) if report else None,
         "components_bytes": components(report) if report else None,
-        "forecast": report.model_dump(mode="json") if report else None,
+        "forecast": report.model_dump(mode="json", exclude={"work", "refresh_work"}) if report else None,
         "reason": None if report else row.forecast,
         "fits": [
             {"device_gib": gib, "fits": None if left is None else left >= 0, "spare_gib": left}

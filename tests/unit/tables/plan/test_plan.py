@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import record
+from harness import devices, record
 from harness.cli import main as cli
 from harness.config import Run
 from harness.engine.process import child
@@ -21,6 +21,7 @@ from harness.engine.sweep import resolution
 from harness.files import ROOT
 from harness.forecast import UNSEEN, MemoryReport, Peak
 from harness.record import TrainMemory
+from harness.speed_forecast import SpeedForecast
 from harness.tables.format import DASH
 from harness.tables.plan import plan, tables
 from tests.support import forecaster
@@ -348,3 +349,47 @@ def test_a_peak_before_the_training_is_named_by_its_phase() -> None:
 
 def test_without_any_forecast_there_is_no_table_of_components() -> None:
     assert [table.title for table in tables.build(plan_of("x", device_gib=())).tables] == ["Runs"]
+
+
+# ------------------------------------------------------------------------------- speed on a device
+def spoken(step_s: float, refresh_s: float = 0.0, **settings: Any) -> SpeedForecast:
+    parts = {"forward": step_s / 4, "backward": step_s / 2, "update": step_s / 4, "refresh": refresh_s}
+    operations = {"mm bfloat16": 0.75 * step_s, "mul bfloat16": 0.25 * step_s, "svd float32": refresh_s}
+    return SpeedForecast(1000, parts, operations, **{"mfu": 0.25, "hfu": 0.5, **settings})
+
+
+def test_the_speed_on_a_device_stands_with_its_ratio_parts_and_costliest_operations() -> None:
+    device = devices.profile("h200")
+    rows = tuple(
+        plan.Row(label, label, 0, 1, None, trained(), speed={device.title: found})
+        for label, found in {
+            "full": spoken(0.1),
+            "slow": spoken(0.1, 0.1, mfu=None),
+            "int8": "round has no rate for mm in int8",
+        }.items()
+    )
+    made = plan.Plan("s", "q", "m", rows, (), 0, UNSEEN, devices=(device,), baseline="full")
+    table = next(each for each in tables.build(made).tables if "Speed" in each.title)
+    cells = {row[0]: row[1:] for row in table.rows}
+    assert "H200" in table.title
+    assert "forecast" in table.title
+    assert cells["full"][:9] == ("10,000", "1.00", "25", "50", "100.0", "25.0", "50.0", "25.0", DASH)
+    assert cells["slow"][:9] == ("5,000", "0.50", DASH, "50", "200.0", "25.0", "50.0", "25.0", "100.0")
+    assert set(cells["int8"]) == {DASH}
+    built = tables.build(made)
+    costliest = [row[-1] for each in built.tables for row in each.rows if "mm bfloat16" in row[-1]]
+    assert costliest[-1] == "mm bfloat16 38, mul bfloat16 12, svd float32 50"
+    assert "int8: no speed on NVIDIA H200 SXM 141 GB: round has no rate for mm in int8" in built.notes
+    assert any("assumed, not measured" in text for text in built.caption)
+    spoken_rows = plan.as_dict(made)["rows"]
+    assert spoken_rows[0]["speed"][0]["tokens_per_s"] == pytest.approx(10_000)
+    assert spoken_rows[2]["speed"] == [{"device": device.title, "reason": "round has no rate for mm in int8"}]
+
+
+def test_a_device_that_is_not_known_is_refused_before_anything_is_simulated(
+    lorebench: Callable[..., Said], suite: Path, tmp_path: Path
+) -> None:
+    code, out, err = lorebench(suite, "--on", "h20")
+    assert (code, out) == (2, "")
+    assert "--on h20: neither a device profile nor a file of one; did you mean 'h200'" in err
+    assert not forecaster.asked(tmp_path)

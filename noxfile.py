@@ -90,6 +90,10 @@ MODULES = {
         "Predict the memory of the shapes suite, measure what fits a GPU where there is one, write the page.",
         ["benchmarks.studies.memory"],
     ),
+    "bench-speed": (
+        "Compare forecasts of speed with measured updates on this machine, and write the page.",
+        ["benchmarks.studies.speed"],
+    ),
     "tune-welore": (
         "Run the grid that the learning rates of the WeLore suite come from.",
         ["harness.cli run welore_lr"],

@@ -148,8 +148,9 @@ def page(found: Sequence[Point], device: str) -> str:
     ]
     said = (
         f"{device}, {len(found)} configurations. Error of the ratio: median {statistics.median(ratios):.1%} "
-        f"(wanted {RATIO_MEDIAN:.0%}), largest {max(ratios):.1%} (wanted {RATIO_WITHIN:.0%}). Error of the time: "
-        f"median {statistics.median(times):.1%}, largest {max(times):.1%} (wanted {TIME_WITHIN:.0%})."
+        f"(wanted {RATIO_MEDIAN:.0%}), largest {max(ratios):.1%} (wanted {RATIO_WITHIN:.0%}). "
+        f"Error of the time: median {statistics.median(times):.1%}, largest {max(times):.1%} "
+        f"(wanted {TIME_WITHIN:.0%})."
     )
     return "\n".join([HEADER, "", said, "", *lines, ""])
 

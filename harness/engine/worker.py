@@ -180,9 +180,10 @@ def calibrate(request: dict[str, Any], send: Callable[[dict[str, Any]], None]) -
     from harness.engine.run.environment import device_name, machine_slug, total_bytes
 
     device = checks.device(request["device"])
-    title, gib = device_name(device), total_bytes(device) / 2**30
+    machine, gib = machine_slug(device), total_bytes(device) / 2**30
+    title = f"{device_name(device)} ({machine})"
     found = calibrate(device, title, round(gib, 1), lambda what: send({"measuring": what}))
-    send({"machine": machine_slug(device), "profile": found.model_dump(mode="json", exclude_none=True)})
+    send({"machine": machine, "profile": found.model_dump(mode="json", exclude_none=True)})
 
 
 #: What a worker does with a request, by the name that the command line gives.

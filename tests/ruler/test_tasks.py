@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import math
+import subprocess
 import textwrap
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import pytest
 import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -182,11 +186,36 @@ def test_a_limit_cuts_to_the_first_documents(model: Any, tokenizer: Any, folder:
     assert (alone.accuracy, alone.stderr) == (1.0, None)
 
 
-def test_evaluation_is_silent(
-    model: Any, tokenizer: Any, folder: Path, caplog: pytest.LogCaptureFixture
+def test_evaluation_is_silent_and_starts_no_process(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    started: list[Any] = []  # as lm-eval does for a report on the machine
+    monkeypatch.setattr(subprocess, "Popen", lambda *given, **named: started.append(given))
     evaluate(model, tokenizer, ["local_choice"], folder)
+    assert started == []
     assert [record for record in caplog.records if record.name.startswith("lm_eval")] == []
+
+
+def test_shots_are_those_that_lm_eval_draws_for_the_same_seed(
+    model: Any, tokenizer: Any, folder: Path
+) -> None:
+    ours, theirs = (load_tasks(["local_choice"], [folder], shots=2) for _ in range(2))
+    evaluate_tasks(model, tokenizer, ours, limit=None, batch=4, device=CPU, max_length=64, samples_to=None)
+    seeds = [f"{who}random_seed" for who in ("", "numpy_", "torch_", "fewshot_")]
+    lm_eval.simple_evaluate(
+        HFLM(model, tokenizer=tokenizer, batch_size=4, max_length=64),
+        tasks=list(theirs.values()),
+        task_manager=TaskManager(include_defaults=False),
+        bootstrap_iters=0,
+        **dict.fromkeys(seeds, 0),
+    )
+    asked = [[(one.args, one.resps) for one in tasks["local_choice"].instances] for tasks in (ours, theirs)]
+    assert asked[0] == asked[1]
+    assert all(prompt.count("blue") + prompt.count("red") >= 2 for (prompt, _), _ in asked[0])
 
 
 def test_a_task_without_accuracy_is_refused_before_it_runs(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -94,6 +94,10 @@ MODULES = {
         "Compare forecasts of speed with measured updates on this machine, and write the page.",
         ["benchmarks.studies.speed"],
     ),
+    "bench-commands": (
+        "Time the commands beside 10,000 made-up records, cold and warm; `-- --only gate history` for some.",
+        ["benchmarks.studies.commands"],
+    ),
     "tune-welore": (
         "Run the grid that the learning rates of the WeLore suite come from.",
         ["harness.cli run welore_lr"],

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.studies import speed
+from benchmarks.studies import many_records, speed
 from harness import suite
-from tests.support import many_records
 
 
 def point(label: str, forecast_s: float, measured_s: float, *refresh: float) -> speed.Point:

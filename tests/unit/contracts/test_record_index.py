@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.studies import many_records
 from harness import config, record, record_index
 from harness.config import Run
 from harness.errors import UserError
@@ -19,7 +20,6 @@ from harness.tables import records
 from harness.tables.aggregate import rows
 from harness.tables.compare import pairing
 from harness.tables.compare.judge import compare
-from tests.support import many_records
 
 MANY = record_index.LEAST + 8
 #: Seconds since a change: far beyond the granularity of any file system.

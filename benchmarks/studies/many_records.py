@@ -28,9 +28,11 @@ def template() -> dict[str, Any]:
     return content
 
 
-def write(folder: Path, suite: str, runs: list[Run], commits: int = 1, seed: int = 0) -> Iterator[Path]:
+def write(
+    folder: Path, suite: str, runs: list[Run], commits: int = 1, machine: str = "cpu-2t"
+) -> Iterator[Path]:
     """Write a record of each run, below a folder per commit where there are several; yield their paths."""
-    dice = random.Random(seed)
+    dice = random.Random(0)
     content = template()
     for number, run in enumerate(runs):
         commit = number % commits
@@ -50,7 +52,7 @@ def write(folder: Path, suite: str, runs: list[Run], commits: int = 1, seed: int
             "updates": content["training"]["steps"],
         }
         place = folder if commits == 1 else folder / f"{commit:04d}"
-        path = place / "cpu-2t" / suite / f"{run.run_id}.json"
+        path = place / machine / suite / f"{run.run_id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         yield path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -101,7 +102,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     if close:
-        return "did you mean " + " or ".join(repr(name) for name in close) + "?"
+        return did_you_mean(close)
     if len(names) > 40:
         return f"none of the {len(names)} known names comes near"
-    return "known: " + ", ".join(names)
+    return f"known: {listed(names)}"
+
+
+def did_you_mean(names: Iterable[str]) -> str:
+    """Return the question whether one of some names was meant."""
+    return f"did you mean {' or '.join(map(repr, names))}?"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names with commas between them, all in quotes where one of them holds a comma itself."""
+    given = list(names)
+    quoted = any("," in name for name in given)
+    return ", ".join(json.dumps(name, ensure_ascii=False) if quoted else name for name in given)

@@ -16,11 +16,11 @@ from pydantic import Field, TypeAdapter, field_validator
 from harness import no_effect, strict_yaml
 from harness.config import LARGEST_SEED, Run, Strict
 from harness.credentials import shown
-from harness.errors import UserError, nearest
+from harness.errors import UserError, did_you_mean, listed, nearest
 from harness.files import ROOT, visible
 from harness.merging import MOST_RUNS, combinations, settings_of, with_setting
 from harness.strict_yaml import Written
-from harness.validation import Validator, validate
+from harness.validation import Validator, settings_named, validate
 
 #: The folder of suites that need weights or text that cannot ship.
 WEIGHTS = "llama2"
@@ -301,15 +301,15 @@ def _matches(run: Run, key: str, values: list[Any]) -> bool:
 def _values(runs: Sequence[Run], key: str) -> str:
     """Return in words which values of a key there are to select by."""
     if key == "method":
-        found = {choice.name for run in runs for choice in run.method}
+        held = [choice.name for run in runs for choice in run.method]
     else:
         held = [_value(run, key) for run in runs]
-        found = {value if isinstance(value, str) else json.dumps(value) for value in held}
+    named = all(isinstance(value, str) for value in held)
+    found = {value if isinstance(value, str) else json.dumps(value) for value in held}
     shortest = sorted(found)[:MOST_SHOWN]
     more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
     what = "the labels are" if key == "label" else f"the values of {key} are"
-    separator = "; " if any(", " in value for value in shortest) else ", "
-    return f"{what}: {separator.join(shortest)}{more}"
+    return f"{what}: {listed(shortest) if named else ', '.join(shortest)}{more}"
 
 
 def _quoted(value: Any) -> str:
@@ -324,7 +324,9 @@ def _value(run: Run, key: str) -> Any:
     for part in key.split("."):  # attributes, not a dump: that leaves out options that are off
         held = value if isinstance(value, dict) else dict(value) if isinstance(value, Strict) else {}
         if part not in held:
-            raise UserError(f"no setting {key!r} to select by; try label, method, seed or e.g. train.lr")
+            elsewhere = settings_named(key, Run)
+            hint = did_you_mean(elsewhere) if elsewhere else "try label, method, seed or e.g. train.lr"
+            raise UserError(f"no setting {key!r} to select by; {hint}")
         value = held[part]
     return _PLAIN.dump_python(value, mode="json")
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from harness.credentials import shown
-from harness.errors import UserError, nearest
+from harness.errors import UserError, did_you_mean, nearest
 from harness.strict_yaml import Written
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -132,7 +132,9 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> tuple[Path, bool, 
         source = [f" of source {_tag(model)}" for model in models if _tag(model) in first["loc"]]
         # Fields that a representation leaves out are filled by the code: nobody is told of them.
         known = {name for model in models for name, field in model.model_fields.items() if field.repr}
-        return path, True, f"unknown key {shown(name)}{inside}{''.join(source)}; {nearest(str(name), known)}"
+        elsewhere = [] if source else settings_named(str(name), cls)
+        hint = did_you_mean(elsewhere) if elsewhere else nearest(str(name), known)
+        return path, True, f"unknown key {shown(name)}{inside}{''.join(source)}; {hint}"
     if kind == "missing":
         return path[:-1], False, f"{place} is required and missing"
     if kind == "union_tag_invalid":
@@ -150,6 +152,19 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> tuple[Path, bool, 
         given = first["input"]
         problem = message if kind == "value_error" else f"{message}, given {shown(given)}"
     return path, False, f"{place}: {problem}" if place else problem
+
+
+def settings_named(name: str, cls: type[BaseModel]) -> list[str]:
+    """Return the dotted settings in the sections of a model whose last part is a name."""
+    return [
+        f"{section}.{name}"
+        for section, field in cls.model_fields.items()
+        if any(name in model.model_fields for model in _choices(field.annotation) if _is_model(model))
+    ]
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _walk(cls: type[BaseModel], location: Sequence[int | str]) -> tuple[Path, list[type[BaseModel]]]:
@@ -179,7 +194,7 @@ def _tag(model: type[BaseModel]) -> str | None:
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if _is_model(annotation):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models_in(part)]
 

@@ -15,7 +15,7 @@ import typer
 
 from harness import suite as suites
 from harness.config import Run
-from harness.errors import UserError
+from harness.errors import UserError, listed
 from harness.files import cache_folder, sha256, writable_folder
 from harness.record import VARIABLES
 from harness.suite import Suite, parse_override
@@ -39,7 +39,7 @@ def control_row(suite: Suite, control: str | None) -> str | None:
     """Return the label of the control row, by default the suite's baseline; UserError for an unknown one."""
     labels = {run.name for run in suite.runs}
     if control is not None and control not in labels:
-        raise UserError(f"--control {control}: no row has this label; known: {', '.join(sorted(labels))}")
+        raise UserError(f"--control {control}: no row has this label; known: {listed(sorted(labels))}")
     return control if control is not None else suite.baseline if suite.baseline in labels else None
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from harness.cli import ab, check, devices, export, gate, history, methods, paper, plan, report, run
+from harness import __version__
+from harness.cli import ab, check, devices, export, gate, history, methods, paper, plan, report, run, suites
 from harness.credentials import refuse_secrets
 from harness.errors import UserError
 
@@ -62,18 +63,33 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lorebench {__version__}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=_Commands,
     name="lorebench",
-    help="Benchmark memory-efficient LLM training: perplexity, accuracy, peak memory, throughput.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
+@app.callback()
+def lorebench(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Benchmark memory-efficient LLM training: perplexity, accuracy, peak memory, throughput."""
+
+
 for _command in (
+    suites.suites,
     methods.methods,
     check.check,
     run.run,

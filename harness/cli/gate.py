@@ -13,7 +13,7 @@ import typer
 
 from harness import files
 from harness.cli.show import say
-from harness.errors import UserError
+from harness.errors import UserError, listed
 
 if TYPE_CHECKING:
     from harness.forecast import MemoryReport
@@ -178,7 +178,7 @@ def _controls(sides: Iterable[Side], control: str | None) -> dict[str, str]:
     if control is not None:
         labels = {loaded.record.label for side in sides for loaded in side.records}
         if control not in labels:
-            known = ", ".join(sorted(map(plain, labels)))
+            known = listed(sorted(map(plain, labels)))
             raise UserError(f"--control {control}: no row has this label; known: {known}")
         return dict.fromkeys(names, control)
     shipped = {file.stem: file for file in suites.shipped_suites().values()}

@@ -41,7 +41,7 @@ def _guarded() -> int:
             from harness.errors import EXIT_BAD_INPUT, UserError
         _replace_what_cannot_be_encoded()
         check_arguments(sys.argv[1:])
-        app()
+        app(prog_name="lorebench")
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # typer and rich make it an exit with code 1
             return EXIT_PIPE_CLOSED

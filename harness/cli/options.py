@@ -98,11 +98,23 @@ Deadline = Annotated[
 ]
 
 
+def complete_suite(incomplete: str) -> list[str]:
+    """Return the suites that ship whose names begin as typed; a shell completes the names of files."""
+    return [name for name in suites.shipped_suites() if name.startswith(incomplete)]
+
+
 @dataclass(frozen=True)
 class Selection:
     """A suite with what the command line changes in it and selects of it: options of several commands."""
 
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="Name of an included suite, or a YAML file.")]
+    suite: Annotated[
+        str,
+        typer.Argument(
+            metavar="SUITE",
+            help="Name of an included suite, or a YAML file.",
+            autocompletion=complete_suite,
+        ),
+    ]
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A model folder, or a hub id with optional @revision.")
     ] = None

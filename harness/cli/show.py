@@ -12,6 +12,8 @@ from harness.errors import UserError
 from harness.plain_text import plain
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from harness.suite import Suite
     from harness.tables.report.build import Report
 
@@ -57,13 +59,12 @@ def publish(
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a list of things with their properties."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     printed = Table(*head, box=box.SIMPLE)
     for row in rows:
         printed.add_row(*row)
-    Console().print(printed)
+    _console().print(printed)
 
 
 def say(text: str) -> None:
@@ -73,10 +74,14 @@ def say(text: str) -> None:
 
 def show(built: Report) -> None:
     """Print tables to a terminal, or at a fixed width to a pipe or file."""
-    from rich.console import Console
-
     from harness.tables.report.render import to_terminal
 
+    to_terminal(built, _console())
+
+
+def _console() -> Console:
+    """Return the terminal; a pipe or a file has no width of its own, and narrow tables are hard to read."""
+    from rich.console import Console
+
     console = Console()
-    # A pipe or a file has no width of its own; narrow tables would be hard to read there.
-    to_terminal(built, console if console.is_terminal else Console(width=PIPED_COLUMNS))
+    return console if console.is_terminal else Console(width=PIPED_COLUMNS)

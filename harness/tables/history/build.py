@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness.errors import UserError, nearest
+from harness.errors import UserError, listed, nearest
 from harness.tables.aggregate import grouped
 from harness.tables.format import plain
 from harness.tables.history import exact_steps, machine_noise, noisy_steps
@@ -46,7 +46,7 @@ def build(
     used = [(each, order) for each, order in placed if selection.takes(each.record)]
     if not used:
         known = sorted({plain(each.record.label) for each in collection.found})
-        raise UserError(f"--only {' '.join(only)}: no record matches; the labels are: {', '.join(known)}")
+        raise UserError(f"--only {' '.join(only)}: no record matches; the labels are: {listed(known)}")
     joined = [one for one in join(used, rows) if selection.shows(one.quantity)]
     if not joined:
         known = sorted({quantity.name for each, _ in used for quantity in values(each.record)})

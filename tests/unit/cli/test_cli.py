@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +162,11 @@ def test_a_mistake_in_a_suite_is_one_line(
         (["--set", "label=2001-13-45"], "baseline 'full' names no row; the labels are: 2001-13-45"),
         (["--only", "method=[full]"], "no run matches; the values of method are: full, lora"),
         (["--only", "seed=5"], "no run matches; the values of seed are: 0"),
+        (["--set", "steps=3"], "--set 'steps=3': unknown key 'steps'; did you mean 'train.steps'?"),
+        (["--set", "train.seq_len=3"], "unknown key 'seq_len' in train; did you mean 'data.seq_len'?"),
+        (["--set", "name=x"], "unknown key 'name'; did you mean 'model.name' or 'data.name'?"),
+        (["--only", "steps=3"], "no setting 'steps' to select by; did you mean 'train.steps'?"),
+        (["--only", "data.seq_len=3"], "the values of data.seq_len are: 16"),
         (["--only", "train.lr=[1"], "--only 'train.lr=[1': the value is not valid YAML"),
         (["--model", "~nosuchuser/x"], "--model '~nosuchuser/x': no such user"),
         (["--model", "a/b/c"], "--model 'a/b/c': neither a folder here nor a hub id"),
@@ -258,7 +265,7 @@ def test_a_path_that_no_system_takes_is_one_line(
 def test_a_line_about_a_mistake_stays_one_whatever_is_in_it(
     lorebench: Lorebench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def app() -> None:
+    def app(**_: object) -> None:
         raise UserError("the row a\nb\x1b[31m is unknown")
 
     monkeypatch.setattr(commands, "app", app)
@@ -266,7 +273,7 @@ def test_a_line_about_a_mistake_stays_one_whatever_is_in_it(
 
 
 def test_a_defect_is_not_taken_for_a_mistake(lorebench: Lorebench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def app() -> None:
+    def app(**_: object) -> None:
         raise RuntimeError("a defect")
 
     monkeypatch.setattr(commands, "app", app)
@@ -328,6 +335,40 @@ def test_every_option_of_a_method_that_ships_is_explained(lorebench: Lorebench, 
     for option in find(name).Config.model_fields:
         (place,) = [number for number, line in enumerate(lines) if line.startswith(f"{option}: ")]
         assert len(lines[place + 1].split()) >= 3
+
+
+def test_the_version_is_that_of_the_project(lorebench: Lorebench) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert lorebench("--version") == Said(0, f"lorebench {project['version']}\n", "")
+
+
+@pytest.mark.parametrize("command", [(), ("run",), ("suites",)])
+def test_h_is_help(lorebench: Lorebench, command: tuple[str, ...]) -> None:
+    assert lorebench(*command, "-h") == lorebench(*command, "--help")
+    assert lorebench(*command, "-h").out.startswith(" ".join(("Usage: lorebench", *command)))
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("run wel", "welore_lr"), ("pla", "plan"), ("run --ke", "--keep-old")]
+)
+def test_a_shell_completes_commands_options_and_suites(typed: str, offered: str) -> None:
+    words = {"COMP_WORDS": f"lorebench {typed}", "COMP_CWORD": str(len(typed.split()))}
+    assert offered in lorebench_process(_LOREBENCH_COMPLETE="complete_bash", **words).stdout.split()
+
+
+def test_a_label_with_a_comma_is_quoted_beside_others(lorebench: Lorebench) -> None:
+    assert (
+        '"uniform 50 %", "uniform 50 %, untrained", ' in lorebench("run", "welore", "--only", "label=x").err
+    )
+
+
+def test_suites_lists_every_file_that_ships_with_its_runs_and_question(lorebench: Lorebench) -> None:
+    said = " ".join(lorebench("suites").out.split())
+    for file in (ROOT / "benchmarks" / "suites").rglob("*.yaml"):
+        name = file.relative_to(ROOT / "benchmarks" / "suites").with_suffix("").as_posix()
+        content = {key.value: item.value for key, item in yaml.compose(file.read_text()).value}
+        first = " ".join(content["question"].split()[:6])
+        assert f"{name} {len(load(name).runs)} {first}" in said
 
 
 def test_without_a_command_the_help_is_shown(lorebench: Lorebench) -> None:
@@ -411,9 +452,10 @@ def test_the_command_to_repeat_a_run_chooses_that_run_alone(
 
 
 # ------------------------------------------------------------------------------------- processes of its own
-def lorebench_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def lorebench_process(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "harness.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize(("command", "option"), [("run", "--budget"), ("plan", "--device-gib")])

@@ -25,7 +25,7 @@ def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[byte
 
 
 def ended(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
-    def app() -> None:
+    def app(**_: object) -> None:
         raise error
 
     monkeypatch.setattr(commands, "app", app)

@@ -113,6 +113,7 @@ MAY_IMPORT = {
     "harness.engine.runner": engine("sweep", "process", "forecast.admission"),
     "harness.engine.worker": engine("process", "run", "forecast", "quality", "contract", "measure"),
     **{f"harness.tables.{name}": tables(*SHARED_TABLES) for name in SHARED_TABLES},
+    "harness.tables.frames": tables("records"),
     "harness.tables.report": tables("report", *SHARED_TABLES),
     "harness.tables.plan": tables("plan", "report", *SHARED_TABLES),
     "harness.tables.compare": tables("compare", *SHARED_TABLES),

@@ -150,6 +150,18 @@ class Suite:
         axes = [f"{key}={_quoted(_value(run, key))}" for key in self.axes]
         return [f"label={_quoted(run.name)}", f"seed={run.seed}", *axes]
 
+    def names(self, runs: Sequence[Run]) -> dict[str, str]:
+        """Return the names of runs by config: labels, with what varies where several configs have one."""
+        configs: dict[str, dict[str, Run]] = {}
+        for run in runs:
+            configs.setdefault(run.name, {})[run.config_id] = run
+        found = {}
+        for label, alike in configs.items():
+            for config_id, run in alike.items():
+                varies = self.selector(run)[2:] if len(alike) > 1 else []
+                found[config_id] = " ".join([label, *varies])
+        return found
+
 
 def load(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     """Read a suite; `overrides` win over the file and fit every run. UserError for an invalid one."""

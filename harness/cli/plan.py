@@ -135,10 +135,10 @@ def plan_suite(
     reports = dict(zip(configs, answers, strict=False))
     largest = dict(zip(searches, answers, strict=True))
     rows = []
+    names = chosen.names(resolved.runs)
     for key, runs in configs.items():
         own = {(setting, gib): answer for (of, setting, gib), answer in largest.items() if of == key}
-        label = _label(chosen, resolved.runs, runs[0])
-        rows.append(_row(label, runs, finished, estimates, reports[key], own, profiles))
+        rows.append(_row(names[key], runs, finished, estimates, reports[key], own, profiles))
     return Plan(
         suite=chosen.name,
         question=chosen.question,
@@ -247,14 +247,6 @@ def _speed(
         except UnsupportedError as error:
             found[device.title] = str(error)
     return found
-
-
-def _label(chosen: Suite, runs: Sequence[Run], run: Run) -> str:
-    """Return the label of a run, with the settings that vary where other configs have the same label."""
-    if len({other.config_id for other in runs if other.name == run.name}) == 1:
-        return run.name
-    varies = [text for text in chosen.selector(run) if not text.startswith(("label=", "seed="))]
-    return " ".join([run.name, *varies])
 
 
 def _sizes(devices: Sequence[str], reserve: str) -> tuple[tuple[float, ...], float]:

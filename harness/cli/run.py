@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli import options, show
 from harness.errors import UserError
 from harness.files import cache_folder
+from harness.plain_text import plain
+
+if TYPE_CHECKING:
+    from harness.engine.runner import Settings
+    from harness.suite import Suite
+
+
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Time budget: start only runs expected to end within it: 90s, 25m or 6h; a bare number is "
+        "seconds.",
+    ),
+]
 
 
 @options.selects
@@ -17,14 +32,7 @@ def run(
     selection: options.Selection,
     device: options.Device = "auto",
     results: options.Results = Path("runs"),
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Time budget: start only runs expected to end within it: 90s, 25m or 6h; a bare number is "
-            "seconds.",
-        ),
-    ] = None,
+    budget: Budget = None,
     deadline: options.Deadline = "6h",
     retry: Annotated[
         bool, typer.Option("--retry", help="Re-run failed runs, and those without their weights.")
@@ -33,27 +41,29 @@ def run(
         bool, typer.Option("--keep-old", help="Keep runs whose weights, text or plug-in changed since.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run even if predicted not to fit.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show which runs would start; start and write none.")
+    ] = False,
 ) -> None:
     """Run a suite, or what is left of it, and print its tables."""
     from harness.engine import runner
     from harness.engine.process import progress
 
     chosen = selection.load()
-    outcome = runner.sweep(
-        chosen,
-        runner.Settings(
-            results=results,
-            cache=cache_folder(),
-            device=device,
-            deadline_s=options.seconds(deadline, "--deadline"),
-            budget_s=None if budget is None else options.seconds(budget, "--budget"),
-            retry=retry,
-            keep_old=keep_old,
-            force=force,
-        ),
-        progress.choose(),
-        selection.rerun(chosen, device),
+    settings = runner.Settings(
+        results=results,
+        cache=cache_folder(),
+        device=device,
+        deadline_s=options.seconds(deadline, "--deadline"),
+        budget_s=None if budget is None else options.seconds(budget, "--budget"),
+        retry=retry,
+        keep_old=keep_old,
+        force=force,
     )
+    if dry_run:
+        _show_runs(chosen, settings)
+        return
+    outcome = runner.sweep(chosen, settings, progress.choose(), selection.rerun(chosen, device))
     records = list(outcome.records.values())
     left = len(outcome.left) + len(outcome.killed)
     notes = [f"{left} runs are left: run the same command again"] if left else []
@@ -63,3 +73,38 @@ def run(
         raise UserError("; ".join(dict.fromkeys(outcome.refused.values())))
     if outcome.killed or any(record.outcome.status == "error" for record in records):
         raise typer.Exit(1)
+
+
+def _show_runs(chosen: Suite, settings: Settings) -> None:
+    """Print each run in the order of the sweep: its record and whether it would run, and for how long."""
+    from harness.engine.process import progress
+    from harness.engine.process.job import Job
+    from harness.engine.sweep import resolution
+    from harness.engine.sweep.earlier import still_valid, survey
+    from harness.engine.sweep.estimates import Estimates
+
+    plan = resolution.resolve(chosen.runs, settings.device, cache=settings.cache)
+    folder = settings.results.absolute() / plan.machine / chosen.name
+    runs = {run.run_id: run for run in sorted(plan.runs, key=lambda run: run.repeat)}
+    jobs = [
+        Job(run, chosen.name, folder / key, plan.device, settings.cache, "", plan.inputs.get(key, {}))
+        for key, run in runs.items()
+    ]
+    estimates = Estimates()
+    found = survey(plan.runs, folder, estimates, plan.inputs)
+    kept = still_valid(
+        jobs, found, retry=settings.retry, keep_old=settings.keep_old, display=progress.choose()
+    )
+    names, rows = chosen.names(plan.runs), []
+    for key, run in runs.items():
+        record, seconds = found.get(key), estimates.known(run)
+        status = "none" if record is None else record.outcome.status
+        would = (
+            "stays" if key in kept else "runs" if seconds is None else f"runs, {progress.duration(seconds)}"
+        )
+        rows.append((plain(names[run.config_id]), str(run.seed), key, status, would))
+    show.table(("row", "seed", "run", "record", "now"), rows)
+    left = [run for key, run in runs.items() if key not in kept]
+    total = estimates.total(left)
+    about = f", about {progress.duration(total)}" if left and total is not None else ""
+    typer.echo(f"{len(left)} of {len(runs)} runs would start on {plan.device}{about}; records: {folder}")

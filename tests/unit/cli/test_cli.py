@@ -534,6 +534,44 @@ def test_the_same_command_again_runs_nothing_and_prints_the_same(
     assert table(again.out) == table(first.out)
 
 
+def test_a_dry_run_shows_what_would_start_and_leaves_all_as_it_was(
+    finished: tuple[Path, Path, Said], lorebench: Lorebench, resolve_here: None, swept: Swept
+) -> None:
+    path, results, _ = finished
+    before = {file: file.stat().st_mtime_ns for file in results.rglob("*")}
+    command = (
+        "run",
+        path,
+        "--results",
+        results,
+        "--device",
+        "cpu",
+        "--dry-run",
+        "--seed",
+        "0",
+        "--seed",
+        "1",
+    )
+    said = lorebench(*command)
+    assert "2 of 4 runs would start on cpu, about " in said.out
+    shown = [line.split() for line in said.out.splitlines() if "-s" in line]
+    assert [(" ".join(line[:-4]), line[-1]) for line in shown if line[-1] == "stays"] == [
+        ("full", "stays"),
+        ("low rank", "stays"),
+    ]
+    again = lorebench(*command, "--only", "seed=1", "--only", "label=full").out
+    assert "1 of 1 runs would start" in again
+    assert not swept
+    assert {file: file.stat().st_mtime_ns for file in results.rglob("*")} == before
+
+
+@pytest.mark.usefixtures("resolve_here")
+def test_a_dry_run_makes_no_folder_of_results(lorebench: Lorebench, tmp_path: Path) -> None:
+    said = lorebench("run", suite_file(tmp_path), "--results", tmp_path / "runs", "--dry-run")
+    assert "2 of 2 runs would start on cpu; records: " in said.out
+    assert not (tmp_path / "runs").exists()
+
+
 def test_report_prints_the_same_tables(
     finished: tuple[Path, Path, Said], lorebench: Lorebench, resolve_here: None, tmp_path: Path
 ) -> None:

@@ -191,7 +191,7 @@ def _outcome(name: str, clone: Path, revision: str, repeats: int) -> dict[str, A
     out.unlink(missing_ok=True)
     command = [*imports.command("harness.cli"), "ab", "base", revision, "alarms"]
     command += [f"--repository={clone}", f"--results={clone.parent / 'records'}"]
-    command += [f"--repeats={repeats}", "--format=json", f"--out={out}"]
+    command += [f"--repeats={repeats}", f"--out={out}"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=imports.environment())
     if not out.exists():
         last = (ended.stderr.strip().splitlines() or ["no message"])[-1]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from harness.ab import session
-from harness.cli import options
-from harness.cli.gate import FormOption, OutOption, check_out, publish
+from harness.cli import options, output
+from harness.cli.gate import Format, FormOption, publish
 from harness.errors import UserError
 from harness.files import cache_folder
 
@@ -44,7 +44,9 @@ def ab(
     first: Annotated[str, typer.Argument(metavar="REV_A", help="A commit, branch or tag: the base.")],
     second: Annotated[str, typer.Argument(metavar="REV_B", help="Against it; `.` is the working tree.")],
     selection: options.Selection,
-    repeats: Annotated[int, typer.Option(help="Runs of each row and side; a verdict needs 5.")] = REPEATS,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", help="Runs of each row and side; a verdict needs 5.")
+    ] = REPEATS,
     control: Control = None,
     quality: Annotated[
         bool, typer.Option("--quality", help="Also score perplexity and accuracy, and compare them.")
@@ -66,7 +68,7 @@ def ab(
         str | None, typer.Option(metavar="FILE", help="An interpreter that runs REV_B.")
     ] = None,
     form: FormOption = "text",
-    out: OutOption = None,
+    out: output.Out = None,
 ) -> None:
     """Run two revisions interleaved and show what changed; exit codes as for gate. Their code runs as you."""
     from harness.ab import schedule
@@ -75,7 +77,7 @@ def ab(
     if not 1 <= repeats <= MOST_REPEATS:
         raise UserError(f"--repeats {repeats}: give a number from 1 to {MOST_REPEATS}")
     options.seconds(deadline, "--deadline")
-    check_out(out)
+    to = output.destinations(out, get_args(Format))
     session.check_settings(selection.settings or ())
     changed = replace(selection, settings=_settings(selection.settings or (), quality), only=None)
     everything = changed.everything()
@@ -87,7 +89,7 @@ def ab(
     given = [f"--deadline={deadline}", *changed.forwarded(plan.device)]
     request = session.request_for(selection.suite, chosen, given, results, sides, plan, apart or quality)
     schedule.carry_out(schedule.interleave(chosen.runs, repeats), sides, request, plan)
-    publish(session.compare(request, chosen.runs, repeats, control), form, out)
+    publish(session.compare(request, chosen.runs, repeats, control), form, to)
 
 
 def _settings(given: Sequence[str], quality: bool) -> list[str]:

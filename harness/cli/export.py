@@ -20,7 +20,7 @@ def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run id (or its beginning), or a record file.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write the model to.")],
     form: Annotated[
-        Form, typer.Option(help="dense (plain Hugging Face) or factors (with a manifest).")
+        Form, typer.Option("--format", help="dense (plain Hugging Face) or factors (with a manifest).")
     ] = "dense",
     results: options.Results = Path("runs"),
 ) -> None:

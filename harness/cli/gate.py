@@ -5,13 +5,13 @@ Verdicts are made in `tables/compare/judge.py`, those on baselines in `tables/co
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from harness import files
+from harness.cli import output
 from harness.cli.show import say
 from harness.errors import UserError, listed
 
@@ -29,10 +29,6 @@ Format = Literal["text", "md", "json", "github", "junit"]
 FormOption = Annotated[
     Format,
     typer.Option("--format", help="github is Markdown for $GITHUB_STEP_SUMMARY, junit is XML for CI."),
-]
-OutOption = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="FILE", help="Write the comparison to this file; print only the counts."),
 ]
 
 
@@ -68,7 +64,7 @@ def gate(
     base: BaseArgument = None,
     candidate: CandidateArgument = None,
     form: FormOption = "text",
-    out: OutOption = None,
+    out: output.Out = None,
     control: ControlOption = None,
     baselines: BaselinesOption = False,
     write: WriteOption = False,
@@ -77,10 +73,11 @@ def gate(
 
     Exit code 1 on a regression, 2 when inconclusive.
     """
+    to = output.destinations(out, get_args(Format))
     if baselines:
         if candidate is not None or control is not None:
             raise UserError("--baselines compares with one file; drop CAND and --control")
-        _gate_baselines(base, write, form, out)
+        _gate_baselines(base, write, form, to)
         return
     if write:
         raise UserError("--write stores baselines: add --baselines")
@@ -95,10 +92,10 @@ def gate(
             skipped = f"; skipped: {side.skipped[0]}" if side.skipped else ""
             skipped = skipped.removesuffix(AGAIN)  # nothing runs here
             raise UserError(f"{name} {path}: no records in it; give a record or a folder of records{skipped}")
-    publish(compare(*sides, _controls(sides, control)), form, out)
+    publish(compare(*sides, _controls(sides, control)), form, to)
 
 
-def _gate_baselines(file: Path | None, write: bool, form: Format, out: Path | None) -> None:
+def _gate_baselines(file: Path | None, write: bool, form: Format, to: Mapping[Path, str]) -> None:
     from harness.files import ROOT
     from harness.tables.compare import baselines
 
@@ -115,7 +112,7 @@ def _gate_baselines(file: Path | None, write: bool, form: Format, out: Path | No
     code = baselines.exit_code(compared)
     if code == 2 or (code == 0 and "improvement" in compared.counts):
         typer.echo(f"accept today's peaks as baselines: {baselines.WRITE}", err=True)
-    publish(compared, form, out, code)
+    publish(compared, form, to, code)
 
 
 def _measure() -> dict[str, Row]:
@@ -145,25 +142,11 @@ def _measure() -> dict[str, Row]:
     return {run.name: baselines.Row.of(run.config_id, reports[run.name]) for run in runs}
 
 
-def check_out(out: Path | None) -> None:
-    """Raise UserError where `publish` could not write, before hours of runs."""
-    if out is not None and not files.can_be_replaced(out):
-        raise UserError(f"--out {out}: no file can be written there; choose another")
-
-
-def publish(compared: Comparison, form: Format, out: Path | None, code: int | None = None) -> None:
-    """Print or write a comparison and exit with `code`, by default that of the comparison."""
+def publish(compared: Comparison, form: Format, to: Mapping[Path, str], code: int | None = None) -> None:
+    """Print a comparison, write it to files, and exit with `code`, by default that of the comparison."""
     from harness.tables.compare.rendering import FORMATS
 
-    text = FORMATS[form](compared)
-    if out is None:
-        typer.echo(text, nl=False)
-    else:
-        try:
-            files.replace(out, text)
-        except OSError as error:
-            raise UserError(f"--out {out}: cannot be written: {error.strerror}; choose another") from error
-        typer.echo(compared.summary)
+    output.publish(compared, form, to, FORMATS)
     code = compared.exit_code if code is None else code
     if code:
         raise typer.Exit(code)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from harness.cli import output
 from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.suite import Suite
+    from harness.tables.history.series import History
 
 Format = Literal["text", "md", "json"]
 
@@ -24,24 +27,30 @@ Only = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=VALUE", help="Select series by label, method, seed, quantity or any setting."),
 ]
+Out = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Also write a file in the format of its ending, .csv or .parquet for all points; repeatable.",
+    ),
+]
 
 
 def history(
     suite: Name,
     results: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of records, searched recursively; repeatable. [default: runs]"),
+        typer.Option(
+            metavar="DIR", help="Folder of records, searched recursively; repeatable. [default: runs]"
+        ),
     ] = None,
     committed: Annotated[
         bool,
         typer.Option("--committed", help="Also read earlier versions of the records from git's history."),
     ] = False,
     only: Only = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also write every point as a table: .csv or .parquet."),
-    ] = None,
-    form: Annotated[Format, typer.Option("--format", help="Format of the output.")] = "text",
+    form: Annotated[Format, typer.Option("--format", help="Format of what is printed.")] = "text",
+    out: Out = None,
     mlflow: Annotated[
         str | None,
         typer.Option(metavar="URI", help="Also upload every run to this MLflow server, each once."),
@@ -56,8 +65,8 @@ def history(
     from harness.tables.history.loading import collect
     from harness.tables.history.rendering import FORMATS
 
-    if out is not None:
-        export.check(out)
+    formats: dict[str, Callable[[History], str | bytes]] = {**FORMATS, **export.FORMATS}
+    to = output.destinations(out, formats)
     if experiment is not None and mlflow is None:
         raise UserError(f"--experiment {experiment}: only for an upload; add --mlflow URI")
     chosen = _suite(suite)
@@ -66,10 +75,7 @@ def history(
     folders = results or [Path("runs")]
     collection = collect(folders, name, committed)
     found = tables.build(collection, folders, baseline, only or (), labels)
-    typer.echo(FORMATS[form](found), nl=False)
-    if out is not None:
-        export.write(found, out)
-        typer.echo(f"points: {out}", err=True)
+    output.publish(found, form, to, formats)
     if mlflow is not None:
         from harness.tables.history import mlflow as mlflow_upload
 

@@ -27,9 +27,21 @@ TYPES = {
 }
 
 
+def complete(incomplete: str) -> list[str]:
+    """Return the methods whose names begin as typed."""
+    from harness.registry import available
+
+    return [name for name in available() if name.startswith(incomplete)]
+
+
 def methods(
     name: Annotated[
-        str | None, typer.Argument(help="Explain the options of this method; module:Class for a plug-in.")
+        str | None,
+        typer.Argument(
+            metavar="METHOD",
+            help="Explain the options of this method; module:Class for a plug-in.",
+            autocompletion=complete,
+        ),
     ] = None,
 ) -> None:
     """List the methods with their options, stages and sources, or explain the options of one."""

@@ -3,41 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from harness.cli.show import show
+from harness.cli import options, output, show
 from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.tables.report.build import Report
 
-SUFFIXES = {"md": "md", "csv": "csv", "latex": "tex"}
-Format = Literal["terminal", "md", "csv", "latex"]
+Format = Literal["text", "md", "csv", "tex", "json"]
+
+
+def complete(incomplete: str) -> list[str]:
+    """Return the papers whose names begin as typed."""
+    from harness.tables.papers import published
+
+    names = (*published.available(published.folder()), "all", published.ERRATA)
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def paper(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A paper, `all` for a summary, or `errata`.")],
-    table: Annotated[str | None, typer.Option(help="Only the table of this number.")] = None,
-    form: Annotated[Format, typer.Option("--format", help="Format of the output.")] = "terminal",
-    out: Annotated[Path | None, typer.Option(help="Folder to write md, csv and tex to.")] = None,
-    results: Annotated[Path, typer.Option(help="Folder of your records.")] = Path("runs"),
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="PAPER", help="A paper, `all` for a summary, or `errata`.", autocompletion=complete
+        ),
+    ],
+    table: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="Only this table, named as in the paper: 6b.")
+    ] = None,
+    form: Annotated[Format, typer.Option("--format", help="Format of what is printed.")] = "text",
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write a file in the format of its ending, or a folder of md, csv and tex; repeatable.",
+        ),
+    ] = None,
+    results: options.Results = Path("runs"),
 ) -> None:
     """Compare a paper's published values with ours, with a verdict for each and what would fill the rest."""
-    from harness.tables.report import render
-
-    built = _built(name, table, results)
-    if out is not None:
-        try:
-            written = render.write(built, out, name)
-        except OSError as error:
-            raise UserError(f"--out {out}: cannot be written: {error.strerror}; choose another") from error
-        typer.echo("tables: " + ", ".join(str(path) for path in written))
-    if form != "terminal":
-        typer.echo(render.texts(built)[SUFFIXES[form]], nl=False)
-    elif out is None:
-        show(built)
+    to = output.destinations(out, get_args(Format), folder=True)
+    show.report(_built(name, table, results), to, name, form)
 
 
 def _built(name: str, table: str | None, results: Path) -> Report:

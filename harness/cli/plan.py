@@ -9,12 +9,11 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from harness import files
-from harness.cli import options, show
+from harness.cli import options, output, show
 from harness.config import Run
 from harness.errors import UnsupportedError, UserError
 from harness.files import cache_folder
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from harness.speed_forecast import SpeedForecast
     from harness.tables.plan.plan import Plan, Row
 
+Format = Literal["text", "md", "tex", "json"]
 LARGEST_GIB = 100_000.0
 
 ReserveGib = Annotated[
@@ -72,9 +72,8 @@ def plan(
     max_seq: Annotated[bool, typer.Option("--max-seq", help="Find the largest length that fits.")] = False,
     ranks: Ranks = None,
     on: On = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the plan as JSON.")
-    ] = None,
+    form: Annotated[Format, typer.Option("--format", help="Format of what is printed.")] = "text",
+    out: output.Out = None,
 ) -> None:
     """Predict memory and speed of a suite's runs without running them or reading any weights."""
     from harness import forecast
@@ -87,18 +86,12 @@ def plan(
     if searched and not device_gib:
         option = "--max-batch" if max_batch else "--max-seq"
         raise UserError(f"{option} needs the size of a device: add for example --device-gib 24")
-    if json_file is not None and not files.can_be_replaced(json_file):
-        raise UserError(f"--json {json_file}: no file can be written there; choose another")
+    to = output.destinations(out, get_args(Format))
     profiles = [profile(name) for name in dict.fromkeys(on or ())]
     chosen = selection.load()
     selection.check_files()
     made = plan_suite(chosen, device, results, sizes, searched, ranks, profiles, notify=show.say)
-    show.show(tables.build(made))
-    if json_file is not None:
-        try:
-            files.replace(json_file, as_json(made))
-        except OSError as error:
-            raise UserError(f"--json {json_file}: cannot be written: {error.strerror}") from error
+    show.report(tables.build(made), to, chosen.name, form, {"json": lambda _: as_json(made)})
 
 
 def plan_suite(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from harness.cli import options
+from harness.cli import options, output
 from harness.cli.show import publish, say
 from harness.errors import UserError
 from harness.files import cache_folder, visible
@@ -19,31 +20,42 @@ if TYPE_CHECKING:
     from harness.record import Record
     from harness.suite import Suite
     from harness.tables.history.series import History
+    from harness.tables.report.build import Report
+
+Format = Literal["text", "md", "csv", "tex", "json"]
+PAGE = "html"
+Out = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write a file in the format of its ending, .html for a page with charts that opens offline, or "
+        "a folder of md, csv and tex; repeatable. [default: the folder tables beside the records]",
+    ),
+]
+Earlier = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="DIR", help="Records of earlier commits for the page; repeatable."),
+]
 
 
 @options.selects
 def report(
     selection: options.Selection,
     results: options.Results = Path("runs"),
-    out: Annotated[Path | None, typer.Option(help="Folder for the written tables.")] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also write a page with charts that opens offline."),
-    ] = None,
-    history: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FOLDER", help="Records of earlier commits for the page; repeatable."),
-    ] = None,
+    form: Annotated[Format, typer.Option("--format", help="Format of what is printed.")] = "text",
+    out: Out = None,
+    history: Earlier = None,
 ) -> None:
     """Print and write the tables of a suite from its records, without running anything."""
     from harness.engine.sweep import resolution
 
-    if html is not None:
-        from harness.tables.page import document
+    to = output.destinations(out, (*get_args(Format), PAGE), folder=True)
+    if PAGE in to.values():
+        from harness.tables.page.chart import library
 
-        document.check(html)
+        library()
     elif history:
-        raise UserError("--history belongs to a page: add --html FILE")
+        raise UserError("--history belongs to a page: add --out FILE.html")
     chosen = selection.load()
     earlier = _history(chosen, history) if history else None
     # Only the options of methods are needed, and hashes of what is still there.
@@ -61,10 +73,9 @@ def report(
                 say(note)
             continue
         machine = "" if len(folders) == 1 else f"-{folder.parent.name}"
-        publish(chosen, records, notes, out or folder / "tables", chosen.name + machine, plan.inputs)
-        if html is not None:
-            page = html.with_stem(html.stem + machine)
-            _page(chosen, records, notes, page, results, earlier, plan.inputs)
+        own = _of_machine(to, machine) or {folder / "tables": output.FOLDER}
+        page = {PAGE: partial(_page, chosen, records, notes, results, earlier, plan.inputs)}
+        publish(chosen, records, notes, own, chosen.name + machine, plan.inputs, form, page)
     if not any(records for records, _, _ in found.values()):
         from harness.tables.report.other_settings import other_settings
 
@@ -72,6 +83,14 @@ def report(
         raise UserError(
             f"0 of {len(wanted)} runs match; {there or f'there are no valid records under {results}'}"
         )
+
+
+def _of_machine(to: Mapping[Path, str], machine: str) -> dict[Path, str]:
+    """Return what to write of one machine: files have its name in theirs, a folder takes those of all."""
+    return {
+        path if kind == output.FOLDER else path.with_stem(path.stem + machine): kind
+        for path, kind in to.items()
+    }
 
 
 def _matching(plan: Plan, folder: Path) -> tuple[list[Record], list[Record], list[str]]:
@@ -108,16 +127,16 @@ def _page(
     suite: Suite,
     records: Sequence[Any],
     notes: Sequence[str],
-    path: Path,
     results: Path,
     history: History | None,
     today: Mapping[str, Inputs],
-) -> None:
+    _: Report,
+) -> str:
     from harness.files import ROOT
     from harness.tables.page import document
     from harness.tables.papers.lookup import sources
 
-    built = document.build(
+    return document.build(
         records,
         baseline=suite.baseline,
         question=suite.question,
@@ -127,5 +146,3 @@ def _page(
         history=history,
         today=today,
     )
-    document.write(built, path)
-    typer.echo(f"page: {path}")

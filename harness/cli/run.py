@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli import options, show
+from harness.cli import options, output, show
 from harness.errors import UserError
 from harness.files import cache_folder
 from harness.plain_text import plain
@@ -67,7 +67,8 @@ def run(
     records = list(outcome.records.values())
     left = len(outcome.left) + len(outcome.killed)
     notes = [f"{left} runs are left: run the same command again"] if left else []
-    show.publish(chosen, records, notes, outcome.folder / "tables", chosen.name, outcome.inputs)
+    to = {outcome.folder / "tables": output.FOLDER}
+    show.publish(chosen, records, notes, to, chosen.name, outcome.inputs)
     typer.echo(f"records: {outcome.folder}")
     if outcome.refused:
         raise UserError("; ".join(dict.fromkeys(outcome.refused.values())))

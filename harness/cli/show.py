@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from harness.cli import output
 from harness.errors import UserError
 from harness.plain_text import plain
 
@@ -18,24 +19,23 @@ if TYPE_CHECKING:
     from harness.tables.report.build import Report
 
 
-PIPED_COLUMNS = 140
-
-
 def publish(
     suite: Suite,
     records: Sequence[Any],
     notes: Sequence[str],
-    folder: Path,
+    to: Mapping[Path, str],
     name: str,
     today: Mapping[str, Mapping[str, str]] | None = None,
+    form: str = "text",
+    more: Mapping[str, Callable[[Report], str]] | None = None,
 ) -> None:
-    """Print the tables of a suite and write them in all formats, with notes beside them.
+    """Print the tables of a suite, with notes beside them, and write them to files.
 
-    `today` are the hashes of what each run would read now, by its id, where they are known.
+    `today` are the hashes of what each run would read now, by its id, where they are known. For the rest see
+    `report`.
     """
     from harness.tables.records import only_valid
     from harness.tables.report import build as tables
-    from harness.tables.report import render
 
     records, skipped = only_valid(records)
     if not records:
@@ -47,13 +47,36 @@ def publish(
     built = tables.build(
         records, baseline=suite.baseline, question=suite.question, notes=notes, order=order, today=today
     )
+    report(built, to, name, form, more)
+
+
+def report(
+    built: Report,
+    to: Mapping[Path, str],
+    name: str,
+    form: str = "text",
+    more: Mapping[str, Callable[[Report], str]] | None = None,
+) -> None:
+    """Write a report to files in their formats, and print it in one.
+
+    A folder gets the files `name`.md, .csv and .tex. `more` are formats beside those of every report.
+    """
+    from harness.tables.report import render
+
+    formats = {**render.FORMATS, **(more or {})}
+    folders = [path for path, kind in to.items() if kind == output.FOLDER]
+    single = {path: kind for path, kind in to.items() if kind != output.FOLDER}
+    written: list[Path] = []
     try:
-        written = render.write(built, folder, name)
-    except OSError as error:
-        show(built)  # what was measured is seen at least
-        raise UserError(f"{folder}: no tables can be written there: {error.strerror}") from error
-    show(built)
-    typer.echo("tables: " + ", ".join(str(path) for path in written))
+        for folder in folders:
+            try:
+                written += render.write(built, folder, name)
+            except OSError as error:
+                raise UserError(f"{folder}: no tables can be written there: {error.strerror}") from error
+    finally:
+        output.publish(built, form, single, formats, show)
+    if written:
+        typer.echo("tables: " + ", ".join(map(str, written)), err=True)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -80,8 +103,10 @@ def show(built: Report) -> None:
 
 
 def _console() -> Console:
-    """Return the terminal; a pipe or a file has no width of its own, and narrow tables are hard to read."""
+    """Return the terminal; a pipe or a file has no width of its own."""
     from rich.console import Console
 
+    from harness.tables.report.render import WIDTH
+
     console = Console()
-    return console if console.is_terminal else Console(width=PIPED_COLUMNS)
+    return console if console.is_terminal else Console(width=WIDTH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -234,8 +235,7 @@ def test_the_workflow_that_is_shown_checks_memory_and_speed() -> None:
     found = workflow_commands(workflow)
     assert [line for line in found if line.startswith(("nox", "lorebench"))] == [
         "nox -s gate",
-        'lorebench ab "origin/$GITHUB_BASE_REF" HEAD alarms --format junit --out ab.xml',
-        'lorebench ab "origin/$GITHUB_BASE_REF" HEAD alarms --format github',
+        'lorebench ab "origin/$GITHUB_BASE_REF" HEAD alarms --format github --out ab.xml',
     ]
 
 
@@ -254,7 +254,8 @@ def test_the_workflow_that_is_shown_passes_without_a_verdict_but_not_without_a_c
     command.parent.mkdir(parents=True)
     command.write_text(f"#!/bin/sh\n{'echo ok > ab.xml' if written else ''}\nexit {code}\n")
     command.chmod(0o755)
-    ended = subprocess.run(["bash", "-e", "-o", "pipefail", "-c", step], cwd=tmp_path)
+    variables = {**os.environ, "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
+    ended = subprocess.run(["bash", "-e", "-o", "pipefail", "-c", step], cwd=tmp_path, env=variables)
     assert (ended.returncode == 0) is passes
 
 

@@ -1,7 +1,7 @@
 """Predict and measure the memory of LLaMA shapes: `nox -s bench-shapes`.
 
 Forecasts of the shapes suite and of its rows at other batches and lengths are plans, as by
-`lorebench plan shapes --json results/forecasts/shapes.json`; the cache answers what has not changed. Where
+`lorebench plan shapes --out results/forecasts/shapes.json`; the cache answers what has not changed. Where
 there is a GPU, rows that fit it are measured by `lorebench run`. The pages `results/tables/shapes-memory.md`
 and `growth.md` and their charts follow from forecasts and records alone: `nox -s tables` writes just these.
 """

@@ -19,7 +19,7 @@ def export_run(path: Path, folder: Path, form: str) -> str:
     weights, when they are damaged, when it has no factors, or when the target is not empty.
     """
     if form not in FORMS:
-        raise UserError(f"--form {form!r}: use dense or factors")
+        raise UserError(f"--format {form!r}: use dense or factors")
     found = record.read(path)
     weights = path.with_suffix("") / "weights"
     if not weights.is_dir():
@@ -42,7 +42,7 @@ def export_run(path: Path, folder: Path, form: str) -> str:
     if form == "dense":
         factored.merge(model)
     elif not factored.ranks(model):
-        raise UserError(f"run {found.run_id} has no factors; use --form dense")
+        raise UserError(f"run {found.run_id} has no factors; use --format dense")
     with refusing(f"{folder}: the model could not be written there"):
         save(model, tokenizer := own_tokenizer(weights), folder)
     warnings = [warning for warning in found.warnings if warning.startswith(NOT_WHOLE)]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError, one_line
-from harness.files import replace
 from harness.plain_text import cell
 from harness.tables.format import plain
 from harness.tables.history.series import History, Series
@@ -15,7 +12,6 @@ from harness.tables.history.series import History, Series
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (".csv", ".parquet")
 #: Types of the columns that are not text; those of the environments follow the others.
 TYPES = {
     "value": "float64",
@@ -26,14 +22,6 @@ TYPES = {
     "step_before": "bool",
 }
 STAND = "stand_"
-
-
-def check(path: Path) -> None:
-    """UserError for a file that cannot be written, before any work is done."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"--out {path}: points are written as {' or '.join(SUFFIXES)}; name such a file")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UserError(f"--out {path}: no file can be written there; choose another")
 
 
 def frame(history: History) -> pd.DataFrame:
@@ -79,14 +67,15 @@ def _environment(key: str) -> str:
     return STAND + plain(key).replace(" ", "_")
 
 
-def write(history: History, path: Path) -> None:
-    """Write the table in the format of the file's suffix; UserError where that fails."""
-    table = frame(history)
-    try:
-        if path.suffix.lower() == ".csv":
-            written = table.map(cell, na_action="ignore").rename(columns=cell)
-            replace(path, written.to_csv(index=False, lineterminator="\n"))
-        else:
-            replace(path, table.to_parquet(index=False))
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"--out {path}: cannot be written: {one_line(error)}") from error
+def to_csv(history: History) -> str:
+    """Return the table as CSV."""
+    written = frame(history).map(cell, na_action="ignore").rename(columns=cell)
+    return str(written.to_csv(index=False, lineterminator="\n"))
+
+
+def to_parquet(history: History) -> bytes:
+    """Return the table as a Parquet file."""
+    return frame(history).to_parquet(index=False)
+
+
+FORMATS: dict[str, Callable[[History], str | bytes]] = {"csv": to_csv, "parquet": to_parquet}

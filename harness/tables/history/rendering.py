@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from harness.tables.format import Column, Table, first, markdown
+from harness.tables.format import Column, Table, finite, first, markdown
 from harness.tables.history import wording
 from harness.tables.history.series import Break, ChangePoint, History, Series
 from harness.tables.history.tables import tables, unchanged
@@ -78,16 +77,7 @@ def to_json(history: History) -> str:
         "set_aside": history.skipped,
         "notes": history.notes,
     }
-    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(content: Any) -> Any:
-    """Write `Infinity` and `NaN` as text, as records do, since JSON has no such numbers."""
-    if isinstance(content, float) and not math.isfinite(content):
-        return "NaN" if math.isnan(content) else "Infinity" if content > 0 else "-Infinity"
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    return [_finite(value) for value in content] if isinstance(content, (list, tuple)) else content
+    return json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _plain(item: Series | ChangePoint | Break) -> dict[str, Any]:

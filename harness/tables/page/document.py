@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 
-from harness import files
-from harness.errors import UserError
 from harness.inputs import Inputs
 from harness.record import Record
 from harness.tables.aggregate import rows as rows_of
@@ -20,7 +18,7 @@ from harness.tables.page import compare, papers, provenance, ranks, training
 from harness.tables.page import history as page_history
 from harness.tables.page import spectra as page_spectra
 from harness.tables.page import tables as page_tables
-from harness.tables.page.chart import Chart, library, library_script
+from harness.tables.page.chart import Chart, library_script
 from harness.tables.page.html import escape, json_block, script_hash, tag
 from harness.tables.papers.lookup import Sources
 from harness.tables.report import build as reports
@@ -28,13 +26,6 @@ from harness.tables.report.build import Report
 from harness.tables.report.view import View
 
 _TEMPLATES = Path(__file__).with_name("templates")
-
-
-def check(path: Path) -> None:
-    """UserError where the page cannot be written: no drawing library, no folder, a folder in its place."""
-    library()
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UserError(f"--html {path}: no file can be written there; choose another")
 
 
 def build(
@@ -59,14 +50,6 @@ def build(
     view = View(tuple(rows_of(records, list(dict.fromkeys(order)))), baseline)
     cells = papers.section(records, published) if published and records else ""
     return render(report, view, cells, history)
-
-
-def write(text: str, path: Path) -> None:
-    """Write a page; UserError where that fails."""
-    try:
-        files.replace(path, text)
-    except OSError as error:
-        raise UserError(f"--html {path}: cannot be written: {error.strerror}") from error
 
 
 def render(report: Report, view: View, published: str = "", history: History | None = None) -> str:

@@ -123,7 +123,7 @@ def read_forecasts(path: Path) -> dict[str, MemoryReport | str]:
             if report is None or report.version == FORECAST_VERSION:
                 found[row["config_id"]] = report or str(row["reason"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a plan; rebuild it: lorebench plan SUITE --json {path}") from error
+        raise UserError(f"{path}: not a plan; rebuild it: lorebench plan SUITE --out {path}") from error
     return found
 
 

@@ -299,7 +299,7 @@ def lines(folder: Path, own: str) -> Iterator[list[str]]:
     yield from (
         ["paper", "all", "--table", "1"],
         ["paper", "errata", "--table", "1"],
-        ["export", "a", "b", "--form", "x"],
+        ["export", "a", "b", "--format", "x"],
     )
 
 

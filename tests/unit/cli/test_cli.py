@@ -239,14 +239,14 @@ LONG = "x" * 5000
     [
         ("report", LONG),
         ("report", "SUITE", "--results", LONG),
-        ("report", "SUITE", "--html", f"{LONG}.html"),
-        ("report", "SUITE", "--html", "page.html", "--history", LONG),
+        ("report", "SUITE", "--out", f"{LONG}.html"),
+        ("report", "SUITE", "--out", "page.html", "--history", LONG),
         ("history", LONG),
         ("history", "SUITE", "--results", LONG),
         ("history", "SUITE", "--out", f"{LONG}.csv"),
         ("paper", "welore", "--results", LONG),
         ("plan", LONG),
-        ("plan", "SUITE", "--json", LONG),
+        ("plan", "SUITE", "--out", f"{LONG}.json"),
         ("export", "0123", "model", "--results", LONG),
     ],
     ids=lambda arguments: " ".join(arguments).replace(LONG, "LONG"),
@@ -582,6 +582,22 @@ def test_report_prints_the_same_tables(
     assert list((tmp_path / "tables").glob("*.md"))
 
 
+@pytest.mark.parametrize("form", ["md", "csv", "tex", "json", "txt"])
+def test_a_report_is_printed_as_it_is_written(
+    finished: tuple[Path, Path, Said], lorebench: Lorebench, resolve_here: None, tmp_path: Path, form: str
+) -> None:
+    path, results, _ = finished
+    out, folder = tmp_path / f"one.{form}", tmp_path / "tables"
+    given = ("--format", "text" if form == "txt" else form, "--out", out, "--out", folder)
+    said = lorebench("report", path, "--results", results, *given)
+    assert said.out == out.read_text()
+    assert [path.suffix for path in sorted(folder.iterdir())] == [".csv", ".md", ".tex"]
+    if form == "json":
+        assert [row["method"] for row in json.loads(said.out)["rows"]] == ["full", "low rank"]
+    elif form != "txt":
+        assert (folder / f"nano.{form}").read_text() == said.out
+
+
 def test_a_report_names_what_has_changed_since_its_runs(
     finished: tuple[Path, Path, Said], lorebench: Lorebench, resolve_here: None, tmp_path: Path
 ) -> None:
@@ -608,10 +624,12 @@ def test_tables_that_cannot_be_written_are_one_line(
     finished: tuple[Path, Path, Said], lorebench: Lorebench, resolve_here: None
 ) -> None:
     path, results, _ = finished
-    said = lorebench("report", path, "--results", results, "--out", path)
+    taken = path.with_name("taken")
+    taken.touch()
+    said = lorebench("report", path, "--results", results, "--out", taken)
     assert (said.code, said.err) == (
         2,
-        f"lorebench: {path}: no tables can be written there: File exists\n",
+        f"lorebench: {taken}: no tables can be written there: File exists\n",
     )
 
 

@@ -171,11 +171,15 @@ def test_a_place_that_cannot_be_written_is_one_line(gate: Gate, base: Path, tmp_
     assert "file" in refused.err
 
 
-def test_a_written_answer_leaves_the_counts_on_the_terminal(gate: Gate, base: Path, worse: Path) -> None:
-    out = base / "gate.xml"
-    said = gate(base, worse, "--format", "junit", "--out", out)
-    assert (said.code, said.out) == (1, "gate: failed (1 regression, 3 ok)\n")
-    assert ElementTree.fromstring(out.read_text()).get("failures") == "1"
+def test_one_call_prints_in_one_format_and_writes_files_in_others(
+    gate: Gate, base: Path, worse: Path, tmp_path: Path
+) -> None:
+    xml, text = tmp_path / "gate.xml", tmp_path / "gate.txt"
+    said = gate(base, worse, "--format", "github", "--out", xml, "--out", text)
+    assert said.code == 1
+    assert said.out.startswith("### gate: failed (1 regression, 3 ok)")
+    assert ElementTree.fromstring(xml.read_text()).get("failures") == "1"
+    assert text.read_text() == gate(base, worse).out
 
 
 # --------------------------------------------------------------------------------------- formats

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli import show
+from harness.cli.output import FOLDER
 from harness.errors import UserError
 from harness.suite import Suite
 from tests.unit.tables.report.test_report import fabricate
@@ -17,7 +18,7 @@ def test_an_invalid_record_is_skipped_when_a_sweep_goes_on_beside_it(
 ) -> None:
     valid, odd = fabricate("full"), fabricate("odd")
     odd.quality.tasks["facts"].documents = 0
-    show.publish(Suite("demo", "", None, ()), [valid, odd], ["a note"], tmp_path, "demo")
+    show.publish(Suite("demo", "", None, ()), [valid, odd], ["a note"], {tmp_path: FOLDER}, "demo")
     said = " ".join(capsys.readouterr().out.split())
     assert (
         f"Skipped {odd.run_id}: not a record: quality.tasks.facts.documents: is not a positive count; move"
@@ -32,7 +33,7 @@ def test_where_no_record_is_valid_there_is_no_table_and_the_reason(
 ) -> None:
     odd = fabricate("odd")
     odd.time.tokens_per_s = -1.0
-    show.publish(Suite("demo", "", None, ()), [odd], [], tmp_path, "demo")
+    show.publish(Suite("demo", "", None, ()), [odd], [], {tmp_path: FOLDER}, "demo")
     said = capsys.readouterr().out
     assert "time.tokens_per_s: is not a speed" in said
     assert not list(tmp_path.iterdir())
@@ -44,7 +45,7 @@ def test_tables_are_written_before_they_are_printed(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(show, "show", fail)
     with pytest.raises(OSError, match="No space"):
-        show.publish(Suite("demo", "", None, ()), [fabricate("full")], [], tmp_path, "demo")
+        show.publish(Suite("demo", "", None, ()), [fabricate("full")], [], {tmp_path: FOLDER}, "demo")
     assert "full" in (tmp_path / "demo.md").read_text()
 
 
@@ -53,5 +54,7 @@ def test_tables_that_cannot_be_written_are_printed_and_said(
 ) -> None:
     (tmp_path / "tables").touch()
     with pytest.raises(UserError, match="tables: no tables can be written there"):
-        show.publish(Suite("demo", "", None, ()), [fabricate("full")], [], tmp_path / "tables", "demo")
+        show.publish(
+            Suite("demo", "", None, ()), [fabricate("full")], [], {tmp_path / "tables": FOLDER}, "demo"
+        )
     assert "full" in capsys.readouterr().out

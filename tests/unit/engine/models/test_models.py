@@ -295,8 +295,8 @@ def test_an_export_that_cannot_be_done_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "full" / "file").touch()
     for path, target, form, says in (
         (without, "new", "dense", "saved no weights; run it again with --set save_weights=true --retry"),
-        (dense, "new", "factors", "has no factors; use --form dense"),
-        (dense, "new", "gguf", "--form 'gguf': use dense or factors"),
+        (dense, "new", "factors", "has no factors; use --format dense"),
+        (dense, "new", "gguf", "--format 'gguf': use dense or factors"),
         (dense, "full", "dense", "is not empty; give a new folder"),
         (tmp_path / "none.json", "new", "dense", "none.json: cannot be read"),
     ):

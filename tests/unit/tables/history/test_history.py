@@ -721,7 +721,7 @@ def test_only_keeps_rows_seeds_settings_and_quantities_but_not_the_control(repos
         (["demo", "--only", "quantity=throughputs"], "known: "),
         (["demo", "--only", "label"], "write KEY=VALUE"),
         (["domo"], "did you mean 'demo'?"),
-        (["demo", "--out", "points.xlsx"], ".csv or .parquet"),
+        (["demo", "--out", "points.xlsx"], "name a file that ends in .txt, .md, .json, .csv, .parquet"),
         (["demo", "--out", "no/folder.csv"], "no file can be written there"),
         (["demo", "--experiment", "mine"], "add --mlflow URI"),
         (["demo", "--results", "nowhere"], "no such file or folder"),

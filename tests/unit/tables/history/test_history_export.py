@@ -8,12 +8,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from harness.cli import output
+from harness.errors import UserError
 from harness.tables.history import export
 from harness.tables.history.series import History
 from tests.support.gate_records import made, memory, put
 from tests.support.history_records import Repository, load, scored
 from tests.unit.cli.test_gate import mutated
 
+SUFFIXES = (".csv", ".parquet")
 LABEL = 'a "row", with = and \\, é'
 
 
@@ -24,6 +27,11 @@ def read(path: Path) -> pd.DataFrame:
     names = pd.read_csv(path, nrows=0).columns
     types = {name: export.TYPES.get(name, "string") for name in names}
     return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
+
+
+def write(history: History, path: Path) -> None:
+    """Write the points as `lorebench history --out` does."""
+    output.publish(history, path.suffix[1:], {path: path.suffix[1:]}, export.FORMATS)
 
 
 @pytest.fixture
@@ -53,7 +61,7 @@ def test_each_point_is_a_row_with_its_commit_and_stand(history: History) -> None
     assert all(commits[name] == sha for name, sha in zip(table["commit"], table["commit_sha"], strict=True))
 
 
-@pytest.mark.parametrize("suffix", export.SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_value_that_is_infinite_is_a_point_as_well(tmp_path: Path, suffix: str) -> None:
     repository = Repository.at(tmp_path / "code")
     for value in (8.0, float("inf"), 8.0):
@@ -62,26 +70,28 @@ def test_a_value_that_is_infinite_is_a_point_as_well(tmp_path: Path, suffix: str
         quality["perplexity"]["text"]["perplexity"] = value
         repository.record(quality=quality)
     path = tmp_path / f"points{suffix}"
-    export.write(load([repository.results], "demo"), path)
+    write(load([repository.results], "demo"), path)
     table = read(path).query("quantity == 'perplexity_text'")
     assert list(table["value"]) == [8.0, float("inf"), 8.0]
     assert list(table["step_before"]) == [False, True, True]
 
 
-@pytest.mark.parametrize("suffix", export.SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_written_table_comes_back_value_for_value(history: History, tmp_path: Path, suffix: str) -> None:
     """Also a label that reads like a missing value, quotes, and figures with all of their digits."""
     path = tmp_path / f"points{suffix}"
-    export.write(history, path)
+    write(history, path)
     pd.testing.assert_frame_equal(read(path), export.frame(history))
     assert set(read(path)["row"]) == {LABEL, "NA"}
 
 
 def test_a_place_that_cannot_be_written_is_one_line(history: History, tmp_path: Path) -> None:
     (tmp_path / "taken.csv").mkdir()
-    for name in ("taken.csv", "no/folder.parquet", "points.txt", "points"):
-        with pytest.raises(export.UserError, match="--out"):
-            export.check(tmp_path / name)
+    for name in ("taken.csv", "no/folder.parquet", "points.xlsx", "points"):
+        with pytest.raises(UserError, match="--out"):
+            output.destinations([tmp_path / name], export.FORMATS)
+    with pytest.raises(UserError, match=r"taken\.csv: cannot be written: Is a directory; choose another"):
+        write(history, tmp_path / "taken.csv")
 
 
 def test_mutated_records_make_a_table(tmp_path: Path) -> None:
@@ -93,5 +103,5 @@ def test_mutated_records_make_a_table(tmp_path: Path) -> None:
         file.write_text(mutated(text, dice), encoding="utf-8", errors="surrogatepass")
     found = load([tmp_path], "demo")
     assert found.runs > 10
-    for suffix in export.SUFFIXES:
-        export.write(found, tmp_path / f"points{suffix}")
+    for suffix in SUFFIXES:
+        write(found, tmp_path / f"points{suffix}")

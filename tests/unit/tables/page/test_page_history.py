@@ -161,7 +161,7 @@ def test_a_page_without_a_history_has_no_such_section() -> None:
 def test_the_command_puts_the_history_of_a_folder_on_the_page(monkeypatch, capsys, tmp_path) -> None:
     results = reference(tmp_path / "results", "one")
     file = tmp_path / "page.html"
-    code, _ = command(monkeypatch, capsys, results, "--html", file, "--history", results)
+    code, _ = command(monkeypatch, capsys, results, "--out", file, "--history", results)
     assert code in (0, None)
     assert "History over commits" in file.read_text(encoding="utf-8")
 
@@ -171,8 +171,8 @@ def test_a_history_without_a_page_or_without_a_folder_is_one_line(
     monkeypatch, capsys, tmp_path, page_too
 ) -> None:
     results = reference(tmp_path / "results", "one")
-    more = ["--html", tmp_path / "page.html"] if page_too else []
+    more = ["--out", tmp_path / "page.html"] if page_too else []
     code, said = command(monkeypatch, capsys, results, "--history", tmp_path / "none", *more)
     assert code == 2
     assert said.err.count("\n") == 1
-    assert ("add --html FILE" in said.err) != page_too
+    assert ("add --out FILE.html" in said.err) != page_too

@@ -329,6 +329,7 @@ def test_the_command_prints_a_table_and_writes_all_forms(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert "galore,Table 6a,method=Full-Rank; model=llama_60m,value,True,0.12,G" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["galore.csv", "galore.md", "galore.tex"]
+    assert done.stdout == (tmp_path / "galore.csv").read_text()
 
 
 @pytest.mark.parametrize(
@@ -348,7 +349,7 @@ def test_a_mistake_at_the_command_line_is_one_line(arguments: list[str], said: s
 
 @pytest.mark.parametrize("name", ["all", "errata", "velora"])
 def test_every_page_can_be_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for form in ("terminal", "latex"):
+    for form in ("text", "tex"):
         paper_command.paper(name, form=form)  # type: ignore[arg-type]
         assert capsys.readouterr().out.strip()
 

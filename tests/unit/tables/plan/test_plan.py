@@ -192,7 +192,7 @@ def test_the_plan_as_json_has_the_same_rows_in_bytes(
 ) -> None:
     finish(suite, tmp_path / "runs", "three", 0, 90.0)
     lorebench(
-        *(suite, "--results", tmp_path / "runs", "--json", tmp_path / "plan.json"),
+        *(suite, "--results", tmp_path / "runs", "--out", tmp_path / "plan.json"),
         *("--device-gib", "8", "--max-batch"),
     )
     made = json.loads((tmp_path / "plan.json").read_text())
@@ -244,8 +244,9 @@ def test_where_ranks_came_from_is_said(lorebench: Callable[..., Said], suite: Pa
         (["--max-seq"], "--max-seq needs the size of a device"),
         (["--ranks", "unknown"], "--ranks unknown: known: upper"),
         (["--ranks", "./none.json"], "--ranks ./none.json: cannot be read"),
-        (["--json", "/none/plan.json"], "--json /none/plan.json: no file can be written there"),
-        (["--json", "/proc/plan.json"], "--json /proc/plan.json: no file can be written there"),
+        (["--out", "/none/plan.json"], "--out /none/plan.json: no file can be written there"),
+        (["--out", "/proc/plan.json"], "--out /proc/plan.json: no file can be written there"),
+        (["--out", "plan.csv"], "its ending says no format; name a file that ends in .txt, .md, .tex, .json"),
         (
             ["--data", str(ROOT / "pyproject.toml")],
             "'.toml' says nothing about how to read it",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import types
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from harness.strict_yaml import Written
 Model = TypeVar("Model", bound=BaseModel)
 Path = tuple[int | str, ...]
 
+#: The likeness of a key to one of its own section from which it is no key of another section.
+MISSPELT = 0.8
 _NUMBER = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 _SECTION = "a section, as {{key: value}}"
 #: What is allowed, by the error type of pydantic; in braces what pydantic knows about it.
@@ -132,7 +135,8 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> tuple[Path, bool, 
         source = [f" of source {_tag(model)}" for model in models if _tag(model) in first["loc"]]
         # Fields that a representation leaves out are filled by the code: nobody is told of them.
         known = {name for model in models for name, field in model.model_fields.items() if field.repr}
-        elsewhere = [] if source else settings_named(str(name), cls)
+        misspelt = difflib.get_close_matches(str(name), known, cutoff=MISSPELT)
+        elsewhere = [] if misspelt or len(parents) > 1 or source else settings_named(str(name), cls)
         hint = did_you_mean(elsewhere) if elsewhere else nearest(str(name), known)
         return path, True, f"unknown key {shown(name)}{inside}{''.join(source)}; {hint}"
     if kind == "missing":

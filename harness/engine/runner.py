@@ -21,6 +21,7 @@ from harness.engine.forecast.admission import refusals
 from harness.engine.process import attempt
 from harness.engine.process.carry_out import Limits, carry_out
 from harness.engine.process.child import WORKER
+from harness.engine.process.forks import Forks
 from harness.engine.process.interrupts import raised, shielded
 from harness.engine.process.job import Job
 from harness.engine.process.lock import Lock
@@ -109,7 +110,7 @@ def sweep(suite: Suite, settings: Settings, display: Display, rerun: Callable[[R
             for key, run in runs
         ]
         with display, device_lock(plan.device, settings.cache, display, plan.device_id) as device:
-            return _carry_out_all(jobs, rerun, settings, display, plan.device_bytes, device)
+            return _carry_out_all(jobs, rerun, settings, display, plan, device)
 
 
 def _carry_out_all(
@@ -117,7 +118,7 @@ def _carry_out_all(
     rerun: Callable[[Run], str],
     settings: Settings,
     display: Display,
-    device_bytes: int | None,
+    plan: resolution.Plan,
     device: Lock,
 ) -> Sweep:
     began = time.monotonic()
@@ -129,18 +130,24 @@ def _carry_out_all(
     result = Sweep(folder, kept)
     result.inputs = {job.run_id: job.inputs for job in jobs}
     todo = [replace(job, rerun=rerun(job.run)) for job in jobs if job.run_id not in result.records]
-    if device_bytes is not None and not settings.force:
+    if plan.device_bytes is not None and not settings.force:
         # A config that has run here fits, whatever its seed.
         unsure = [job.run for job in todo if estimates.known(job.run) is None]
         result.refused = refusals(
-            unsure, jobs[0].device, device_bytes, settings.cache, settings.command, display.note
+            unsure, plan.device, plan.device_bytes, settings.cache, settings.command, display.note
         )
         todo = [job for job in todo if job.run_id not in result.refused]
     for reason in dict.fromkeys(result.refused.values()):
         display.note(f"refused: {reason}")
     display.begin(total=len(jobs), done=len(result.records))
-    progress = _Progress(settings, display, result, found, estimates, todo, device.inherited, began)
-    progress.carry_out()
+    # What a fork inherits is for runs that need neither a GPU nor the hub; a single run gains nothing by it.
+    with Forks(
+        settings.command, display.note, plan.local and plan.device == "cpu" and len(todo) > 1
+    ) as forks:
+        progress = _Progress(
+            settings, display, result, found, estimates, todo, device.inherited, forks, began
+        )
+        progress.carry_out()
     if progress.failed_again:
         display.note(
             f"{progress.failed_again} new attempts failed and replace no record: the same command tries "
@@ -164,10 +171,11 @@ class _Progress:
         estimates: Estimates,
         todo: Sequence[Job],
         descriptors: Sequence[int],
+        forks: Forks,
         began: float,
     ) -> None:
         self.settings, self.display, self.result, self.found = settings, display, result, found
-        self.estimates, self.descriptors, self.began = estimates, descriptors, began
+        self.estimates, self.descriptors, self.forks, self.began = estimates, descriptors, forks, began
         self.todo = deque(todo)
         self.time_left = TimeLeft(estimates, [job.run for job in todo])
         self.claims: dict[str, Lock] = {}
@@ -255,14 +263,14 @@ class _Progress:
             self.display.event(event)
 
         self.display.start(run, self.time_left.seconds())
+        self.forks.prepare()
         started = time.monotonic()
         limits = Limits(self.settings.deadline_s, self.settings.grace_s)
         attempts = (earlier.outcome.attempts or 0) if earlier and not attempt.has_ended(earlier) else 0
         at = attempt.begin(job, earlier)
         try:
-            record = carry_out(
-                at, self.settings.command, limits, on_event, attempts, (*self.descriptors, *claim.inherited)
-            )
+            inherited = (*self.descriptors, *claim.inherited)
+            record = carry_out(at, self.settings.command, limits, on_event, attempts, inherited, self.forks)
         except BaseException:
             with suppress(OSError, UserError):  # the next sweep looks after what is left
                 attempt.end(job, at, earlier)

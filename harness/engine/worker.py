@@ -13,10 +13,8 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads collapse beside a busy neighbour
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import ctypes
 import gc
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import DatasetsData, HubModel, Run, TaskData
 from harness.digests import Digests
-from harness.engine.process import parent_watch
+from harness.engine.process import forks, parent_watch
 from harness.engine.process.job import Job
 from harness.engine.run.record_writer import RecordWriter, take_stdout
 from harness.errors import EXIT_BAD_INPUT, UserError, one_line
@@ -37,7 +35,13 @@ from harness.validation import validate
 if TYPE_CHECKING:
     from harness.engine.run.inputs import InputHashes
 
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+#: What runs import, and how, so that no thread is started and the hub stays unasked.
+LIBRARIES = (
+    *("harness.engine.run.phases", "harness.engine.run.outcome"),
+    *("transformers.models.llama.modeling_llama", "lm_eval.models.huggingface", "lm_eval.tasks"),
+)
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
 
 def run_job(path: Path) -> int:
@@ -128,8 +132,7 @@ def _go_offline_where_nothing_is_remote(*runs: Run) -> bool:
     """Switch access to the hub off unless a run names something there; return whether it is off."""
     local = not any(map(_names_something_remote, runs))
     if local:  # local input needs no network
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        os.environ["HF_DATASETS_OFFLINE"] = "1"
+        os.environ.update(OFFLINE)
     return local
 
 
@@ -149,8 +152,8 @@ def _die_with_the_parent() -> None:
 
     The Linux kernel does the same: a thread of Python cannot act while native code holds the interpreter.
     """
-    if parent_watch.watch(lambda: os._exit(1)) and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent_watch.watch(lambda: os._exit(1)):
+        forks.end_with_parent()
 
 
 def simulate(request: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> None:
@@ -191,13 +194,15 @@ REQUESTS = {"simulate": simulate, "check": check, "calibrate": calibrate}
 
 
 def main(arguments: list[str]) -> int:
-    """Answer a request, one line on standard input, or carry out `run JOB`."""
+    """Answer a request, one line on standard input, or carry out `run JOB`; `fork` does so in forks."""
+    if arguments == ["fork"]:
+        arguments = forks.serve(LIBRARIES, {**OFFLINE, **NO_THREADS})
     if len(arguments) == 2 and arguments[0] == "run":
         _die_with_the_parent()
         return run_job(Path(arguments[1]))
     if len(arguments) != 1 or arguments[0] not in ("resolve", *REQUESTS):
         names = " | ".join(("resolve", *REQUESTS))
-        raise SystemExit(f"usage: python -m harness.engine.worker {names} | run JOB.json")
+        raise SystemExit(f"usage: python -m harness.engine.worker {names} | run JOB.json | fork")
     request = json.loads(sys.stdin.readline())
     _die_with_the_parent()
     answers = take_stdout()

@@ -241,7 +241,9 @@ def stub_campaign(kills: int, seed: int, folder: Path, count: int = 6) -> tuple[
 
 def real_campaign(kills: int, seed: int, folder: Path) -> tuple[Counter[str], list[str]]:
     """Do the same with the real worker and a tiny model."""
-    from test_faults import QUICK, tiny, write_inputs
+    from test_faults import tiny, write_inputs
+
+    from harness.engine.process.child import WORKER
 
     os.environ |= {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     choose, said, faults, round_ = random.Random(seed), Counter[str](), [], 0
@@ -249,7 +251,7 @@ def real_campaign(kills: int, seed: int, folder: Path) -> tuple[Counter[str], li
     while sum(said.values()) < kills:
         mode, place = MODES[round_ % 2], folder / str(round_)
         place.mkdir()
-        campaign = Campaign(place, [tiny(folder, seed=seed) for seed in range(3)], QUICK, mode)
+        campaign = Campaign(place, [tiny(folder, seed=seed) for seed in range(3)], WORKER, mode)
         said += disturb(campaign, kills - sum(said.values()), choose, 12.0)
         faults += [f"round {round_}, {mode}: {fault}" for fault in campaign.faults]
         round_ += 1

@@ -433,7 +433,7 @@ from harness.engine import worker
 def stuck(*_):
     Path("pid").write_text(f"{os.getpid()}\\n")
     ctypes.PyDLL(None).sleep(600)  # native code that does not let other threads run
-worker.resolve = worker.simulate = stuck
+worker.resolve = worker.REQUESTS["simulate"] = stuck
 sys.exit(worker.main(sys.argv[1:]))
 """
 ASKING = """

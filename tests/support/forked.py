@@ -101,13 +101,9 @@ def serve(owner: str) -> None:
 def _become(streams: list[int], arguments: list[str], folder: str, variables: dict[str, str]) -> None:
     """Run a module as Python would in a process of its own, and end."""
     from harness import imports
+    from harness.engine.process import forks
 
-    os.setsid()
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", 1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    forks.become(streams)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)

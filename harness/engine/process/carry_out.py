@@ -16,6 +16,7 @@ from typing import cast
 from harness import record as records
 from harness.engine.process import attempt
 from harness.engine.process.child import Event, OnEvent, Worker
+from harness.engine.process.forks import Forks
 from harness.engine.process.interrupts import Interrupted, interruptible
 from harness.engine.process.job import Job
 from harness.errors import EXIT_BAD_INPUT, UserError
@@ -45,12 +46,13 @@ def carry_out(
     on_event: OnEvent,
     attempts: int = 0,
     descriptors: Sequence[int] = (),
+    forks: Forks | None = None,
 ) -> Record:
     """Run a job in a worker and return its record; whatever happens to its files is an `error`.
 
     Its status is `interrupted` if the input was bad, or if something outside ended the worker, unless that
     happened to `attempts` before it. A signal to this process is recorded as `interrupted` and raised again.
-    The worker inherits `descriptors`.
+    The worker inherits `descriptors`, and is one of `forks` where that can be.
     """
     phase: Phase = "load"
     said = ""
@@ -65,7 +67,7 @@ def carry_out(
     try:
         _clear(job, attempts)
         killed_before = kernel_kills()
-        worker = Worker([*command, "run", str(job.file)], job.log, descriptors)
+        worker = Worker([*command, "run", str(job.file)], job.log, descriptors, forks)
     except OSError as error:
         return _complete(job, Outcome(status=_status(error), phase=phase, message=f"cannot start: {error}"))
     end: tuple[Status, str] | None = None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import imports
+from harness.engine.process.forks import Forks
 from harness.engine.process.interrupts import interruptible, postpone
 from harness.files import private
 
@@ -33,10 +34,16 @@ class Worker:
     So it cannot outlive this process: when this one is killed, the pipe closes.
     """
 
-    def __init__(self, argv: Sequence[str], log: Path, descriptors: Sequence[int] = ()) -> None:
-        """Start the process, which inherits `descriptors`; OSError where it or its log cannot be made."""
+    def __init__(
+        self, argv: Sequence[str], log: Path, descriptors: Sequence[int] = (), forks: Forks | None = None
+    ) -> None:
+        """Start the process, a fork where that can be; OSError where it or its log cannot be made.
+
+        It inherits `descriptors`.
+        """
         with open(log, "wb", opener=private) as file:
-            self.process = subprocess.Popen(
+            fork = forks.start(argv, file.fileno(), descriptors) if forks else None
+            self.process = fork or subprocess.Popen(
                 argv,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -23,7 +23,8 @@ class Plan:
 
     `device_bytes` is the total memory of the device, None if unknown. `device_id` names the same piece of
     hardware however it is numbered for a process, None if unknown. `inputs` are the hashes of what a run
-    reads, by its id and then by name, where these were asked for.
+    reads, by its id and then by name, where these were asked for. `local`: all that was asked for is on this
+    machine.
     """
 
     runs: tuple[Run, ...]
@@ -32,6 +33,7 @@ class Plan:
     device_bytes: int | None = None
     device_id: str | None = None
     inputs: Mapping[str, dict[str, str]] = field(default_factory=dict)
+    local: bool = False
 
 
 def resolve(
@@ -72,7 +74,7 @@ def resolve(
         for number, run in zip(first, resolved, strict=True)
         if number in hashes
     }
-    return Plan(resolved, *machine, content.get("device_id"), inputs)
+    return Plan(resolved, *machine, content.get("device_id"), inputs, content.get("local") is True)
 
 
 def _content(command: Sequence[str], request: Mapping[str, Any]) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def mlflow(session: nox.Session) -> None:
     place = ROOT / ".nox" / "mlflow"
     needed = (
         "mlflow-skinny>=3",
-        *("pytest", "typer", "pydantic", "pyyaml", "rich", "numpy", "pandas", "psutil"),
+        *("pytest", "typer", "pydantic", "pyyaml", "rich", "numpy", "pandas", "psutil", "threadpoolctl"),
     )
     for name, packages in {"server": ("mlflow>=3",), "client": needed}.items():
         session.run(sys.executable, "-m", "venv", "--clear", str(place / name), external=True)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from harness.tables.compare.statistics import ALPHA
 from harness.tables.history import divergence
@@ -51,13 +52,24 @@ def change_points(
     segments is tested until one is not significant at 5 %, so that a series without changes has any with
     that probability.
     """
-    divergence.keep_memory()
-    found: list[Change] = []
     blocks = [0] * len(values) if blocks is None else blocks
     levels, ranks = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True)
     series = _Values(ranks, np.diff(levels), np.asarray(places), np.asarray(blocks))
-    segments = [(0, len(values))]
-    random = np.random.default_rng(seed)
+    divergence.keep_memory()
+    with _libraries().limit(limits=1, user_api="blas"):
+        return _search(series, np.random.default_rng(seed))
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """Return the libraries of numpy: on matrices this small, their threads wait for each other."""
+    return ThreadpoolController()
+
+
+def _search(series: _Values, random: np.random.Generator) -> list[Change]:
+    """Split the segment with the largest divergence, until that is not significant."""
+    found: list[Change] = []
+    segments = [(0, len(series.ranks))]
     while True:
         best = [series.best(*segment) for segment in segments]
         place = max(range(len(best)), key=lambda index: best[index][0])

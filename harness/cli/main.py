@@ -6,6 +6,7 @@ What takes time to import is imported within `main`, so that Ctrl-C is heard fro
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import re
 import signal
@@ -17,11 +18,14 @@ from contextlib import contextmanager, suppress
 #: Exit codes as a shell gives them to a command that a signal ended: 128 + the signal.
 EXIT_INTERRUPTED, EXIT_PIPE_CLOSED = 130, 141
 LONGEST_PATH = 200
+#: New objects between searches for garbage; with 700, those of 10,000 records take a sixth of the time.
+COLLECTED_AFTER = 100_000
 STOPPED = "lorebench: stopped; the same command continues"
 
 
 def main() -> None:
     """Run the command line and exit; bad input, also a path that cannot exist, is one line and code 2."""
+    gc.set_threshold(COLLECTED_AFTER)
     code = _guarded()
     try:
         if sys.stdout is not None:

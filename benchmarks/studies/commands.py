@@ -32,14 +32,14 @@ METHODS = ("full", "lora", "galore", "welore", "velora")
 OF_SEED = RATES * len(METHODS)
 RUNS_OF_COMMIT = 50
 #: Commands with their arguments and the exit code that each must end with. SUITE, BASE, CAND, HISTORY and RUN
-#: stand for what is written, OUT for a new folder. The weights of RUN were not kept.
+#: stand for what is written, OUT and FILE for a new folder and file. The weights of RUN were not kept.
 COMMANDS = {
     "run": ("run SUITE --results BASE --device cpu", 0),
     "report": ("report SUITE --results BASE --out OUT", 0),
     "plan": ("plan SUITE --results BASE --device cpu", 0),
     "export": ("export RUN OUT --results BASE", 2),
     "paper": ("paper all --results BASE", 0),
-    "gate": ("gate BASE CAND --out OUT", 0),
+    "gate": ("gate BASE CAND --out FILE", 0),
     "history": (f"history {SUITE} --results HISTORY", 0),
 }
 
@@ -76,7 +76,8 @@ def measure(command: str, expected: int, words: dict[str, str], folder: Path) ->
     found = []
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         for turn in ("cold", "warm"):
-            out = {"OUT": str(Path(cache) / f"out-{turn}")}
+            new = str(Path(cache) / f"out-{turn}")
+            out = {"OUT": new, "FILE": f"{new}.md"}
             arguments = [(words | out).get(word, word) for word in command.split()]
             before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
             ended = subprocess.run(

@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,27 +28,24 @@ def combinations(content: Written) -> Iterator[Written]:
     empty = Written({}, content.where)
     base = _together(empty, content.value.get("base", empty))
     matrix, rows = content.value.get("matrix", empty), content.value.get("rows")
-    _check_axes(matrix)
-    axes = [list(_entries(matrix, axis)) for axis in matrix.value]
+    axes = {axis: list(_entries(matrix, axis)) for axis in matrix.value}
+    _check_axes(matrix, axes)
     sections = [empty] if rows is None else _each_once("row", rows)
-    count = math.prod(map(len, axes)) * len(sections)
+    count = math.prod(map(len, axes.values())) * len(sections)
     if count > MOST_RUNS:
         raise UserError(f"{matrix.where}: {count:,} runs in one suite; at most {MOST_RUNS:,}")
     for row in sections:
-        for chosen in itertools.product(*axes):
+        for chosen in itertools.product(*axes.values()):
             yield _together(base, *chosen, row)
 
 
-def _check_axes(matrix: Written) -> None:
-    """Raise UserError for a setting that two axes vary."""
-    seen: set[str] = set()
-    for axis in matrix.value:
-        for key in settings_of(axis):
-            if key in seen:
-                raise UserError(
-                    f"{matrix.keys[axis]}: matrix {axis!r}: {key!r} varies in two axes; name it once"
-                )
-            seen.add(key)
+def _check_axes(matrix: Written, axes: dict[str, list[Written]]) -> None:
+    """Raise UserError for a setting that two axes vary, in whichever of their entries."""
+    refuse_twice(
+        (matrix.keys[axis], f"{key} of matrix {axis!r}", [entry.value[key] for entry in entries], key)
+        for axis, entries in axes.items()
+        for key in settings_of(axis)
+    )
 
 
 def _entries(matrix: Written, axis: str) -> Iterator[Written]:
@@ -97,14 +94,37 @@ def _together(settings: Written, *sections: Written) -> Written:
 @functools.lru_cache(maxsize=MOST_RUNS)
 def _check_each_leaf(section: Written) -> None:
     """Raise UserError for a setting that a section gives twice."""
+    refuse_twice((section.keys[key], key, [value], key) for key, value in section.value.items())
+
+
+def refuse_twice(given: Iterable[tuple[str, str, Sequence[Written], str]]) -> None:
+    """Raise UserError for a setting given twice, or given beside a whole section that would replace it.
+
+    Each item is a place and a name for messages, with the values of a dotted key, of which a run has one.
+    """
     seen: dict[tuple[str, ...], str] = {}
-    for key, value in section.value.items():
-        for leaf in _leaves(tuple(key.split(".")), value):
+    within: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {}
+    for where, name, values, key in given:
+        own = {leaf for value in values for leaf in _leaves(tuple(key.split(".")), value)}
+        for leaf in sorted(own):
             if leaf in seen:
                 raise UserError(
-                    f"{section.keys[key]}: {'.'.join(leaf)} is given twice, as {seen[leaf]} and {key}"
+                    f"{where}: {'.'.join(leaf)} is given twice, first by {seen[leaf]}; give it once"
                 )
-            seen[leaf] = key
+            whole = next((part for part in _around(leaf) if part in seen), leaf)
+            inner, first = (leaf, seen[whole]) if whole in seen else within.get(leaf, (leaf, ""))
+            if first:
+                raise UserError(
+                    f"{where}: {'.'.join(inner)} is given beside the whole of {'.'.join(whole)}, first by "
+                    f"{first}; write one section with both"
+                )
+        seen |= dict.fromkeys(own, name)
+        within |= {part: (leaf, name) for leaf in own for part in _around(leaf)}
+
+
+def _around(path: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Return the sections that a setting lies in."""
+    return [path[:depth] for depth in range(1, len(path))]
 
 
 def _leaves(path: tuple[str, ...], value: Written) -> Iterator[tuple[str, ...]]:

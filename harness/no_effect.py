@@ -29,13 +29,16 @@ def refuse_shared(runs: Sequence[Run], of_options: bool = False) -> None:
     """Raise UserError for the first setting that no run acts on; `of_options`: only if an option gave it."""
     different: dict[tuple[int, ...], Run] = {}
     for run in runs:  # most differ in their seed or method alone
-        different.setdefault(tuple(map(id, (run.model, run.data, run.train, run.evaluate))), run)
+        different.setdefault(
+            tuple(map(id, (run.model, run.data, run.train, run.evaluate, run.misfit is None))), run
+        )
     for shared in _SHARED:
         given = [run for run in different.values() if shared.is_given(run)]
-        if not given or any(map(shared.is_used, given)):
+        fitting = [run for run in given if run.misfit is None]  # of others, the misfit is to blame
+        if not fitting or any(map(shared.is_used, given)):
             continue
         emptied = any(str(run.place(("evaluate", "tasks"))).startswith("--data") for run in given)
-        place = str(given[0].place(shared.setting.split(".")))
+        place = str(fitting[0].place(shared.setting.split(".")))
         if not (shared.of_tasks and emptied) and (place.startswith("--") or not of_options):
             raise UserError(f"{place}: {shared.setting} has no effect: {shared.because}")
 

@@ -257,14 +257,16 @@ class _Reading:
                 raise self._refuse(name, f"the key {key[:SHOWN]!r} is given twice, first at {keys[key]}")
             content[key], keys[key] = self._build(value), self._place(name)
         items = {key: item.written for key, item in content.items()}
+        replaces = node.tag == _REPLACE
         for part in merged:  # the first of several wins
             self._check_nothing_dropped(items, keys, part.written)
+            replaces |= part.written.replaces
             items = part.written.value | items
             keys = part.written.keys | keys
         parts = [*content.values(), *merged]
         size = 1 + sum(map(len, content)) + sum(part.size for part in parts)
         depth = 1 + max((part.depth for part in parts), default=0)
-        return _Built(Written(items, self._place(node), keys, node.tag == _REPLACE), size, depth)
+        return _Built(Written(items, self._place(node), keys, replaces), size, depth)
 
     def _check_nothing_dropped(self, own: dict[str, Written], keys: dict[str, str], merged: Written) -> None:
         """Refuse a section that would take the place of one merged by `<<`, where others are merged by key.
@@ -276,6 +278,7 @@ class _Reading:
             if key == "method" or item.replaces or under is None or under is item:
                 continue
             if isinstance(item.value, dict) and isinstance(under.value, dict):
+                self._check_nothing_dropped(item.value, item.keys, under)
                 lost = [name for name in under.value if name not in item.value]
                 if lost:
                     raise UserError(

@@ -18,7 +18,7 @@ from harness.config import LARGEST_SEED, Run, Strict
 from harness.credentials import shown
 from harness.errors import UserError, did_you_mean, listed, nearest
 from harness.files import ROOT, visible
-from harness.merging import MOST_RUNS, combinations, settings_of, with_setting
+from harness.merging import MOST_RUNS, combinations, refuse_twice, settings_of, with_setting
 from harness.strict_yaml import Written
 from harness.validation import Validator, settings_named, validate
 
@@ -37,15 +37,19 @@ NAMES = ("label", "method", "run_id", "config_id", "tier", "quantity")
 
 @dataclass(frozen=True)
 class Override:
-    """A value from the command line for a dotted setting; it wins over the file."""
+    """A value from the command line for a dotted setting; it wins over the file.
+
+    Another option may give the setting, too, where this one only follows from an option: `yields`.
+    """
 
     key: str
     value: Written
+    yields: bool = False
 
     @classmethod
-    def of(cls, key: str, value: Any, option: str) -> Override:
+    def of(cls, key: str, value: Any, option: str, yields: bool = False) -> Override:
         """Return an override by a plain value."""
-        return cls(key, strict_yaml.lift(value, option))
+        return cls(key, strict_yaml.lift(value, option), yields)
 
 
 class SuiteFile(Strict):
@@ -132,8 +136,8 @@ class Suite:
     def only(self, conditions: Sequence[str]) -> Suite:
         """Return the runs that match one of the conditions on each key; UserError where none does."""
         wanted: dict[str, list[Any]] = {}
-        for text in conditions:
-            key, value = parse_condition(text)
+        parsed = [parse_condition(text) for text in conditions]
+        for key, value in parsed:
             wanted.setdefault(key, []).append(value)
         found = list(self.runs)
         for key, values in wanted.items():
@@ -143,6 +147,11 @@ class Suite:
                     f"--only {shown(' '.join(conditions))}: no run matches; {_values(found, key)}"
                 )
             found = left
+        for text, (key, value) in zip(conditions, parsed, strict=True):
+            if not any(_matches(run, key, [value]) for run in found):
+                raise UserError(
+                    f"--only {shown(text)}: no run matches it and the other conditions; {_values(found, key)}"
+                )
         return replace(self, runs=tuple(found))
 
     def selector(self, run: Run) -> list[str]:
@@ -175,6 +184,7 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     or on the option of the command line, that it came from. Equal runs of one label are one run: a row may
     fix what the matrix varies. `Suite.checked` refuses what overrides make of the runs that are selected.
     """
+    check_each_once(overrides)
     file = find(Path(path))
     content = strict_yaml.read(file)
     written = validate(SuiteFile, content, where=str(file))
@@ -183,11 +193,19 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     if not runs:
         raise UserError(f"{file}: the suite has no runs; give `matrix` or `rows` at least one entry")
     no_effect.refuse_shared(runs)
-    _check_baseline(written, content, runs)
+    if all(override.key != "method" for override in overrides):  # else with labels of their own
+        _check_baseline(written, content, runs)
     varied = [key for axis in written.matrix for key in settings_of(axis)]
     varied += [key for row in written.rows for key in row]
     axes = tuple(key for key in dict.fromkeys(varied) if key not in ("label", "method", "seed"))
     return Suite(written.suite, written.question, written.baseline, runs, axes)
+
+
+def check_each_once(overrides: Sequence[Override]) -> None:
+    """Raise UserError for a setting that two options give, or that one gives beside all of its section."""
+    refuse_twice(
+        (each.value.where, each.value.where, [each.value], each.key) for each in overrides if not each.yields
+    )
 
 
 def _overridden(settings: Written, overrides: Sequence[Override], runs: _Runs) -> Run:
@@ -196,7 +214,9 @@ def _overridden(settings: Written, overrides: Sequence[Override], runs: _Runs) -
     try:
         for override in overrides:
             changed = with_setting(changed, override.key, override.value, override.value.where)
-        return runs.of(changed)
+        run = runs.of(changed)
+        _check_label(run, settings, overrides)
+        return run
     except UserError as error:
         run = runs.of(settings)
         for override in overrides:
@@ -204,6 +224,19 @@ def _overridden(settings: Written, overrides: Sequence[Override], runs: _Runs) -
                 changed = with_setting(settings, override.key, override.value, override.value.where)
                 run, settings = runs.of(changed), changed
         return run.written_as(settings, misfit=error)
+
+
+def _check_label(run: Run, settings: Written, overrides: Sequence[Override]) -> None:
+    """Raise UserError where an override of the method would stand under the label of the file's method."""
+    given = {override.key: override.value for override in overrides}
+    method, old = given.get("method"), settings.value.get("method")
+    if run.label is None or method is None or old is None or "label" in given:
+        return
+    if old.plain() != method.plain():
+        raise UserError(
+            f"{method.where}: another method under the label {shown(run.label)}; give a label, too: "
+            "--set label=NAME"
+        )
 
 
 class _Runs:

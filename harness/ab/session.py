@@ -29,10 +29,13 @@ if TYPE_CHECKING:
 
 
 def check_settings(settings: Sequence[str]) -> None:
-    """Refuse an override of `repeat`, which numbers the runs of a row."""
+    """Refuse an override of `repeat`, which numbers the runs of a row, and of their seeds."""
     for text in settings:
-        if parse_override(text).key == "repeat":
+        key = parse_override(text).key
+        if key == "repeat":
             raise UserError(f"--set {text}: the runs of a row are numbered here; set how many by --repeats")
+        if key == "seed":
+            raise UserError(f"--set {text}: give seeds by --seed")
 
 
 def control_row(suite: Suite, control: str | None) -> str | None:

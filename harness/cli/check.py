@@ -29,6 +29,7 @@ def check(
     Exit code 0 when all is well, 1 when a check failed. A plug-in is code: it runs as you.
     """
     given = [suites.parse_override(text) for text in settings or ()]
+    suites.check_each_once(given)
     options = {override.key: override.value.plain() for override in given}
     counts = dict.fromkeys(("ok", "failed", "not tried"), 0)
     for event in _answers({"method": method, "options": options}):

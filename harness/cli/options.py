@@ -6,7 +6,6 @@ import functools
 import inspect
 import re
 import shlex
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ def _model_override(model: str | None) -> list[Override]:
     if model is None:
         return []
     refuse_secrets(model, "--model")
-    section: dict[str, Any]
+    option, implied = f"--model {shown(model)}", dict[str, Any]()
     if _is_path(model, "--model"):
         section = {"source": "local", "path": model}
     else:
@@ -38,8 +37,9 @@ def _model_override(model: str | None) -> list[Override]:
             raise UserError(
                 f"--model {shown(model)}: neither a folder here nor a hub id, as OWNER/NAME@REVISION"
             )
-        section = {"source": "hub", "id": name, "revision": revision or "main"}
-    return [Override.of("model", section, f"--model {shown(model)}")]
+        section = {"source": "hub", "id": name} | ({"revision": revision} if revision else {})
+        implied = {} if revision else {"revision": "main"}
+    return [Override.of("model", section, option), Override.of("model", implied, option, yields=True)]
 
 
 def _data_override(data: Sequence[str] | None) -> list[Override]:
@@ -53,24 +53,26 @@ def _data_override(data: Sequence[str] | None) -> list[Override]:
     for item in data:
         refuse_secrets(item, "--data")
     section: dict[str, Any]
+    implied: dict[str, Any]
     if all(_is_path(item, "--data") or endings.names_a_file(item) for item in data):
         section = {"source": "files", "paths": list(data)}
         kinds = {endings.kind(item) for item in data}
-        section |= {} if "plain text" in kinds else {"separator": None}
-        section |= {} if "JSON lines" in kinds else {"field": "text", "template": None}
+        implied = {} if "plain text" in kinds else {"separator": None}
+        implied |= {} if "JSON lines" in kinds else {"field": "text", "template": None}
     elif len(data) == 1:
         name, _, revision = data[0].partition("@")
         if not HUB_ID.fullmatch(name):
             raise UserError(
                 f"--data {shown(data[0])}: neither a file here nor a `datasets` id, as OWNER/NAME@REVISION"
             )
-        section = {"source": "datasets", "id": name, "revision": revision or "main"}
-        section |= {"name": None, "split": "train"}
+        section = {"source": "datasets", "id": name} | ({"revision": revision} if revision else {})
+        implied = {"name": None, "split": "train"} | ({} if revision else {"revision": "main"})
     else:
         raise UserError(f"--data {' '.join(data)}: give several files or one `datasets` id, not a mixture")
     option = f"--data {shown(' '.join(data))}"
-    changes = {"data": section, "evaluate.perplexity": ["heldout"], "evaluate.tasks": []}
-    return [Override.of(key, value, option) for key, value in changes.items()]
+    follows = {"data": implied, "evaluate.perplexity": ["heldout"], "evaluate.tasks": []}
+    others = [Override.of(key, value, option, yields=True) for key, value in follows.items()]
+    return [Override.of("data", section, option), *others]
 
 
 def _is_path(text: str, option: str) -> bool:
@@ -146,9 +148,8 @@ class Selection:
         """Return the suite with its overrides and seeds; what is selected of it is still to be checked."""
         overrides: list[Override] = [*_model_override(self.model), *_data_override(self.data)]
         given = [suites.parse_override(text) for text in self.settings or ()]
-        for key, count in Counter(override.key for override in given).items():
-            if count > 1:
-                raise UserError(f"--set {shown(key)} is given {count} times; name each setting once")
+        if self.seed and (twice := [override for override in given if override.key == "seed"]):
+            raise UserError(f"{twice[0].value.where}: --seed gives the seed, too; leave one of them out")
         overrides += given
         return suites.expand(self.suite, overrides).with_seeds(self.seed or ())
 

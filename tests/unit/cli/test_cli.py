@@ -195,14 +195,17 @@ def test_a_mistake_in_a_suite_is_one_line(
         (["--data", "a.txt", "--data", "some/set"], "not a mixture"),
         (["--device", "gpu"], "no device 'gpu'; use auto, cpu, cuda or cuda:N"),
         (
-            ["--set", "method={uniform: {err: 1.5}}"],
+            ["--set", "method={uniform: {err: 1.5}}", "--set", "label=full"],
             "method uniform: err: give a number below 1, not 1.5",
         ),
         (
-            ["--set", "method={uniform: {err: 0}}"],
+            ["--set", "method={uniform: {err: 0}}", "--set", "label=full"],
             "method uniform: err: give a number above 0, not 0",
         ),
-        (["--set", "method={lora: {ranc: 1}}"], "method lora: unknown key 'ranc'; did you mean 'rank'?"),
+        (
+            ["--set", "method={lora: {ranc: 1}}", "--set", "label=full"],
+            "method lora: unknown key 'ranc'; did you mean 'rank'?",
+        ),
         (["--data", "./none.txt"], "no file at none.txt"),
         (["--model", "./none"], "no model folder at none"),
         (["--set", "suite=x"], "unknown key 'suite'"),

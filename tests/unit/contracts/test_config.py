@@ -169,8 +169,8 @@ def test_the_base_alone_is_one_run(load):
 
 def test_runs_of_a_suite_do_not_change_each_other(load):
     shared = {"full": {"option": {"deep": 1}}}
-    rows = [{"method": shared}, {"method": shared, "method.full.option.deep": 2}]
-    first, second = load({"suite": "s", "rows": rows}).runs
+    rows = [{}, {"method.full.option.deep": 2}]
+    first, second = load({"suite": "s", "base": {"method": shared}, "rows": rows}).runs
     assert first.method[0].options == {"option": {"deep": 1}}
     assert second.method[0].options == {"option": {"deep": 2}}
 
@@ -240,10 +240,9 @@ def test_an_override_that_says_nothing_is_refused(text):
         parse_override(text)
 
 
-def test_overrides_win_over_rows_and_matrix_and_the_last_one_wins(load):
+def test_overrides_win_over_rows_and_matrix(load):
     content = {"suite": "s", "matrix": {"train.lr": [0.1]}, "rows": [{"method": "full", "train.lr": 0.2}]}
     assert load(content, "train.lr=0.3").runs[0].train.lr == 0.3
-    assert load(content, "train.lr=0.3", "train.lr=0.4").runs[0].train.lr == 0.4
 
 
 # ---------------------------------------------------------------------------------------- mistakes

@@ -95,7 +95,7 @@ def test_a_plugin_with_the_name_of_another_module_is_one_line(folder: Path, name
     place = folder / (f"{name}/__init__.py" if (folder / name).is_dir() else f"{name}.py")
     place.write_text(PLUGIN)
     said = call(
-        folder, "-m", "harness.cli", "run", "here.yaml", f"--set=method={name}:Still", "--only=label=mine"
+        folder, "-m", "harness.cli", "run", "here.yaml", f"--set=method={name}:Still", "--set=label=mine"
     )
     assert said.returncode == 2
     assert said.stderr.count("\n") == 1, said.stderr

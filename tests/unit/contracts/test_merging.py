@@ -132,8 +132,61 @@ def test_another_model_keeps_nothing_of_the_old_one(tmp_path: Path) -> None:
 def test_overrides_merge_in_their_order(load: Load) -> None:
     run = load(BASE, "train={lr: 0.1}", "train.steps=9", "train={batch: 2}").runs[0]
     assert (run.train.lr, run.train.steps, run.train.batch) == (0.1, 9, 2)
-    run = load(BASE, "train=!replace {lr: 0.1}", "train.steps=9").runs[0]
-    assert (run.train.lr, run.train.steps, run.train.batch) == (0.1, 9, 16)
+
+
+ONE_PATH = "suite: s\nbase: {method: full}\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("train.lr: 0.5, train: !replace {steps: 3}", "train.lr is given beside the whole of train"),
+        ("train: !replace {steps: 3}, train.lr: 0.5", "train.lr is given beside the whole of train"),
+        ("method.lora.rank: 4, method: full", "method.lora.rank is given beside the whole of method"),
+        ("method: {lora: {rank: 4}}, method.lora.alpha: 1", "method.lora.alpha is given beside the whole of"),
+        ("train.lr: 0.5, train: {lr: 0.25}", "train.lr is given twice, first by "),
+        ("train: {betas: [0, 0]}, train.betas: [0, 0]", "train.betas is given twice, first by "),
+    ],
+)
+def test_no_setting_drops_another_of_the_same_section_or_command(load: Load, given: str, says: str) -> None:
+    with pytest.raises(UserError, match=rf"some.yaml:3: {says}"):
+        load(f"{ONE_PATH}rows: [{{label: a, {given}}}]")
+    options = given.replace(", train", "\ntrain").replace(", method", "\nmethod").replace(": ", "=", 1)
+    first, second = options.split("\n")
+    with pytest.raises(UserError, match=rf"--set .*: {says}"):
+        load(ONE_PATH, first, second.replace(": ", "=", 1))
+
+
+@pytest.mark.parametrize(
+    ("axes", "says"),
+    [
+        (
+            "train.lr: [1, 2], train: [!replace {steps: 3}, !replace {steps: 4}]",
+            "train.lr is given beside the whole of train, first by train.lr of matrix 'train.lr'",
+        ),
+        ("train: [{batch: 3, lr: 0.7}, {batch: 4, lr: 0.8}], train.lr: [1]", "train.lr is given twice"),
+        ("train: [{batch: 3}, {lr: 0.8}], train.lr + seed: [[1, 2]]", "train.lr is given twice"),
+        ("method: [full, lora], method.lora.rank: [4, 8]", "method.lora.rank is given beside the whole of"),
+        ("seed + seed: [[1, 2]]", "seed is given twice, first by seed of matrix 'seed . seed'"),
+    ],
+)
+def test_no_axis_drops_what_another_gives_in_any_entry(load: Load, axes: str, says: str) -> None:
+    with pytest.raises(UserError, match=rf"some.yaml:3: {says}"):
+        load(f"{ONE_PATH}matrix: {{{axes}}}")
+
+
+def test_axes_may_vary_different_settings_of_a_section(load: Load) -> None:
+    runs = load(f"{ONE_PATH}matrix: {{train: [{{lr: 1}}, {{lr: 2}}], train.steps: [3, 4]}}").runs
+    found = [(run.train.lr, run.train.steps) for run in runs]
+    assert found == [(lr, steps) for lr in (1, 2) for steps in (3, 4)]
+
+
+def test_a_section_that_merges_one_that_replaces_replaces_too(load: Load) -> None:
+    """Of settings neither named nor merged the default holds, not what the base says."""
+    rows = "- {train: &t !replace {steps: 2}}\n- {train: {<<: *t, lr: 2.0e-3}}\n"
+    first, second = load(f"{BASE}rows:\n{rows}").runs
+    assert (first.train.steps, first.train.batch) == (2, 16)
+    assert (second.train.steps, second.train.batch, second.train.lr) == (2, 16, 2e-3)
 
 
 def test_keys_of_the_base_may_be_dotted(load: Load) -> None:
@@ -194,7 +247,7 @@ def test_keys_of_the_base_may_be_dotted(load: Load) -> None:
         (
             "suite: s\nmatrix:\n  seed: [1]\n  seed + train.lr: [[1, 2]]\n",
             (),
-            ":4: matrix 'seed + train.lr': 'seed' varies",
+            ":4: seed is given twice, first by seed of matrix 'seed'",
         ),
         (
             "suite: s\nbase: {method: full}\nmatrix:\n  seed + train.lr:\n  - [1]\n",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -169,5 +170,56 @@ def test_a_mistake_is_one_whatever_seeds_are_asked_for(tmp_path: Path, setting: 
 
 
 def test_a_setting_is_given_once(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--set 'train\.batch' is given 2 times; name each"):
+    with pytest.raises(UserError, match=r"train\.batch is given twice, first by --set 'train\.batch=2'"):
         loaded(tmp_path, ROWS, (), (), "train.batch=2", "train.batch=4")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"seed": [1], "settings": ["seed=2"]}, "--set 'seed=2': --seed gives the seed, too"),
+        (
+            {"model": "./m", "settings": ["model.source=embedded"]},
+            "model.source is given twice, first by --model",
+        ),
+        ({"model": "./m", "settings": ["model.path=./n"]}, "model.path is given twice, first by --model"),
+        ({"model": "a/b@v1", "settings": ["model.revision=v2"]}, "model.revision is given twice"),
+        ({"model": "./m", "settings": ["model=!replace {source: embedded}"]}, "beside the whole of model"),
+        ({"data": ["a.txt"], "settings": ["data={paths: [b.txt]}"]}, "data.paths is given twice"),
+        ({"data": ["a/b"], "settings": ["data.id=c/d"]}, "data.id is given twice, first by --data"),
+        ({"only": ["seed=0", "seed=2"]}, r"--only 'seed=2': no run matches it .*the values of seed are: 0"),
+        ({"only": ["label=a", "method=lora", "label=lora"]}, "--only 'label=a': no run matches"),
+    ],
+)
+def test_no_option_is_given_and_ignored(tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        Selection(str(_written(tmp_path, ROWS)), **options).load()
+
+
+def test_what_an_option_only_implies_may_be_set(tmp_path: Path) -> None:
+    path, settings = (
+        str(_written(tmp_path, ROWS)),
+        ["data.name=small", "data.revision=v2", "model.revision=v3"],
+    )
+    run = Selection(path, "a/b", ["c/d"], [*settings, "evaluate.perplexity=[]"]).load().runs[0]
+    data, model = run.data.model_dump(), run.model.model_dump()
+    assert (data["id"], data["name"], data["revision"]) == ("c/d", "small", "v2")
+    assert (model["id"], model["revision"], run.evaluate.perplexity) == ("a/b", "v3", ())
+
+
+def test_another_method_needs_another_label(tmp_path: Path) -> None:
+    says = "--set 'method=lora': another method under the label 'a'; give a label, too: --set label=NAME"
+    with pytest.raises(UserError, match=says):
+        loaded(tmp_path, ROWS, ["label=a"], (), "method=lora")
+    for label in ("a", "other"):  # whether it is the baseline's or not
+        (run,) = loaded(tmp_path, ROWS, ["train.stage=pretrain"], (), "method=lora", f"label={label}").runs
+        assert (run.name, run.method[0].name) == (label, "lora")
+    assert loaded(tmp_path, ROWS, ["label=a"], (), "method=full").runs[0].name == "a"
+    assert loaded(tmp_path, ROWS, ["seed=1"], (), "method=full").runs[0].name == "full"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_options_the_wrong_one_is_blamed(tmp_path: Path, order: int) -> None:
+    settings = ["evaluate.tasks=[embedded_nosuch]", "evaluate.limit=3"][::order]
+    with pytest.raises(UserError, match="no task 'embedded_nosuch'"):
+        loaded(tmp_path, ROWS, (), (), *settings)

@@ -147,6 +147,10 @@ DEEP_BY_ALIAS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in 
             "a: &a {b: {c: 1}}\ne: {<<: [{b: {d: 2}}, *a]}",
             ":2: '<<' merges no sections within 'b', so this drops 'c'",
         ),
+        (
+            "a: &a\n  b: {c: {d: 1, e: 2}}\ne: {<<: *a, b: {c: {d: 3}}}",
+            ":3: '<<' merges no sections within 'c', so this drops 'e'",
+        ),
         ("a: {<<: {b: 1}, <<: {c: 1}}", ":1: the key '<<' is given twice"),
         ("1: x", ":1: a key is text, not '1'; a number or boolean needs quotes"),
         ("true: x", ":1: a key is text, not 'true'"),

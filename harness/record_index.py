@@ -44,16 +44,31 @@ Entry = tuple[State, dict[str, Any]]
 Answer = tuple[Path, Record | None, UserError | None]
 
 
-def read_each(paths: Iterable[Path]) -> Iterator[Answer]:
-    """Yield each file with its valid record, or with None and what is wrong; a folder at a time."""
+def read_each(paths: Iterable[Path], suite: str | None = None) -> Iterator[Answer]:
+    """Yield each file with its valid record, or with None and what is wrong; a folder at a time.
+
+    A file that is not named after its run is wrong, too, as is a record of another suite than the one given.
+    """
     for folder, inside in itertools.groupby(paths, key=lambda path: path.parent):
         several = list(inside)
-        if len(several) < LEAST:
-            yield from map(_read, several)
-            continue
-        with _uncollected():
-            answers = _Folder(folder).read(several)
-        yield from answers
+        answers: Iterable[Answer] = map(read_one, several)
+        if len(several) >= LEAST:
+            with _uncollected():
+                answers = _Folder(folder).read(several)
+        for answer in answers:
+            path, item, _ = answer
+            wrong = misplaced(path.name, item, suite) if item else None
+            yield (path, None, UserError(wrong)) if wrong else answer
+
+
+def misplaced(name: str, item: Record, suite: str | None = None) -> str | None:
+    """Return why a file of this name, in a suite's folder, is not the place of a record; None where it is."""
+    own = f"{item.run_id}.json"
+    if name != own:
+        return f"a copy of run {item.run_id}: named after its run it would be {own}"
+    if suite not in (None, item.suite):
+        return f"a record of suite {item.suite!r} in a folder of suite {suite!r}"
+    return None
 
 
 @contextmanager
@@ -81,14 +96,14 @@ def read_all(folder: Path) -> list[Record]:
     found = []
     for path, item, _ in read_each(files.visible(folder, "*.json")):
         item = item or record.read(path)
-        if (item.run_id, item.suite) != (path.stem, folder.name):
-            held = f"{item.run_id} of suite {item.suite!r}"
-            raise UserError(f"{path}: this file holds the record of {held}; move it away and run again")
+        if wrong := misplaced(path.name, item, folder.name):
+            raise UserError(f"{path}: {wrong}; move it away and run again")
         found.append(item)
     return found
 
 
-def _read(path: Path) -> Answer:
+def read_one(path: Path) -> Answer:
+    """Return a file of any name with its valid record, or with None and what is wrong."""
     try:
         _state(path)
         return path, record.read(path, limits=True), None
@@ -136,7 +151,7 @@ class _Folder:
                 kept[path.name] = entry
                 found.append((path, build(entry[1]), None))
                 continue
-            found.append(_read(path))
+            found.append(read_one(path))
             if item := found[-1][1]:
                 kept[path.name] = state, item.model_dump(exclude_none=True)
                 fresh = True

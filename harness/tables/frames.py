@@ -41,7 +41,7 @@ def load_records(*paths: str | Path, updates: bool = False) -> pd.DataFrame:
 
 def _found(paths: tuple[str | Path, ...]) -> Iterator[Record]:
     for path in paths:
-        for file, record, reason in records.read_each(records.find(Path(path))):
+        for file, record, reason in records.read_below(Path(path)):
             if record is None:
                 warnings.warn(f"{file}: left out: {reason}", stacklevel=3)
             else:

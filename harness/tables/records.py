@@ -22,6 +22,8 @@ NOTE_LENGTH = 300
 #: So many skipped files are named in a report; all are counted.
 MOST_NOTES = 20
 
+Answer = tuple[Path, Record | None, str]
+
 
 def find(path: Path, deepest: int = DEEPEST) -> Iterator[Path]:
     """Find JSON files down to `deepest` levels, in the order of their paths; a file is found as it is.
@@ -51,15 +53,28 @@ def _walk(folder: Path, deepest: int) -> Iterator[Path]:
 
 def read(path: Path) -> Record:
     """Read a valid record; UserError says in one line why a file holds none."""
-    ((_, found, error),) = record_index.read_each([path])
+    _, found, error = record_index.read_one(path)
     if found is None:
         raise error or UserError("not a record")
     return found
 
 
-def read_each(paths: Iterable[Path]) -> Iterator[tuple[Path, Record | None, str]]:
-    """Yield each file with its record, or with None and the reason why it is skipped."""
-    for path, found, error in record_index.read_each(paths):
+def read_below(path: Path, deepest: int = DEEPEST) -> Iterator[Answer]:
+    """Yield the files that `find` finds, as `read_each`; a file that is given itself may have any name."""
+    paths = find(path, deepest)
+    return _reasons(record_index.read_each(paths) if path.is_dir() else map(record_index.read_one, paths))
+
+
+def read_each(paths: Iterable[Path], suite: str | None = None) -> Iterator[Answer]:
+    """Yield each file with its record, or with None and the reason why it is skipped.
+
+    A file is skipped that is not named after its run; given a suite, also a record of another.
+    """
+    return _reasons(record_index.read_each(paths, suite))
+
+
+def _reasons(answers: Iterable[record_index.Answer]) -> Iterator[Answer]:
+    for path, found, error in answers:
         # A report is the same wherever the folder is.
         reason = str(error).removeprefix(f"{path}: ").replace(str(path), path.name) if error else ""
         yield path, found, reason
@@ -69,7 +84,7 @@ def load(folder: Path) -> tuple[list[Record], list[str]]:
     """Read the valid records of one suite's folder; notes on the other files. UserError without a folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of records; run the suite first")
-    files = list(read_each(visible(folder, "*.json")))
+    files = list(read_each(visible(folder, "*.json"), folder.name))
     skipped = [f"Skipped {path.name}: {reason}" for path, found, reason in files if found is None]
     notes = [plain(note, NOTE_LENGTH) for note in skipped[:MOST_NOTES]]
     if skipped:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
+
+from harness.record import Record
 
 _VALUES: tuple[Any, ...] = (
     *(None, True, "", "\x00", "text", "x" * 9999, -1, 0, 1, 2**63, 10**400, -0.5, 1e308, float("inf")),
@@ -45,3 +48,10 @@ def mutated(text: str, dice: random.Random) -> str:
         else:
             place[key] = json.loads(dice.choice(VALUES))
     return json.dumps(content)
+
+
+def put_mutated(folder: Path, item: Record, dice: random.Random) -> None:
+    """Write what becomes of a record into a file that is named after its run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = mutated(item.model_dump_json(exclude_none=True), dice)
+    (folder / f"{item.run_id}.json").write_text(text, encoding="utf-8", errors="surrogatepass")

@@ -17,7 +17,7 @@ from harness.record import Record
 from harness.tables.aggregate import environment_of, grouped
 from harness.tables.compare.comparison import Difference
 from harness.tables.format import plain
-from harness.tables.records import NOTE_LENGTH, find, read_each
+from harness.tables.records import NOTE_LENGTH, read_below
 
 SHOWN = 60
 #: Packages that can change a value, beside those of a row's environment.
@@ -62,7 +62,7 @@ def load(path: Path) -> Side:
     found: list[Loaded] = []
     skipped: list[str] = []
     known: dict[tuple[str, ...], Path] = {}
-    for file, read, reason in read_each(find(path)):
+    for file, read, reason in read_below(path):
         if read is None:
             skipped.append(_note(file, root, reason))
             continue

@@ -28,6 +28,11 @@ class Version:
     commit: str
     blob: str
 
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return PurePosixPath(self.path).name
+
 
 def order(repository: Path) -> dict[str, tuple[int, str]]:
     """Return the place of each commit, oldest first (`--topo-order`), and the first line of its message."""

@@ -16,7 +16,7 @@ from harness import record
 from harness import suite as suites
 from harness.errors import UserError, nearest
 from harness.record import Record
-from harness.record_index import LARGEST_RECORD
+from harness.record_index import LARGEST_RECORD, misplaced
 from harness.tables import records
 from harness.tables.aggregate import methods
 from harness.tables.format import plain
@@ -94,7 +94,7 @@ def collect(folders: Sequence[Path], suite: str, committed: bool = False) -> Col
     """Return the records of a suite below the folders, and in their git history; UserError without any."""
     collection = Collection(suite)
     for folder in folders:
-        for file, item, reason in records.read_each(records.find(folder, DEEPEST)):
+        for file, item, reason in records.read_below(folder, DEEPEST):
             if item is None:
                 collection.skip(str(file), reason)
             else:
@@ -108,13 +108,13 @@ def collect(folders: Sequence[Path], suite: str, committed: bool = False) -> Col
 
 
 def _add_versions(collection: Collection, folder: Path) -> None:
-    """Add earlier versions of the records below a folder; each content is read once."""
-    first: dict[str, git_log.Version] = {}
+    """Add earlier versions of the records below a folder; each content is read once under each file name."""
+    first: dict[tuple[str, str], git_log.Version] = {}
     for version in git_log.versions(folder):
-        first.setdefault(version.blob, version)
+        first.setdefault((version.blob, version.name), version)
     if not first:
         collection.notes.append(plain(f"no record below {folder} was ever committed"))
-    contents = git_log.contents(folder, list(first), LARGEST_RECORD)
+    contents = git_log.contents(folder, [blob for blob, _ in first], LARGEST_RECORD)
     for version, content in zip(first.values(), contents, strict=True):
         source = f"{version.commit[:7]}:{version.path}"
         try:
@@ -122,6 +122,8 @@ def _add_versions(collection: Collection, folder: Path) -> None:
                 raise UserError(f"missing, or larger than {LARGEST_RECORD >> 20} MiB")
             text = content.decode("utf-8")
             item = record.parse(text, source, limits=True)
+            if wrong := misplaced(version.name, item):
+                raise UserError(wrong)
             collection.add(item.placed(partial(git_log.beside, folder, version), limits=True), source)
         except UnicodeDecodeError:
             collection.skip(source, "no text in UTF-8")

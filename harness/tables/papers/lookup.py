@@ -197,7 +197,7 @@ class Sources:
         if name not in self._rows:
             found: dict[str, Record] = {}
             for folder in self.records:
-                for path, item, _ in read_each(visible(folder, f"*/{name}/*.json")):
+                for path, item, _ in read_each(visible(folder, f"*/{name}/*.json"), name):
                     if item is not None:
                         found.setdefault(f"{path.parent.parent.name}/{path.stem}", item)
             self._rows[name] = rows_of(item for item in found.values() if item.outcome.status == "ok")

@@ -235,7 +235,7 @@ def test_a_sweep_reads_a_value_beyond_limits_and_a_foreign_record_ends_it(folder
     for _ in range(2):
         assert record_index.read_all(folder)[0].parameters.total == -1  # type: ignore[union-attr]
     second.rename(folder / "other-s0-r0.json")
-    with pytest.raises(UserError, match="this file holds the record of"):
+    with pytest.raises(UserError, match=r"a copy of run .*; move it away"):
         record_index.read_all(folder)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from harness.record import DEEPEST_NESTING, Record, validated
 from harness.tables import records as valid_records
 from harness.tables.report import build as report
 from harness.tables.report import render
-from tests.support.gate_records import made, memory, quality
-from tests.support.mutations import mutated
+from tests.support.gate_records import made, memory, put, quality
+from tests.support.mutations import put_mutated
 
 ROOT = Path(__file__).resolve().parents[3]
 NATS, RIGHT = [20.0 + number / 10 for number in range(30)], [number % 3 > 0 for number in range(60)]
@@ -177,12 +179,12 @@ def test_a_record_with_an_impossible_value_is_invalid_and_the_value_is_named(pat
 
 # ------------------------------------------------------------------------------ a folder of records
 def test_a_report_skips_invalid_records_names_some_and_counts_all(tmp_path: Path) -> None:
-    record.write(whole("full"), tmp_path / "good.json")
+    good = put(tmp_path, whole("full"))
     for seed in range(30):
         item = changed("parameters/total", HUGE, whole(seed=seed))
-        (tmp_path / f"{seed}.json").write_text(item.model_dump_json())
-    (tmp_path / "half.json").write_text("{")
-    records, notes = valid_records.load(tmp_path)
+        (good.parent / f"{seed}.json").write_text(item.model_dump_json())
+    (good.parent / "half.json").write_text("{")
+    records, notes = valid_records.load(good.parent)
     assert [item.label for item in records] == ["full"]
     assert notes[0] == "Skipped 0.json: not a record: parameters.total: is not a count"
     assert notes[-1] == "31 of 32 files hold no valid record and are skipped."
@@ -210,19 +212,21 @@ def test_a_message_that_is_nested_deep_is_no_record(value: str) -> None:
 
 
 def filled(folder: Path, numbers: Iterable[int], dice: random.Random) -> None:
-    """A folder with a valid record and, by number, mutated ones."""
-    text = whole().model_dump_json(exclude_none=True)
-    folder.mkdir()
-    record.write(whole("full"), folder / "full.json")
-    for number in numbers:
-        path = folder / f"{number}.json"
-        path.write_text(mutated(text, dice), encoding="utf-8", errors="surrogatepass")
+    """A folder with a valid record and, by seed, mutated ones."""
+    folder.mkdir(parents=True)
+    sound = whole("full")
+    record.write(sound, folder / f"{sound.run_id}.json")
+    for seed in numbers:
+        put_mutated(folder, seeded(seed), dice)
+
+
+seeded = functools.cache(partial(whole, "row"))
 
 
 def test_ten_thousand_mutated_records_are_reported_or_skipped(tmp_path: Path) -> None:
     dice, read, together = random.Random(0), 0, 20
     for number in range(10_000 // together):
-        folder = tmp_path / str(number)
+        folder = tmp_path / str(number) / "demo"
         filled(folder, range(together), dice)
         records, notes = valid_records.load(folder)
         refused = 1 + together - len(records)
@@ -243,7 +247,7 @@ def test_mutated_records_are_drawn_or_skipped(tmp_path: Path) -> None:
     content = paper(answers=[{"ours": met, "needs": "data", "why": "the text is not at hand"}])
     dice, drawn = random.Random(1), 0
     for number in range(30):
-        folder = tmp_path / str(number)
+        folder = tmp_path / str(number) / "demo"
         filled(folder, range(10), dice)
         records, notes = valid_records.load(folder)
         drawn += len(records) - 1

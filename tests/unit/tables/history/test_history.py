@@ -24,7 +24,8 @@ from harness.tables.history.series import History, Kind, Series
 from harness.tables.history.wording import method
 from tests.support.gate_records import made, memory, put
 from tests.support.history_records import Repository, load, scored
-from tests.unit.cli.test_gate import HOSTILE, Said, mutated
+from tests.support.mutations import put_mutated
+from tests.unit.cli.test_gate import HOSTILE, Said
 
 Call = Callable[..., Said]
 
@@ -770,16 +771,13 @@ def test_what_is_no_sound_record_is_set_aside_and_counted(call: Call, repository
 def test_mutated_records_never_stop_it(repository: Repository) -> None:
     dice = random.Random(0)
     speed = {"tokens_per_s": 1000.0, "wall_s": 3.0, "step_s": [0.1]}
-    item = made(quality=scored(3.0), time=speed, started_at=None)  # or all would be one run
-    text = item.model_dump_json(exclude_none=True)
+    items = [made(seed=seed, quality=scored(3.0), time=speed, started_at=None) for seed in range(30)]
     repository.commit()
     repository.record(label="sound", quality=scored(3.0))
     used = set()
     for turn in range(30):
-        for number in range(30):
-            file = repository.results / "many" / f"{number}.json"
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(mutated(text, dice), encoding="utf-8", errors="surrogatepass")
+        for item in items:
+            put_mutated(repository.results / "many", item, dice)
         history = read(repository)
         used.add(history.runs)
         FORMATS[list(FORMATS)[turn % len(FORMATS)]](history).encode()

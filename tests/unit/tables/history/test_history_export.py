@@ -14,7 +14,7 @@ from harness.tables.history import export
 from harness.tables.history.series import History
 from tests.support.gate_records import made, memory, put
 from tests.support.history_records import Repository, load, scored
-from tests.unit.cli.test_gate import mutated
+from tests.support.mutations import put_mutated
 
 SUFFIXES = (".csv", ".parquet")
 LABEL = 'a "row", with = and \\, é'
@@ -96,11 +96,9 @@ def test_a_place_that_cannot_be_written_is_one_line(history: History, tmp_path: 
 
 def test_mutated_records_make_a_table(tmp_path: Path) -> None:
     dice = random.Random(1)
-    text = made(quality=scored(3.0), started_at=None).model_dump_json(exclude_none=True)
     put(tmp_path, made("sound"))
     for number in range(300):
-        file = tmp_path / f"{number}.json"
-        file.write_text(mutated(text, dice), encoding="utf-8", errors="surrogatepass")
+        put_mutated(tmp_path, made(seed=number, quality=scored(3.0), started_at=None), dice)
     found = load([tmp_path], "demo")
     assert found.runs > 10
     for suffix in SUFFIXES:

@@ -18,7 +18,7 @@ from harness.tables.history.loading import Collection, Found, collect
 from harness.tables.history.mlflow import Metric, Run, mapped, send
 from tests.support.gate_records import environment, made, put
 from tests.support.history_records import scored
-from tests.unit.cli.test_gate import mutated
+from tests.support.mutations import put_mutated
 
 
 @dataclass
@@ -38,12 +38,12 @@ class Fake:
         self.runs[experiment].append(run)
 
 
-def found(**parts: object) -> Found:
+def found(seed: int = 3, **parts: object) -> Found:
     speed = {"tokens_per_s": 1000.5, "wall_s": 60.0}
     training = {"steps": 2, "tokens": 10, "loss": [3.0, float("inf"), 2.0], "lr": [0.1, 0.1, 0.1]}
     here = environment(git_sha="a" * 40, git_dirty_sha256="b" * 64)
     given = {"time": speed, "training": training, "environment": here, "quality": scored(3.0), **parts}
-    return Found(made("row", 3, 1, **given), "runs/x.json")
+    return Found(made("row", seed, 1, **given), "runs/x.json")
 
 
 def test_figures_are_metrics_with_their_units_and_losses_have_steps() -> None:
@@ -152,12 +152,9 @@ def test_a_password_in_the_address_is_in_no_message(
 
 def test_mutated_records_have_names_and_values_that_mlflow_takes(tmp_path: Path) -> None:
     dice = random.Random(2)
-    text = found(started_at=None).record.model_dump_json(exclude_none=True)
     put(tmp_path, made("sound"))
     for number in range(300):
-        (tmp_path / f"{number}.json").write_text(
-            mutated(text, dice), encoding="utf-8", errors="surrogatepass"
-        )
+        put_mutated(tmp_path, found(number, started_at=None).record, dice)
     runs = [mapped(each) for each in collect([tmp_path], "demo").found]
     assert len(runs) > 10
     for run in runs:

@@ -638,10 +638,11 @@ def test_wide_tables_are_split_with_the_names_again_and_ratios_beside_their_valu
 
 # --------------------------------------------------------------------------------------------- load
 def test_unreadable_records_are_skipped_with_a_line_each(tmp_path):
-    record.write(fabricate(), tmp_path / "good.json")
-    (tmp_path / "half.json").write_text('{"schema_version": 1, "run')
-    (tmp_path / "old.json").write_text('{"schema_version": 0}')
-    records, notes = load(tmp_path)
+    folder, good = tmp_path / "demo", fabricate()
+    record.write(good, folder / f"{good.run_id}.json")
+    (folder / "half.json").write_text('{"schema_version": 1, "run')
+    (folder / "old.json").write_text('{"schema_version": 0}')
+    records, notes = load(folder)
     assert [item.label for item in records] == ["full"]
     assert "half.json" in notes[0]
     assert "schema version 0" in notes[1]

@@ -507,6 +507,11 @@ def parse(text: str, where: str, limits: bool = False) -> Record:
             f"{where}: the config in it is not that of run {item.run_id}: it was changed after the run, "
             "or belongs to another; restore the file, or move it away and run again"
         )
+    if item.outcome.status == "ok" and item.environment is None:
+        raise UserError(
+            f"{where}: run {item.run_id} ended well, but `environment` is missing: it was changed after the "
+            "run; restore the file, or move it away and run again"
+        )
     return item
 
 

@@ -14,6 +14,11 @@ import threading
 import time
 from pathlib import Path
 
+ENVIRONMENT = {
+    **{"device": "stub", "cpu": "a CPU", "cpu_threads": 1, "system": "Linux", "python": "3.11.7"},
+    "packages": {},
+}
+
 
 def resolve():
     request = json.loads(sys.stdin.readline())
@@ -80,6 +85,7 @@ def run(job):
     def finish(status, **outcome):
         record["outcome"] = {"status": status, "phase": options.get("phase", "train"), **outcome}
         record["time"] = {"wall_s": options.get("wall_s", 0.1)}
+        record["environment"] = ENVIRONMENT
         half = record_path.with_suffix(".half")
         half.write_text(json.dumps(record))
         half.replace(record_path)

@@ -21,6 +21,7 @@ from harness.engine.process.job import Job
 from harness.engine.runner import Settings, Sweep, sweep
 from harness.errors import LONGEST_MESSAGE, bounded
 from harness.record import PROTOCOLS, Outcome
+from tests.support.gate_records import environment
 
 Go = Callable[..., Sweep]
 
@@ -32,9 +33,9 @@ class Place:
         done = go(stub_run("ok", seed=99))
         self.folder, self.run_id = done.folder, run.run_id
         self.record, self.files = self.folder / f"{self.run_id}.json", self.folder / self.run_id
-        blank = Job(run, "stubs", self.files, "stub", self.folder, "lorebench run").blank()
-        update = {"outcome": Outcome.model_validate({"status": status, "message": "the earlier one"})}
-        records.write(blank.model_copy(update=update | {"protocols": protocols or PROTOCOLS}), self.record)
+        job = Job(run, "stubs", self.files, "stub", self.folder, "lorebench run")
+        old = ended(job, status, "the earlier one")
+        records.write(old.model_copy(update={"protocols": protocols or PROTOCOLS}), self.record)
         self.series = self.folder / f"{self.run_id}.series.01234567.parquet"
         for path in (self.series, self.files / "weights" / "model.safetensors", self.files / "log.txt"):
             path.parent.mkdir(exist_ok=True, parents=True)
@@ -54,6 +55,13 @@ class Place:
 
     def hidden(self) -> list[str]:
         return [path.name for path in self.folder.glob(".*")]
+
+
+def ended(job: Job, status: str, message: str = "") -> records.Record:
+    """The record of a run that ended."""
+    outcome = Outcome.model_validate({"status": status, "message": message})
+    update = {"outcome": outcome, "environment": records.Environment(**environment())}
+    return job.blank().model_copy(update=update)
 
 
 OLD = {**PROTOCOLS, "time": 0}
@@ -180,8 +188,7 @@ def test_a_kill_before_any_step_of_a_move_leaves_one_whole_run(
     (new / place.run_id / "weights").mkdir(parents=True)
     (new / place.run_id / "weights" / "model.safetensors").write_text("the new one")
     job = Job(run, "stubs", place.files, "stub", place.folder, "")
-    record = job.blank().model_copy(update={"outcome": Outcome(status="ok", message="the new one")})
-    records.write(record, new / place.record.name)
+    records.write(ended(job, "ok", "the new one"), new / place.record.name)
     calls = 0
 
     def counted(original: Callable[..., object]) -> Callable[..., object]:
@@ -217,7 +224,7 @@ def test_an_attempt_that_ended_well_is_not_done_again_though_its_sweep_was_kille
     new = place.folder / f".{place.run_id}.new"
     job = Job(run, "stubs", new / place.run_id, "stub", place.folder, "")
     job.folder.mkdir(parents=True)
-    records.write(job.blank().model_copy(update={"outcome": Outcome(status="ok")}), job.record)
+    records.write(ended(job, "ok"), job.record)
     before = starts(settings)
     assert carry_out(run).records[place.run_id].outcome.status == "ok"
     assert starts(settings) == before

@@ -12,6 +12,8 @@ import pytest
 from harness import identity, record, record_index
 from harness.errors import UserError
 from harness.record import PROTOCOLS, Outcome, Part, Record, Time, Training
+from harness.tables import records
+from tests.support.gate_records import environment
 
 CONFIG = {"train": {"lr": 1e-3, "clip": None}, "seed": 0, "repeat": 0}
 ID = identity.config_id(CONFIG)
@@ -211,10 +213,16 @@ def test_all_records_of_a_folder_are_read_by_name_and_other_files_are_left_alone
     assert [item.seed for item in record_index.read_all(folder)] == [0, 1]
 
 
-@pytest.mark.parametrize("name", [f"other/{ID}-s0-r0.json", "demo/copy.json"])
-def test_a_record_in_the_place_of_another_is_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (f"other/{ID}-s0-r0.json", "a record of suite 'demo' in a folder of suite 'other'; move it away"),
+        ("demo/copy.json", f"a copy of run {ID}-s0-r0: named after its run it would be .*; move it away"),
+    ],
+)
+def test_a_record_in_the_place_of_another_is_refused(tmp_path, name, says):
     record.write(fabricate(), tmp_path / name)
-    with pytest.raises(UserError, match=f"holds the record of {ID}-s0-r0 of suite 'demo'; move it away"):
+    with pytest.raises(UserError, match=says):
         record_index.read_all((tmp_path / name).parent)
 
 
@@ -234,6 +242,15 @@ def test_a_record_whose_config_was_edited_is_refused_wherever_it_is_read(written
             read(written)
     changed(written, config={**CONFIG, "save_weights": True, "tuning": {"suite": "x"}})  # no part of an id
     assert record.read(written).finished is False
+
+
+def test_a_record_of_a_run_that_ended_well_without_environment_is_refused_wherever_it_is_read(written):
+    changed(written, outcome={"status": "ok"})
+    for read in (record.read, records.read, lambda path: record_index.read_all(path.parent)):
+        with pytest.raises(UserError, match=f"run {ID}-s0-r0 ended well, but `environment` is missing"):
+            read(written)
+    changed(written, environment=environment())
+    assert record.read(written).finished
 
 
 # ------------------------------------------------------------------------------------------- meaning

@@ -25,6 +25,7 @@ from harness.speed_forecast import SpeedForecast
 from harness.tables.format import DASH
 from harness.tables.plan import plan, tables
 from tests.support import forecaster
+from tests.support.gate_records import environment
 
 GIB = 1 << 30
 SUITE: dict[str, Any] = {
@@ -85,6 +86,7 @@ def finish(suite: Path, results: Path, label: str, seed: int, wall_s: float, sta
     made = Job(run, "small", Path("x"), "cpu", Path("c"), "").blank()
     made.outcome.status = status  # type: ignore[assignment]
     made.time = record.Time(wall_s=wall_s)
+    made.environment = record.Environment(**environment())
     record.write(made, results / "cpu-9t" / "small" / f"{run.run_id}.json")
 
 

@@ -31,6 +31,8 @@ PACKAGES = (
     "safetensors",
     "numpy",
 )
+#: The packages whose kernels keep states in so many bits; without such states they decide nothing.
+OF_STATE_BITS: dict[int | None, tuple[str, ...]] = {8: ("bitsandbytes",)}
 #: The variable that limits the GiB of a run on its GPU, as if the device were smaller.
 CAP = "LOREBENCH_CUDA_GIB"
 #: The folders whose code decides a result; a change elsewhere (pages, results, tests) does not.
@@ -38,8 +40,11 @@ CODE = ("harness", "methods", "benchmarks")
 Flag = str | bool | int
 
 
-def describe(device: torch.device | str) -> Environment:
-    """Describe machine, versions and settings for a device; unknown fields are absent."""
+def describe(device: torch.device | str, state_bits: int | None = None) -> Environment:
+    """Describe machine, versions and settings for a device; unknown fields are absent.
+
+    `state_bits` is the precision of the optimizer's states: 8 bits need a package of their own.
+    """
     device = torch.device(device)
     cpu = cpu_model()
     commit, changes = git.state(ROOT, CODE)
@@ -49,7 +54,7 @@ def describe(device: torch.device | str) -> Environment:
         cpu_threads=torch.get_num_threads(),
         system=system(),
         python=platform.python_version(),
-        packages=packages(),
+        packages=packages(state_bits),
         git_sha=commit,
         git_dirty_sha256=changes,
         driver=driver() if device.type == "cuda" else None,
@@ -126,10 +131,11 @@ def cpu_model() -> str:
     return next(iter(names), platform.processor() or platform.machine())
 
 
-def packages() -> dict[str, str]:
-    """Return the versions of installed packages that decide a result."""
+def packages(state_bits: int | None = None) -> dict[str, str]:
+    """Return the versions of installed packages that decide a result, with optimizer states of some bits."""
     found = {"lorebench": harness.__version__}
-    found |= {name: version for name in PACKAGES if (version := installed(name)) != ABSENT}
+    names = PACKAGES + OF_STATE_BITS.get(state_bits, ())
+    found |= {name: version for name in names if (version := installed(name)) != ABSENT}
     found["torch"] = str(torch.__version__)  # with its build (+cpu, +cu126), which the metadata may lack
     return found
 

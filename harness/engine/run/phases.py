@@ -81,7 +81,7 @@ class RunInProgress:
         run = self.run
         self.device = checks.device(self.job.device)
         self.meter = meter_for(self.device)
-        self.environment = self.record.environment = environment.describe(self.device)
+        self.environment = self.record.environment = environment.describe(self.device, run.train.state_bits)
         cap_bytes = environment.cap(self.device)
         self.memory = self.record.memory = Memory(meter=self.meter.name, cap_bytes=cap_bytes)
         self.methods, self.caps = load_stack(run)

@@ -251,7 +251,7 @@ def test_a_run_notes_its_mfu_where_the_peak_is_known(
     run = watching.run_of(CASES["full"], shape="nano", length=16, batch=2, dtype="bfloat16", steps=8)
     job = Job(run, "s", tmp_path / "run", "cpu", tmp_path, "")
     described = environment.describe(CPU).model_copy(update={"device": device})
-    monkeypatch.setattr(environment, "describe", lambda device: described)
+    monkeypatch.setattr(environment, "describe", lambda device, state_bits: described)
     going = phases.RunInProgress(job, Writer(job.blank()))  # type: ignore[arg-type]
     going.load()
     going.train(going.prepare())

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import getpass
+import importlib.metadata
 import platform
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from harness.engine.run import environment
+from harness.engine.process.job import Job
+from harness.engine.run import environment, phases
+from harness.record import Time
+from harness.tables import aggregate
+from harness.tables.compare import pairing
+from tests.contract.test_methods import CASES
+from tests.gpu import watching
 
 
 def test_the_description_has_device_versions_and_determinism() -> None:
@@ -23,6 +32,21 @@ def test_the_description_has_device_versions_and_determinism() -> None:
     )
     assert described.flags["deterministic_algorithms"] is False
     assert described.driver is None
+
+
+def test_every_package_that_decides_a_comparison_can_be_recorded() -> None:
+    wide, eight = (environment.describe("cpu", bits).packages for bits in (32, 8))
+    assert eight == {**wide, "bitsandbytes": importlib.metadata.version("bitsandbytes")}
+    assert {*pairing.PACKAGES, *aggregate.NUMERICAL} <= set(eight)
+
+
+@pytest.mark.parametrize("state_bits", [8, 32])
+def test_a_run_records_the_package_of_its_states(state_bits: int, tmp_path: Path) -> None:
+    run = watching.run_of(CASES["full"], shape="nano", length=16, batch=2, steps=1, state_bits=state_bits)
+    job = Job(run, "s", tmp_path / "run", "cpu", tmp_path, "")
+    writer: Any = SimpleNamespace(record=job.blank(), time=Time(), reading=None)
+    phases.RunInProgress(job, writer).load()
+    assert ("bitsandbytes" in writer.record.environment.packages) == (state_bits == 8)
 
 
 def test_the_description_names_no_host_user_or_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ from string import Template
 
 from harness.inputs import Inputs
 from harness.record import Record
-from harness.tables.aggregate import rows as rows_of
 from harness.tables.history.series import History
 from harness.tables.page import compare, papers, provenance, ranks, training
 from harness.tables.page import history as page_history
@@ -47,7 +46,8 @@ def build(
     report = reports.build(
         records, baseline=baseline, question=question, notes=notes, order=order, today=today
     )
-    view = View(tuple(rows_of(records, list(dict.fromkeys(order)))), baseline)
+    shown, _ = reports.rows_shown(records, list(dict.fromkeys(order)), today)
+    view = View(tuple(shown), baseline)
     cells = papers.section(records, published) if published and records else ""
     return render(report, view, cells, history)
 

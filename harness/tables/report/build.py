@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from harness.inputs import Inputs
 from harness.record import Record
-from harness.tables.aggregate import FACTS, newest
+from harness.tables.aggregate import FACTS, Row, newest
 from harness.tables.aggregate import rows as rows_of
 from harness.tables.format import Table, plain
 from harness.tables.report import notes as describe
@@ -53,8 +53,7 @@ def build(
     unknown, a row that ran again after its inputs had changed is shown as it is by then.
     """
     order = list(dict.fromkeys(order))
-    found = rows_of(records, order)
-    shown, older = (found, []) if today and any(today.values()) else newest(found)
+    shown, older = rows_shown(records, order, today)
     view = View(tuple(shown), baseline)
     records = view.records
     lines = [plain(note) for note in notes]
@@ -75,6 +74,14 @@ def build(
         notes=tuple(dict.fromkeys(lines)),
         lines=tuple(_lines(view)),
     )
+
+
+def rows_shown(
+    records: Sequence[Record], order: Sequence[str], today: Mapping[str, Inputs] | None
+) -> tuple[list[Row], list[Row]]:
+    """Return the rows of a report, and those that are left out since they read other inputs."""
+    found = rows_of(records, order)
+    return (found, []) if today and any(today.values()) else newest(found)
 
 
 def _completeness(view: View, order: Sequence[str]) -> list[str]:

@@ -156,6 +156,15 @@ def test_the_charts_show_the_means_and_spreads_of_the_csv() -> None:
     assert order.index("broken") not in drawn
 
 
+def test_a_row_that_ran_again_on_other_inputs_is_shown_once_as_in_the_report() -> None:
+    older, newer = fabricate("full", 0), fabricate("full", 1)
+    older.started_at, newer.started_at = "2026-11-21T10:00:00+00:00", "2026-11-22T10:00:00+00:00"
+    newer.data.model_sha256 = "f" * 64
+    page = made([older, newer])
+    assert 'href="#row-0"' in page
+    assert 'href="#row-1"' not in page
+
+
 def test_a_cell_without_a_figure_in_the_csv_is_sorted_by_what_it_says() -> None:
     shares = Elements(made()).of("td", **{"data-value": "50.0"})
     assert any(cell["text"] == "50.0" for cell in shares)

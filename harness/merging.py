@@ -85,10 +85,15 @@ def _together(settings: Written, *sections: Written) -> Written:
     items, keys = dict(settings.value), dict(settings.keys)
     for section in sections:
         _check_each_leaf(section)
-        for key, value in section.value.items():
+        for key, value in sorted(section.value.items(), key=lambda item: not names_source(*item)):
             name, where = key.partition(".")[0], section.keys[key]
             items[name], keys[name] = _changed(items.get(name), key, value, where), where
     return Written(items, settings.where, keys, settings.replaces)
+
+
+def names_source(key: str, value: Written) -> bool:
+    """Return whether a dotted key sets the source of a section, which goes before the rest of it."""
+    return key.endswith(".source") or (isinstance(value.value, dict) and "source" in value.value)
 
 
 @functools.lru_cache(maxsize=MOST_RUNS)

@@ -18,7 +18,7 @@ from harness.config import LARGEST_SEED, Run, Strict
 from harness.credentials import shown
 from harness.errors import UserError, did_you_mean, listed, nearest
 from harness.files import ROOT, visible
-from harness.merging import MOST_RUNS, combinations, refuse_twice, settings_of, with_setting
+from harness.merging import MOST_RUNS, combinations, names_source, refuse_twice, settings_of, with_setting
 from harness.strict_yaml import Written
 from harness.validation import Validator, settings_named, validate
 
@@ -185,6 +185,7 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     fix what the matrix varies. `Suite.checked` refuses what overrides make of the runs that are selected.
     """
     check_each_once(overrides)
+    overrides = sorted(overrides, key=lambda each: not names_source(each.key, each.value))
     file = find(Path(path))
     content = strict_yaml.read(file)
     written = validate(SuiteFile, content, where=str(file))

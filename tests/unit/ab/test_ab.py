@@ -647,6 +647,7 @@ def test_a_record_of_other_code_is_refused(place: Place) -> None:
         (("a", "a", "--python-a", "/no/python"), "/no/python: no such interpreter"),
         (("a", "a", "--deadline", "soon"), "'soon' is not a duration"),
         (("a", "a", "--set", "repeat=1"), "--set repeat=1: the runs of a row are numbered here"),
+        (("a", "a", "--set", "seed=1"), "--set seed=1: give seeds by --seed"),
         (("a", "a", "--python-b", "/etc/passwd"), "/etc/passwd: cannot be started: Permission denied"),
         (("a", "a", "--results", "/etc/passwd/x"), "cannot be made: Not a directory; choose another folder"),
         (("a", "a", "--out", "/none/x.json"), "--out /none/x.json: no file can be written there"),

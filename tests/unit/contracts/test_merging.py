@@ -74,6 +74,16 @@ def test_another_source_keeps_what_both_have_and_drops_the_rest(load: Load, row:
     assert data.model_dump() == {"source": "random", "seq_len": 64}
 
 
+@pytest.mark.parametrize("source", ["data.source: random", "data: {source: random}"])
+def test_what_another_source_lacks_is_refused_before_it_too(load: Load, source: str) -> None:
+    for order in (1, -1):
+        given = ["data.holdout: 0.3", source][::order]
+        with pytest.raises(UserError, match=r"some.yaml:8: unknown key 'holdout' in data of source random"):
+            load(f"{BASE}rows: [{{{', '.join(given)}}}]")
+        with pytest.raises(UserError, match=r"--set .*: unknown key 'holdout' in data of source random"):
+            load(BASE, *(each.replace(": ", "=", 1) for each in given))
+
+
 def test_another_source_with_a_key_that_it_lacks_is_still_refused(load: Load) -> None:
     with pytest.raises(UserError, match=r"some.yaml:8: unknown key 'paths' in data of source random"):
         load(f"{BASE}rows: [{{data: {{source: random, paths: [x]}}}}]")

@@ -83,9 +83,10 @@ def seconds_of(work: Work, device: DeviceProfile) -> float:
     """Return the seconds that one call takes; UnsupportedError where the device has no rate for it."""
     moving = work.bytes / (at(device.bandwidth, work.bytes) * 1e9) if work.bytes else 0.0
     computing = work.flops / (_rate(work, device) * 1e12) if work.flops else 0.0
+    seconds = max(moving, computing) + device.latency_us * 1e-6
     if work.new_bytes and device.new_memory:
-        moving += work.new_bytes / (at(device.new_memory, work.new_bytes) * 1e9)
-    return max(moving, computing) + device.latency_us * 1e-6
+        seconds += work.new_bytes / (at(device.new_memory, work.new_bytes) * 1e9)
+    return seconds
 
 
 def _rate(work: Work, device: DeviceProfile) -> float:

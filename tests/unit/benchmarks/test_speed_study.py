@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.studies import many_records, speed
-from harness import suite
+from benchmarks.studies import speed
+from harness import devices, suite
+from harness.engine.forecast.dry_run import simulate
+from harness.speed_forecast import seconds_of
+from tests.unit.engine.forecast.test_dry_run import run_of
 
 
 def point(label: str, forecast_s: float, measured_s: float, *refresh: float) -> speed.Point:
-    return speed.Point(label, forecast_s, measured_s, *(refresh or (None, None)))
+    more = dict(zip(("refresh_forecast_s", "refresh_measured_s"), refresh, strict=False))
+    return speed.Point(label=label, forecast_s=forecast_s, measured_s=measured_s, **more)
 
 
 def test_errors_of_times_and_of_ratios() -> None:
@@ -29,7 +32,8 @@ def test_a_page_says_how_far_the_points_are_off() -> None:
         point("20m: galore", 1.1, 1.0, 3.0, 2.0),
         point("60m: welore", 1.0, 2.0),  # its size has no full training
     ]
-    text = speed.page(found, "this machine")
+    profile = devices.profile("h100").model_copy(update={"title": "this machine"})
+    text = speed.page(speed.Study(profile=profile, points=found))
     assert "this machine, 4 configurations" in text
     assert "Error of the ratio: median 17.5% (wanted 4%), largest 25.0% (wanted 10%)" in text
     assert "Error of the time: median 17.5%, largest 50.0%" in text
@@ -38,25 +42,21 @@ def test_a_page_says_how_far_the_points_are_off() -> None:
     assert "| 60m: welore | 2000 | 1000 | -50.0% |  |  |  |  |  |  |" in text
 
 
-def test_a_point_is_a_config_with_a_forecast_and_a_record(tmp_path: Path) -> None:
-    runs = list(suite.load(speed.SUITE).runs)[:3]
-    list(many_records.write(tmp_path / "results" / "raw", speed.SUITE, runs[:2]))
-    parts = {"forward": 0.02, "backward": 0.05, "update": 0.01, "refresh": 0.002}
-    rows = [
-        {
-            "label": run.name,
-            "config_id": run.config_id,
-            "speed": [{"device": "x", "parts_s": parts}] if run is not runs[1] else [],
-            "forecast": {"period": 200},
-        }
-        for run in runs
-    ]
-    (tmp_path / speed.FORECASTS).parent.mkdir(parents=True)
-    (tmp_path / speed.FORECASTS).write_text(json.dumps({"rows": rows}))
-    (found,) = speed.points(tmp_path)
-    assert (found.label, found.measured_s) == (runs[0].name, 0.1)
-    assert found.forecast_s == pytest.approx(0.08)
-    assert found.refresh_measured_s is None
+def test_a_point_is_measured_and_forecast(monkeypatch: Any) -> None:
+    """One tiny row: real updates by a clock that says one second for each, two with a refresh."""
+    for name, value in {"WARM_UP": 1, "ROUNDS": 2, "REFRESHES": 1}.items():
+        monkeypatch.setattr(speed, name, value)
+    run = run_of({"galore": {"rank": 4}}, shape="nano", length=16, train__stage="pretrain")
+    run = run.model_copy(update={"label": "nano: galore"})
+    times = iter([0.0, 9.0, 0.0, 1.0, 0.0, 1.0, 0.0, 2.0])
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(times))
+    (point,) = speed.measure([run], devices.profile("h100"))
+    assert (point.measured_s, point.refresh_measured_s) == (1.0, 2.0)
+    report = simulate(run, granularity=1)
+    plain = sum(work.count * seconds_of(work, devices.profile("h100")) for work in report.work)
+    again = sum(work.count * seconds_of(work, devices.profile("h100")) for work in report.refresh_work)
+    assert point.forecast_s == pytest.approx(plain)
+    assert point.refresh_forecast_s == pytest.approx(again)
 
 
 def test_every_size_of_the_suite_has_full_training_to_compare_with() -> None:

@@ -17,7 +17,8 @@ from harness.engine.measure import calibration
 def quick(monkeypatch: Any) -> None:
     for name, value in {
         "SPAN_S": 0.0,
-        "LEAST_REPEATS": 1,
+        "ROUNDS": 1,
+        "SMALL_CALLS": 2,
         "SIDES": (4, 16),
         "OTHER_SIDES": 16,
         "LENGTHS": (8,),
@@ -47,11 +48,14 @@ def test_a_calibration_is_a_profile(tmp_path: Path) -> None:
         assert (size, rate) == (same, pytest.approx(near, rel=1e-3))
 
 
-def test_a_rate_is_work_over_median_time(monkeypatch: Any) -> None:
-    times = iter([0.0, 1.0, 1.0, 4.0, 4.0, 6.0])
+def test_a_probe_counts_by_the_median_over_all_rounds(monkeypatch: Any) -> None:
+    times = iter([0.0, 1.0, 1.0, 1.5, 2.0, 5.0, 5.0, 5.5, 6.0, 8.0, 8.0, 9.5])
     monkeypatch.setattr(calibration.time, "perf_counter", lambda: next(times))
     monkeypatch.setattr(calibration, "SPAN_S", 0.0)
-    monkeypatch.setattr(calibration, "LEAST_REPEATS", 3)
-    done: list[int] = []
-    assert calibration.seconds(torch.device("cpu"), lambda: done.append(1)) == 2.0  # of 1, 3 and 2
-    assert len(done) == 4  # one to warm up
+    monkeypatch.setattr(calibration, "ROUNDS", 3)
+    done: list[str] = []
+    first, second = ("a", "", 0, 0), ("b", "", 0, 0)
+    probes = {first: lambda: done.append("a"), second: lambda: done.append("b")}
+    found = calibration.medians(torch.device("cpu"), probes, lambda _: None)
+    assert found == {first: 2.0, second: 0.5}  # of 1, 3 and 2, and of 0.5, 0.5 and 1.5
+    assert "".join(done) == "aabbabab"  # each is warmed up once, and all take turns

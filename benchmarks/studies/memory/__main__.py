@@ -18,12 +18,16 @@ from benchmarks.studies.memory import growth, table
 from harness import files, imports, suite
 from harness.cli.plan import plan_suite
 from harness.config import Run
+from harness.devices import profile
 from harness.errors import UserError
 from harness.files import ROOT
 from harness.forecast import MemoryReport
 from harness.suite import Suite
 from harness.tables import generated
 from harness.tables.plan.plan import as_json, read_forecasts
+
+#: The devices whose speed is forecast.
+DEVICES = ("h200", "a100-80gb", "rtx4090")
 
 
 def main(arguments: Sequence[str], root: Path = ROOT) -> int:
@@ -48,7 +52,12 @@ def main(arguments: Sequence[str], root: Path = ROOT) -> int:
 def forecast(chosen: Suite, file: Path) -> bool:
     """Write the plan of a suite to a file if every row has a forecast, and return whether that is so."""
     raw = file.parents[1] / "raw"
-    made = plan_suite(chosen, device="cpu", results=raw, notify=lambda line: print(line, flush=True))
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    profiles = [profile(name) for name in DEVICES]
+    made = plan_suite(chosen, device="cpu", results=raw, profiles=profiles, notify=say)
     missing = [row for row in made.rows if row.report is None]
     for row in missing:
         print(f"{row.label}: no forecast: {row.forecast}; {file} is left as it was", flush=True)

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from harness import devices
 from harness.errors import UserError, nearest
 from harness.files import visible
 from harness.record import Record
@@ -17,7 +18,7 @@ from harness.tables.aggregate import Row
 from harness.tables.aggregate import rows as rows_of
 from harness.tables.papers import published
 from harness.tables.papers.published import Cell
-from harness.tables.papers.schema import Calculated, Paper, Predicted, Printed, Recorded, Selector
+from harness.tables.papers.schema import Calculated, Paper, Predicted, Printed, Recorded, Selector, Timed
 from harness.tables.records import read_each
 
 #: Bytes of a forecast by what is asked for; states are what training keeps beside activations and gradients.
@@ -114,6 +115,8 @@ class Sources:
             return self._calculated(selector, unit)
         if isinstance(selector, Predicted):
             return self.predicted(selector, unit)
+        if isinstance(selector, Timed):
+            return self._timed(selector)
         if isinstance(selector, Recorded):
             return self._recorded(selector, unit)
         other = self.printed_cell(selector)
@@ -149,12 +152,26 @@ class Sources:
 
     def forecast_bytes(self, label: str, part: str) -> int:
         """Return the bytes of some PARTS of a forecast; UserError where there is no forecast."""
+        return sum(int(self._forecast(label)["forecast"]["train"][name]) for name in PARTS[part])
+
+    def _forecast(self, label: str) -> Mapping[str, Any]:
+        """Return the row of a plan with its forecast; UserError where there is none."""
         found = self.forecasts.get(label)
         if found is None:
             raise UserError(f"no forecast {label!r}; {nearest(label, self.forecasts)}")
         if not found["forecast"]:
             raise UserError(f"the forecast {label!r} failed: {found['reason']}; run nox -s bench-shapes")
-        return sum(int(found["forecast"]["train"][name]) for name in PARTS[part])
+        return found
+
+    def _timed(self, selector: Timed) -> Ours:
+        """Return the forecast of a speed on a device; UserError where there is none."""
+        device = devices.profile(selector.on).title
+        known = {each["device"]: each for each in self._forecast(selector.speed)["speed"]}
+        if device not in known or selector.give not in known[device]:
+            raise UserError(f"no speed of {selector.speed!r} on {device} yet; run nox -s bench-shapes")
+        value = known[device][selector.give] / selector.per
+        how = f"speed of {selector.speed!r} of suite shapes, forecast"
+        return Ours(value, "predicted", how, (("device", f"{device}, forecast with assumed rates"),))
 
     def printed_cell(self, selector: Printed) -> Cell:
         """Return the one published cell selected; UserError where there are none or several."""

@@ -45,6 +45,18 @@ class Predicted(Strict):
     give: Literal["difference", "ratio", "reduction"] = "difference"
 
 
+class Timed(Strict):
+    """A forecast of speed of the shapes suite, by label, on a device of benchmarks/devices.
+
+    `per` divides it, where the paper counts in larger pieces.
+    """
+
+    speed: str
+    on: str
+    give: Literal["tokens_per_s", "step_s"] = "tokens_per_s"
+    per: Annotated[float, Field(gt=0)] = 1.0
+
+
 class Recorded(Strict):
     """A value measured by the records of a suite: `only` selects the run, `quantity` names what was measured.
 
@@ -68,7 +80,7 @@ class Printed(Strict):
     quantity: str | None = None
 
 
-Selector = Calculated | Predicted | Recorded | Printed
+Selector = Calculated | Predicted | Timed | Recorded | Printed
 
 
 class Tolerance(Strict):

@@ -90,6 +90,10 @@ MODULES = {
         "Predict the memory of the shapes suite, measure what fits a GPU where there is one, write the page.",
         ["benchmarks.studies.memory"],
     ),
+    "bench-at-scale": (
+        "Forecast memory and speed of the rows of every suite on LLaMA-2 7B.",
+        ["benchmarks.studies.at_scale"],
+    ),
     "bench-speed": (
         "Compare forecasts of speed with measured updates on this machine, and write the page.",
         ["benchmarks.studies.speed"],

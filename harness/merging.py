@@ -26,7 +26,7 @@ MOST_RUNS = 20_000
 def combinations(content: Written) -> Iterator[Written]:
     """Yield the settings of every run: the base with one entry of each axis, then the row."""
     empty = Written({}, content.where)
-    base = _together(empty, content.value.get("base", empty))
+    base = together(empty, content.value.get("base", empty))
     matrix, rows = content.value.get("matrix", empty), content.value.get("rows")
     axes = {axis: list(_entries(matrix, axis)) for axis in matrix.value}
     _check_axes(matrix, axes)
@@ -36,7 +36,7 @@ def combinations(content: Written) -> Iterator[Written]:
         raise UserError(f"{matrix.where}: {count:,} runs in one suite; at most {MOST_RUNS:,}")
     for row in sections:
         for chosen in itertools.product(*axes.values()):
-            yield _together(base, *chosen, row)
+            yield together(base, *chosen, row)
 
 
 def _check_axes(matrix: Written, axes: dict[str, list[Written]]) -> None:
@@ -80,7 +80,7 @@ def settings_of(axis: str) -> list[str]:
     return [key.strip() for key in axis.split("+")]
 
 
-def _together(settings: Written, *sections: Written) -> Written:
+def together(settings: Written, *sections: Written) -> Written:
     """Return settings with those of sections, whose keys may be dotted, merged into them in order."""
     items, keys = dict(settings.value), dict(settings.keys)
     for section in sections:
@@ -143,7 +143,7 @@ def _leaves(path: tuple[str, ...], value: Written) -> Iterator[tuple[str, ...]]:
 
 def with_setting(settings: Written, dotted: str, value: Written, where: str) -> Written:
     """Return settings with the value of a dotted key set, merged where both are sections."""
-    return _together(settings, Written({dotted: value}, where, {dotted: where}))
+    return together(settings, Written({dotted: value}, where, {dotted: where}))
 
 
 @functools.lru_cache(maxsize=MOST_RUNS)

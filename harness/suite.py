@@ -18,7 +18,15 @@ from harness.config import LARGEST_SEED, Run, Strict
 from harness.credentials import shown
 from harness.errors import UserError, did_you_mean, listed, nearest
 from harness.files import ROOT, visible
-from harness.merging import MOST_RUNS, combinations, names_source, refuse_twice, settings_of, with_setting
+from harness.merging import (
+    MOST_RUNS,
+    combinations,
+    names_source,
+    refuse_twice,
+    settings_of,
+    together,
+    with_setting,
+)
 from harness.strict_yaml import Written
 from harness.validation import Validator, settings_named, validate
 
@@ -52,6 +60,16 @@ class Override:
         return cls(key, strict_yaml.lift(value, option), yields)
 
 
+class AtScale(Strict):
+    """The same rows on a model that is only simulated, for memory and speed at the scale of real use.
+
+    Settings are merged over those of each row, those of a label over these: ranks for a wider model, say.
+    """
+
+    base: dict[str, Any]
+    labels: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
 class SuiteFile(Strict):
     """The contents of a YAML file: rows are crossed with the matrix, and values of a row win.
 
@@ -64,6 +82,7 @@ class SuiteFile(Strict):
     base: dict[str, Any] = Field(default_factory=dict)
     matrix: dict[str, list[Any]] = Field(default_factory=dict)
     rows: list[dict[str, Any]] = Field(default_factory=lambda: [dict[str, Any]()])
+    at_scale: AtScale | None = None
 
     @field_validator("suite")
     @classmethod
@@ -79,7 +98,8 @@ class SuiteFile(Strict):
 class Suite:
     """A named list of runs with the question that they answer; ratios are relative to the label `baseline`.
 
-    `axes` are the dotted settings that vary from run to run, beside label and seed.
+    `axes` are the dotted settings that vary from run to run, beside label and seed. `scale` is what the file
+    says under `at_scale`.
     """
 
     name: str
@@ -87,6 +107,17 @@ class Suite:
     baseline: str | None
     runs: tuple[Run, ...]
     axes: tuple[str, ...] = ()
+    scale: Written | None = None
+
+    def at_scale(self) -> Suite | None:
+        """Return the suite of one run per label on the model of `at_scale`, None without such a section."""
+        if self.scale is None:
+            return None
+        made = _Runs(self.scale.where)
+        firsts = {run.name: run for run in reversed(self.runs)}
+        labels = dict.fromkeys(run.name for run in self.runs)
+        runs = [made.of(_scaled(firsts[label], self.scale)) for label in labels]
+        return Suite(self.name, self.question, self.baseline, tuple(runs))
 
     def with_seeds(self, seeds: Sequence[int]) -> Suite:
         """Return the same runs with other seeds; without any, the suite as it is."""
@@ -196,10 +227,40 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     no_effect.refuse_shared(runs)
     if all(override.key != "method" for override in overrides):  # else with labels of their own
         _check_baseline(written, content, runs)
+        _check_scaled_labels(content, runs)
     varied = [key for axis in written.matrix for key in settings_of(axis)]
     varied += [key for row in written.rows for key in row]
     axes = tuple(key for key in dict.fromkeys(varied) if key not in ("label", "method", "seed"))
-    return Suite(written.suite, written.question, written.baseline, runs, axes)
+    suite = Suite(written.suite, written.question, written.baseline, runs, axes, _scale_of(content))
+    suite.at_scale()  # refuses what is wrong with it
+    return suite
+
+
+def _scale_of(content: Written) -> Written | None:
+    """Return the section `at_scale`, None where there is none."""
+    scale = content.value.get("at_scale")
+    return None if scale is None or scale.value is None else scale
+
+
+def _check_scaled_labels(content: Written, runs: Sequence[Run]) -> None:
+    """Raise UserError for a label in the section `at_scale` that no row bears."""
+    scale = _scale_of(content)
+    labels = scale.value.get("labels") if scale is not None else None
+    for label in labels.value if labels is not None else ():
+        if label not in {run.name for run in runs}:
+            raise UserError(
+                f"{labels.keys[label]}: at_scale: {shown(label)} names no row; {_values(runs, 'label')}"
+            )
+
+
+def _scaled(run: Run, scale: Written) -> Written:
+    """Return the settings of a run at the scale of a section `at_scale`; nothing is scored there."""
+    nothing = Written({}, scale.where)
+    own = scale.value.get("labels", nothing).value.get(run.name, nothing)
+    settings = together(run.written or nothing, scale.value["base"], own)
+    empty = strict_yaml.lift({"perplexity": [], "tasks": []}, scale.where)
+    settings = with_setting(settings, "evaluate", replace(empty, replaces=True), scale.where)
+    return with_setting(settings, "label", Written(run.name, scale.where), scale.where)
 
 
 def check_each_once(overrides: Sequence[Override]) -> None:

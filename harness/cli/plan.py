@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from harness.forecast import Capacity, MemoryReport, Setting
     from harness.speed_forecast import SpeedForecast
     from harness.tables.plan.plan import Plan, Row
+    from harness.tables.report.at_scale import AtScale
 
 Format = Literal["text", "md", "tex", "json"]
 LARGEST_GIB = 100_000.0
@@ -72,6 +73,9 @@ def plan(
     max_seq: Annotated[bool, typer.Option("--max-seq", help="Find the largest length that fits.")] = False,
     ranks: Ranks = None,
     on: On = None,
+    at_scale: Annotated[
+        bool, typer.Option("--at-scale", help="Plan the rows on the model of the suite's `at_scale` instead.")
+    ] = False,
     form: Annotated[Format, typer.Option("--format", help="Format of what is printed.")] = "text",
     out: output.Out = None,
 ) -> None:
@@ -90,8 +94,32 @@ def plan(
     profiles = [profile(name) for name in dict.fromkeys(on or ())]
     chosen = selection.load()
     selection.check_files()
+    if at_scale:
+        chosen = _at_scale(chosen)
     made = plan_suite(chosen, device, results, sizes, searched, ranks, profiles, notify=show.say)
     show.report(tables.build(made), to, chosen.name, form, {"json": lambda _: as_json(made)})
+
+
+def forecast_at_scale(chosen: Suite) -> AtScale | None:
+    """Return forecasts of a suite's rows on the large model of its section `at_scale`, None without one."""
+    from harness.devices import profile
+    from harness.tables.plan.plan import as_dict
+    from harness.tables.report.at_scale import DEVICE, of_plan
+
+    scaled = chosen.at_scale()
+    if scaled is None:
+        return None
+    made = plan_suite(scaled, "cpu", profiles=[profile(DEVICE)], notify=show.say)
+    return of_plan(as_dict(made), scaled)
+
+
+def _at_scale(chosen: Suite) -> Suite:
+    scaled = chosen.at_scale()
+    if scaled is None:
+        raise UserError(
+            f"--at-scale: suite {chosen.name!r} has no section `at_scale`; add one, or leave it out"
+        )
+    return scaled
 
 
 def plan_suite(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 from harness.cli import options, output
+from harness.cli.plan import forecast_at_scale
 from harness.cli.show import publish, say
 from harness.errors import UserError
 from harness.files import cache_folder, visible
@@ -67,6 +68,7 @@ def report(
             f"no records of suite {chosen.name!r} under {results}; run: lorebench run {selection.suite}"
         )
     found = {folder: _matching(plan, folder) for folder in folders}
+    scale = forecast_at_scale(chosen)
     for folder, (records, _, notes) in found.items():
         if not records:
             for note in notes:
@@ -75,7 +77,7 @@ def report(
         machine = "" if len(folders) == 1 else f"-{folder.parent.name}"
         own = _of_machine(to, machine) or {folder / "tables": output.FOLDER}
         page = {PAGE: partial(_page, chosen, records, notes, results, earlier, plan.inputs)}
-        publish(chosen, records, notes, own, chosen.name + machine, plan.inputs, form, page)
+        publish(chosen, records, notes, own, chosen.name + machine, plan.inputs, form, page, scale)
     if not any(records for records, _, _ in found.values()):
         from harness.tables.report.other_settings import other_settings
 

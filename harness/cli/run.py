@@ -46,6 +46,7 @@ def run(
     ] = False,
 ) -> None:
     """Run a suite, or what is left of it, and print its tables."""
+    from harness.cli.plan import forecast_at_scale
     from harness.engine import runner
     from harness.engine.process import progress
 
@@ -68,7 +69,7 @@ def run(
     left = len(outcome.left) + len(outcome.killed)
     notes = [f"{left} runs are left: run the same command again"] if left else []
     to = {outcome.folder / "tables": output.FOLDER}
-    show.publish(chosen, records, notes, to, chosen.name, outcome.inputs)
+    show.publish(chosen, records, notes, to, chosen.name, outcome.inputs, scale=forecast_at_scale(chosen))
     typer.echo(f"records: {outcome.folder}")
     if outcome.refused:
         raise UserError("; ".join(dict.fromkeys(outcome.refused.values())))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from harness.suite import Suite
+    from harness.tables.report.at_scale import AtScale
     from harness.tables.report.build import Report
 
 
@@ -28,11 +29,12 @@ def publish(
     today: Mapping[str, Mapping[str, str]] | None = None,
     form: str = "text",
     more: Mapping[str, Callable[[Report], str]] | None = None,
+    scale: AtScale | None = None,
 ) -> None:
     """Print the tables of a suite, with notes beside them, and write them to files.
 
-    `today` are the hashes of what each run would read now, by its id, where they are known. For the rest see
-    `report`.
+    `today` are the hashes of what each run would read now, by its id, where they are known, `scale` the
+    forecasts on the large model of the suite. For the rest see `report`.
     """
     from harness.tables.records import only_valid
     from harness.tables.report import build as tables
@@ -45,7 +47,13 @@ def publish(
     notes = [*notes, *skipped]
     order = [record.config_id for record in records]
     built = tables.build(
-        records, baseline=suite.baseline, question=suite.question, notes=notes, order=order, today=today
+        records,
+        baseline=suite.baseline,
+        question=suite.question,
+        notes=notes,
+        order=order,
+        today=today,
+        scale=scale,
     )
     report(built, to, name, form, more)
 

@@ -7,6 +7,7 @@ and the exit code is 1. No number in a page is typed by hand.
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from harness.tables.papers.lookup import sources
 from harness.tables.records import load
 from harness.tables.report import build as report
 from harness.tables.report import render
+from harness.tables.report.at_scale import AtScale, of_plan
 from harness.tables.report.sections import GLANCE
 
 #: Generated files -> their builder, imported only when it is called. A builder takes the root of the
@@ -95,12 +97,24 @@ def _reports(raw: Path) -> Iterator[tuple[str, report.Report]]:
         records.sort(key=lambda record: _position(record, labels, defined.axes))
         built = report.build(
             records,
+            scale=_at_scale(defined, raw.parent / "forecasts" / "at-scale" / f"{folder.name}.json"),
             baseline=defined.baseline,
             question=defined.question,
             notes=notes,
             order=list(dict.fromkeys(record.config_id for record in records)),
         )
         yield name, built
+
+
+def _at_scale(defined: suites.Suite, path: Path) -> AtScale | None:
+    """Return the committed forecasts of a suite at scale; UserError where they are of other rows."""
+    scaled = defined.at_scale()
+    if scaled is None:
+        return None
+    plan = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
+    if {row["label"] for row in plan["rows"]} != {run.name for run in scaled.runs}:
+        raise UserError(f"{path}: not of the rows of suite {defined.name!r}; run: nox -s bench-at-scale")
+    return of_plan(plan, scaled)
 
 
 def _position(record: Record, labels: Sequence[str], axes: Sequence[str]) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from harness.tables.aggregate import FACTS, Row, newest
 from harness.tables.aggregate import rows as rows_of
 from harness.tables.format import Table, plain
 from harness.tables.report import notes as describe
+from harness.tables.report.at_scale import AtScale
 from harness.tables.report.sections import sections
 from harness.tables.report.view import View
 
@@ -44,13 +45,15 @@ def build(
     notes: Iterable[str] = (),
     order: Sequence[str] = (),
     today: Mapping[str, Inputs] | None = None,
+    scale: AtScale | None = None,
 ) -> Report:
     """Build the report of one suite.
 
     `baseline` is the label of the row that values are relative to. `order` are the suite's config ids: rows
     follow it, those without a record are counted, and other rows come last, by label. `today` are the hashes
     of what each run would read now, by its id: rows that have read something else are named. Where that is
-    unknown, a row that ran again after its inputs had changed is shown as it is by then.
+    unknown, a row that ran again after its inputs had changed is shown as it is by then. `scale` are
+    forecasts of the rows on a large model.
     """
     order = list(dict.fromkeys(order))
     shown, older = rows_shown(records, order, today)
@@ -65,14 +68,17 @@ def build(
         caption.append(
             f"relative to: {plain(baseline or '')} (a ratio, or for accuracy a difference in points)"
         )
+    if scale is not None:
+        caption.append(plain(scale.caption))
+        lines += [plain(note) for note in scale.notes()]
     suites = ", ".join(sorted({plain(item.suite) for item in records}))
     return Report(
         title=suites or "no records",
         question=plain(question),
-        tables=tuple(sections(view)) if records else (),
+        tables=tuple(sections(view, scale)) if records else (),
         caption=(*caption, describe.READING) if records else (),
         notes=tuple(dict.fromkeys(lines)),
-        lines=tuple(_lines(view)),
+        lines=tuple(_lines(view, scale)),
     )
 
 
@@ -103,7 +109,7 @@ def _completeness(view: View, order: Sequence[str]) -> list[str]:
     return notes
 
 
-def _lines(view: View) -> list[dict[str, object]]:
+def _lines(view: View, scale: AtScale | None) -> list[dict[str, object]]:
     """Return every value of every row: mean, sd, n and the ratio to the baseline's mean."""
     lines: list[dict[str, object]] = []
     keys = list(dict.fromkeys(key for row in view.rows for key in row.stats))
@@ -119,5 +125,6 @@ def _lines(view: View) -> list[dict[str, object]]:
             line[f"{key}_n"] = stat.n if stat else 0
             if key not in FACTS:  # they are relative already
                 line[f"{key}_ratio"] = stat.mean / reference if stat and reference else None
+        line |= scale.line(row.label) if scale else {}
         lines.append(line | limits | dict(sorted(traits.items())))
     return lines

@@ -12,6 +12,7 @@ from harness.tables import format
 from harness.tables.aggregate import FACTS
 from harness.tables.format import DASH, Column, Show, Table
 from harness.tables.report import notes
+from harness.tables.report.at_scale import AtScale
 from harness.tables.report.view import View
 
 FLOOR = "floor"
@@ -20,11 +21,11 @@ GLANCE = "At a glance"
 ENDINGS = "Runs"
 
 
-def sections(view: View) -> list[Table]:
+def sections(view: View, scale: AtScale | None = None) -> list[Table]:
     """Return the tables in which anything was measured; the first has the status and what differs."""
     drafts = [draft for make in (_perplexity, _accuracy, _memory, _speed) if (draft := make(view))]
-    if len(drafts) > 1:
-        drafts.insert(0, _glance(view))
+    if len(drafts) > 1 or (drafts and scale):
+        drafts.insert(0, _glance(view, scale))
     name = Column("method", tuple(view.names), numeric=False)
     differs = [Column(key, tuple(view.trait(key)), numeric=False) for key in view.varying]
     stub = [name] if len(set(view.names)) == len(view.names) else [name, *differs]
@@ -60,19 +61,24 @@ class _Draft:
 
 
 # -------------------------------------------------------------------------------------- the tables
-def _glance(view: View) -> _Draft:
-    """Draft one column of each kind: what a reader looks at first."""
+def _glance(view: View, scale: AtScale | None) -> _Draft:
+    """Draft one column of each kind: what a reader looks at first.
+
+    Memory and speed are those at scale, where they are known: activations fill the memory of a small model.
+    """
     unit, bytes_shown = format.byte_unit(max(_known(view, "peak_allocated_bytes"), default=0))
     wanted = [(key, f"ppl {_name(key)}", _digits(view, key)) for key in _keys(view, "perplexity_")[:1]]
-    wanted += [
-        ("mean_accuracy", "accuracy %", format.percent),
-        ("peak_allocated_bytes", f"peak {unit}", bytes_shown),
-        ("tokens_per_s", "tokens/s", _digits(view, "tokens_per_s")),
-    ]
+    wanted += [("mean_accuracy", "accuracy %", format.percent)]
+    if scale is None:
+        wanted += [
+            ("peak_allocated_bytes", f"peak {unit}", bytes_shown),
+            ("tokens_per_s", "tokens/s", _digits(view, "tokens_per_s")),
+        ]
     columns = []
     for key, title, show in wanted:
         columns += [_measured(view, key, title, show)]
         columns += [_ratio(view, key)] if key != "mean_accuracy" else []
+    columns += scale.columns([row.label for row in view.rows]) if scale else ()
     return _Draft(GLANCE, [*columns, _trainable(view, joined=False)])
 
 

@@ -9,7 +9,6 @@ import re
 import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,10 @@ MAGIC = {
     b"\x00\x05\x16\x07": "attributes of another file, written by macOS",
 }
 OBJECTS_FIRST = 'write each as {"text": ...} on its line and name it .jsonl'
+#: The share of JSON in a prose that quotes some.
+MOST_JSON = 0.8
+#: Brackets of prose before it is no longer searched for JSON.
+MOST_FAILURES = 1000
 #: Characters of names from a file in a message.
 SHOWN = 200
 
@@ -114,20 +117,31 @@ def _json_within(text: str) -> str:
             every = count == len(lines)
             many = "every line" if every else f"{math.floor(100 * count / len(lines))} % of the lines"
             return f"{many} is a JSON {name}; {advice}"
-    if _is_objects(text):
-        return "it is a JSON object over several lines; write each object on one line and name it .jsonl"
+    share = _share_of_json(text)
+    if share > MOST_JSON:
+        much = "it" if share == 1 else f"{math.floor(100 * share)} % of it"
+        return f"{much} is JSON over several lines; write each object on one line and name it .jsonl"
     return ""
 
 
-def _is_objects(text: str) -> bool:
-    """Return whether a text consists of JSON objects, one after the other."""
-    decoder, place, text = json.JSONDecoder(), 0, text.strip()
-    with suppress(ValueError, RecursionError):
-        while text.startswith("{", place):
-            _, place = decoder.raw_decode(text, place)
-            while text[place : place + 1].isspace():
-                place += 1
-    return 0 < place == len(text)
+def _share_of_json(text: str) -> float:
+    """Return which share of the letters of a text, blanks and commas aside, is in JSON objects and arrays."""
+    decoder, inside, place, failures = json.JSONDecoder(), 0, 0, 0
+    while (found := re.compile(r"[\[{]").search(text, place)) and failures < MOST_FAILURES:
+        place = found.start() + 1
+        try:
+            value, end = decoder.raw_decode(text, found.start())
+        except (ValueError, RecursionError):  # prose, or an array that is cut off
+            failures += 1
+            continue
+        if isinstance(value, dict) or any(isinstance(item, dict | list | str) for item in value):
+            inside += _letters(text[found.start() : end])
+            place = end
+    return inside / _letters(text) if inside else 0.0
+
+
+def _letters(text: str) -> int:
+    return len(re.sub(r"[\s\[\],]+", "", text))
 
 
 def _json(text: str) -> Any:

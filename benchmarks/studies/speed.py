@@ -1,7 +1,7 @@
 """How near does a forecast of speed come? Every method and stack, measured on this machine and forecast.
 
 `python -m benchmarks.studies.speed` measures the rates of this machine, trains the rows of the suite `speed`
-in turns, one update of each a round, so that a slow minute touches all of them alike, and writes
+interleaved, one update of each a round, so that a slow minute touches all of them alike, and writes
 `results/forecasts/speed.json`. The page `results/tables/speed-forecast.md` follows from that file alone. Run
 nothing beside it.
 """
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def measure(runs: Sequence[Run], profile: DeviceProfile) -> list[Point]:
-    """Train all runs in turns; return the medians of their updates beside the forecasts."""
+    """Train all runs interleaved; return the medians of their updates beside the forecasts."""
     trainers = {run.name: trainer_of(run) for run in runs}
     plain: dict[str, list[float]] = {name: [] for name in trainers}
     refresh: dict[str, list[float]] = {name: [] for name in trainers}

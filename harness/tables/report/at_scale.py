@@ -42,18 +42,20 @@ class AtScale:
         base = self.rows.get(self.baseline or "", Forecast())
         peaks = [each.peak_bytes if each else None for each in found]
         speeds = [each.tokens_per_s if each else None for each in found]
-        yield _column(f"{self.model} GiB", [peak and format.fixed(1)(peak / GIB) for peak in peaks])
+        short = self.model.rpartition("-")[2]
+        yield _column(f"{short} GiB", [peak and format.fixed(1)(peak / GIB) for peak in peaks])
         yield _column("ratio", _ratios(peaks, base.peak_bytes), joined=True)
-        yield _column("fits GiB", [peak and smallest(peak) for peak in peaks], joined=True)
-        yield _column(f"{self.model} tokens/s", [speed and f"{speed:,.0f}" for speed in speeds])
+        yield _column("fits", [peak and smallest(peak) for peak in peaks], joined=True)
+        yield _column(f"{short} tokens/s", [speed and f"{speed:,.0f}" for speed in speeds])
         yield _column("ratio", _ratios(speeds, base.tokens_per_s), joined=True)
 
     @property
     def caption(self) -> str:
         """Say what the columns are."""
         return (
-            f"{self.model}: forecast, not measured: peak of training and speed on {self.device} with "
-            f"{self.setting}; fits: with {RESERVE_GIB:g} GiB to spare (lorebench plan --at-scale says more)"
+            f"columns of {self.model}, forecast, not measured: peak of training and speed on {self.device} "
+            f"with {self.setting}; fits: GiB of a device with {RESERVE_GIB:g} to spare (lorebench plan "
+            "--at-scale says more)"
         )
 
     def notes(self) -> list[str]:

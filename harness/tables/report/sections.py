@@ -79,7 +79,7 @@ def _glance(view: View, scale: AtScale | None) -> _Draft:
         columns += [_measured(view, key, title, show)]
         columns += [_ratio(view, key)] if key != "mean_accuracy" else []
     columns += scale.columns([row.label for row in view.rows]) if scale else ()
-    return _Draft(GLANCE, [*columns, _trainable(view, joined=False)])
+    return _Draft(GLANCE, columns if scale else [*columns, _trainable(view, joined=False)])
 
 
 def _perplexity(view: View) -> _Draft | None:

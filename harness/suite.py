@@ -245,8 +245,8 @@ def _scale_of(content: Written) -> Written | None:
 def _check_scaled_labels(content: Written, runs: Sequence[Run]) -> None:
     """Raise UserError for a label in the section `at_scale` that no row bears."""
     scale = _scale_of(content)
-    labels = scale.value.get("labels") if scale is not None else None
-    for label in labels.value if labels is not None else ():
+    labels = Written({}, "") if scale is None else scale.value.get("labels", Written({}, scale.where))
+    for label in labels.value:
         if label not in {run.name for run in runs}:
             raise UserError(
                 f"{labels.keys[label]}: at_scale: {shown(label)} names no row; {_values(runs, 'label')}"

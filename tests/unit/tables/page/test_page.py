@@ -16,6 +16,7 @@ import pytest
 
 from harness import suite as suites
 from harness.cli import main as cli
+from harness.cli import report as report_command
 from harness.engine.run import checks
 from harness.engine.sweep import resolution
 from harness.record import Outcome, RankMove
@@ -463,6 +464,9 @@ def command(monkeypatch, capsys, results, *arguments):
         return resolution.Plan(tuple(checks.resolve(runs, text=False)), "cpu", "cpu-1t")
 
     monkeypatch.setattr(resolution, "resolve", resolve)
+    monkeypatch.setattr(
+        report_command, "forecast_at_scale", lambda suite: None
+    )  # a large model takes seconds
     said = [
         "lorebench",
         "report",

@@ -8,6 +8,7 @@ stand beside rows that train.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from unicodedata import normalize
@@ -16,6 +17,10 @@ from harness.config import DatasetsData, RandomData, Run, ShapeModel, TrainConfi
 from harness.credentials import shown
 from harness.errors import UserError
 
+#: Letters without a shape: those that Unicode calls default-ignorable, and the blank of Braille.
+UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
+)
 LONGEST_LABEL = 200
 
 
@@ -57,6 +62,8 @@ def _of_a_row(run: Run) -> Iterator[tuple[str, str]]:
     yield from _twice("evaluate.task_paths", run.evaluate.task_paths)
     yield from _twice("evaluate.perplexity", [protocol.name for protocol in run.evaluate.perplexity])
     label = run.name if run.label is None else run.label
+    if UNSEEN.search(label):
+        yield "label", "it holds a character that is drawn as nothing; leave it out"
     if not label.strip() or not label.isprintable() or (run.label and len(label) > LONGEST_LABEL):
         yield "label", f"give 1 to {LONGEST_LABEL} printable characters, not all of them spaces"
     if run.label and run.label != (alone := normalize("NFC", " ".join(run.label.split()))):

@@ -59,6 +59,10 @@ def load(tmp_path: Path, *overrides: str, text: str = SUITE) -> suite.Suite:
         (['label=" a"'], "label: cannot be told from 'a' in a table"),
         (['label="a  b"'], "label: cannot be told from 'a b' in a table"),
         (["label=e\u0301"], "label: cannot be told from '\u00e9' in a table"),
+        (["label=a\u034f"], "label: it holds a character that is drawn as nothing; leave it out"),
+        (["label=a\ufe0f"], "label: it holds a character that is drawn as nothing"),
+        (["label=\u3164"], "label: it holds a character that is drawn as nothing"),
+        (["label=\u2800"], "label: it holds a character that is drawn as nothing"),
         ([f"label={'x' * 201}"], "label: give 1 to 200 printable characters"),
     ],
 )

@@ -44,7 +44,7 @@ class SpeedForecast:
 
 
 def forecast_speed(report: MemoryReport, device: DeviceProfile, tokens: int, dtype: str) -> SpeedForecast:
-    """Forecast training by `tokens` per update; UnsupportedError for a dtype without a rate on the device."""
+    """Forecast training by `tokens` per update; UnsupportedError where a rate or the period is not known."""
     parts: dict[str, float] = dict.fromkeys(TIMED, 0.0)
     operations: dict[str, float] = {}
     flops = 0.0
@@ -73,10 +73,17 @@ def _mean_update(report: MemoryReport) -> Iterator[tuple[Work, float, bool]]:
     for work in report.work:
         yield work, work.count, False
     if report.refresh_work:
-        period = report.period or 1
+        period = _period(report)
         for sign, works in ((1, report.refresh_work), (-1, report.work)):
             for work in works:
                 yield work, sign * work.count / period, True
+
+
+def _period(report: MemoryReport) -> int:
+    """Return the updates from refresh to refresh; UnsupportedError where matrices have no common period."""
+    if report.period is None:
+        raise UnsupportedError("its refreshes have no common period, so their share of the time is not known")
+    return report.period
 
 
 def seconds_of(work: Work, device: DeviceProfile) -> float:
@@ -92,6 +99,8 @@ def seconds_of(work: Work, device: DeviceProfile) -> float:
 def _rate(work: Work, device: DeviceProfile) -> float:
     """Return the rate of a computation in TFLOP/s."""
     if work.kind in DECOMPOSITIONS:
+        if work.kind not in device.decompositions:
+            raise UnsupportedError(f"{device.title} has no rate for {work.kind}")
         return at(device.decompositions[work.kind], work.size)
     curves = device.attention_backward if work.kind == "attention backward" else device.attention
     curves = device.products if work.kind == "product" else curves

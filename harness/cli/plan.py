@@ -109,7 +109,11 @@ def forecast_at_scale(chosen: Suite) -> AtScale | None:
     scaled = chosen.at_scale()
     if scaled is None:
         return None
-    made = plan_suite(scaled, "cpu", profiles=[profile(DEVICE)], notify=show.say)
+    try:
+        made = plan_suite(scaled, "cpu", profiles=[profile(DEVICE)], notify=show.say)
+    except UserError as error:  # what was measured is shown without it
+        show.say(f"no forecast at scale: {error}")
+        return None
     return of_plan(as_dict(made), scaled)
 
 

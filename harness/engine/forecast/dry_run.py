@@ -61,6 +61,7 @@ class DryRun:
         """Load, prepare and train, and report the peak of each phase."""
         with self.meter.window() as window:
             model = self._load()
+        dense_flops = flops_per_token(model, self.run.data.seq_len)  # before methods replace its layers
         peaks: dict[Phase, int] = {"load": window.peak_allocated_bytes}
         with self.meter.window() as window:
             batches = _batches(self.run.train.batch, self.run.data.seq_len)
@@ -75,6 +76,7 @@ class DryRun:
             ranks=self.sources,
             warnings=made.warnings,
             packages={name: version(name) for name in PACKAGES},
+            flops_per_token=dense_flops,
         )
         if made.trainer is not None:
             self._train(made.model, made.trainer, report)
@@ -98,7 +100,6 @@ class DryRun:
         for hook in hooks:  # they form reference cycles
             hook.remove()
         moments = self.meter.moments[before:]
-        report.flops_per_token = flops_per_token(model, self.run.data.seq_len)
         report.work = moments[0].operations.work()
         if refreshes:
             report.refresh_work, report.period = moments[-1].operations.work(), trainer.period

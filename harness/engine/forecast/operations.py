@@ -85,10 +85,11 @@ def call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any)
     given = [*tensors_within([*args, dict(kwargs)])]
     flops = flops_of(func, args, kwargs, result)
     kind = KINDS.get(func._overloadpacket, "product") if flops else "memory"
-    dtype = (given[0] if given else next(tensors_within(result))).dtype
+    first = next(iter(given or tensors_within(result)), None)
+    dtype = "none" if first is None else str(first.dtype).removeprefix("torch.")
     size = _size(kind, given) if flops else 0
     moved, new = bytes_of(func, args, kwargs, result)
-    return Call(kind, _name(func), str(dtype).removeprefix("torch."), size, flops, moved, new)
+    return Call(kind, _name(func), dtype, size, flops, moved, new)
 
 
 def bytes_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> tuple[int, int]:
@@ -128,6 +129,7 @@ def _written(func: Any) -> list[tuple[int, str]]:
         (place, argument.name)
         for place, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
+        if argument.name != "grads"  # of a fused optimizer, which writes them only to rescale them
     ]
 
 

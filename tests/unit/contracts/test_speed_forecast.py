@@ -108,6 +108,18 @@ def test_a_refresh_in_every_update_is_its_own() -> None:
     assert found.step_s == pytest.approx(1e-3)
 
 
+def test_refreshes_without_a_common_period_have_no_speed() -> None:
+    refresh = [work(part="update", bytes=997_000)]
+    with pytest.raises(UnsupportedError, match="its refreshes have no common period"):
+        forecast_speed(report(refresh, refresh_work=refresh), DEVICE, 1000, "float32")
+
+
+def test_a_decomposition_without_a_rate_is_said() -> None:
+    device = DEVICE.model_copy(update={"decompositions": {}})
+    with pytest.raises(UnsupportedError, match="round has no rate for svd"):
+        seconds_of(work(kind="svd", size=8, flops=1), device)
+
+
 def test_utilisation_needs_a_peak() -> None:
     found = forecast_speed(report([work()], flops_per_token=1.0), DEVICE, 1, "bfloat16")
     assert found.mfu is None

@@ -98,6 +98,17 @@ def test_floating_point_operations_by_hand(
     assert (work.kind, work.size, work.flops) == (kind, size, count)
 
 
+def test_a_fused_optimizer_reads_four_tensors_and_writes_three() -> None:
+    parameter = torch.nn.Parameter(ones(6, 5))
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    parameter.grad = ones(6, 5)
+    optimizer.step()
+    with Logged() as logged:
+        optimizer.step()
+    (work,) = (work for work in logged.log.work() if work.operation == "_fused_adamw_")
+    assert work.bytes == 7 * 120 + 4  # and the count of steps is read
+
+
 def test_a_view_is_no_work() -> None:
     given = ones(6, 5)
     with Logged() as logged:
@@ -179,3 +190,9 @@ def test_a_refresh_is_work_of_its_own() -> None:
     each = 4 * (6 * 32 * 32**2 + 20 * 32**3) + 3 * (6 * 88 * 32**2 + 20 * 32**3)
     assert flops(report.refresh_work, "svd") == 2 * each
     assert simulate(run_of(shape="nano", length=LENGTH)).refresh_work == []
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_model_flops_are_those_of_the_dense_model_whatever_trains_it(name: str) -> None:
+    run = run_of(STACKS[name], shape="nano", length=LENGTH, train__stage="pretrain")
+    assert simulate(run).flops_per_token == simulate(run_of(shape="nano", length=LENGTH)).flops_per_token

@@ -54,8 +54,8 @@ class AtScale:
         """Say what the columns are."""
         return (
             f"columns of {self.model}, forecast, not measured: peak of training and speed on {self.device} "
-            f"with {self.setting}; fits: GiB of a device with {RESERVE_GIB:g} to spare (lorebench plan "
-            "--at-scale says more)"
+            f"with {self.setting}, at rates that are partly assumed, those of decompositions above all "
+            f"(lorebench plan --at-scale --on {DEVICE}); fits: GiB of a device with {RESERVE_GIB:g} to spare"
         )
 
     def notes(self) -> list[str]:

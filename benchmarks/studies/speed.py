@@ -139,8 +139,8 @@ def point_of(run: Run, profile: DeviceProfile, plain: Sequence[float], refresh: 
 
     return Point(
         label=run.name,
-        forecast_s=forecast(report.work),
-        measured_s=statistics.median(plain),
+        forecast_s=forecast(report.work if plain else report.refresh_work),  # one may refresh each time
+        measured_s=statistics.median(plain or refresh),
         refresh_forecast_s=forecast(report.refresh_work) if refresh and report.refresh_work else None,
         refresh_measured_s=statistics.median(refresh) if refresh and report.refresh_work else None,
     )

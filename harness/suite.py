@@ -109,14 +109,20 @@ class Suite:
     axes: tuple[str, ...] = ()
     scale: Written | None = None
 
-    def at_scale(self) -> Suite | None:
-        """Return the suite of one run per label on the model of `at_scale`, None without such a section."""
+    def at_scale(self, overrides: Sequence[Override] = ()) -> Suite | None:
+        """Return the suite of one run per label on the model of `at_scale`, None without such a section.
+
+        `overrides` win over the section; those that the suite was read with do not.
+        """
         if self.scale is None:
             return None
         made = _Runs(self.scale.where)
         firsts = {run.name: run for run in reversed(self.runs)}
         labels = dict.fromkeys(run.name for run in self.runs)
-        runs = [made.of(_scaled(firsts[label], self.scale)) for label in labels]
+        runs = [_overridden(_scaled(firsts[label], self.scale), overrides, made) for label in labels]
+        for run in runs:
+            if run.misfit is not None:
+                raise run.misfit
         return Suite(self.name, self.question, self.baseline, tuple(runs))
 
     def with_seeds(self, seeds: Sequence[int]) -> Suite:
@@ -190,8 +196,8 @@ class Suite:
         axes = [f"{key}={_quoted(_value(run, key))}" for key in self.axes]
         return [f"label={_quoted(run.name)}", f"seed={run.seed}", *axes]
 
-    def names(self, runs: Sequence[Run]) -> dict[str, str]:
-        """Return the names of runs by config: labels, with what varies where several configs have one."""
+    def names(self, runs: Sequence[Run]) -> dict[tuple[str, str], str]:
+        """Return the names of runs by label and config: labels, with what varies where several have one."""
         configs: dict[str, dict[str, Run]] = {}
         for run in runs:
             configs.setdefault(run.name, {})[run.config_id] = run
@@ -199,7 +205,7 @@ class Suite:
         for label, alike in configs.items():
             for config_id, run in alike.items():
                 varies = self.selector(run)[2:] if len(alike) > 1 else []
-                found[config_id] = " ".join([label, *varies])
+                found[label, config_id] = " ".join([label, *varies])
         return found
 
 

@@ -146,12 +146,15 @@ class Selection:
 
     def everything(self) -> Suite:
         """Return the suite with its overrides and seeds; what is selected of it is still to be checked."""
-        overrides: list[Override] = [*_model_override(self.model), *_data_override(self.data)]
-        given = [suites.parse_override(text) for text in self.settings or ()]
-        if self.seed and (twice := [override for override in given if override.key == "seed"]):
+        overrides = self.overrides()
+        if self.seed and (twice := [override for override in overrides if override.key == "seed"]):
             raise UserError(f"{twice[0].value.where}: --seed gives the seed, too; leave one of them out")
-        overrides += given
         return suites.expand(self.suite, overrides).with_seeds(self.seed or ())
+
+    def overrides(self) -> list[Override]:
+        """Return what the options change in every run."""
+        given = [suites.parse_override(text) for text in self.settings or ()]
+        return [*_model_override(self.model), *_data_override(self.data), *given]
 
     def check_files(self) -> None:
         """Raise UserError for a file of `--data` that is missing or has an unknown ending; none is read."""

@@ -18,7 +18,7 @@ from harness.config import Run
 from harness.errors import UnsupportedError, UserError
 from harness.files import cache_folder
 from harness.inputs import outdated
-from harness.suite import Suite
+from harness.suite import Override, Suite
 
 if TYPE_CHECKING:
     from harness.devices import DeviceProfile
@@ -81,7 +81,6 @@ def plan(
 ) -> None:
     """Predict memory and speed of a suite's runs without running them or reading any weights."""
     from harness import forecast
-    from harness.devices import profile
     from harness.tables.plan import tables
     from harness.tables.plan.plan import as_json
 
@@ -91,13 +90,27 @@ def plan(
         option = "--max-batch" if max_batch else "--max-seq"
         raise UserError(f"{option} needs the size of a device: add for example --device-gib 24")
     to = output.destinations(out, get_args(Format))
-    profiles = [profile(name) for name in dict.fromkeys(on or ())]
+    profiles = _profiles(on or ())
     chosen = selection.load()
     selection.check_files()
     if at_scale:
-        chosen = _at_scale(chosen)
+        chosen = _at_scale(chosen, selection.overrides())
     made = plan_suite(chosen, device, results, sizes, searched, ranks, profiles, notify=show.say)
     show.report(tables.build(made), to, chosen.name, form, {"json": lambda _: as_json(made)})
+
+
+def _profiles(given: Sequence[str]) -> list[DeviceProfile]:
+    """Return the profiles of devices; UserError for two of one title, which tables could not tell apart."""
+    from harness.devices import profile
+
+    found: dict[str, tuple[str, DeviceProfile]] = {}
+    for name in dict.fromkeys(given):
+        made = profile(name)
+        if made.title in found:
+            other = found[made.title][0]
+            raise UserError(f"--on {name}: it has the title of --on {other}, {made.title!r}; change one")
+        found[made.title] = name, made
+    return [made for _, made in found.values()]
 
 
 def forecast_at_scale(chosen: Suite) -> AtScale | None:
@@ -117,8 +130,8 @@ def forecast_at_scale(chosen: Suite) -> AtScale | None:
     return of_plan(as_dict(made), scaled)
 
 
-def _at_scale(chosen: Suite) -> Suite:
-    scaled = chosen.at_scale()
+def _at_scale(chosen: Suite, overrides: Sequence[Override]) -> Suite:
+    scaled = chosen.at_scale(overrides)
     if scaled is None:
         raise UserError(
             f"--at-scale: suite {chosen.name!r} has no section `at_scale`; add one, or leave it out"
@@ -162,7 +175,7 @@ def plan_suite(
     rows = []
     names = chosen.names(resolved.runs)
     for key, runs in configs.items():
-        own = {(setting, gib): answer for (of, setting, gib), answer in largest.items() if of == key}
+        own = {(setting, gib): answer for (of, setting, gib), answer in largest.items() if of == key[1]}
         rows.append(_row(names[key], runs, finished, estimates, reports[key], own, profiles))
     return Plan(
         suite=chosen.name,
@@ -194,11 +207,11 @@ def _done(chosen: Suite, device: str, results: Path) -> tuple[Resolved, set[str]
     return resolved, done, estimates
 
 
-def _by_config(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Group the different runs by config, in order."""
-    configs: dict[str, list[Run]] = {}
-    for run in {run.run_id: run for run in runs}.values():
-        configs.setdefault(run.config_id, []).append(run)
+def _by_config(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
+    """Group the different runs by label and config, in order; two labels may be one config at scale."""
+    configs: dict[tuple[str, str], list[Run]] = {}
+    for run in {(run.name, run.run_id): run for run in runs}.values():
+        configs.setdefault((run.name, run.config_id), []).append(run)
     return configs
 
 

@@ -104,7 +104,7 @@ def _show_runs(chosen: Suite, settings: Settings) -> None:
         would = (
             "stays" if key in kept else "runs" if seconds is None else f"runs, {progress.duration(seconds)}"
         )
-        rows.append((plain(names[run.config_id]), str(run.seed), key, status, would))
+        rows.append((plain(names[run.name, run.config_id]), str(run.seed), key, status, would))
     show.table(("row", "seed", "run", "record", "now"), rows)
     left = [run for key, run in runs.items() if key not in kept]
     total = estimates.total(left)

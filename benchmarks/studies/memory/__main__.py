@@ -18,7 +18,7 @@ from benchmarks.studies.memory import growth, table
 from harness import files, imports, suite
 from harness.cli.plan import plan_suite
 from harness.config import Run
-from harness.devices import profile
+from harness.devices import DeviceProfile, profile
 from harness.errors import UserError
 from harness.files import ROOT
 from harness.forecast import MemoryReport
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str], root: Path = ROOT) -> int:
         return 2
     try:
         rows = table.resolved()
-        complete = forecast(suite.load(table.SUITE), root / table.FORECASTS)
+        devices = [profile(name) for name in DEVICES]
+        complete = forecast(suite.load(table.SUITE), root / table.FORECASTS, devices)
         complete &= forecast(growth.suite_of(rows), root / growth.FORECASTS)
         if not complete:
             return 1
@@ -49,14 +50,13 @@ def main(arguments: Sequence[str], root: Path = ROOT) -> int:
     return 0
 
 
-def forecast(chosen: Suite, file: Path) -> bool:
+def forecast(chosen: Suite, file: Path, profiles: Sequence[DeviceProfile] = ()) -> bool:
     """Write the plan of a suite to a file if every row has a forecast, and return whether that is so."""
     raw = file.parents[1] / "raw"
 
     def say(line: str) -> None:
         print(line, flush=True)
 
-    profiles = [profile(name) for name in DEVICES]
     made = plan_suite(chosen, device="cpu", results=raw, profiles=profiles, notify=say)
     missing = [row for row in made.rows if row.report is None]
     for row in missing:

@@ -1,14 +1,16 @@
 """Measure the rates of this machine that a forecast of speed needs: the profile of a device.
 
 Every probe runs in every round, and counts by the median of all its repeats, so that a slow minute of a
-shared machine touches all rates alike and none much. Nothing else should run meanwhile.
+shared machine touches all rates alike and none much. A GPU has larger probes, and many calls of one before it
+is waited for. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -19,19 +21,44 @@ from harness.devices import DECOMPOSITIONS, Decomposition, DeviceProfile
 from harness.engine.measure.flops import decomposition_flops
 
 ROUNDS, SPAN_S = 5, 0.06
-SIDES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
-#: The two other sides of a product are this long, at least.
-OTHER_SIDES = 1024
-LENGTHS = (64, 256, 1024)
+#: Calls of a probe on a GPU before it is waited for, at most.
+MOST_CALLS = 200
 HEADS, WIDTH = 8, 64
-DECOMPOSED = (32, 64, 128, 256, 512)
-BYTES = tuple(1 << power for power in range(13, 29, 2))
 SMALL_CALLS = 1000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DECOMPOSE: dict[Decomposition, Callable[[Tensor], object]] = {
     "svd": lambda matrix: torch.linalg.svd(matrix, full_matrices=False),
     "eigh": torch.linalg.eigh,
     "qr": torch.linalg.qr,
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The smallest sides of products, the least of their two other sides, and sizes of other probes."""
+
+    sides: Sequence[int]
+    other_sides: int
+    lengths: Sequence[int]
+    decomposed: Sequence[int]
+    bytes: Sequence[int]
+
+
+SIZES = {
+    "cpu": Sizes(
+        [1 << power for power in range(2, 11)],
+        1024,
+        [64, 256, 1024],
+        [32, 64, 128, 256, 512],
+        [1 << power for power in range(13, 29, 2)],
+    ),
+    "cuda": Sizes(
+        [1 << power for power in range(3, 14)],
+        4096,
+        [256, 1024, 4096],
+        [128, 512, 2048, 4096],
+        [1 << power for power in range(14, 31, 2)],
+    ),
 }
 #: What a probe measures: a rate of the profile, a dtype or kind of decomposition, a size, and a variant.
 Key = tuple[str, str, int, int]
@@ -43,21 +70,25 @@ def calibrate(
     device: torch.device, title: str, memory_gib: float, on_progress: Callable[[str], None]
 ) -> DeviceProfile:
     """Measure all rates of a device, in about a minute."""
-    probes = {**_products(device), **_attention(device), **_decompositions(device), **_memory(device)}
+    sizes = SIZES[device.type]
+    probes = _products(device, sizes) | _attention(device, sizes)
+    probes |= _decompositions(device, sizes) | _memory(device, sizes)
     small = torch.ones(8, device=device)
     probes["latency", "", 0, 0] = lambda: [small + small for _ in range(SMALL_CALLS)]
     taken = medians(device, probes, on_progress)
-    products = {name: _product_rates(taken, name) for name in DTYPES}
-    bandwidth, new_memory = _memory_rates(taken)
+    products = {name: _product_rates(taken, sizes, name) for name in DTYPES}
+    bandwidth, new_memory = _memory_rates(taken, sizes)
     return DeviceProfile(
         title=title,
         memory_gib=memory_gib,
         peak={name: max(rate for _, rate in points) for name, points in products.items()},
         products=products,
-        attention={name: _attention_rates(taken, "attention", name, 2) for name in DTYPES},
-        attention_backward={name: _attention_rates(taken, "backward", name, 5) for name in DTYPES},
+        attention={name: _attention_rates(taken, sizes, "attention", name, 2) for name in DTYPES},
+        attention_backward={name: _attention_rates(taken, sizes, "backward", name, 5) for name in DTYPES},
         decompositions={
-            kind: [(n, decomposition_flops(kind, n, n) / taken[kind, "", n, 0] / 1e12) for n in DECOMPOSED]
+            kind: [
+                (n, decomposition_flops(kind, n, n) / taken[kind, "", n, 0] / 1e12) for n in sizes.decomposed
+            ]
             for kind in DECOMPOSITIONS
         },
         bandwidth=bandwidth,
@@ -72,20 +103,30 @@ def medians(
 ) -> dict[Key, float]:
     """Return the median seconds of each probe over all rounds; each is warmed up once."""
     taken: dict[Key, list[float]] = {key: [] for key in probes}
+    calls = dict.fromkeys(probes, 1)
     for number in range(ROUNDS):
         on_progress(f"round {number + 1} of {ROUNDS}")
         for key, probe in probes.items():
             if not number:
                 probe()
+                if device.type == "cuda":  # to wait for it takes as long as many a kernel
+                    calls[key] = max(1, min(MOST_CALLS, int(SPAN_S / _seconds(device, probe, 1))))
             spent = 0.0
             while not spent or spent < SPAN_S:
-                _wait(device)
-                started = time.perf_counter()
-                probe()
-                _wait(device)
-                taken[key].append(time.perf_counter() - started)
-                spent += taken[key][-1]
+                seconds = _seconds(device, probe, calls[key])
+                taken[key].append(seconds / calls[key])
+                spent += seconds
     return {key: statistics.median(seconds) for key, seconds in taken.items()}
+
+
+def _seconds(device: torch.device, probe: Probe, calls: int) -> float:
+    """Return the seconds of so many calls, from an idle device to an idle device."""
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(calls):
+        probe()
+    _wait(device)
+    return time.perf_counter() - started
 
 
 def _wait(device: torch.device) -> None:
@@ -93,42 +134,42 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _sides(side: int) -> list[tuple[int, int, int]]:
+def _shapes(side: int, other_sides: int) -> list[tuple[int, int, int]]:
     """Return rows, inner side and columns of three products, each with another smallest side."""
-    other = max(OTHER_SIDES, side)
+    other = max(other_sides, side)
     return [(side, other, other), (other, side, other), (other, other, side)]
 
 
-def _products(device: torch.device) -> dict[Key, Probe]:
+def _products(device: torch.device, sizes: Sizes) -> dict[Key, Probe]:
     probes: dict[Key, Probe] = {}
     for name, dtype in DTYPES.items():
-        for side in SIDES:
-            for variant, (rows, inner, columns) in enumerate(_sides(side)):
+        for side in sizes.sides:
+            for variant, (rows, inner, columns) in enumerate(_shapes(side, sizes.other_sides)):
                 left = torch.randn(rows, inner, device=device).to(dtype)
                 right = torch.randn(columns, inner, device=device).to(dtype).t()  # as a linear layer has it
                 probes["products", name, side, variant] = partial(torch.mm, left, right)
     return probes
 
 
-def _product_rates(taken: Mapping[Key, float], name: str) -> Points:
+def _product_rates(taken: Mapping[Key, float], sizes: Sizes, name: str) -> Points:
     """Return TFLOP/s by the smallest side: the mean over which of the three sides it is."""
     return [
         (
             side,
             statistics.harmonic_mean(
                 2 * rows * inner * columns / taken["products", name, side, variant] / 1e12
-                for variant, (rows, inner, columns) in enumerate(_sides(side))
+                for variant, (rows, inner, columns) in enumerate(_shapes(side, sizes.other_sides))
             ),
         )
-        for side in SIDES
+        for side in sizes.sides
     ]
 
 
-def _attention(device: torch.device) -> dict[Key, Probe]:
+def _attention(device: torch.device, sizes: Sizes) -> dict[Key, Probe]:
     probes: dict[Key, Probe] = {}
     for name, dtype in DTYPES.items():
-        for length in LENGTHS:
-            shape = (_batch(length), HEADS, length, WIDTH)
+        for length in sizes.lengths:
+            shape = (_batch(length, sizes), HEADS, length, WIDTH)
             given = [torch.randn(shape, device=device).to(dtype).requires_grad_() for _ in range(3)]
             query, key, value = given
             attend = partial(scaled_dot_product_attention, query, key, value, is_causal=True)
@@ -140,45 +181,52 @@ def _attention(device: torch.device) -> dict[Key, Probe]:
     return probes
 
 
-def _batch(length: int) -> int:
-    return max(1, LENGTHS[-1] // length)
+def _batch(length: int, sizes: Sizes) -> int:
+    return max(1, sizes.lengths[-1] // length)
 
 
-def _attention_rates(taken: Mapping[Key, float], what: str, name: str, products: int) -> Points:
+def _attention_rates(taken: Mapping[Key, float], sizes: Sizes, what: str, name: str, products: int) -> Points:
     """Return TFLOP/s by length, of so many products of matrices, counted as if nothing were masked."""
     return [
         (
             length,
-            products * 2 * _batch(length) * HEADS * length**2 * WIDTH / taken[what, name, length, 0] / 1e12,
+            products
+            * 2
+            * _batch(length, sizes)
+            * HEADS
+            * length**2
+            * WIDTH
+            / taken[what, name, length, 0]
+            / 1e12,
         )
-        for length in LENGTHS
+        for length in sizes.lengths
     ]
 
 
-def _decompositions(device: torch.device) -> dict[Key, Probe]:
+def _decompositions(device: torch.device, sizes: Sizes) -> dict[Key, Probe]:
     probes: dict[Key, Probe] = {}
     for kind, decompose in DECOMPOSE.items():
-        for side in DECOMPOSED:
+        for side in sizes.decomposed:
             matrix = torch.randn(side, side, device=device)
             probes[kind, "", side, 0] = partial(decompose, matrix @ matrix.T if kind == "eigh" else matrix)
     return probes
 
 
-def _memory(device: torch.device) -> dict[Key, Probe]:
+def _memory(device: torch.device, sizes: Sizes) -> dict[Key, Probe]:
     """Return probes that read two tensors and write one: into memory that is there (0), and into new (1)."""
     probes: dict[Key, Probe] = {}
-    for size in BYTES:
+    for size in sizes.bytes:
         first, second, out = (torch.ones(size // 12, device=device) for _ in range(3))
         probes["memory", "", size, 0] = partial(torch.add, first, second, out=out)
         probes["memory", "", size, 1] = partial(torch.add, first, second)
     return probes
 
 
-def _memory_rates(taken: Mapping[Key, float]) -> tuple[Points, Points]:
+def _memory_rates(taken: Mapping[Key, float], sizes: Sizes) -> tuple[Points, Points]:
     """Return GB/s by the bytes that an operation moves, and by those that it allocates."""
     moving: Points = []
     new: Points = []
-    for size in BYTES:
+    for size in sizes.bytes:
         within, beyond = (taken["memory", "", size, variant] for variant in (0, 1))
         moving.append((size, size / within / 1e9))
         added = max(beyond - within, within / 20)  # noise may have made it 0

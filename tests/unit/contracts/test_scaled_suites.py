@@ -79,6 +79,19 @@ def test_only_what_is_selected_is_planned_and_options_of_the_command_line_hold(t
     assert run.model.source == "shape"
 
 
+def test_options_given_for_the_plan_at_scale_win_over_the_section(tmp_path: Path) -> None:
+    overrides = [suites.parse_override(text) for text in ("data.seq_len=64", "train.batch=8")]
+    suite = suites.load(written(tmp_path), overrides)
+    kept, changed = suite.at_scale(), suite.at_scale(overrides)
+    assert kept is not None
+    assert changed is not None
+    assert {(run.data.seq_len, run.train.batch) for run in kept.runs} == {(2048, 1)}
+    assert {(run.data.seq_len, run.train.batch) for run in changed.runs} == {(64, 8)}
+    wrong = [suites.parse_override("method.lora.rank=8")]
+    with pytest.raises(UserError, match=r"method.lora.rank"):
+        suite.at_scale(wrong)
+
+
 @pytest.mark.parametrize(
     ("section", "said"),
     [

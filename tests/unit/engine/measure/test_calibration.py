@@ -19,11 +19,7 @@ def quick(monkeypatch: Any) -> None:
         "SPAN_S": 0.0,
         "ROUNDS": 1,
         "SMALL_CALLS": 2,
-        "SIDES": (4, 16),
-        "OTHER_SIDES": 16,
-        "LENGTHS": (8,),
-        "DECOMPOSED": (8,),
-        "BYTES": (1 << 13, 1 << 15),
+        "SIZES": {"cpu": calibration.Sizes([4, 16], 16, [8], [8], [1 << 13, 1 << 15])},
     }.items():
         monkeypatch.setattr(calibration, name, value)
 

@@ -389,6 +389,32 @@ def test_the_speed_on_a_device_stands_with_its_ratio_parts_and_costliest_operati
     assert spoken_rows[2]["speed"] == [{"device": device.title, "reason": "round has no rate for mm in int8"}]
 
 
+def test_two_rows_that_are_equal_at_scale_stay_two_rows(
+    lorebench: Callable[..., Said], tmp_path: Path
+) -> None:
+    rows = [
+        {"label": "short", "method": "full", "train.batch": 3},
+        {"label": "long", "method": "full", "train.batch": 9},
+    ]
+    content = {**SUITE, "rows": rows, "baseline": "short", "at_scale": {"base": {"train.batch": 5}}}
+    path = tmp_path / "scaled.yaml"
+    path.write_text(yaml.safe_dump(content))
+    code, out, err = lorebench(path, "--at-scale", "--results", tmp_path / "runs")
+    assert code == 0, err
+    assert [cells_of(out, label)[0][6] for label in ("short", "long")] == ["5.00", "5.00"]
+    assert len(forecaster.asked(tmp_path)) == 1, "and are simulated once"
+
+
+def test_two_profiles_of_one_title_are_refused(
+    lorebench: Callable[..., Said], suite: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.yaml"
+    copy.write_bytes((devices.FOLDER / "h200.yaml").read_bytes())
+    code, _, err = lorebench(suite, "--on", "h200", "--on", copy)
+    assert code == 2
+    assert "it has the title of --on h200, 'NVIDIA H200 SXM 141 GB'; change one" in err
+
+
 def test_a_device_that_is_not_known_is_refused_before_anything_is_simulated(
     lorebench: Callable[..., Said], suite: Path, tmp_path: Path
 ) -> None:

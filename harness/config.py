@@ -127,8 +127,9 @@ class FilesData(Strict):
 
     `separator` splits a text file into documents (None: a file is one document); a backslash with n, r or t
     in it is the character that is meant. `field` is the key of the text in JSONL. The last `holdout` share
-    of the documents is never trained on: it is what the protocol `heldout` scores. `end_token` ends each
-    document with the tokenizer's end mark.
+    of the documents is never trained on: it is what the protocol `heldout` scores. Nor is the last share
+    `validation` of the others: settings are chosen by it, with the protocol `validation`. `end_token` ends
+    each document with the tokenizer's end mark.
 
     `layout: packed` joins documents and cuts windows without padding; `rows` gives each document a row of
     its own, cut to `seq_len` (what is cut keeps its end mark) or padded on the right, as papers on
@@ -141,6 +142,7 @@ class FilesData(Strict):
     field: str = "text"
     separator: str | None = None
     holdout: Share = 0.1
+    validation: Share | None = Field(default=None, exclude_if=_absent)
     end_token: bool = True
     seq_len: Length = 512
     layout: Literal["packed", "rows"] = Field(default="packed", exclude_if=_packed)
@@ -159,7 +161,7 @@ class FilesData(Strict):
 class DatasetsData(Strict):
     """A `datasets` id at a revision; the last `holdout` share of the (first `limit`) rows is held out.
 
-    `layout` and `template` as for files.
+    `validation`, `layout` and `template` as for files.
     """
 
     source: Literal["datasets"]
@@ -170,6 +172,7 @@ class DatasetsData(Strict):
     field: str = "text"
     limit: Positive | None = None
     holdout: Share = 0.1
+    validation: Share | None = Field(default=None, exclude_if=_absent)
     end_token: bool = True
     seq_len: Length = 512
     layout: Literal["packed", "rows"] = Field(default="packed", exclude_if=_packed)
@@ -182,12 +185,14 @@ class TaskData(Strict):
     `folder` holds the task's original files; None means the hub, for the tasks whose copy there is known
     to be the same. A row is `<s>` and the text, no end mark, padded on the right; `too_long` says what
     becomes of one that does not end before `seq_len`: drop it, as the papers' code does, or cut it.
+    `validation` as for files.
     """
 
     source: Literal["task"]
     task: str
     folder: str | None = None
     too_long: Literal["drop", "cut"] = "drop"
+    validation: Share | None = Field(default=None, exclude_if=_absent)
     seq_len: Length = 512
 
     @field_validator("task")

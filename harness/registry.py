@@ -30,7 +30,7 @@ REGISTRY: dict[str, str] = {
 
 #: Every perplexity protocol (harness/engine/quality/protocols.py).
 PROTOCOLS = (
-    *("world-a", "world-b", "world-a-validation", "world-b-validation", "heldout"),
+    *("world-a", "world-b", "world-a-validation", "world-b-validation", "heldout", "validation"),
     *("wikitext2-2048", "wikitext2-4096", "c4-256", "c4-256-legacy", "c4-joined"),
 )
 ENTRY_POINTS = "lorebench.methods"

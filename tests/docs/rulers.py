@@ -47,7 +47,7 @@ RULERS = {
     "perplexity": (
         "harness/engine/quality/protocols.py:WORLD_DOCUMENTS",
         "harness/engine/quality/protocols.py:_world",
-        "harness/engine/quality/protocols.py:_heldout",
+        "harness/engine/quality/protocols.py:_set_aside",
         "harness/engine/quality/paper_protocols.py",
         "harness/engine/quality/corpora.py",
         "harness/engine/quality/scored_text.py",
@@ -58,6 +58,7 @@ RULERS = {
         "harness/engine/data/tokens.py:encode_each",
         "harness/engine/data/tokens.py:pack",
         "harness/engine/data/tokens.py:split_documents",
+        "harness/engine/data/tokens.py:parts_of",
     ),
     "accuracy": (
         "harness/engine/quality/tasks.py:SEED",

@@ -85,7 +85,7 @@ def load_tokens(
     if isinstance(config, RandomData):
         windows = np.random.default_rng(seed).integers(0, vocab_size, (RANDOM_WINDOWS, config.seq_len))
         return Tokens(windows, "random", _sha256(windows))
-    documents, name, revision = _training_documents(config)
+    documents, _, _, name, revision = parts_of(config)
     cache = None if isinstance(config, EmbeddedData) else cache
     windows, *counts = _windows(config, documents, tokenizer, name, cache)
     if (largest := windows.max()) >= vocab_size:
@@ -188,6 +188,11 @@ class PaddedRows(NamedTuple):
     dropped_rows: int
 
 
+def ends_in_mark(config: DataConfig) -> bool:
+    """Return whether documents get the end mark; examples of a task have none in the papers' code."""
+    return not isinstance(config, TaskData) and bool(getattr(config, "end_token", True))
+
+
 def padded(config: DataConfig) -> bool:
     """Return whether batches of this data may hold padding; packed windows never do."""
     return isinstance(config, TaskData) or getattr(config, "layout", "packed") == "rows"
@@ -230,8 +235,7 @@ def _windows(
     config: DataConfig, documents: Sequence[str], tokenizer: Any, name: str, cache: TokenCache | None
 ) -> tuple[np.ndarray, int] | PaddedRows:
     """Tokenise documents, then pack or pad them."""
-    # the papers' code puts no end mark after an example of a task
-    end = False if isinstance(config, TaskData) else getattr(config, "end_token", True)
+    end = ends_in_mark(config)
     encoded = encode_once(documents, tokenizer, end, cache)
     if not padded(config):
         return pack(encoded.tokens, config.seq_len, name)
@@ -240,17 +244,37 @@ def _windows(
     return pad(encoded.sequences, config.seq_len, name, drop=drop, keep_last=marked)
 
 
-def _training_documents(
-    config: EmbeddedData | FilesData | DatasetsData | TaskData,
-) -> tuple[list[str], str, str | None]:
-    if isinstance(config, TaskData):
-        return training_texts(config)
+class Parts(NamedTuple):
+    """The documents of a text by purpose, in order, none of which is in two; a name and a revision.
+
+    `trained` are trained on, settings are chosen by `validation`, and `heldout` is only scored in the end.
+    """
+
+    trained: list[str]
+    validation: list[str]
+    heldout: list[str]
+    name: str
+    revision: str | None
+
+
+def parts_of(config: EmbeddedData | FilesData | DatasetsData | TaskData) -> Parts:
+    """Return the parts of a text; a bundled world has others to choose settings by and to score."""
+    held: list[str] = []
     if isinstance(config, EmbeddedData):
         world = registry.embedded_world()
         found = world.documents(config.world, "train", config.documents)
-        return [document.text for document in found], f"world-{config.world}", str(world.WORLD_VERSION)
-    documents, name, revision = documents_of(config)
-    return split_documents(documents, config.holdout)[0], name, revision
+        texts = [document.text for document in found]
+        return Parts(texts, [], held, f"world-{config.world}", str(world.WORLD_VERSION))
+    revision: str | None
+    if isinstance(config, TaskData):
+        documents, name, revision = training_texts(config)
+    else:
+        documents, name, revision = documents_of(config)
+        documents, held = split_documents(documents, config.holdout)
+    validation: list[str] = []
+    if config.validation is not None:
+        documents, validation = split_documents(documents, config.validation)
+    return Parts(documents, validation, held, name, revision)
 
 
 def _sha256(windows: np.ndarray) -> str:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from harness import registry
-from harness.config import DataConfig, DatasetsData, FilesData, PerplexityConfig
+from harness.config import DataConfig, DatasetsData, FilesData, PerplexityConfig, TaskData
 from harness.engine.data import doubts
 from harness.engine.data.token_cache import TokenCache
-from harness.engine.data.tokens import documents_of, encode, encode_once, pack, split_documents
+from harness.engine.data.tokens import encode, encode_once, ends_in_mark, pack, parts_of
 from harness.engine.quality import corpora, paper_protocols
 from harness.engine.quality.scored_text import ScoredText
 from harness.errors import UserError
@@ -38,7 +38,8 @@ class Protocol:
 
 KNOWN = {
     **dict.fromkeys(
-        ("world-a", "world-b", "world-a-validation", "world-b-validation", "heldout"), Protocol()
+        ("world-a", "world-b", "world-a-validation", "world-b-validation", "heldout", "validation"),
+        Protocol(),
     ),
     **dict.fromkeys(paper_protocols.WIKITEXT, Protocol(paper_protocols.wikitext)),
     "c4-256": Protocol(paper_protocols.cut, ("tokens",)),
@@ -58,6 +59,11 @@ def check(config: PerplexityConfig, source: DataConfig) -> None:
     name = config.protocol
     if name == "heldout" and not isinstance(source, (FilesData, DatasetsData)):
         raise UserError("perplexity protocol 'heldout' needs data.source files or datasets")
+    if name == "validation" and getattr(source, "validation", None) is None:
+        raise UserError(
+            "perplexity protocol 'validation' needs data.validation, a share of the documents to train on "
+            "such as 0.1; the bundled worlds have the protocols world-a-validation and world-b-validation"
+        )
     if config.paths is not None and KNOWN[name].make is None:
         able = ", ".join(other for other, protocol in KNOWN.items() if protocol.make)
         raise UserError(f"perplexity protocol {name!r} takes no paths; only {able} do")
@@ -102,8 +108,8 @@ def _build(
         return _world(world[1], "validation" if world[2] else "test", tokenizer)
     if (make := KNOWN[config.protocol].make) is not None:
         return make(config, tokenizer, cache)
-    assert isinstance(source, (FilesData, DatasetsData))
-    return _heldout(source, tokenizer, cache)
+    assert isinstance(source, (FilesData, DatasetsData, TaskData))
+    return _set_aside(config, source, tokenizer, cache)
 
 
 def _world(name: str, split: str, tokenizer: Any) -> ScoredText:
@@ -116,11 +122,23 @@ def _world(name: str, split: str, tokenizer: Any) -> ScoredText:
     return ScoredText(f"world {name}, {split}, {len(documents)} documents", sequences, floor=floor)
 
 
-def _heldout(source: FilesData | DatasetsData, tokenizer: Any, cache: TokenCache | None) -> ScoredText:
-    documents, name, _ = documents_of(source)
-    trained, held = split_documents(documents, source.holdout)
-    stream = encode_once(held, tokenizer, source.end_token, cache).tokens
-    windows, dropped = pack(stream, source.seq_len, f"the held-out part of {name}")
-    found = doubts.of_repeats(trained, held, "heldout") + doubts.of_letters(held, tokenizer, "heldout")
-    text = f"last {source.holdout:.0%} of {name}"
+def _set_aside(
+    config: PerplexityConfig,
+    source: FilesData | DatasetsData | TaskData,
+    tokenizer: Any,
+    cache: TokenCache | None,
+) -> ScoredText:
+    """Score documents of the user's text that are not trained on: those held out, or the validation share."""
+    parts, what = parts_of(source), config.protocol
+    kept = parts.heldout if what == "heldout" else parts.validation
+    stream = encode_once(kept, tokenizer, ends_in_mark(source), cache).tokens
+    part = {"heldout": "held-out part", "validation": "validation part"}[what]
+    windows, dropped = pack(stream, source.seq_len, f"the {part} of {parts.name}")
+    found = doubts.of_repeats(parts.trained, kept, what) + doubts.of_letters(kept, tokenizer, what)
+    last = getattr(source, "holdout", 0.0)
+    text = f"last {last:.0%} of {parts.name}"
+    if what == "validation":
+        text = f"last {source.validation:.0%} of {parts.name}" + (
+            f" before its last {last:.0%}" if last else ""
+        )
     return ScoredText(text, list(windows), dropped, source.seq_len, warnings=tuple(found))

@@ -245,6 +245,78 @@ def test_a_single_line_is_cut_within() -> None:
     assert (kept, out) == (["x" * 90], ["y" * 10])
 
 
+def by_hand(everything: list[str], holdout: float, validation: float) -> list[list[str]]:
+    """Which document goes where: of the counts that leave one on each side, that nearest to the share."""
+    left, aside = list(everything), []
+    for share in (holdout, validation):
+        kept = min(range(len(left) - 1, 0, -1), key=lambda count: abs(count - len(left) * (1 - share)))
+        left, last = left[:kept], left[kept:]
+        aside.append(last)
+    return [left, aside[1], aside[0]]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("kind", ["rows", "separator", "several files"])
+@pytest.mark.parametrize("count", [3, 4, 7, 20, 101])
+def test_trained_validation_and_heldout_have_each_document_once(
+    tmp_path: Path, count: int, kind: str, share: float
+) -> None:
+    everything = [f"{number} {sentence(number)}" for number in range(count)]
+    if kind == "rows":
+        config = files(lines_file(tmp_path, [{"text": text} for text in everything]), validation=share)
+    elif kind == "separator":
+        config = files(text_file(tmp_path, "\n--\n".join(everything)), separator="--", validation=share)
+    else:
+        paths = [text_file(tmp_path, text, f"{number:03}.txt") for number, text in enumerate(everything)]
+        config = files(*paths, validation=share)
+    found = tokens.parts_of(config)
+    assert [found.trained, found.validation, found.heldout] == by_hand(everything, 0.1, share)
+    without = tokens.parts_of(config.model_copy(update={"validation": None}))
+    assert without.heldout == found.heldout, "what is reported does not depend on what tunes"
+    assert without.trained == found.trained + found.validation
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_one_document_or_two_lines_become_validation(tmp_path: Path, count: int) -> None:
+    """A single document to train on is cut at a line end, as where a single one is held out."""
+    lines = [sentence(number) for number in range(200)]
+    rows = [{"text": "\n".join(lines)}, {"text": "held out"}][:count]
+    found = tokens.parts_of(files(lines_file(tmp_path, rows), validation=0.1))
+    parts = [found.trained, found.validation, *([found.heldout] if count == 1 else [])]
+    assert all(len(part) == 1 for part in parts)
+    assert [line for (text,) in parts for line in text.split("\n")] == lines
+    assert 10 <= len(found.validation[0].split("\n")) <= 21
+    assert count == 1 or found.heldout == ["held out"]
+
+
+def test_what_tunes_is_neither_trained_on_nor_reported(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    everything = [sentence(number) for number in range(40)]
+    path = lines_file(tmp_path, [{"text": text} for text in everything])
+    config = files(path, seq_len=8, holdout=0.25, validation=0.2)
+
+    def ids(some: list[str]) -> list[int]:
+        each = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in some)
+        return [token for one in each for token in (BEGIN, *one, END)]
+
+    def scored(protocol: str) -> list[int]:
+        built = protocols.build(PerplexityConfig(protocol=protocol), config, tokenizer)
+        return [int(token) for one in built.sequences for token in one]
+
+    trained = load_tokens(config, tokenizer, 64, seed=0).windows.reshape(-1).tolist()
+    assert trained == ids(everything[:24])[: len(trained)]
+    assert scored("validation") == ids(everything[24:30])[: len(scored("validation"))]
+    assert scored("heldout") == ids(everything[30:])[: len(scored("heldout"))]
+    assert min(map(len, (trained, scored("validation"), scored("heldout")))) > 24
+
+
+@pytest.mark.parametrize("source", [EmbeddedData(), RandomData(source="random"), files(Path("a.txt"))])
+def test_a_validation_share_that_is_not_set_aside_is_not_scored(source: Any) -> None:
+    with pytest.raises(UserError, match=r"needs data\.validation, a share of the documents .* as 0\.1"):
+        protocols.check(PerplexityConfig(protocol="validation"), source)
+
+
 # ---------------------------------------------------------------------------------------------- files
 def test_a_text_file_is_one_document_unless_a_separator_is_given(tmp_path: Path) -> None:
     path = text_file(tmp_path, "one\ntwo\n\nthree\n\n\n\n")

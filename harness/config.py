@@ -382,10 +382,14 @@ class MethodChoice(Strict):
 
 
 class TuningConfig(Strict):
-    """Where a run's learning rate comes from: one grid for all methods, tried by the suite of that name."""
+    """Where a run's learning rate comes from: a grid, tried by the runs of the suite of that name.
+
+    `inputs` are hashes of the model and the text that it was tuned on, where they are known.
+    """
 
     suite: str
     grid: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    inputs: dict[str, str] | None = Field(default=None, exclude_if=_absent)
 
 
 class Run(Strict):

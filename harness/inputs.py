@@ -85,6 +85,18 @@ def by_run(
     return result
 
 
+def as_of(record: Record, run: Run) -> Record:
+    """Return a record under the label of a run and with what is known today of its tuning.
+
+    Neither is part of an id: a rate may be tuned after a run with it.
+    """
+    known = {} if run.tuning is None else {"tuning": run.tuning.model_dump(mode="json")}
+    config = {key: item for key, item in record.config.items() if key != "tuning"} | known
+    if record.label == run.name and record.config == config:
+        return record
+    return record.model_copy(update={"label": run.name, "config": config})
+
+
 def _texts(config: Mapping[str, Any]) -> list[str]:
     """Return the names of texts, which hashes are known by: those trained on, then those scored."""
     return [os.path.basename(path) for path in paths_of(config, ("paths",))]  # noqa: PTH119

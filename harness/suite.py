@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,8 @@ MOST_SHOWN = 40
 _PLAIN = TypeAdapter(Any)
 #: Values of a run that its config does not follow from.
 _NUMBERS = {"seed", "repeat"}
+#: Sections that a learning rate is tuned for: it is not tuned for what an option makes of them.
+_TUNED_FOR = ("model", "data", "method")
 #: In place of a method where only another section is validated.
 _ANY_METHOD = "module:Class"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -141,6 +143,20 @@ class Suite:
             )
         return replace(self, runs=runs)
 
+    def with_overrides(self, of: Callable[[Run], Sequence[Override]]) -> Suite:
+        """Return the suite with overrides of each run's own, which note what does not fit as `expand` does.
+
+        A UserError of `of` is noted, too. Runs that become one run under one label are that run.
+        """
+        made, runs = _Runs(self.name), []
+        for run in self.runs:
+            try:
+                changed = _overridden(run.written or Written({}, self.name), of(run), made)
+            except UserError as error:
+                changed = run.written_as(run.written, misfit=error)
+            runs.append(changed if run.misfit is None else run)
+        return replace(self, runs=_merged(runs))
+
     def checked(self) -> Suite:
         """Return the suite; UserError for an option that does not fit, and for one run under two labels.
 
@@ -220,8 +236,12 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     Sections are merged key by key: base, matrix, row, overrides. A mistake is blamed on the line of the file,
     or on the option of the command line, that it came from. Equal runs of one label are one run: a row may
     fix what the matrix varies. `Suite.checked` refuses what overrides make of the runs that are selected.
+    With another model, text or method no rate counts as tuned.
     """
     check_each_once(overrides)
+    other = [each.value.where for each in overrides if each.key.partition(".")[0] in _TUNED_FOR]
+    if other and not any(each.key.partition(".")[0] == "tuning" for each in overrides):
+        overrides = [*overrides, Override.of("tuning", None, other[0])]
     overrides = sorted(overrides, key=lambda each: not names_source(each.key, each.value))
     file = find(Path(path))
     content = strict_yaml.read(file)
@@ -409,6 +429,14 @@ def _matches(run: Run, key: str, values: list[Any]) -> bool:
     return any(
         one == other and isinstance(one, bool) == isinstance(other, bool) for one in held for other in values
     )
+
+
+def fits(run: Run, conditions: Sequence[str]) -> bool:
+    """Return whether a run meets conditions as of `--only`; it does not where it has no such setting."""
+    try:
+        return all(_matches(run, key, [value]) for key, value in map(parse_condition, conditions))
+    except UserError:
+        return False
 
 
 def _values(runs: Sequence[Run], key: str) -> str:

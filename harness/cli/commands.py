@@ -14,7 +14,21 @@ import typer
 from typer.core import TyperGroup
 
 from harness import __version__
-from harness.cli import ab, check, devices, export, gate, history, methods, paper, plan, report, run, suites
+from harness.cli import (
+    ab,
+    check,
+    devices,
+    export,
+    gate,
+    history,
+    methods,
+    paper,
+    plan,
+    report,
+    run,
+    suites,
+    tune,
+)
 from harness.credentials import refuse_secrets
 from harness.errors import UserError
 
@@ -94,6 +108,7 @@ for _command in (
     check.check,
     run.run,
     plan.plan,
+    tune.tune,
     devices.devices,
     export.export,
     report.report,

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness import endings
+from harness import endings, rates
 from harness import suite as suites
 from harness.config import HUB_ID, Run
 from harness.credentials import refuse_secrets, shown
@@ -139,6 +139,12 @@ class Selection:
     seed: Annotated[
         list[int] | None, typer.Option(metavar="N", help="Run this seed instead of the suite's; repeatable.")
     ] = None
+    rates: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Train each row at its learning rate in a file of `lorebench tune`."
+        ),
+    ] = None
 
     def load(self) -> Suite:
         """Return the suite with its overrides, seeds and selection applied."""
@@ -149,7 +155,9 @@ class Selection:
         overrides = self.overrides()
         if self.seed and (twice := [override for override in overrides if override.key == "seed"]):
             raise UserError(f"{twice[0].value.where}: --seed gives the seed, too; leave one of them out")
-        return suites.expand(self.suite, overrides).with_seeds(self.seed or ())
+        suite = suites.expand(self.suite, overrides)
+        suite = suite if self.rates is None else rates.applied(suite, self.rates, overrides)
+        return suite.with_seeds(self.seed or ())
 
     def overrides(self) -> list[Override]:
         """Return what the options change in every run."""
@@ -169,6 +177,7 @@ class Selection:
         given = [f"--model={self.model}"] if self.model else []
         given += [f"--data={item}" for item in self.data or ()]
         given += [f"--set={item}" for item in self.settings or ()]
+        given += [f"--rates={self.rates}"] if self.rates else []
         return given + ([f"--device={device}"] if device != "auto" else [])
 
     def rerun(self, chosen: Suite, device: str) -> Callable[[Run], str]:
@@ -183,9 +192,13 @@ class Selection:
 
 
 def selects(command: Callable[..., None]) -> Callable[..., None]:
-    """Let typer offer the fields of `Selection` in place of the parameter `selection` of a command."""
-    fields = inspect.signature(Selection, eval_str=True).parameters
+    """Let typer offer the fields of `Selection` in place of the parameter `selection` of a command.
+
+    A parameter of the command's own takes the place of the field of its name.
+    """
     own = inspect.signature(command, eval_str=True).parameters
+    every = inspect.signature(Selection, eval_str=True).parameters
+    fields = {name: field for name, field in every.items() if name not in own}
 
     @functools.wraps(command)
     def with_selection(**given: Any) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from harness.suite import Suite
 
 
+Retry = Annotated[bool, typer.Option("--retry", help="Re-run failed runs, and those without their weights.")]
+Force = Annotated[bool, typer.Option("--force", help="Run even if predicted not to fit.")]
 Budget = Annotated[
     str | None,
     typer.Option(
@@ -34,13 +36,11 @@ def run(
     results: options.Results = Path("runs"),
     budget: Budget = None,
     deadline: options.Deadline = "6h",
-    retry: Annotated[
-        bool, typer.Option("--retry", help="Re-run failed runs, and those without their weights.")
-    ] = False,
+    retry: Retry = False,
     keep_old: Annotated[
         bool, typer.Option("--keep-old", help="Keep runs whose weights, text or plug-in changed since.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Run even if predicted not to fit.")] = False,
+    force: Force = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show which runs would start; start and write none.")
     ] = False,
@@ -62,7 +62,7 @@ def run(
         force=force,
     )
     if dry_run:
-        _show_runs(chosen, settings)
+        show_runs(chosen, settings)
         return
     outcome = runner.sweep(chosen, settings, progress.choose(), selection.rerun(chosen, device))
     records = list(outcome.records.values())
@@ -77,7 +77,7 @@ def run(
         raise typer.Exit(1)
 
 
-def _show_runs(chosen: Suite, settings: Settings) -> None:
+def show_runs(chosen: Suite, settings: Settings) -> None:
     """Print each run in the order of the sweep: its record and whether it would run, and for how long."""
     from harness.engine.process import progress
     from harness.engine.process.job import Job

@@ -73,7 +73,7 @@ class Sweep:
 
     `left` did not fit into the budget; `refused` tells by run id what to do about bad input or about a run
     that cannot fit its device; `killed` what ended a worker from outside: the same command tries again.
-    `inputs` are hashes of what each run reads, by its id.
+    `inputs` are hashes of what each run reads, by its id; `run_ids` are those of the suite's runs in order.
     """
 
     folder: Path
@@ -83,6 +83,7 @@ class Sweep:
     refused: dict[str, str] = field(default_factory=dict)
     killed: dict[str, str] = field(default_factory=dict)
     inputs: Mapping[str, dict[str, str]] = field(default_factory=dict)
+    run_ids: Sequence[str] = ()
 
 
 def sweep(suite: Suite, settings: Settings, display: Display, rerun: Callable[[Run], str]) -> Sweep:
@@ -110,7 +111,9 @@ def sweep(suite: Suite, settings: Settings, display: Display, rerun: Callable[[R
             for key, run in runs
         ]
         with display, device_lock(plan.device, settings.cache, display, plan.device_id) as device:
-            return _carry_out_all(jobs, rerun, settings, display, plan, device)
+            result = _carry_out_all(jobs, rerun, settings, display, plan, device)
+        result.run_ids = [run.run_id for run in plan.runs]
+        return result
 
 
 def _carry_out_all(

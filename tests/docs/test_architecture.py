@@ -46,12 +46,14 @@ LIGHT = (
     "harness.method",
     "harness.plugin_source",
     "harness.plugins",
+    "harness.rates",
     "harness.record",
     "harness.record_index",
     "harness.registry",
     "harness.series",
     "harness.speed_forecast",
     "harness.suite",
+    "harness.tuning",
     "harness.validation",
     "harness.tables",
     "harness.engine.process",
@@ -74,8 +76,8 @@ VOCABULARY = tuple(
 CONTRACTS = tuple(
     f"harness.{name}"
     for name in (
-        *("config", "devices", "forecast", "inputs", "merging", "method", "no_effect", "plugins", "record"),
-        *("record_index", "registry", "series", "speed_forecast", "suite"),
+        *("config", "devices", "forecast", "inputs", "merging", "method", "no_effect", "plugins", "rates"),
+        *("record", "record_index", "registry", "series", "speed_forecast", "suite", "tuning"),
     )
 )
 BASEMENT = (*VOCABULARY, *CONTRACTS)

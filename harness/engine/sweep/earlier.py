@@ -14,7 +14,7 @@ from harness.engine.process.job import Job
 from harness.engine.process.progress import Display
 from harness.engine.sweep.estimates import Estimates
 from harness.errors import UserError
-from harness.inputs import Inputs, by_run, described, outdated
+from harness.inputs import Inputs, as_of, by_run, described, outdated
 from harness.record import Record
 
 
@@ -76,10 +76,5 @@ def recover(folder: Path) -> None:
 
 
 def labelled(runs: Sequence[Run], found: Mapping[str, Record]) -> dict[str, Record]:
-    """Return the records of these runs, in order, under their current labels: an id contains no label."""
-    result = {}
-    for run in runs:
-        if (record := found.get(run.run_id)) is not None:
-            own = record.label == run.name
-            result[run.run_id] = record if own else record.model_copy(update={"label": run.name})
-    return result
+    """Return the records of these runs, in order, as those of today: an id holds neither label nor tuning."""
+    return {run.run_id: as_of(found[run.run_id], run) for run in runs if run.run_id in found}

@@ -12,9 +12,11 @@ from typing import Any
 
 from harness import imports
 from harness.config import Run
+from harness.credentials import shown
 from harness.engine.process.child import WORKER
 from harness.engine.sweep.remembered import Remembered
 from harness.errors import UserError
+from harness.inputs import described, differing
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,20 @@ def resolve(
         for number, run in zip(first, resolved, strict=True)
         if number in hashes
     }
+    _check_tuned(resolved, inputs)
     return Plan(resolved, *machine, content.get("device_id"), inputs, content.get("local") is True)
+
+
+def _check_tuned(runs: Sequence[Run], inputs: Mapping[str, dict[str, str]]) -> None:
+    """Raise UserError for a rate that was tuned on a model or a text of another content."""
+    for run in runs:
+        tuned = (run.tuning.inputs if run.tuning else None) or {}
+        if names := differing(tuned, inputs.get(run.run_id, {})):
+            what = described(names, run.model_dump(mode="json"))
+            raise UserError(
+                f"{run.place(['tuning'])}: {what}: not what the learning rate of row {shown(run.name)} was "
+                "tuned on; tune again with `lorebench tune`, or leave --rates out"
+            )
 
 
 def _content(command: Sequence[str], request: Mapping[str, Any]) -> dict[str, Any]:

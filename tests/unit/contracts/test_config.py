@@ -353,21 +353,19 @@ def test_a_rate_that_is_said_to_be_tuned_must_be_one_that_was_tried(load):
     assert load(tuned, "train.lr=0.02", "train.stage=compress").runs, "nothing is trained there"
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune", "compressed"])
-def test_a_tuned_suite_and_its_grid_have_the_same_rows_settings_and_rates(name):
-    """No method is tuned more than another, and what was tuned is what is reported."""
-    reported, tried = suite.load(name), suite.load(f"{name}_lr")
-    rows = {item.name: item for item in reported.runs if item.train.stage != "compress"}
-    assert {item.tuning.suite for item in rows.values()} == {tried.name}
-    assert {item.name for item in tried.runs} == set(rows)
-    assert not {item.seed for item in reported.runs} & {item.seed for item in tried.runs}
-    for label, row in rows.items():
-        grid = [item for item in tried.runs if item.name == label]
-        assert tuple(sorted(item.train.lr for item in grid)) == row.tuning.grid
-        for item in grid:
-            assert item.method == row.method
-            assert item.data == row.data
-            assert item.train.model_copy(update={"lr": row.train.lr}) == row.train
+@pytest.mark.parametrize("option", ["data.documents=50", "model={source: local, path: x}", "method=lora"])
+def test_a_rate_is_not_tuned_for_what_an_option_makes_of_the_row(load, option):
+    """And so may be any, as where a person says that it was not tuned."""
+    tuned = {
+        "suite": "small",
+        "base": {"tuning": {"suite": "some_lr", "grid": [1e-3]}},
+        "rows": [{"method": "full"}],
+    }
+    found = load(tuned, option, "train.lr=0.02").runs[0]
+    assert (found.tuning, found.train.lr) == (None, 0.02)
+    again = load(tuned, option, "tuning={suite: mine, grid: [0.001]}").runs[0]
+    assert again.tuning.suite == "mine", "what is given by hand stays"
+    assert load(tuned, "train.steps=5").runs[0].tuning.suite == "some_lr"
 
 
 # ------------------------------------------------------------------------------------ what ships

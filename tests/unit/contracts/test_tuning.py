@@ -1,0 +1,229 @@
+"""Trials of rates, the series of rates, and the file of rates: of one suite, one model and one text."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import rates, tuning
+from harness.cli.options import Selection
+from harness.config import FilesData, Run, TuningConfig
+from harness.engine.process.job import Job
+from harness.engine.run import checks
+from harness.engine.sweep import resolution
+from harness.errors import UserError
+from harness.inputs import as_of
+from tests.docs.sources import ROOT
+
+GRID = (1e-3, 3e-3, 1e-2, 3e-2)
+RAW = ROOT / "results" / "raw"
+
+
+# ----------------------------------------------------------------------------------------- trials
+@pytest.mark.parametrize(
+    ("name", "grid", "settings"),
+    [
+        ("finetune", GRID, []),
+        ("compressed", GRID, []),
+        ("pretrain", (3e-3, 1e-2, 3e-2, 1e-1), []),
+        ("welore", GRID, ["train.steps=100"]),
+    ],
+)
+def test_trials_of_the_suites_that_ship_are_the_runs_of_the_reference_records(
+    name: str, grid: tuple[float, ...], settings: list[str]
+) -> None:
+    """So the records are read, and nothing runs again."""
+    reported = Selection(name, settings=settings).load()
+    trials = tuning.trials(reported, tuning.seed_for(reported))
+    runs = [tuning.at_rate(replace(trials, runs=(run,)), rate) for run in trials.runs for rate in grid]
+    (folder,) = RAW.glob(f"*/{trials.name}")
+    assert {run.run_id for run in checks.resolve(runs)} == {path.stem for path in folder.glob("*-s*-r*.json")}
+
+
+def test_a_user_s_text_keeps_a_share_of_its_training_documents_for_trials() -> None:
+    given = ["train.lr=0.5", "evaluate.limit=3", "evaluate.batch=4"]
+    chosen = Selection("finetune", data=["a.txt"], settings=given[:1] + given[2:]).load()
+    (run, *_) = tuning.trials(chosen, 7).runs
+    assert isinstance(run.data, FilesData)
+    assert (run.data.validation, run.data.holdout, run.seed, run.save_weights) == (0.1, 0.1, 7, False)
+    assert [each.protocol for each in run.evaluate.perplexity] == ["validation"]
+    assert (run.evaluate.tasks, run.evaluate.batch) == ((), 4)
+    own = Selection("finetune", data=["a.txt"], settings=["data.validation=0.3"]).load()
+    assert {run.data.validation for run in tuning.trials(own, 7).runs} == {0.3}  # type: ignore[union-attr]
+
+
+def test_rates_go_on_by_the_series_over_the_decades() -> None:
+    series = [3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0]
+    for lower, higher in pairwise(series):
+        assert tuning.neighbour(lower, above=True) == higher
+        assert tuning.neighbour(higher, above=False) == lower
+        assert tuning.neighbour(1.1 * lower, above=True) == higher
+        assert tuning.neighbour(0.9 * higher, above=False) == lower
+
+
+@pytest.mark.parametrize(
+    ("tried", "best", "beyond"),
+    [
+        ({0.001: 3.0, 0.003: 2.0, 0.01: 4.0}, 0.003, []),
+        ({0.001: 3.0, 0.003: 4.0}, 0.001, [0.0003]),
+        ({0.001: 3.0, 0.003: 2.0}, 0.003, [0.01]),
+        ({0.005: 3.0}, 0.005, [0.003, 0.01]),
+        ({0.001: 2.0, 0.003: 2.0, 0.01: 2.0}, 0.003, []),
+        ({0.001: 2.0, 0.003: math.inf}, 0.001, [0.0003]),
+        ({0.001: math.inf, 0.003: 2.0, 0.01: math.inf}, 0.003, []),
+        ({0.001: math.inf, 0.003: math.inf}, None, [0.0003]),
+    ],
+)
+def test_the_grid_goes_on_where_the_best_rate_is_at_its_edge(
+    tried: dict[float, float], best: float | None, beyond: list[float]
+) -> None:
+    assert tuning.best(tried) == best
+    assert tuning.beyond(tried, diverged=True) == beyond
+    assert tuning.beyond(tried, diverged=False) == ([] if best is None else beyond)
+
+
+# ------------------------------------------------------------------------------------------- file
+ROWS = {
+    "suite": "some",
+    "base": {"train": {"steps": 5}, "tuning": {"suite": "old", "grid": [1e-3]}},
+    "rows": [
+        {"label": "a", "method": "full"},
+        {"label": "1e-3", "method": "lora"},
+        {"label": "base", "method": "full", "train.stage": "compress"},
+    ],
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    path = tmp_path / "some.yaml"
+    path.write_text(json.dumps(ROWS))
+    return path
+
+
+def written(
+    place: Path, inputs: dict[str, str] | None = None, labels: tuple[str, ...] = ("a", "1e-3")
+) -> Path:
+    """A file of rates for the rows of the suite as it stands there."""
+    run = Selection(str(place)).load().runs[0].model_dump(mode="json")
+    rows = tuple(
+        rates.Row(label=label, lr=1e-5, rates=(1e-5, 0.02), perplexities=(2.5, None)) for label in labels
+    )
+    tuned = rates.TunedOn(model=run["model"], data=run["data"], inputs=inputs or {}, rows=rows)
+    path = place.with_name("rates.yaml")
+    rates.Rates(suite="some", trials="some_lr", seed=100, tuned=(tuned,)).write(path)
+    return path
+
+
+def test_each_row_that_trains_gets_its_rate_and_says_where_it_is_from(place: Path) -> None:
+    file = written(place, {"weights": "abc"})
+    a, lora, base = Selection(str(place), rates=file).load().runs
+    assert (a.train.lr, lora.train.lr) == (1e-5, 1e-5)
+    assert a.tuning == TuningConfig(suite="some_lr", grid=(1e-5, 0.02), inputs={"weights": "abc"})
+    assert base.train.lr == 1e-3, "nothing is trained there"
+    assert rates.read(file).tuned[0].rows[1].label == "1e-3", "text, though it looks like a number"
+
+
+def test_the_id_of_a_run_is_that_of_its_rate_alone(place: Path) -> None:
+    tuned = Selection(str(place), rates=written(place)).load().runs[0]
+    by_hand = (
+        Selection(str(place), settings=["train.lr=1e-5", "tuning=null"], only=["label=a"]).load().runs[0]
+    )
+    assert (tuned.run_id, by_hand.tuning) == (by_hand.run_id, None)
+
+
+def test_a_row_without_a_rate_is_refused_unless_it_is_left_out(place: Path) -> None:
+    file = written(place, labels=("a",))
+    with pytest.raises(
+        UserError, match=r"rates.yaml: no rate for row '1e-3'; it has a: tune that row, too, or"
+    ):
+        Selection(str(place), rates=file).load()
+    assert len(Selection(str(place), rates=file, only=["label=a", "label=base"]).load().runs) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"settings": ["train.lr=0.1"]}, r"train.lr is given twice, first by --set 'train.lr=0.1'"),
+        ({"settings": ["train={lr: 0.1}"]}, r"train.lr is given twice"),
+        ({"settings": ["tuning=null"]}, r"tuning is given twice"),
+        (
+            {"data": ["x/notes.txt"]},
+            r"tuned with data.source 'embedded', .* but this is .*data.paths 'notes.txt'",
+        ),
+        (
+            {"model": "org/name@main"},
+            r"tuned with model.source 'embedded', but this is model.source 'hub', ",
+        ),
+        (
+            {"settings": ["data.seq_len=64"]},
+            r"data.seq_len 128, but this is data.seq_len 64; run `lorebench tune some",
+        ),
+    ],
+)
+def test_rates_are_for_what_they_were_tuned_for(place: Path, options: dict[str, Any], says: str) -> None:
+    file = written(place)
+    with pytest.raises(UserError, match=says) as caught:
+        Selection(str(place), rates=file, **options).load()
+    assert "\n" not in str(caught.value)
+
+
+def test_rates_of_another_suite_are_refused(place: Path) -> None:
+    with pytest.raises(UserError, match=r"tuned for suite 'some', not for 'finetune'"):
+        Selection("finetune", rates=written(place)).load()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "rates.yaml"),
+        ("suite: some\n", "rates.yaml.*trials"),
+        ("[1, 2]", "rates.yaml"),
+        ("\0", "rates.yaml"),
+        (None, r"no such file; `lorebench tune SUITE` writes one"),
+    ],
+)
+def test_a_file_that_is_none_of_rates_is_refused(place: Path, content: str | None, says: str) -> None:
+    file = place.with_name("rates.yaml")
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=says) as caught:
+        Selection(str(place), rates=file).load()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.5}, {"lr": -1.0}, {"perplexities": (2.0,)}, {"perplexities": (0.5, 2.0)}]
+)
+def test_a_row_that_contradicts_itself_is_refused(change: dict[str, Any]) -> None:
+    row = {"label": "a", "lr": 1e-3, "rates": (1e-3, 3e-3), "perplexities": (2.0, 3.0)}
+    with pytest.raises(ValueError, match=r"lr|perplexities"):
+        rates.Row.model_validate({**row, **change})
+
+
+def test_other_weights_under_the_same_name_are_no_longer_what_was_tuned_for(place: Path) -> None:
+    """Both are asked for in the same words, so hashes tell: those of the file and of what a worker finds."""
+    (run, *_) = (
+        Selection(str(place), rates=written(place, {"weights": "abc", "text a.txt": "def"})).load().runs
+    )
+    found = {run.run_id: {"weights": "abc", "text a.txt": "other", "task t": "x"}}
+    resolution._check_tuned([run], {run.run_id: {"weights": "abc"}})
+    with pytest.raises(
+        UserError, match=r"^--rates .*: text a.txt: not what the learning rate of row 'a' was tuned"
+    ):
+        resolution._check_tuned([run], found)
+
+
+def test_a_record_is_tuned_where_its_run_is_today(tmp_path: Path) -> None:
+    run = Run.model_validate({"method": "full", "label": "a", "tuning": {"suite": "s_lr", "grid": [1e-3]}})
+    bare = run.model_copy(update={"tuning": None})
+    for was, now in ((bare, run), (run, bare), (run, run)):
+        record = Job(was, "some", tmp_path / was.run_id, "cpu", tmp_path, "").blank()
+        assert as_of(record, now).config == now.canonical
+        assert as_of(record, now).run_id == record.run_id

@@ -103,12 +103,16 @@ MODULES = {
         ["benchmarks.studies.commands"],
     ),
     "tune-welore": (
-        "Run the grid that the learning rates of the WeLore suite come from.",
-        ["harness.cli run welore_lr"],
+        "Find the learning rate of each row of the WeLore suite; arguments as for bench-welore.",
+        ["harness.cli tune welore"],
     ),
     "tune-all": (
-        "Run the grids that the learning rates of bench-all come from.",
-        ["harness.cli run pretrain_lr", "harness.cli run finetune_lr", "harness.cli run compressed_lr"],
+        "Find the learning rates of the suites of bench-all.",
+        [
+            "harness.cli tune pretrain --rates 3e-3,1e-2,3e-2,1e-1",
+            "harness.cli tune finetune",
+            "harness.cli tune compressed",
+        ],
     ),
     "gate": (
         "Fail when the peak memory of any method has grown; `-- --write` stores today's peaks as baselines.",

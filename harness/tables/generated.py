@@ -14,10 +14,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import files
+from harness import files, tuning
 from harness import suite as suites
 from harness.errors import UserError
 from harness.files import ROOT
+from harness.inputs import as_of
 from harness.record import Record
 from harness.tables.papers import errata, judge, published
 from harness.tables.papers import report as paper_report
@@ -91,8 +92,10 @@ def _reports(raw: Path) -> Iterator[tuple[str, report.Report]]:
     for folder in folders:
         alone = sum(other.name == folder.name for other in folders) == 1
         name = folder.name if alone else f"{folder.name}-{folder.parent.name}"
-        defined = suites.load(folder.name)
+        defined = _defined(folder.name)
         records, notes = load(folder)
+        rows = {run.name: run for run in defined.runs}
+        records = [as_of(each, rows[each.label]) if each.label in rows else each for each in records]
         labels = [run.name for run in defined.runs]
         records.sort(key=lambda record: _position(record, labels, defined.axes))
         built = report.build(
@@ -104,6 +107,15 @@ def _reports(raw: Path) -> Iterator[tuple[str, report.Report]]:
             order=list(dict.fromkeys(record.config_id for record in records)),
         )
         yield name, built
+
+
+def _defined(name: str) -> suites.Suite:
+    """Return the suite of a folder of records by its name: one that ships, or the trials of one."""
+    of_trials = name.endswith(tuning.SUFFIX) and name not in suites.shipped_suites()
+    if not of_trials:
+        return suites.load(name)
+    reported = suites.load(name.removesuffix(tuning.SUFFIX))
+    return tuning.trials(reported, tuning.seed_for(reported))
 
 
 def _at_scale(defined: suites.Suite, path: Path) -> AtScale | None:

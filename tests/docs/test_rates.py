@@ -23,7 +23,7 @@ def perplexity(tried: record.Record) -> float:
 
 
 def test_there_are_tuned_suites() -> None:
-    assert {"pretrain", "finetune", "compressed"} <= set(TUNED)
+    assert {"welore", "pretrain", "finetune", "compressed"} <= set(TUNED)
 
 
 @pytest.mark.parametrize("name", TUNED)

@@ -352,7 +352,7 @@ def test_h_is_help(lorebench: Lorebench, command: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "offered"), [("run wel", "welore_lr"), ("pla", "plan"), ("run --ke", "--keep-old")]
+    ("typed", "offered"), [("run wel", "welore"), ("pla", "plan"), ("run --ke", "--keep-old")]
 )
 def test_a_shell_completes_commands_options_and_suites(typed: str, offered: str) -> None:
     words = {"COMP_WORDS": f"lorebench {typed}", "COMP_CWORD": str(len(typed.split()))}

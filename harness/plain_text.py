@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import re
-import unicodedata
 
 #: Access tokens by their form.
 TOKENS = (
@@ -48,8 +47,9 @@ def plain(text: str, limit: int | None = None) -> str:
 
 @functools.lru_cache(maxsize=1 << 15)
 def _plain(text: str, limit: int | None) -> str:
-    visible = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
-    line = " ".join(visible.split())
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else " " for char in text)
+    line = " ".join(text.split())
     line = without_secrets(re.sub(r":(?=:)|#(?=#(?:\[|vso\[))", r"\g<0> ", line))
     return line if limit is None or len(line) <= limit else line[: limit - 1].rstrip() + "…"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+import sys
+import unicodedata
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,6 +43,15 @@ EVIL = [
     "\u202egpj.exe",
     "back\x08\x08space",
 ]
+
+
+def test_every_character_that_is_not_visible_becomes_a_space() -> None:
+    everything = [chr(number) for number in range(sys.maxunicode + 1)]
+    hidden = "".join(char for char in everything if unicodedata.category(char)[0] in "CZ")
+    visible = "".join(char for char in everything if unicodedata.category(char)[0] not in "CZ")
+    assert plain("".join(f"a{char}" for char in hidden)) == " ".join("a" * len(hidden))
+    kept = visible.replace("#", "").replace(":", "")
+    assert plain(f"{kept}\t") == kept
 
 
 @pytest.mark.parametrize("text", EVIL)

@@ -99,13 +99,14 @@ def names(placed: Sequence[tuple[Found, int]]) -> dict[str, str]:
     together: dict[tuple[str, int], set[str]] = {}
     for each, order in placed:
         together.setdefault((each.record.label, order), set()).add(each.record.config_id)
+    settings = {config: _settings(record) for config, record in records.items()}
     varied: dict[str, set[str]] = {}
     for (label, _), configs in together.items():
-        varied.setdefault(label, set()).update(_varying([records[config] for config in configs]))
+        varied.setdefault(label, set()).update(_varying([settings[config] for config in configs]))
     taken: dict[str, str] = {}
     for config, record in records.items():
-        settings = _settings(record)
-        behind = [f"{key}={settings[key]}" for key in sorted(varied.get(record.label, ())) if key in settings]
+        own, keys = settings[config], sorted(varied.get(record.label, ()))
+        behind = [f"{key}={own[key]}" for key in keys if key in own]
         taken[config] = ", ".join((plain(record.label, NAME_LENGTH), *behind))
     repeated = [Counter(taken[config] for config in configs) for configs in together.values()]
     clashing = {name for counts in repeated for name, count in counts.items() if count > 1}
@@ -115,8 +116,7 @@ def names(placed: Sequence[tuple[Found, int]]) -> dict[str, str]:
     }
 
 
-def _varying(records: Sequence[Record]) -> set[str]:
-    settings = [_settings(record) for record in records]
+def _varying(settings: Sequence[Mapping[str, str]]) -> set[str]:
     keys = {key for each in settings for key in each}
     return {key for key in keys if len({each.get(key) for each in settings}) > 1}
 

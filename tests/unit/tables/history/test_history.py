@@ -808,3 +808,20 @@ def test_conditions_are_written_out_once_for_runs_that_have_the_same(
     assert len(one(history, "peak memory").points) == 24
     assert sorted(set(written)) == ["memory", "status"]
     assert len(written) == 4, "for each seed and kind, whatever the number of commits"
+
+
+def test_settings_are_written_out_once_for_each_config(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    original = segments._settings
+
+    def counted(item: Record) -> dict[str, str]:
+        asked.append(item.config_id)
+        return original(item)
+
+    monkeypatch.setattr(segments, "_settings", counted)
+    for number in range(12):
+        repository.record(sha=f"{number:040x}", folder=str(number))
+    read(repository)
+    assert len(asked) == len(set(asked)) == 1, "whatever the number of commits"

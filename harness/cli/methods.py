@@ -45,26 +45,22 @@ def methods(
     ] = None,
 ) -> None:
     """List the methods with their options, stages and sources, or explain the options of one."""
-    from rich.console import Console
-    from rich.table import Table
-
+    from harness.cli import show
     from harness.plugins import find
     from harness.registry import available
 
     if name is not None:
         typer.echo("\n".join(explained(name, find(name))))
         return
-    table = Table(title="methods", header_style="bold", show_lines=True)
-    for column in ("name", "options (default)", "stages", "source"):
-        table.add_column(column, overflow="fold")
+    rows = []
     for known in sorted(available()):
         cls = find(known)
         options = {
             key: item.get_default(call_default_factory=True) for key, item in cls.Config.model_fields.items()
         }
         shown = "\n".join(f"{key} ({value})" for key, value in options.items())
-        table.add_row(known, shown, _stages(cls), " ".join(cls.source.split()))
-    Console().print(table)
+        rows.append((known, shown, _stages(cls), " ".join(cls.source.split())))
+    show.table(("name", "options (default)", "stages", "source"), rows)
 
 
 def _stages(cls: type[Method]) -> str:

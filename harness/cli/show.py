@@ -88,14 +88,20 @@ def report(
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a list of things with their properties."""
-    from rich import box
-    from rich.table import Table
+    """Print a list of things with their properties; numbers stand to the right."""
+    from harness.tables.format import Column, Table
+    from harness.tables.report.render import print_table
 
-    printed = Table(*head, box=box.SIMPLE)
-    for row in rows:
-        printed.add_row(*row)
-    _console().print(printed)
+    cells = list(zip(*rows, strict=True)) or [()] * len(head)
+    first, *others = (
+        Column(name, column, numeric=_numbers(column)) for name, column in zip(head, cells, strict=True)
+    )
+    print_table(Table("", (first,), tuple(others)), console())
+
+
+def _numbers(cells: Sequence[str]) -> bool:
+    """Return whether cells are numbers or dashes."""
+    return all(cell.replace(",", "").replace(".", "").isdigit() or cell == "-" for cell in cells)
 
 
 def say(text: str) -> None:
@@ -107,14 +113,14 @@ def show(built: Report) -> None:
     """Print tables to a terminal, or at a fixed width to a pipe or file."""
     from harness.tables.report.render import to_terminal
 
-    to_terminal(built, _console())
+    to_terminal(built, console())
 
 
-def _console() -> Console:
+def console() -> Console:
     """Return the terminal; a pipe or a file has no width of its own."""
     from rich.console import Console
 
-    from harness.tables.report.render import WIDTH
+    from harness.tables.layout import WIDTH
 
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
+    made = Console()
+    return made if made.is_terminal else Console(width=WIDTH)

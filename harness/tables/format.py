@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from harness.plain_text import plain as plain
@@ -18,16 +18,13 @@ DASH = "\N{EN DASH}"
 UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 #: How a record's meter counts memory, in a heading.
 METERS = {"live": "counted on CPU", "cuda": "counted by CUDA's allocator"}
-#: Tables are split so that each fits a terminal of this many characters.
-WIDTH = 120
-_STUB_WIDTH = 32  # longer text is wrapped by a terminal rather than costing columns
 
 Show = Callable[[float], str]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading and its cells; `joined` columns stay beside their left neighbour when a table is split.
+    """A heading and its cells; `joined` columns stay beside their left neighbour on a narrow terminal.
 
     `key` names the column of the report's CSV that has the values of the cells, where there is one.
     """
@@ -39,12 +36,6 @@ class Column:
     key: str = ""
 
     @property
-    def width(self) -> int:
-        """Return the characters that the column needs, its separator included."""
-        widest = max(len(cell) for cell in (self.name, *self.cells))
-        return 2 + (widest if self.numeric else min(widest, _STUB_WIDTH))
-
-    @property
     def empty(self) -> bool:
         """Return whether no cell has a value."""
         return all(cell in (DASH, "") for cell in self.cells)
@@ -52,10 +43,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text: `stub` columns name the rows and are repeated in each piece of a split table.
-
-    `notes` follow it, or its last piece.
-    """
+    """A table of text: `stub` columns name the rows, and `notes` follow it."""
 
     title: str
     stub: tuple[Column, ...]
@@ -71,24 +59,6 @@ class Table:
     def rows(self) -> list[tuple[str, ...]]:
         """Return the cells row by row."""
         return list(zip(*(column.cells for column in self.all_columns), strict=True))
-
-    def split(self, width: int = WIDTH) -> list[Table]:
-        """Split into pieces of at most `width` characters, each with the stub and a group of columns."""
-        room = width - sum(column.width for column in self.stub)
-        groups: list[list[Column]] = []
-        for column in self.columns:
-            if column.joined and groups:
-                groups[-1].append(column)
-            else:
-                groups.append([column])
-        pieces: list[list[Column]] = [[]]
-        for group in groups:
-            if pieces[-1] and sum(column.width for column in (*pieces[-1], *group)) > room:
-                pieces.append([])
-            pieces[-1].extend(group)
-        cut = [replace(self, columns=tuple(piece), notes=()) for piece in pieces]
-        first, *rest = (*cut[:-1], replace(cut[-1], notes=self.notes))
-        return [first, *(replace(piece, title=f"{self.title} (continued)") for piece in rest)]
 
 
 # ---------------------------------------------------------------------------------------- numbers

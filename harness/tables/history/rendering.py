@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from harness.tables import layout
 from harness.tables.format import Column, Table, finite, first, markdown
 from harness.tables.history import wording
 from harness.tables.history.series import Break, ChangePoint, History, Series
@@ -26,7 +27,7 @@ LISTED = 15
 MOST_LINES = 40
 
 
-def to_text(history: History) -> str:
+def to_text(history: History, width: int = layout.WIDTH) -> str:
     """Return commits, change points by commit, breaks, and the newest values of each row."""
     lines = [_title(history), "", "commits", *_commits(history)]
     changes = wording.listed_change_points(history)
@@ -34,9 +35,8 @@ def to_text(history: History) -> str:
     breaks = [f"  {text}" for text in wording.breaks(history)]
     lines += ["", "breaks: a series ends, another one begins", *_shown(breaks)] if breaks else []
     for table in tables(history):
-        sides = [str.rjust if column.numeric else str.ljust for column in table.all_columns]
-        heads = tuple(column.name for column in table.all_columns)
-        lines += ["", table.title, *(f"  {line}" for line in _aligned([heads, *table.rows], sides))]
+        for piece in layout.pieces(table, width - 2):
+            lines += ["", piece.title, *(f"  {line}" for line in layout.lines(piece, width - 2))]
     notes = _notes(history, _shown(wording.remarks(history)))
     notes += _shown([f"skipped: {note}" for note in history.skipped])
     lines += ["", *(f"- {note}" for note in notes)] if notes else []

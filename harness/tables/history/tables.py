@@ -30,7 +30,7 @@ def tables(history: History) -> list[Table]:
     if not columns:
         return []
     title = "now" if len(history.commits) == 1 else MOVED
-    return Table(title, (Column("row", tuple(history.rows), numeric=False),), tuple(columns)).split()
+    return [Table(title, (Column("row", tuple(history.rows), numeric=False),), tuple(columns))]
 
 
 def _lines(history: History) -> Lines:

@@ -23,25 +23,17 @@ _NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?")
 
 def tables(report: Report, view: View) -> str:
     """Return every table of the report, with a button in each heading that sorts by its column."""
-    whole = joined(report.tables)
+    whole = merged(report.tables)
     return "".join(_sortable(report, view, table, place) for place, table in enumerate(whole))
 
 
-def joined(pieces: Sequence[Table]) -> list[Table]:
-    """Rejoin tables that were split to the width of a terminal, and merge the table of endings."""
-    found: list[Table] = []
-    for piece in pieces:
-        if found and piece.title == f"{found[-1].title} (continued)":
-            found[-1] = replace(found[-1], columns=(*found[-1].columns, *piece.columns), notes=piece.notes)
-        else:
-            found.append(piece)
-    if len(found) > 1 and found[0].title == ENDINGS:
-        ends, main, *others = found
-        differs = ends.stub[1:]
-        count = len(main.stub[0].cells)
-        columns = (*_filled(ends.columns, count), *main.columns, *_filled(differs, count))
-        return [replace(main, stub=main.stub[:1], columns=columns), *others]
-    return found
+def merged(tables: Sequence[Table]) -> list[Table]:
+    """Return the tables with the columns of that of endings behind those of the overview before it."""
+    if len(tables) < 2 or tables[1].title != ENDINGS:
+        return list(tables)
+    main, ends, *others = tables
+    columns = (*main.columns, *_filled(ends.columns, len(main.stub[0].cells)))
+    return [replace(main, columns=columns), *others]
 
 
 def _filled(columns: Sequence[Column], count: int) -> list[Column]:

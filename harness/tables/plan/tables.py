@@ -38,7 +38,7 @@ def build(plan: Plan) -> Report:
     return Report(
         title=plain(f"{plan.suite}: what it needs"),
         question=plain(plan.question),
-        tables=tuple(piece for table in tables for piece in table.split()),
+        tables=tuple(tables),
         caption=tuple(plain(text) for text in _caption(plan)),
         notes=tuple(plain(text) for text in _notes(plan)),
         lines=tuple(as_dict(plan)["rows"]),

@@ -22,22 +22,16 @@ ENDINGS = "Runs"
 
 
 def sections(view: View, scale: AtScale | None = None) -> list[Table]:
-    """Return the tables in which anything was measured; the first has the status and what differs."""
-    drafts = [draft for make in (_perplexity, _accuracy, _memory, _speed) if (draft := make(view))]
-    if len(drafts) > 1 or (drafts and scale):
-        drafts.insert(0, _glance(view, scale))
+    """Return an overview, how the runs ended and in what the rows differ, and what was measured by kind."""
     name = Column("method", tuple(view.names), numeric=False)
     differs = [Column(key, tuple(view.trait(key)), numeric=False) for key in view.varying]
-    stub = [name] if len(set(view.names)) == len(view.names) else [name, *differs]
+    unique = len(set(view.names)) == len(view.names)
+    stub = [name] if unique else [name, *differs]
     ended = Column("status", tuple(notes.status(row.records) for row in view.rows), numeric=False)
     seeds = Column("seeds", tuple(str(len(row.seeds)) for row in view.rows))
-    full = [name, *differs]
-    # The status stands beside the first values where the line has room, else in a table of its own.
-    if not drafts or len(drafts[0].table(full, [ended, seeds]).split()) > 1:
-        drafts.insert(0, _Draft(ENDINGS, []))
-    first, *others = drafts
-    tables = [first.table(full, [ended, seeds]), *(draft.table(stub) for draft in others)]
-    return [piece for table in tables for piece in table.split()]
+    ends = Table(ENDINGS, tuple(stub), (*(differs if unique else ()), ended, seeds))
+    found = [draft.table(stub) for make in (_perplexity, _accuracy, _memory, _speed) if (draft := make(view))]
+    return [_glance(view, scale).table(stub), ends, *found] if found else [ends]
 
 
 @dataclass
@@ -48,16 +42,16 @@ class _Draft:
     columns: list[Column]
     last: tuple[str, ...] = ()
 
-    def table(self, stub: Sequence[Column], lead: Sequence[Column] = ()) -> Table:
-        """Put the stub and leading columns in front; columns in which nothing was measured are left out."""
-        columns, ahead = [*stub, *lead, *self.columns], len(stub) + len(lead)
+    def table(self, stub: Sequence[Column]) -> Table:
+        """Put the stub in front; columns in which nothing was measured are left out."""
+        columns = [*stub, *self.columns]
         if self.last:
             name, *cells = self.last
-            below = [name, *[""] * (ahead - 1), *cells]
+            below = [name, *[""] * (len(stub) - 1), *cells]
             pairs = zip(columns, below, strict=True)
             columns = [replace(column, cells=(*column.cells, cell)) for column, cell in pairs]
-        measured = [column for column in columns[ahead:] if not column.empty]
-        return Table(self.title, tuple(columns[: len(stub)]), (*columns[len(stub) : ahead], *measured))
+        measured = tuple(column for column in columns[len(stub) :] if not column.empty)
+        return Table(self.title, tuple(columns[: len(stub)]), measured)
 
 
 # -------------------------------------------------------------------------------------- the tables

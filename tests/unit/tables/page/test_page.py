@@ -28,7 +28,7 @@ from harness.tables.page import html as page_text
 from harness.tables.page import ranks as page_ranks
 from harness.tables.page import training as page_training
 from harness.tables.page.quantities import groups, names
-from harness.tables.page.tables import joined
+from harness.tables.page.tables import merged
 from harness.tables.records import load
 from harness.tables.report import build as report
 from harness.tables.report import render
@@ -428,20 +428,19 @@ def test_the_same_records_make_the_same_page_and_it_stays_small() -> None:
     assert first.count("plotly.js v") == 1
 
 
-def test_pieces_of_a_table_are_one_table_again_with_the_endings_in_front() -> None:
+def test_the_overview_has_the_endings_behind_its_values() -> None:
     method = Column("method", ("a", "b"), numeric=False)
     rate = Column("train.lr", ("1", "2"), numeric=False)
     status = Column("status", ("ok", "oom"), numeric=False)
-    one, two = Column("one", ("1", "2", "3")), Column("two", ("4", "5", "6"))
     below = Column("method", ("a", "b", "floor"), numeric=False)
-    pieces = [
-        Table("Runs", (method, rate), (status,)),
-        Table("Perplexity", (below,), (one,)),
-        Table("Perplexity (continued)", (below,), (two,)),
-    ]
-    (whole,) = joined(pieces)
-    assert [column.name for column in whole.all_columns] == ["method", "status", "one", "two", "train.lr"]
-    assert whole.rows[1:] == [("b", "oom", "2", "5", "2"), ("floor", "", "3", "6", "")]
+    one, two = Column("one", ("1", "2", "3")), Column("two", ("4", "5", "6"))
+    other = Table("Perplexity", (below,), (one,))
+    tables = [Table("At a glance", (below,), (one, two)), Table("Runs", (method,), (rate, status)), other]
+    whole, rest = merged(tables)
+    assert [column.name for column in whole.all_columns] == ["method", "one", "two", "train.lr", "status"]
+    assert whole.rows[1:] == [("b", "2", "5", "2", "oom"), ("floor", "3", "6", "", "")]
+    assert rest == other
+    assert merged(tables[1:2]) == tables[1:2]
 
 
 def test_how_each_number_was_made_names_ruler_version_and_text() -> None:

@@ -9,8 +9,6 @@ import re
 
 import pandas as pd
 import pytest
-import rich.box
-import rich.table
 from rich.console import Console
 
 from harness import record
@@ -31,7 +29,7 @@ from harness.record import (
     TrainMemory,
 )
 from harness.tables.aggregate import Stat
-from harness.tables.format import DASH, Column, Table, bytes_text, fixed, latex, markdown, significant
+from harness.tables.format import DASH, bytes_text, fixed, latex, markdown, significant
 from harness.tables.records import load
 from harness.tables.report import build as report
 from harness.tables.report import render
@@ -162,24 +160,6 @@ def printed(made, width=120):
     console = Console(width=width, file=io.StringIO(), force_terminal=False)
     render.to_terminal(made, console)
     return console.file.getvalue()
-
-
-@pytest.mark.parametrize("cell", ["short", "\u6f22\u5b57", "", "words " * 20, "letters" * 20, "two\nlines"])
-def test_a_table_is_printed_alike_by_columns_and_by_cells(cell):
-    """By rich, which prints a cell for each row: a column that fits is printed as one cell."""
-    words = Column("method", ("first", cell, "last"), numeric=False)
-    table = Table("Title", (words,), (Column("value", ("1.5", "", "20")),))
-    for width in (20, 60, 200):
-        console = Console(width=width, file=io.StringIO())
-        by_cells = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-        by_cells.add_column("method", overflow="fold")
-        by_cells.add_column("value", justify="right", no_wrap=True)
-        for row in table.rows:
-            by_cells.add_row(*row)
-        console.print(by_cells)
-        made = report.Report("", "", (table,), (), (), ())
-        lines = printed(made, width).splitlines()
-        assert lines[3:-1] == console.file.getvalue().splitlines()
 
 
 # ------------------------------------------------------------------------------------- the figures
@@ -620,20 +600,6 @@ def test_the_terminal_needs_no_more_than_120_columns_and_loses_no_figure():
         for column in table.all_columns:
             assert column.name in text
             assert all(value in text for value in column.cells if column.numeric)
-
-
-def test_wide_tables_are_split_with_the_names_again_and_ratios_beside_their_values():
-    names = Column("method", ("full",), numeric=False)
-    pairs = [Column(f"v{i}", ("1" * 20,)) for i in range(6)]
-    ratios = [Column(f"r{i}", ("2" * 20,), joined=True) for i in range(6)]
-    columns = tuple(itertools.chain(*zip(pairs, ratios, strict=True)))
-    pieces = Table("wide", (names,), columns).split(120)
-    assert [piece.title for piece in pieces] == ["wide", "wide (continued)", "wide (continued)"]
-    for piece in pieces:
-        assert piece.stub == (names,)
-        assert [c.name[0] for c in piece.columns] == ["v", "r"] * (len(piece.columns) // 2)
-        assert sum(c.width for c in piece.all_columns) <= 120
-    assert tuple(c for piece in pieces for c in piece.columns) == columns
 
 
 # --------------------------------------------------------------------------------------------- load

@@ -1,0 +1,143 @@
+"""Lay tables out as lines of text that fit a width, from 80 columns on: no word, name or number is cut.
+
+A table that is too wide becomes several below one another, each with the columns that name the rows. Text
+is wrapped at spaces, numbers and headings of numbers never. Widths are those of a terminal, where some
+characters take two columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from rich.cells import cell_len
+
+from harness.tables.format import Column, Table
+
+#: Columns of text where there is no terminal: narrow tables would be hard to read there.
+WIDTH = 140
+#: Longer text is wrapped before it costs other columns their place.
+WRAPPED = 32
+GAP = "  "
+
+
+def pieces(table: Table, width: int) -> list[Table]:
+    """Split a table into pieces of at most `width`, each with the stub and some columns, in order.
+
+    Columns that are `joined` stay together where a piece has room for all of them. Stub columns that take
+    more than half of the width become one.
+    """
+    stub = table.stub
+    if len(stub) > 1 and _planned(stub) > width // 2:
+        stub = (_stacked(stub),)
+    room = width - _planned(stub)
+    found: list[list[Column]] = [[]]
+    for group in _groups(table.columns, room):
+        if found[-1] and _planned((*found[-1], *group)) > room:
+            found.append([])
+        found[-1] += group
+    titles = [table.title, *[f"{table.title} (continued)"] * (len(found) - 1)]
+    cut = [Table(title, stub, tuple(columns)) for title, columns in zip(titles, found, strict=True)]
+    return [*cut[:-1], replace(cut[-1], notes=table.notes)]
+
+
+def lines(table: Table, width: int) -> Iterator[str]:
+    """Yield the heading, a rule and the rows of one piece, set apart where a row has several lines."""
+    columns = table.all_columns
+    widths = _widths(columns, width)
+    blocks = [
+        [_wrapped(cell, room) for cell, room in zip(row, widths, strict=True)]
+        for row in (tuple(column.name for column in columns), *table.rows)
+    ]
+    apart = any(len(cell) > 1 for block in blocks[1:] for cell in block)
+    for place, block in enumerate(blocks):
+        if place == 1:
+            yield "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * (sum(widths) + len(GAP) * (len(widths) - 1))
+        elif place and apart:
+            yield ""
+        for number in range(max(map(len, block))):
+            parts = (
+                _padded(cell[number] if number < len(cell) else "", room, column.numeric)
+                for cell, room, column in zip(block, widths, columns, strict=True)
+            )
+            yield GAP.join(parts).rstrip()
+
+
+def _stacked(stub: Sequence[Column]) -> Column:
+    """Return one column whose cells name each further value: `full; train.lr 0.01`."""
+    first, *others = stub
+    cells = []
+    for name, *values in zip(*(column.cells for column in stub), strict=True):
+        pairs = zip(others, values, strict=True)
+        cells.append("; ".join([name, *(f"{each.name} {value}" for each, value in pairs if value)]))
+    return Column(first.name, tuple(cells), numeric=False)
+
+
+def _groups(columns: Sequence[Column], room: int) -> list[list[Column]]:
+    """Return joined columns as one group, those of a group that is wider than the room each by itself."""
+    groups: list[list[Column]] = []
+    for column in columns:
+        if column.joined and groups:
+            groups[-1].append(column)
+        else:
+            groups.append([column])
+    return [
+        part for group in groups for part in ([group] if _planned(group) <= room else [[c] for c in group])
+    ]
+
+
+# ------------------------------------------------------------------------------------------- widths
+def _planned(columns: Sequence[Column]) -> int:
+    """Return the least width at which columns are readable, with a gap behind each."""
+    return sum(len(GAP) + _least(column) for column in columns)
+
+
+def _least(column: Column) -> int:
+    natural = _natural(column)
+    if column.numeric or natural <= WRAPPED:
+        return natural
+    return max(WRAPPED, *(_length(word) for cell in (column.name, *column.cells) for word in cell.split()))
+
+
+def _natural(column: Column) -> int:
+    return max(_length(line) for cell in (column.name, *column.cells) for line in cell.split("\n"))
+
+
+def _widths(columns: Sequence[Column], width: int) -> list[int]:
+    """Return the width of each column; what is left of the line is shared by columns that are wrapped."""
+    widths = [_least(column) for column in columns]
+    wanted = [_natural(column) - least for column, least in zip(columns, widths, strict=True)]
+    spare = max(0, width - sum(widths) - len(GAP) * (len(widths) - 1))
+    sharers = sorted((place for place, more in enumerate(wanted) if more), key=wanted.__getitem__)
+    for left, place in zip(range(len(sharers), 0, -1), sharers, strict=True):
+        more = min(wanted[place], spare // left)
+        widths[place] += more
+        spare -= more
+    return widths
+
+
+def _length(text: str) -> int:
+    return len(text) if text.isascii() else cell_len(text)
+
+
+def _wrapped(cell: str, width: int) -> list[str]:
+    """Break a cell into lines at line breaks and, where a line is wider, at spaces."""
+    found = []
+    for text in cell.split("\n"):
+        if _length(text) <= width:
+            found.append(text)
+            continue
+        line = ""
+        for word in text.split():
+            longer = f"{line} {word}" if line else word
+            if line and _length(longer) > width:
+                found.append(line)
+                longer = word
+            line = longer
+        found.append(line)
+    return found
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    space = " " * (width - _length(text))
+    return space + text if right else text + space

@@ -98,6 +98,7 @@ Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or 
 Deadline = Annotated[
     str, typer.Option(metavar="TIME", help="Timeout per run: 90s, 25m or 6h; a bare number is seconds.")
 ]
+Full = Annotated[bool, typer.Option("--full", help="Print all tables, settings and notes.")]
 
 
 def complete_suite(incomplete: str) -> list[str]:
@@ -179,6 +180,10 @@ class Selection:
         given += [f"--set={item}" for item in self.settings or ()]
         given += [f"--rates={self.rates}"] if self.rates else []
         return given + ([f"--device={device}"] if device != "auto" else [])
+
+    def tune(self) -> str:
+        """Return the command that tunes the learning rates of the suite as it is changed here."""
+        return shlex.join(["lorebench", "tune", self.suite, *self.forwarded("auto")])
 
     def rerun(self, chosen: Suite, device: str) -> Callable[[Run], str]:
         """Return a function that writes the command that repeats one run of the chosen suite."""

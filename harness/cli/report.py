@@ -46,6 +46,7 @@ def report(
     form: Annotated[Format, typer.Option("--format", help="Format of what is printed.")] = "text",
     out: Out = None,
     history: Earlier = None,
+    full: options.Full = False,
 ) -> None:
     """Print and write the tables of a suite from its records, without running anything."""
     from harness.engine.sweep import resolution
@@ -68,7 +69,7 @@ def report(
             f"no records of suite {chosen.name!r} under {results}; run: lorebench run {selection.suite}"
         )
     found = {folder: _matching(plan, folder) for folder in folders}
-    scale = forecast_at_scale(chosen)
+    scale, tune = forecast_at_scale(chosen), selection.tune()
     for folder, (records, _, notes) in found.items():
         if not records:
             for note in notes:
@@ -77,7 +78,8 @@ def report(
         machine = "" if len(folders) == 1 else f"-{folder.parent.name}"
         own = _of_machine(to, machine) or {folder / "tables": output.FOLDER}
         page = {PAGE: partial(_page, chosen, records, notes, results, earlier, plan.inputs)}
-        publish(chosen, records, notes, own, chosen.name + machine, plan.inputs, form, page, scale)
+        name = chosen.name + machine
+        publish(chosen, records, notes, own, name, plan.inputs, form, page, scale, tune, full)
     if not any(records for records, _, _ in found.values()):
         from harness.tables.report.other_settings import other_settings
 

@@ -44,8 +44,9 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show which runs would start; start and write none.")
     ] = False,
+    full: options.Full = False,
 ) -> None:
-    """Run a suite, or what is left of it, and print its tables."""
+    """Run a suite, or what is left of it, and print what came out."""
     from harness.cli.plan import forecast_at_scale
     from harness.engine import runner
     from harness.engine.process import progress
@@ -69,7 +70,8 @@ def run(
     left = len(outcome.left) + len(outcome.killed)
     notes = [f"{left} runs are left: run the same command again"] if left else []
     to = {outcome.folder / "tables": output.FOLDER}
-    show.publish(chosen, records, notes, to, chosen.name, outcome.inputs, scale=forecast_at_scale(chosen))
+    scale, tune = forecast_at_scale(chosen), selection.tune()
+    show.publish(chosen, records, notes, to, chosen.name, outcome.inputs, scale=scale, tune=tune, full=full)
     typer.echo(f"records: {outcome.folder}")
     if outcome.refused:
         raise UserError("; ".join(dict.fromkeys(outcome.refused.values())))

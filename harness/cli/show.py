@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +31,14 @@ def publish(
     form: str = "text",
     more: Mapping[str, Callable[[Report], str]] | None = None,
     scale: AtScale | None = None,
+    tune: str = "",
+    full: bool = False,
 ) -> None:
     """Print the tables of a suite, with notes beside them, and write them to files.
 
     `today` are the hashes of what each run would read now, by its id, where they are known, `scale` the
-    forecasts on the large model of the suite. For the rest see `report`.
+    forecasts on the large model of the suite, `tune` the command that tunes its learning rates. As text, the
+    overview is printed unless all is wanted (`full`). For the rest see `report`.
     """
     from harness.tables.records import only_valid
     from harness.tables.report import build as tables
@@ -54,8 +58,9 @@ def publish(
         order=order,
         today=today,
         scale=scale,
+        tune=tune,
     )
-    report(built, to, name, form, more)
+    report(built, to, name, form, more, full)
 
 
 def report(
@@ -64,6 +69,7 @@ def report(
     name: str,
     form: str = "text",
     more: Mapping[str, Callable[[Report], str]] | None = None,
+    full: bool = True,
 ) -> None:
     """Write a report to files in their formats, and print it in one.
 
@@ -82,7 +88,7 @@ def report(
             except OSError as error:
                 raise UserError(f"{folder}: no tables can be written there: {error.strerror}") from error
     finally:
-        output.publish(built, form, single, formats, show)
+        output.publish(built, form, single, formats, partial(show, full=full))
     if written:
         typer.echo("tables: " + ", ".join(map(str, written)), err=True)
 
@@ -109,11 +115,12 @@ def say(text: str) -> None:
     typer.echo(plain(text), err=True)
 
 
-def show(built: Report) -> None:
-    """Print tables to a terminal, or at a fixed width to a pipe or file."""
-    from harness.tables.report.render import to_terminal
+def show(built: Report, full: bool = True) -> None:
+    """Print tables, or their overview, to a terminal, or at a fixed width to a pipe or file."""
+    from harness.tables.report.render import overview, to_terminal
 
-    to_terminal(built, console())
+    here = console()
+    to_terminal(built if full else overview(built, here.width), here)
 
 
 def console() -> Console:

@@ -93,7 +93,7 @@ def tables(*names: str) -> tuple[str, ...]:
     return (*BASEMENT, *(f"harness.tables.{name}" for name in names))
 
 
-SHARED_TABLES = ("records", "format", "layout", "aggregate")
+SHARED_TABLES = ("records", "format", "layout", "statistics", "aggregate")
 #: Who may import what within the project, one rule a folder; imports inside functions count, too.
 MAY_IMPORT = {
     **dict.fromkeys(VOCABULARY, VOCABULARY),

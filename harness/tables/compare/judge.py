@@ -15,8 +15,8 @@ from harness.tables.compare import speed as compare_speed
 from harness.tables.compare.comparison import STATUS, Cell, Comparison, Difference, Verdict, not_comparable
 from harness.tables.compare.pairing import Loaded, Pair, Side, differences, pair, same_conditions
 from harness.tables.compare.quality import Answers, Judged
-from harness.tables.compare.statistics import holm
 from harness.tables.format import plain
+from harness.tables.statistics import holm
 
 #: Suite, row, runs and quantity of a cell, its verdict with the cause, and fields that differ. Answers to a
 #: task get their verdict once the p values of all others are known.

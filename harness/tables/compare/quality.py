@@ -16,14 +16,15 @@ from typing import Any
 from harness.record import Accuracy, Perplexity
 from harness.tables.compare.comparison import Verdict
 from harness.tables.compare.pairing import Loaded
-from harness.tables.compare.statistics import (
+from harness.tables.format import plain
+from harness.tables.statistics import (
     ALPHA,
     LEAST_PERPLEXITY_CHANGE,
     LEAST_WINDOWS,
+    growth,
     mcnemar,
     paired_bootstrap,
 )
-from harness.tables.format import plain
 
 LARGEST_FILE = 256 << 20
 LARGEST_NLL = 1e300
@@ -45,7 +46,7 @@ def perplexity(name: str, base: tuple[Loaded, Perplexity], candidate: tuple[Load
         return "x", "not comparable: the base is not finite"
     if not math.isfinite(after.nll_nats):
         return "regression", "no longer finite"
-    change = _growth((after.nll_nats - before.nll_nats) / before.tokens)
+    change = growth((after.nll_nats - before.nll_nats) / before.tokens)
     moved = f"{_perplexity(before)} -> {_perplexity(after)} ({100 * change:+.2f} %)"
     if abs(change) <= LEAST_PERPLEXITY_CHANGE:
         return "ok", moved
@@ -65,15 +66,8 @@ def perplexity(name: str, base: tuple[Loaded, Perplexity], candidate: tuple[Load
     return ("regression" if change > 0 else "improvement"), moved
 
 
-def _growth(nats: float) -> float:
-    try:
-        return math.expm1(nats)
-    except OverflowError:
-        return math.inf
-
-
 def _perplexity(scored: Perplexity) -> str:
-    return f"{_growth(scored.nll_nats / scored.tokens) + 1:,.4g}"
+    return f"{growth(scored.nll_nats / scored.tokens) + 1:,.4g}"
 
 
 @dataclass(frozen=True)

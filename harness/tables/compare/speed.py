@@ -14,7 +14,7 @@ from functools import cached_property
 from harness.record import Record
 from harness.tables.compare.comparison import Cell, Difference, Verdict, not_comparable
 from harness.tables.compare.pairing import Pair, differences, same_conditions
-from harness.tables.compare.statistics import LEAST_RUNS, Shift, interleaved, shift
+from harness.tables.statistics import LEAST_RUNS, Shift, interleaved, shift
 
 QUANTITY = "throughput"
 

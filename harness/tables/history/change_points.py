@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from harness.tables.compare.statistics import ALPHA
 from harness.tables.history import divergence
 from harness.tables.history.divergence import LEAST_SIDE, Floats, Ranks
+from harness.tables.statistics import ALPHA
 
 METHOD = "E-divisive with means (Matteson & James 2014)"
 PERMUTATIONS = 999

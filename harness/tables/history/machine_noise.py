@@ -9,12 +9,12 @@ import statistics
 from collections.abc import Sequence
 
 from harness.tables.aggregate import agree
-from harness.tables.compare.statistics import LEAST_SPEED_CHANGE, interleaved
 from harness.tables.format import plain
 from harness.tables.history.commits import started
 from harness.tables.history.divergence import LEAST_SIDE
 from harness.tables.history.exact_steps import LevelChange
 from harness.tables.history.segments import Run, Segment
+from harness.tables.statistics import LEAST_SPEED_CHANGE, interleaved
 
 DOUBT = "may be machine noise"
 

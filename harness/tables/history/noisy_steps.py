@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from harness.tables.aggregate import binomial_stderr, grouped
-from harness.tables.compare.statistics import ALPHA, LEAST_PERPLEXITY_CHANGE, LEAST_SPEED_CHANGE
 from harness.tables.history import change_points
 from harness.tables.history.change_points import Change
 from harness.tables.history.exact_steps import LevelChange
 from harness.tables.history.quantities import task
 from harness.tables.history.segments import Run
 from harness.tables.history.series import Quantity
+from harness.tables.statistics import ALPHA, LEAST_PERPLEXITY_CHANGE, LEAST_SPEED_CHANGE
 
 #: Standard errors of a difference that an accuracy must move by: the two-sided 95 % of a normal one.
 ERRORS = 1.96

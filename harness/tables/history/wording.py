@@ -8,10 +8,10 @@ from itertools import takewhile
 from harness.tables.aggregate import grouped
 from harness.tables.compare.comparison import Difference, listed
 from harness.tables.compare.memory import CUDA_BYTES, CUDA_SHARE, EXACT
-from harness.tables.compare.statistics import ALPHA, LEAST_PERPLEXITY_CHANGE, LEAST_SPEED_CHANGE
 from harness.tables.format import points
 from harness.tables.history.change_points import METHOD, PERMUTATIONS
 from harness.tables.history.series import Break, ChangePoint, History, Quantity
+from harness.tables.statistics import ALPHA, LEAST_PERPLEXITY_CHANGE, LEAST_SPEED_CHANGE
 
 #: Names of rows or quantities that a line lists before it counts.
 MOST_NAMES = 3

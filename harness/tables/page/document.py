@@ -78,7 +78,7 @@ def render(report: Report, view: View, published: str = "", history: History | N
     return Template(_template("page.html")).substitute(
         policy=" ".join(map(script_hash, (script, drawing, plotly))),
         title=escape(report.title),
-        question=escape(report.question),
+        question=escape(f"{report.question} {report.answer}".strip()),
         counts=escape(f"{len(view.rows)} rows from {len(runs)} runs"),
         links="".join(tag("a", escape(text), href=f"#{name}") for name, text in links),
         style=_template("page.css"),

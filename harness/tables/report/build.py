@@ -17,7 +17,7 @@ from harness.tables.aggregate import rows as rows_of
 from harness.tables.format import Table, plain
 from harness.tables.report import notes as describe
 from harness.tables.report.at_scale import AtScale
-from harness.tables.report.sections import sections
+from harness.tables.report.sections import ENDINGS, GLANCE, sections
 from harness.tables.report.view import View
 
 
@@ -25,8 +25,9 @@ from harness.tables.report.view import View
 class Report:
     """Tables of text for people, `lines` with all numbers for the CSV, and the notes beside both.
 
-    All text is plain; a renderer escapes it. `caption` names what all rows share, `notes` what differs
-    or failed. A line has units in its keys, and None where nothing was measured.
+    All text is plain; a renderer escapes it. `answer` is one to the question, `overview` the tables that say
+    most, for where not all are wanted. `caption` names what all rows share, `notes` what differs or failed. A
+    line has units in its keys, and None where nothing was measured.
     """
 
     title: str
@@ -35,6 +36,8 @@ class Report:
     caption: tuple[str, ...]
     notes: tuple[str, ...]
     lines: tuple[Mapping[str, object], ...]
+    answer: str = ""
+    overview: tuple[Table, ...] = ()
 
 
 def build(
@@ -46,6 +49,7 @@ def build(
     order: Sequence[str] = (),
     today: Mapping[str, Inputs] | None = None,
     scale: AtScale | None = None,
+    tune: str = "",
 ) -> Report:
     """Build the report of one suite.
 
@@ -53,7 +57,7 @@ def build(
     follow it, those without a record are counted, and other rows come last, by label. `today` are the hashes
     of what each run would read now, by its id: rows that have read something else are named. Where that is
     unknown, a row that ran again after its inputs had changed is shown as it is by then. `scale` are
-    forecasts of the rows on a large model.
+    forecasts of the rows on a large model. `tune` is the command that tunes their learning rates.
     """
     order = list(dict.fromkeys(order))
     shown, older = rows_shown(records, order, today)
@@ -62,23 +66,32 @@ def build(
     lines = [plain(note) for note in notes]
     lines += describe.outdated(view, today or {}) + describe.left_out(older)
     lines += _completeness(view, order)
-    lines += describe.doubts(view) + describe.failures(view) + describe.warned(view)
+    suites = ", ".join(sorted({plain(item.suite) for item in records}))
+    lines += describe.failures(view) + describe.harmed(view)
+    lines += describe.untuned(view, tune or f"lorebench tune {suites}")
+    lines += describe.doubts(view) + describe.warned(view)
     caption = describe.shared(view)
     if any(view.bases):
         caption.append(
             f"relative to: {plain(baseline or '')} (a ratio, or for accuracy a difference in points)"
         )
+    caption += describe.judged(view)
     if scale is not None:
         caption.append(plain(scale.caption))
         lines += [plain(note) for note in scale.notes()]
-    suites = ", ".join(sorted({plain(item.suite) for item in records}))
+    tables = tuple(sections(view, scale)) if records else ()
+    failed = any(item.outcome.status != "ok" for item in records)
     return Report(
         title=suites or "no records",
         question=plain(question),
-        tables=tuple(sections(view, scale)) if records else (),
+        tables=tables,
         caption=(*caption, describe.READING) if records else (),
         notes=tuple(dict.fromkeys(lines)),
         lines=tuple(_lines(view, scale)),
+        answer=describe.answer(view),
+        overview=tuple(
+            table for table in tables if table.title == GLANCE or (failed and table.title == ENDINGS)
+        ),
     )
 
 
@@ -115,7 +128,8 @@ def _lines(view: View, scale: AtScale | None) -> list[dict[str, object]]:
     keys = list(dict.fromkeys(key for row in view.rows for key in row.stats))
     limits = {f"{key}_floor": value for key, value in view.floors.items()}
     limits |= {f"accuracy_{name}_chance": value for name, value in view.chances.items()}
-    for row, name, base, traits in zip(view.rows, view.names, view.bases, view.traits, strict=True):
+    columns = (view.rows, view.names, view.bases, view.traits, view.verdicts)
+    for row, name, base, traits, verdict in zip(*columns, strict=True):
         line: dict[str, object] = {"method": name, "config_id": row.config_id}
         line |= {"status": describe.status(row.records), "runs": len(row.records), "seeds": len(row.seeds)}
         for key in keys:
@@ -125,6 +139,7 @@ def _lines(view: View, scale: AtScale | None) -> list[dict[str, object]]:
             line[f"{key}_n"] = stat.n if stat else 0
             if key not in FACTS:  # they are relative already
                 line[f"{key}_ratio"] = stat.mean / reference if stat and reference else None
+        line |= verdict.line if view.headline and view.baseline is not None else {}
         line |= scale.line(row.label) if scale else {}
         lines.append(line | limits | dict(sorted(traits.items())))
     return lines

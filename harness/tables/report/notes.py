@@ -8,9 +8,15 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from harness.inputs import TOKENS, WEIGHTS, Inputs, changed, described, known_inputs
 from harness.record import Outcome, Record
 from harness.tables.aggregate import Row
-from harness.tables.format import DASH, METERS, bytes_text, plain
+from harness.tables.format import DASH, METERS, bytes_text, first, plain
+from harness.tables.report.verdicts import KINDS, PERPLEXITY
 from harness.tables.report.view import View, listed
+from harness.tables.statistics import ALPHA, LEAST_PERPLEXITY_CHANGE, LEAST_SEEDS
 
+#: Beside a perplexity that is worse than before training.
+MARK = "*"
+#: Rows that a sentence names.
+_MOST_NAMED = 10
 _STATUS_WIDTH = 40
 _MOST_WARNINGS = 20
 NOTE_WIDTH = 300
@@ -72,6 +78,67 @@ def warned(view: View) -> list[str]:
     ]
     more = len(notes) - _MOST_WARNINGS
     return notes[:_MOST_WARNINGS] + ([f"{more} more warnings are in the records."] if more > 0 else [])
+
+
+# ------------------------------------------------------------------------------------------ verdicts
+def answer(view: View) -> str:
+    """Answer in a sentence which rows are better or worse than the baseline; empty where nothing is known."""
+    found: dict[str, list[str]] = {}
+    for each, name in zip(view.verdicts, view.full_names, strict=True):
+        found.setdefault(each.kind or "", []).append(name)
+    said = [f"{kind}: {_names(found[kind])}" for kind in KINDS if kind in found]
+    return f"Against {plain(view.baseline or '')}: {'; '.join(said)}." if said else ""
+
+
+def judged(view: View) -> list[str]:
+    """Return how verdicts are made, where there are any."""
+    if view.headline is None or not any(each.kind for each in view.verdicts):
+        return []
+    name = view.headline.removeprefix(PERPLEXITY)
+    return [
+        f"verdict: perplexity on {name} against {plain(view.baseline or '')}, paired by seed: better or "
+        f"worse where the {100 - 100 * ALPHA:g} % t interval of the mean difference of ln perplexity leaves "
+        f"out 0 and the change is above {100 * LEAST_PERPLEXITY_CHANGE:g} %, from n = {LEAST_SEEDS} seeds "
+        f"on; each row by itself: of {1 / ALPHA:.0f} rows that equal the baseline, about one looks different"
+    ]
+
+
+def harmed(view: View) -> list[str]:
+    """Name the rows that are worse than before training, by the row that was not trained."""
+    found: dict[str, list[str]] = {}
+    for each, name in zip(view.harmed, view.full_names, strict=True):
+        if each:
+            found.setdefault(plain(each[1].label), []).append(name)
+    return [
+        f"{MARK} Worse than the untrained base model ({start}): {_names(names)}; "
+        "their learning rate may be too high."
+        for start, names in found.items()
+    ]
+
+
+def untuned(view: View, command: str) -> list[str]:
+    """Name the trained rows whose learning rate no grid gave; several rates of a label are such a grid."""
+    rates: dict[str, set[str]] = {}
+    for row in view.rows:
+        rates.setdefault(row.label, set()).add(row.settings.get("train.lr", ""))
+    trained = [
+        (row, name)
+        for row, name in zip(view.rows, view.full_names, strict=True)
+        if row.settings.get("train.stage") != "compress"
+        and len(rates[row.label]) == 1
+        and any(key.startswith((PERPLEXITY, "accuracy_")) for key in row.stats)
+    ]
+    names = [name for row, name in trained if not row.records[0].config.get("tuning")]
+    if not names:
+        return []
+    which = "all rows that train" if len(names) == len(trained) else _names(names)
+    return [f"Learning rates not tuned for this model and text: {which}: {plain(command)}"]
+
+
+def _names(names: Sequence[str]) -> str:
+    """List names, those with a comma or semicolon in quotes."""
+    quoted = [f'"{name}"' if {",", ";", ":"} & set(name) else name for name in names]
+    return ", ".join(first(quoted, _MOST_NAMED, "{} more"))
 
 
 # ------------------------------------------------------------------------------------------ shared

@@ -61,7 +61,8 @@ def _glance(view: View, scale: AtScale | None) -> _Draft:
     Memory and speed are those at scale, where they are known: activations fill the memory of a small model.
     """
     unit, bytes_shown = format.byte_unit(max(_known(view, "peak_allocated_bytes"), default=0))
-    wanted = [(key, f"ppl {_name(key)}", _digits(view, key)) for key in _keys(view, "perplexity_")[:1]]
+    head = view.headline
+    wanted = [(head, f"ppl {_name(head)}", _digits(view, head))] if head else []
     wanted += [("mean_accuracy", "accuracy %", format.percent)]
     if scale is None:
         wanted += [
@@ -72,6 +73,7 @@ def _glance(view: View, scale: AtScale | None) -> _Draft:
     for key, title, show in wanted:
         columns += [_measured(view, key, title, show)]
         columns += [_ratio(view, key)] if key != "mean_accuracy" else []
+        columns += [_verdicts(view)] if key == head else []
     columns += scale.columns([row.label for row in view.rows]) if scale else ()
     return _Draft(GLANCE, columns if scale else [*columns, _trainable(view, joined=False)])
 
@@ -160,6 +162,10 @@ def _known(view: View, key: str) -> list[float]:
     return [mean for row in view.rows if (mean := row.mean(key)) is not None]
 
 
+def _verdicts(view: View) -> Column:
+    return Column("verdict", tuple(found.cell for found in view.verdicts), numeric=False, joined=True)
+
+
 def _digits(view: View, key: str) -> Show:
     return format.significant(_known(view, key), 4)
 
@@ -191,18 +197,19 @@ def _relative(
 def _measured(view: View, key: str, name: str, show: Show, error_key: str = "") -> Column:
     """Write mean ± spread [standard error], and the count where values are missing.
 
-    No spread is written where it is zero in the whole column.
+    No spread is written where it is zero in the whole column. A perplexity that is worse than before training
+    has a mark.
     """
     stats = [row.stats.get(key) for row in view.rows]
     spread = any(stat.sd for stat in stats if stat)
     texts = []
-    for row, stat in zip(view.rows, stats, strict=True):
+    for row, stat, harmed in zip(view.rows, stats, view.harmed, strict=True):
         if stat is None:
             texts.append(DASH)
             continue
         error = row.mean(error_key)
         expected = len(row.records) if key in ("peak_allocated_bytes", "tokens_per_s") else len(row.seeds)
-        text = show(stat.mean)
+        text = show(stat.mean) + (notes.MARK if harmed and harmed[0] == key else "")
         text += f" ± {show(stat.sd)}" if spread and stat.sd is not None else ""
         text += f" [{show(error)}]" if error is not None else ""
         texts.append(text if stat.n == expected else f"{text} (n={stat.n})")

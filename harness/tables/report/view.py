@@ -11,6 +11,7 @@ from itertools import count
 from harness.record import Record
 from harness.tables.aggregate import Row, baseline_of, task_names
 from harness.tables.format import DASH, plain
+from harness.tables.report.verdicts import PERPLEXITY, Verdict, harmed, verdict
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class View:
             values = {each.get(key) for each in self.traits if key in settings or key in each}
             differs += [key] if len(values) > 1 else []
         explained = any(key in ("train.steps", "train.batch", "train.grad_accum") for key in differs)
-        return [key for key in differs if not (key == "tokens" and explained)]
+        return [key for key in differs if not ((key == "tokens" and explained) or key.startswith("tuning."))]
 
     @cached_property
     def names(self) -> list[str]:
@@ -69,6 +70,17 @@ class View:
             labels = [f"{text} #{next(numbers[text])}" if repeated[text] > 1 else text for text in labels]
         return labels
 
+    @cached_property
+    def full_names(self) -> list[str]:
+        """Return the names, where they are not unique with what differs beside it."""
+        if len(set(self.names)) == len(self.names):
+            return self.names
+        traits = zip(*(self.trait(key) for key in self.varying), strict=True)
+        return [
+            f"{name} ({', '.join(f'{key} {text}' for key, text in zip(self.varying, each, strict=True))})"
+            for name, each in zip(self.names, traits, strict=True)
+        ]
+
     def _unique(self, labels: Sequence[str]) -> bool:
         """Return whether labels with the varying traits beside them are unique."""
         return len(set(zip(labels, *(self.trait(key) for key in self.varying), strict=True))) == len(labels)
@@ -84,6 +96,22 @@ class View:
             for row, base in zip(self.rows, self.bases, strict=True)
         ]
         return [combine(own, base) if own is not None and base else None for own, base in pairs]
+
+    @cached_property
+    def headline(self) -> str | None:
+        """Return the key of the first perplexity, by which rows are judged."""
+        return next((key for row in self.rows for key in row.stats if key.startswith(PERPLEXITY)), None)
+
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """Return the verdict on each row."""
+        pairs = zip(self.rows, self.bases, strict=True)
+        return [verdict(row, base, self.headline or "") for row, base in pairs]
+
+    @cached_property
+    def harmed(self) -> list[tuple[str, Row] | None]:
+        """Return of each row that is worse than before training its perplexity, and the row of the start."""
+        return list(harmed(self.rows))
 
     @cached_property
     def task_names(self) -> dict[tuple[str, str], str]:

@@ -30,7 +30,7 @@ from harness.engine.sweep import resolution
 from harness.engine.sweep.device_lock import device_lock
 from harness.files import ROOT, cache_folder
 from harness.record import VARIABLES
-from harness.tables.compare.statistics import interleaved
+from harness.tables.statistics import interleaved
 from tests.support.gate_records import made, memory
 
 GIT = ["git", "-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]

@@ -7,15 +7,18 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from harness.tables.compare.statistics import (
+from harness.tables.statistics import (
     ALPHA,
     LEAST_PERPLEXITY_CHANGE,
     holm,
     interleaved,
     mcnemar,
     paired_bootstrap,
+    paired_t,
     shift,
+    t_quantile,
 )
 
 #: Relative standard deviation from run to run on one machine, as measured: 1.1 to 1.7 %.
@@ -25,6 +28,61 @@ RUNS = 5
 
 def share(found: list[bool]) -> float:
     return sum(found) / len(found)
+
+
+# ----------------------------------------------------------------------------------------- seeds
+@pytest.mark.parametrize("degrees", [*range(1, 31), 99, 100, 1001])
+def test_the_quantile_of_t_is_that_of_scipy(degrees: int) -> None:
+    assert t_quantile(degrees) == pytest.approx(scipy.stats.t.ppf(1 - ALPHA / 2, degrees), rel=1e-9)
+
+
+def test_the_interval_over_seeds_is_that_of_scipys_paired_test() -> None:
+    random = np.random.default_rng(4)
+    for seeds in (2, 3, 4, 5, 10, 40):
+        base, other = 1 + 0.1 * random.standard_normal((2, seeds))
+        truth = scipy.stats.ttest_rel(other, base)
+        interval = truth.confidence_interval(1 - ALPHA)
+        found = paired_t(list(base), list(other))
+        assert found.change == pytest.approx(math.exp(np.mean(other - base)) - 1)
+        assert (found.low, found.high) == pytest.approx(
+            (math.exp(interval.low) - 1, math.exp(interval.high) - 1)
+        )
+        assert found.certain == (truth.pvalue < ALPHA)
+
+
+def test_of_twenty_rows_that_equal_the_baseline_about_one_looks_different() -> None:
+    random = np.random.default_rng(5)
+    seeds, rows = 0.1 * random.standard_normal(3), 4000
+    alarms = [
+        paired_t(list(1 + seeds), list(1 + seeds + 0.01 * random.standard_normal(3))).certain
+        for _ in range(rows)
+    ]
+    assert share(alarms) == pytest.approx(1 / 20, abs=0.012)
+
+
+def test_equal_differences_are_certain_only_where_nothing_depends_on_the_seed() -> None:
+    exact = paired_t([1.0, 1.0, 1.0], [1.1, 1.1, 1.1])
+    assert exact.certain
+    assert exact.low == exact.high == pytest.approx(math.exp(0.1) - 1)
+    lucky = paired_t([1.0, 1.5, 2.0], [1.25, 1.75, 2.25])
+    assert not lucky.certain
+    assert (lucky.low, lucky.high) == (-1, math.inf)
+    same = paired_t([1.0, 1.5, 2.0], [1.0, 1.5, 2.0])
+    assert (same.low, same.change, same.high) == (0, 0, 0)
+    assert not same.certain
+    rounded = paired_t([0.1 + 0.2] * 3, [0.3, 0.1 + 0.2, 0.3])
+    assert not rounded.certain
+
+
+def test_a_difference_that_only_one_side_moves_has_the_spread_of_that_side() -> None:
+    found = paired_t([1.0, 1.1, 1.2], [2.0, 2.0, 2.0])
+    reach = scipy.stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3)
+    assert math.log1p(found.high) - math.log1p(found.change) == pytest.approx(reach)
+
+
+def test_huge_losses_give_bounds_without_an_error() -> None:
+    found = paired_t([0.0, 1.0, 2.0], [900.0, 1000.0, 1e5])
+    assert found.high == found.change == math.inf
 
 
 # ------------------------------------------------------------------------------------- throughput

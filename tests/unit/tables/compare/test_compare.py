@@ -16,7 +16,7 @@ from harness.tables.compare import pairing
 from harness.tables.compare.comparison import Cell, Comparison
 from harness.tables.compare.judge import compare
 from harness.tables.compare.pairing import Loaded, Side, decides, load
-from harness.tables.compare.statistics import shift
+from harness.tables.statistics import shift
 from tests.support.gate_records import PACKAGES, environment, lines, made, memory, put, quality
 
 MIB = 1 << 20

@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from harness.tables.compare.statistics import ALPHA, LEAST_SPEED_CHANGE
 from harness.tables.history import divergence
 from harness.tables.history.change_points import attainable, change_points
 from harness.tables.history.divergence import LEAST_SIDE
+from harness.tables.statistics import ALPHA, LEAST_SPEED_CHANGE
 
 #: The spread from run to run that was seen on one machine within a day.
 SPREADS = (0.011, 0.017)

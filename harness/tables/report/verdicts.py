@@ -1,0 +1,141 @@
+"""Judge each row: is it better or worse than the baseline, and has training made the model worse?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from harness.record import Perplexity
+from harness.tables import statistics
+from harness.tables.aggregate import Row, baseline_of, grouped, mean
+from harness.tables.format import DASH, plain
+from harness.tables.statistics import LEAST_PERPLEXITY_CHANGE, LEAST_SEEDS, Interval
+
+BETTER, WORSE, SAME = "better", "worse", "no difference seen"
+FEW, DIVERGED, BASE_DIVERGED, BASELINE = "too few seeds", "diverged", "baseline diverged", "baseline"
+#: What is said of rows, in this order.
+KINDS = (BETTER, WORSE, SAME, FEW, DIVERGED, BASE_DIVERGED)
+PERPLEXITY = "perplexity_"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A row against the baseline over `n` seeds that both have finished.
+
+    `interval` is the relative change of perplexity, None below `LEAST_SEEDS`. `kind` is None where nothing
+    can be compared.
+    """
+
+    kind: str | None = None
+    n: int = 0
+    interval: Interval | None = None
+
+    @property
+    def cell(self) -> str:
+        """Return the verdict as text."""
+        if self.kind == FEW:
+            return f"n = {self.n}"
+        return f"{self.kind}, n = {self.n}" if self.interval else self.kind or DASH
+
+    @property
+    def line(self) -> dict[str, object]:
+        """Return the values for the CSV; bounds are those of the 95 % interval."""
+        found = self.interval
+        return {
+            "verdict": None if self.kind == BASELINE else self.kind,
+            "verdict_change": found.change if found else None,
+            "verdict_low": found.low if found else None,
+            "verdict_high": found.high if found else None,
+            "verdict_n": self.n,
+        }
+
+
+def verdict(row: Row, base: Row | None, key: str) -> Verdict:
+    """Compare the perplexity of a row with that of the baseline, paired by seed (`statistics.paired_t`).
+
+    Seeds that one of both has not finished are left out. Where a seed diverged, the others alone would
+    flatter the row, so there is no verdict.
+    """
+    if base is row:
+        return Verdict(BASELINE)
+    if base is None:
+        return Verdict()
+    for side, kind in ((row, DIVERGED), (base, BASE_DIVERGED)):
+        if _diverged(side, key):
+            return Verdict(kind)
+    if len({_text(score) for side in (row, base) for _, score in _scores(side, key)}) > 1:
+        return Verdict()
+    own, other = _by_seed(row, key), _by_seed(base, key)
+    seeds = sorted(own.keys() & other.keys())
+    if len(seeds) < LEAST_SEEDS:
+        return Verdict(FEW if seeds else None, len(seeds))
+    found = statistics.paired_t([other[seed] for seed in seeds], [own[seed] for seed in seeds])
+    certain = found.certain and abs(found.change) > LEAST_PERPLEXITY_CHANGE
+    return Verdict(SAME if not certain else WORSE if found.change > 0 else BETTER, len(seeds), found)
+
+
+def harmed(rows: Sequence[Row]) -> Iterator[tuple[str, Row] | None]:
+    """Yield of each row that training made worse the key of the perplexity and the row with that of before.
+
+    Such a row neither trains nor changes the same model, in the same environment. Means are compared, on
+    held-out text of the kind that was trained on; one finished seed is enough.
+    """
+    starts = [row for row in rows if _is_start(row)]
+    for row in rows:
+        start = baseline_of(row, starts) if row.settings.get("train.stage") != "compress" else None
+        key = _trained_on(row)
+        before, after = start.mean(key) if start else None, row.mean(key)
+        worse = start and before is not None and after is not None and not after <= before
+        yield (key, start) if start and worse else None
+
+
+def _is_start(row: Row) -> bool:
+    """Return whether a row trains nothing, and its methods, without options, report no change."""
+    record = row.records[0]
+    made = record.parameters
+    stack = record.config.get("method") or ()
+    return (
+        row.settings.get("train.stage") == "compress"
+        and made is not None
+        and not (made.ranks or made.chosen_ranks or made.spectra)
+        and not any(part.get("options") for part in stack)
+    )
+
+
+def _trained_on(row: Row) -> str:
+    """Return the key of the perplexity on held-out text of the kind that a row is trained on."""
+    world = row.settings.get("data.world")
+    return f"{PERPLEXITY}world-{world}" if world else f"{PERPLEXITY}heldout"
+
+
+# ----------------------------------------------------------------------------------------- the scores
+def _scores(row: Row, key: str) -> Iterator[tuple[int, Perplexity]]:
+    """Yield the seed and the score of each finished run."""
+    for record in row.records:
+        if record.outcome.status == "ok" and record.quality:
+            for name, score in record.quality.perplexity.items():
+                if f"{PERPLEXITY}{plain(name)}" == key:
+                    yield record.seed, score
+
+
+def _diverged(row: Row, key: str) -> bool:
+    ended = any(record.outcome.status == "diverged" for record in row.records)
+    return ended or not all(math.isfinite(_nats(score)) for _, score in _scores(row, key))
+
+
+def _by_seed(row: Row, key: str) -> dict[int, float]:
+    """Return ln perplexity by seed; repeats of a seed are no new evidence and count once."""
+    found = grouped(_scores(row, key), lambda pair: pair[0])
+    return {seed: mean([_nats(score) for _, score in pairs]) for seed, pairs in found.items()}
+
+
+def _nats(score: Perplexity) -> float:
+    """Return ln perplexity: the mean negative log-likelihood of a token, but for a mean of batch means."""
+    if score.batches and 0 < score.perplexity < math.inf:
+        return math.log(score.perplexity)
+    return score.nll_nats / score.tokens
+
+
+def _text(score: Perplexity) -> tuple[object, ...]:
+    return score.text, score.tokens, score.windows, score.context, score.batches

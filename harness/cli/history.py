@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from harness.cli import output
+from harness.cli import output, show
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def history(
     folders = results or [Path("runs")]
     collection = collect(folders, name, committed)
     found = tables.build(collection, folders, baseline, only or (), labels)
-    output.publish(found, form, to, formats)
+    output.publish(found, form, to, formats, show.history)
     if mlflow is not None:
         from harness.tables.history import mlflow as mlflow_upload
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from harness.suite import Suite
+    from harness.tables.history.series import History
     from harness.tables.report.at_scale import AtScale
     from harness.tables.report.build import Report
 
@@ -121,6 +122,13 @@ def show(built: Report, full: bool = True) -> None:
 
     here = console()
     to_terminal(built if full else overview(built, here.width), here)
+
+
+def history(found: History) -> None:
+    """Print a history to a terminal, or at a fixed width to a pipe or file."""
+    from harness.tables.history.rendering import to_text
+
+    typer.echo(to_text(found, console().width), nl=False)
 
 
 def console() -> Console:

@@ -1,8 +1,7 @@
 """Lay tables out as lines of text that fit a width, from 80 columns on: no word, name or number is cut.
 
-A table that is too wide becomes several below one another, each with the columns that name the rows. Text
-is wrapped at spaces, numbers and headings of numbers never. Widths are those of a terminal, where some
-characters take two columns.
+A table that is too wide becomes several below one another, each with the columns that name the rows. A long
+text or list is wrapped at spaces. Widths are those of a terminal, where some characters take two columns.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from harness.tables.format import Column, Table
 
 #: Columns of text where there is no terminal: narrow tables would be hard to read there.
 WIDTH = 140
-#: Longer text is wrapped before it costs other columns their place.
+#: A longer cell is wrapped before it costs other columns their place.
 WRAPPED = 32
 GAP = "  "
 
@@ -30,13 +29,14 @@ def pieces(table: Table, width: int) -> list[Table]:
     stub = table.stub
     if len(stub) > 1 and _planned(stub) > width // 2:
         stub = (_stacked(stub),)
-    room = width - _planned(stub)
+    room = width + len(GAP) - _planned(stub)  # none is needed behind the last column
     found: list[list[Column]] = [[]]
     for group in _groups(table.columns, room):
         if found[-1] and _planned((*found[-1], *group)) > room:
             found.append([])
         found[-1] += group
-    titles = [table.title, *[f"{table.title} (continued)"] * (len(found) - 1)]
+    further = f"{table.title} (continued)" if table.title else ""
+    titles = [table.title, *[further] * (len(found) - 1)]
     cut = [Table(title, stub, tuple(columns)) for title, columns in zip(titles, found, strict=True)]
     return [*cut[:-1], replace(cut[-1], notes=table.notes)]
 
@@ -94,7 +94,7 @@ def _planned(columns: Sequence[Column]) -> int:
 
 def _least(column: Column) -> int:
     natural = _natural(column)
-    if column.numeric or natural <= WRAPPED:
+    if natural <= WRAPPED:
         return natural
     return max(WRAPPED, *(_length(word) for cell in (column.name, *column.cells) for word in cell.split()))
 
@@ -104,7 +104,7 @@ def _natural(column: Column) -> int:
 
 
 def _widths(columns: Sequence[Column], width: int) -> list[int]:
-    """Return the width of each column; what is left of the line is shared by columns that are wrapped."""
+    """Return the width of each column; what is left of the line is shared by those that are wrapped."""
     widths = [_least(column) for column in columns]
     wanted = [_natural(column) - least for column, least in zip(columns, widths, strict=True)]
     spare = max(0, width - sum(widths) - len(GAP) * (len(widths) - 1))

@@ -105,9 +105,9 @@ def overview(report: Report, width: int) -> Report:
 
 def print_table(table: Table, console: Console) -> None:
     """Print a table with its title and notes, in several pieces where it is wider than the console."""
-    for piece in layout.pieces(table, console.width):
-        if piece.title:
-            console.print(Text(f"\n{piece.title}", style="bold"))
+    for place, piece in enumerate(layout.pieces(table, console.width)):
+        if piece.title or place:
+            console.print(Text(f"\n{piece.title}".rstrip(), style="bold"))
         for line in layout.lines(piece, console.width):  # as it is, should a word be wider than the console
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     for text in table.notes:

@@ -70,28 +70,19 @@ def build(
     lines += describe.failures(view) + describe.harmed(view)
     lines += describe.untuned(view, tune or f"lorebench tune {suites}")
     lines += describe.doubts(view) + describe.warned(view)
-    caption = describe.shared(view)
-    if any(view.bases):
-        caption.append(
-            f"relative to: {plain(baseline or '')} (a ratio, or for accuracy a difference in points)"
-        )
-    caption += describe.judged(view)
-    if scale is not None:
-        caption.append(plain(scale.caption))
-        lines += [plain(note) for note in scale.notes()]
+    lines += [plain(note) for note in scale.notes()] if scale else []
     tables = tuple(sections(view, scale)) if records else ()
     failed = any(item.outcome.status != "ok" for item in records)
+    main = (GLANCE, ENDINGS) if failed else (GLANCE,)
     return Report(
         title=suites or "no records",
         question=plain(question),
         tables=tables,
-        caption=(*caption, describe.READING) if records else (),
+        caption=tuple(_caption(view, scale)) if records else (),
         notes=tuple(dict.fromkeys(lines)),
         lines=tuple(_lines(view, scale)),
         answer=describe.answer(view),
-        overview=tuple(
-            table for table in tables if table.title == GLANCE or (failed and table.title == ENDINGS)
-        ),
+        overview=tuple(table for table in tables if table.title in main),
     )
 
 
@@ -101,6 +92,17 @@ def rows_shown(
     """Return the rows of a report, and those that are left out since they read other inputs."""
     found = rows_of(records, order)
     return (found, []) if today and any(today.values()) else newest(found)
+
+
+def _caption(view: View, scale: AtScale | None) -> list[str]:
+    """Say what all rows share, and how to read the tables."""
+    said = describe.shared(view)
+    if any(view.bases):
+        label = plain(view.baseline or "")
+        said.append(f"relative to: {label} (a ratio, or for accuracy a difference in points)")
+    said += describe.judged(view)
+    said += [plain(scale.caption)] if scale else []
+    return [*said, describe.READING]
 
 
 def _completeness(view: View, order: Sequence[str]) -> list[str]:

@@ -585,6 +585,26 @@ def test_report_prints_the_same_tables(
     assert list((tmp_path / "tables").glob("*.md"))
 
 
+def test_a_run_and_a_report_print_an_overview_and_with_full_all_that_files_have(
+    finished: tuple[Path, Path, Said], lorebench: Lorebench, resolve_here: None, tmp_path: Path
+) -> None:
+    path, results, first = finished
+    out = ("--out", tmp_path / "tables")
+    assert "lorebench tune" in first.out
+    assert first.out.splitlines()[-2] == "- all tables and settings: --full"
+    (written,) = results.glob("*/nano/tables/*.md")
+    for said in (first, lorebench("report", path, "--results", results, *out)):
+        titles = [line for line in written.read_text().splitlines() if line.startswith("## ")]
+        assert len(titles) > 5
+        assert [title for title in titles if title[3:] in said.out] == ["## At a glance"]
+    for command in ("run", "report"):
+        device = ("--device", "cpu") if command == "run" else out
+        full = lorebench(command, path, "--results", results, *device, "--full").out
+        assert all(title[3:] in full for title in titles if "shares" not in title and "Notes" not in title)
+        assert "±" in full
+        assert "--full" not in full
+
+
 @pytest.mark.parametrize("form", ["md", "csv", "tex", "json", "txt"])
 def test_a_report_is_printed_as_it_is_written(
     finished: tuple[Path, Path, Said], lorebench: Lorebench, resolve_here: None, tmp_path: Path, form: str
@@ -592,7 +612,7 @@ def test_a_report_is_printed_as_it_is_written(
     path, results, _ = finished
     out, folder = tmp_path / f"one.{form}", tmp_path / "tables"
     given = ("--format", "text" if form == "txt" else form, "--out", out, "--out", folder)
-    said = lorebench("report", path, "--results", results, *given)
+    said = lorebench("report", path, "--results", results, *given, "--full")
     assert said.out == out.read_text()
     assert [path.suffix for path in sorted(folder.iterdir())] == [".csv", ".md", ".tex"]
     if form == "json":

@@ -40,7 +40,7 @@ def test_where_no_record_is_valid_there_is_no_table_and_the_reason(
 
 
 def test_tables_are_written_before_they_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(built: object) -> None:
+    def fail(built: object, full: bool) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(show, "show", fail)

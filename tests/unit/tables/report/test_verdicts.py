@@ -98,6 +98,11 @@ def test_repeats_of_a_seed_count_once():
     assert verdict(made) == "n = 2"
 
 
+def test_a_run_that_did_not_finish_is_no_evidence_though_it_was_scored():
+    late = fabricate("small", 2, perplexity=7.2, outcome=Outcome(status="timeout", phase="export"))
+    assert verdict([*full(), *runs("small", 7.0, 7.1), late]) == "n = 2"
+
+
 def test_rows_that_do_not_depend_on_the_seed_are_judged_exactly():
     constant = runs("full", 8.0, 8.0, 8.0)
     assert verdict([*constant, *runs("small", 8.5, 8.5, 8.5)]) == "worse, n = 3"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from harness.record import Perplexity
 from harness.tables import statistics
-from harness.tables.aggregate import Row, baseline_of, grouped, mean
+from harness.tables.aggregate import Row, baseline_of, mean
 from harness.tables.format import DASH, plain
 from harness.tables.statistics import LEAST_PERPLEXITY_CHANGE, LEAST_SEEDS, Interval
 
@@ -51,28 +51,20 @@ class Verdict:
         }
 
 
-def verdict(row: Row, base: Row | None, key: str) -> Verdict:
-    """Compare the perplexity of a row with that of the baseline, paired by seed (`statistics.paired_t`).
+def verdicts(rows: Sequence[Row], bases: Sequence[Row | None], key: str) -> list[Verdict]:
+    """Compare the perplexity of each row with that of its baseline, paired by seed (`statistics.paired_t`).
 
     Seeds that one of both has not finished are left out. Where a seed diverged, the others alone would
     flatter the row, so there is no verdict.
     """
-    if base is row:
-        return Verdict(BASELINE)
-    if base is None:
-        return Verdict()
-    for side, kind in ((row, DIVERGED), (base, BASE_DIVERGED)):
-        if _diverged(side, key):
-            return Verdict(kind)
-    if len({_text(score) for side in (row, base) for _, score in _scores(side, key)}) > 1:
-        return Verdict()
-    own, other = _by_seed(row, key), _by_seed(base, key)
-    seeds = sorted(own.keys() & other.keys())
-    if len(seeds) < LEAST_SEEDS:
-        return Verdict(FEW if seeds else None, len(seeds))
-    found = statistics.paired_t([other[seed] for seed in seeds], [own[seed] for seed in seeds])
-    certain = found.certain and abs(found.change) > LEAST_PERPLEXITY_CHANGE
-    return Verdict(SAME if not certain else WORSE if found.change > 0 else BETTER, len(seeds), found)
+    scores = {id(row): _Scores.of(row, key) for row in rows}
+    found = []
+    for row, base in zip(rows, bases, strict=True):
+        if base is None or base is row:
+            found.append(Verdict(BASELINE if base else None))
+        else:
+            found.append(_verdict(scores[id(row)], scores[id(base)]))
+    return found
 
 
 def harmed(rows: Sequence[Row]) -> Iterator[tuple[str, Row] | None]:
@@ -110,24 +102,28 @@ def _trained_on(row: Row) -> str:
 
 
 # ----------------------------------------------------------------------------------------- the scores
-def _scores(row: Row, key: str) -> Iterator[tuple[int, Perplexity]]:
-    """Yield the seed and the score of each finished run."""
-    for record in row.records:
-        if record.outcome.status == "ok" and record.quality:
-            for name, score in record.quality.perplexity.items():
-                if f"{PERPLEXITY}{plain(name)}" == key:
-                    yield record.seed, score
+@dataclass(frozen=True)
+class _Scores:
+    """Ln perplexity of a row by seed, of its finished runs, on which text, and whether a run diverged."""
 
+    nats: dict[int, float]
+    texts: set[tuple[object, ...]]
+    diverged: bool
 
-def _diverged(row: Row, key: str) -> bool:
-    ended = any(record.outcome.status == "diverged" for record in row.records)
-    return ended or not all(math.isfinite(_nats(score)) for _, score in _scores(row, key))
-
-
-def _by_seed(row: Row, key: str) -> dict[int, float]:
-    """Return ln perplexity by seed; repeats of a seed are no new evidence and count once."""
-    found = grouped(_scores(row, key), lambda pair: pair[0])
-    return {seed: mean([_nats(score) for _, score in pairs]) for seed, pairs in found.items()}
+    @classmethod
+    def of(cls, row: Row, key: str) -> _Scores:
+        """Collect the scores; repeats of a seed are no new evidence and count once."""
+        by_seed: dict[int, list[float]] = {}
+        texts = set[tuple[object, ...]]()
+        for record in row.records:
+            if record.outcome.status == "ok" and record.quality:
+                for name, score in record.quality.perplexity.items():
+                    if f"{PERPLEXITY}{plain(name)}" == key:
+                        by_seed.setdefault(record.seed, []).append(_nats(score))
+                        texts.add((score.text, score.tokens, score.windows, score.context, score.batches))
+        ended = any(record.outcome.status == "diverged" for record in row.records)
+        nats = {seed: mean(values) for seed, values in by_seed.items()}
+        return cls(nats, texts, ended or not all(map(math.isfinite, nats.values())))
 
 
 def _nats(score: Perplexity) -> float:
@@ -137,5 +133,15 @@ def _nats(score: Perplexity) -> float:
     return score.nll_nats / score.tokens
 
 
-def _text(score: Perplexity) -> tuple[object, ...]:
-    return score.text, score.tokens, score.windows, score.context, score.batches
+def _verdict(own: _Scores, base: _Scores) -> Verdict:
+    for side, kind in ((own, DIVERGED), (base, BASE_DIVERGED)):
+        if side.diverged:
+            return Verdict(kind)
+    if len(own.texts | base.texts) > 1:
+        return Verdict()
+    seeds = sorted(own.nats.keys() & base.nats.keys())
+    if len(seeds) < LEAST_SEEDS:
+        return Verdict(FEW if seeds else None, len(seeds))
+    found = statistics.paired_t([base.nats[seed] for seed in seeds], [own.nats[seed] for seed in seeds])
+    certain = found.certain and abs(found.change) > LEAST_PERPLEXITY_CHANGE
+    return Verdict(SAME if not certain else WORSE if found.change > 0 else BETTER, len(seeds), found)

@@ -11,7 +11,7 @@ from itertools import count
 from harness.record import Record
 from harness.tables.aggregate import Row, baseline_of, task_names
 from harness.tables.format import DASH, plain
-from harness.tables.report.verdicts import PERPLEXITY, Verdict, harmed, verdict
+from harness.tables.report.verdicts import PERPLEXITY, Verdict, harmed, verdicts
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,7 @@ class View:
     @cached_property
     def verdicts(self) -> list[Verdict]:
         """Return the verdict on each row."""
-        pairs = zip(self.rows, self.bases, strict=True)
-        return [verdict(row, base, self.headline or "") for row, base in pairs]
+        return verdicts(self.rows, self.bases, self.headline or "")
 
     @cached_property
     def harmed(self) -> list[tuple[str, Row] | None]:

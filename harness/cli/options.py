@@ -7,7 +7,7 @@ import inspect
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -183,7 +183,8 @@ class Selection:
 
     def tune(self) -> str:
         """Return the command that tunes the learning rates of the suite as it is changed here."""
-        return shlex.join(["lorebench", "tune", self.suite, *self.forwarded("auto")])
+        own = replace(self, rates=None).forwarded("auto")
+        return shlex.join(["lorebench", "tune", self.suite, *own])
 
     def rerun(self, chosen: Suite, device: str) -> Callable[[Run], str]:
         """Return a function that writes the command that repeats one run of the chosen suite."""

@@ -96,19 +96,17 @@ def report(
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a list of things with their properties; numbers stand to the right."""
-    from harness.tables.format import Column, Table
+    from harness.tables.format import DASH, Column, Table
     from harness.tables.report.render import print_table
+
+    def numbers(cells: Sequence[str]) -> bool:
+        return all(cell.replace(",", "").replace(".", "").isdigit() or cell in ("-", DASH) for cell in cells)
 
     cells = list(zip(*rows, strict=True)) or [()] * len(head)
     first, *others = (
-        Column(name, column, numeric=_numbers(column)) for name, column in zip(head, cells, strict=True)
+        Column(name, column, numeric=numbers(column)) for name, column in zip(head, cells, strict=True)
     )
     print_table(Table("", (first,), tuple(others)), console())
-
-
-def _numbers(cells: Sequence[str]) -> bool:
-    """Return whether cells are numbers or dashes."""
-    return all(cell.replace(",", "").replace(".", "").isdigit() or cell == "-" for cell in cells)
 
 
 def say(text: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli import show
+from harness.cli.options import Selection
 from harness.cli.output import FOLDER
 from harness.errors import UserError
 from harness.suite import Suite
@@ -58,3 +59,13 @@ def test_tables_that_cannot_be_written_are_printed_and_said(
             Suite("demo", "", None, ()), [fabricate("full")], [], {tmp_path / "tables": FOLDER}, "demo"
         )
     assert "full" in capsys.readouterr().out
+
+
+def test_the_command_that_tunes_has_what_changes_the_suite_but_no_rates() -> None:
+    asked = Selection("demo", model="./mine", settings=["train.steps=5"], rates=Path("old.yaml"))
+    assert asked.tune() == "lorebench tune demo --model=./mine --set=train.steps=5"
+
+
+def test_numbers_of_a_list_stand_to_the_right(capsys: pytest.CaptureFixture[str]) -> None:
+    show.table(("name", "count"), [("a", "1,000"), ("b", "2"), ("c", "-")])
+    assert capsys.readouterr().out.splitlines()[2:] == ["a     1,000", "b         2", "c         -"]

@@ -51,6 +51,10 @@ class Caps:
     period: int | None = None
     """Updates between two expensive refreshes; None where all updates cost the same or no period is fixed."""
 
+    mean_period: int | None = None
+    """Without a fixed period, the updates from one refresh of a matrix to its next, as near as they are known
+    before training: a forecast of speed spreads refreshes over them."""
+
     value_dependent: bool = False
     """Shapes depend on the values of weights or gradients, so a simulation takes ranks from `Simulated`."""
 
@@ -66,12 +70,14 @@ class Caps:
     def meet(self, other: Caps) -> Caps:
         """Return the capabilities of a stack of two methods: what both support."""
         periods = [p for p in (self.period, other.period) if p is not None]
+        means = [p for p in (self.mean_period, other.mean_period) if p is not None]
         return Caps(
             stages=self.stages & other.stages,
             grad_accum=self.grad_accum and other.grad_accum,
             grad_clip=self.grad_clip and other.grad_clip,
             ddp=self.ddp and other.ddp,
             period=max(periods, default=None),
+            mean_period=max(means, default=None),
             value_dependent=self.value_dependent or other.value_dependent,
             per_layer=self.per_layer and other.per_layer,
             state_bits=self.state_bits & other.state_bits,

@@ -241,7 +241,10 @@ def _check_caps(where: str, method: Method) -> None:
     for name, right, wanted in (
         ("stages", _is_set_of(caps.stages, stages), f"a set of {', '.join(stages)}"),
         ("state_bits", _is_set_of(caps.state_bits, (8, 16, 32)), "a set of 8, 16, 32"),
-        ("period", caps.period is None or _is_count(caps.period), "None or a number of updates from 1"),
+        *(
+            (name, _is_count(getattr(caps, name)), "None or a number of updates from 1")
+            for name in ("period", "mean_period")
+        ),
         ("because", isinstance(caps.because, str), "a text"),
         *((name, isinstance(getattr(caps, name), bool), "True or False") for name in SWITCHES),
     ):
@@ -255,4 +258,4 @@ def _is_set_of(value: object, known: Sequence[object]) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)

@@ -80,9 +80,11 @@ def _mean_update(report: MemoryReport) -> Iterator[tuple[Work, float, bool]]:
 
 
 def _period(report: MemoryReport) -> int:
-    """Return the updates from refresh to refresh; UnsupportedError where matrices have no common period."""
+    """Return the updates that a refresh is spread over; UnsupportedError where the method names none."""
     if report.period is None:
-        raise UnsupportedError("its refreshes have no common period, so their share of the time is not known")
+        raise UnsupportedError(
+            "how often it refreshes is not known: its caps give neither period nor mean_period"
+        )
     return report.period
 
 

@@ -84,8 +84,8 @@ class AdaRankGrad(ProjectionMethod):
 
     @property
     def caps(self) -> Caps:
-        """Return that ranks follow from the values of gradients."""
-        return replace(super().caps, value_dependent=True)
+        """Return that ranks follow from gradients, as do refreshes, at most a period apart."""
+        return replace(super().caps, value_dependent=True, mean_period=self.config.period)
 
     def stepper(self, model: nn.Module, optim: OptimConfig) -> AdaRankGradStepper:
         """Return a stepper that refreshes by convergence and at the latest after a period."""

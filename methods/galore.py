@@ -73,9 +73,10 @@ class GaLore(ProjectionMethod):
 
     @property
     def caps(self) -> Caps:
-        """Return one period for all matrices, unless refreshes are staggered or lazy."""
-        common = not self.config.stagger and self.config.lazy is None
-        return replace(super().caps, period=self.config.period if common else None)
+        """Return one period for all matrices, unless refreshes are staggered or lazy: lazy ones come no more
+        often."""
+        common, period = not self.config.stagger and self.config.lazy is None, self.config.period
+        return replace(super().caps, **{"period" if common else "mean_period": period})
 
     def stepper(self, model: nn.Module, optim: OptimConfig) -> GaLoreStepper:
         """Return a stepper that refreshes subspaces periodically."""

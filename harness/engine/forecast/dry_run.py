@@ -102,7 +102,7 @@ class DryRun:
         moments = self.meter.moments[before:]
         report.work = moments[0].operations.work()
         if refreshes:
-            report.refresh_work, report.period = moments[-1].operations.work(), trainer.period
+            report.refresh_work, report.period = moments[-1].operations.work(), self._period(report)
         report.train = seen.summary()
         report.phase_peak_allocated_bytes["train"] = seen.peak_bytes
         report.part_peak_allocated_bytes = {
@@ -111,6 +111,16 @@ class DryRun:
         highest: Moment = max(moments, key=lambda moment: moment.peak_allocated_bytes)
         groups = {group: size for group, size in highest.groups.items() if size}
         report.peak = Peak(part=highest.part, operation=highest.operation, groups=groups)
+
+    def _period(self, report: MemoryReport) -> int | None:
+        """Return the updates that refreshes are spread over; warn where these are not fixed."""
+        caps = prepare.stack_caps(self.methods)
+        if caps.period is None and caps.mean_period is not None:
+            report.warnings.append(
+                f"speed: a refresh of each matrix is counted once in {caps.mean_period} updates; training "
+                "decides when they come"
+            )
+        return caps.period or caps.mean_period
 
     def _context(self, key: str, method: Method) -> Context:
         simulated = Simulated()

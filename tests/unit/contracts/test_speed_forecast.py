@@ -108,9 +108,9 @@ def test_a_refresh_in_every_update_is_its_own() -> None:
     assert found.step_s == pytest.approx(1e-3)
 
 
-def test_refreshes_without_a_common_period_have_no_speed() -> None:
+def test_refreshes_without_any_period_have_no_speed() -> None:
     refresh = [work(part="update", bytes=997_000)]
-    with pytest.raises(UnsupportedError, match="its refreshes have no common period"):
+    with pytest.raises(UnsupportedError, match="neither period nor mean_period"):
         forecast_speed(report(refresh, refresh_work=refresh), DEVICE, 1000, "float32")
 
 

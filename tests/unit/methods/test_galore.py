@@ -513,6 +513,7 @@ def test_the_period_is_promised_unless_refreshes_have_times_of_their_own() -> No
     for options, period in (({}, 7), ({"stagger": True}, None), ({"lazy": 0.5}, None)):
         method = build("galore", {"period": 7, **options})
         assert method.caps.period == period
+        assert method.caps.mean_period == (7 if period is None else None)
         assert method.caps.per_layer
         assert method.caps.state_bits == {8, 16, 32}
         assert method.caps.stages == {"pretrain", "finetune"}

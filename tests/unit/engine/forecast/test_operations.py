@@ -196,3 +196,19 @@ def test_a_refresh_is_work_of_its_own() -> None:
 def test_model_flops_are_those_of_the_dense_model_whatever_trains_it(name: str) -> None:
     run = run_of(STACKS[name], shape="nano", length=LENGTH, train__stage="pretrain")
     assert simulate(run).flops_per_token == simulate(run_of(shape="nano", length=LENGTH)).flops_per_token
+
+
+def test_refreshes_at_times_of_their_own_are_spread_over_the_mean_period_and_that_is_said() -> None:
+    """Staggered, each matrix refreshes once a period, as when all do together: the work is the same."""
+    together = simulate(run_of({"galore": {"rank": 4, "period": 50}}, shape="nano", length=LENGTH))
+    apart = simulate(
+        run_of({"galore": {"rank": 4, "period": 50, "stagger": True}}, shape="nano", length=LENGTH)
+    )
+    assert (apart.period, apart.refresh_work) == (50, together.refresh_work)
+    assert [text for text in apart.warnings if text.startswith("speed:")] == [
+        "speed: a refresh of each matrix is counted once in 50 updates; training decides when they come"
+    ]
+    assert not [text for text in together.warnings if text.startswith("speed:")]
+    varying = simulate(run_of({"adarankgrad": {"rank": 4, "period": 30}}, shape="nano", length=LENGTH))
+    assert varying.period == 30
+    assert varying.refresh_work

@@ -40,6 +40,7 @@ BUILDERS: dict[str, str] = {
     "results/tables/peers.md": "benchmarks.studies.peers.table:pages",
     "results/tables/alarms.md": "benchmarks.studies.alarms:pages",
     "results/tables/shapes-*": "benchmarks.studies.memory.table:pages",
+    "results/tables/papers/claims.md": "benchmarks.studies.claims:pages",
     "results/tables/speed-forecast.md": "benchmarks.studies.speed:pages",
     "results/tables/growth.*": "benchmarks.studies.memory.growth:pages",
 }

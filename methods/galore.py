@@ -76,7 +76,9 @@ class GaLore(ProjectionMethod):
         """Return one period for all matrices, unless refreshes are staggered or lazy: lazy ones come no more
         often."""
         common, period = not self.config.stagger and self.config.lazy is None, self.config.period
-        return replace(super().caps, **{"period" if common else "mean_period": period})
+        return replace(
+            super().caps, period=period if common else None, mean_period=None if common else period
+        )
 
     def stepper(self, model: nn.Module, optim: OptimConfig) -> GaLoreStepper:
         """Return a stepper that refreshes subspaces periodically."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from harness import files, identity, strict_yaml
-from harness.config import Run, Strict
+from harness.config import DataConfig, ModelConfig, Run, Strict
 from harness.credentials import shown
 from harness.errors import UserError, listed
 from harness.suite import Override, Suite, check_each_once, fits
@@ -19,8 +19,8 @@ from harness.tuning import LR
 from harness.validation import validate
 
 Rate = Annotated[float, Field(gt=0)]
-#: Settings in a message; more of them do not tell more.
-MOST_SHOWN = 4
+#: Settings and labels in a message; more of them do not tell more.
+MOST_SHOWN, MOST_LABELS = 4, 20
 
 
 class Row(Strict):
@@ -43,14 +43,35 @@ class Row(Strict):
             raise ValueError(f"row {shown(self.label)}: lr {self.lr:g} is none of its rates")
         return self
 
+    @property
+    def tried(self) -> set[tuple[float, float | None]]:
+        """Rates with their perplexities."""
+        return set(zip(self.rates, self.perplexities, strict=True))
+
+    @property
+    def varying(self) -> list[str]:
+        """The settings that tell it from other rows of its label."""
+        return [condition.partition("=")[0] for condition in self.only]
+
 
 class TunedOn(Strict):
     """Rows tuned on one model and one text: sections of the config, and hashes of what these name."""
 
-    model: dict[str, Any]
-    data: dict[str, Any]
+    model: ModelConfig
+    data: DataConfig
     inputs: dict[str, str]
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = Field(min_length=1)
+
+    def replaces(self, old: TunedOn) -> bool:
+        """Return whether the only row of this takes the place of another's: none is told from it any more."""
+        own, other = self.rows[0], old.rows[0]
+        told_apart = own.only != other.only and own.varying == other.varying
+        return own.label == other.label and not told_apart and _named(self) == _named(old)
+
+    def repeats(self, old: TunedOn) -> bool:
+        """Return whether all that was tried for the only row of this is among what another has tried."""
+        own, other = self.rows[0], old.rows[0]
+        return own.only == other.only and self.inputs == old.inputs and own.tried <= other.tried
 
 
 class Rates(Strict):
@@ -59,7 +80,42 @@ class Rates(Strict):
     suite: str
     trials: str
     seed: int
-    tuned: tuple[TunedOn, ...]
+    tuned: tuple[TunedOn, ...] = Field(min_length=1)
+
+    @classmethod
+    def of(cls, suite: str, trials: str, seed: int, rows: Iterable[TunedOn]) -> Rates:
+        """Return a file of rows with what each was tuned on; rows tuned on the same are put together."""
+        found: list[TunedOn] = []
+        for each in rows:
+            same = [
+                n for n, other in enumerate(found) if other.model_copy(update={"rows": each.rows}) == each
+            ]
+            if same:
+                found[same[0]] = each.model_copy(update={"rows": (*found[same[0]].rows, *each.rows)})
+            else:
+                found.append(each)
+        return cls(suite=suite, trials=trials, seed=seed, tuned=tuple(found))
+
+    @property
+    def rows(self) -> list[TunedOn]:
+        """Each row with what it was tuned on."""
+        return [each.model_copy(update={"rows": (row,)}) for each in self.tuned for row in each.rows]
+
+    def after(self, earlier: Rates) -> Rates:
+        """Return the rates with those of earlier rows that are not among them.
+
+        The earlier ones of a row stay, too, where all that was tried now is among them: a trial was repeated.
+        """
+        if (earlier.suite, earlier.trials, earlier.seed) != (self.suite, self.trials, self.seed):
+            return self
+        found = self.rows
+        for old in earlier.rows:
+            newer = [place for place, row in enumerate(found) if row.replaces(old)]
+            if not newer:
+                found.append(old)
+            elif found[newer[0]].repeats(old):
+                found[newer[0]] = old
+        return self.of(self.suite, self.trials, self.seed, found)
 
     def write(self, path: Path) -> None:
         """Write the file; OSError where that fails."""
@@ -74,8 +130,10 @@ class Rates(Strict):
         found = [(each, row) for each in self.tuned for row in each.rows if _is_of(row, run)]
         if not found:
             labels = dict.fromkeys(row.label for each in self.tuned for row in each.rows)
+            more = f" and {len(labels) - MOST_LABELS} more" if len(labels) > MOST_LABELS else ""
+            has = listed(list(labels)[:MOST_LABELS]) + more
             raise UserError(
-                f"{where}: no rate for row {shown(run.name)}; it has {listed(labels)}: tune that row, too, "
+                f"{where}: no rate for row {shown(run.name)}; it has {has}: tune that row, too, "
                 "or select others by --only"
             )
         fitting = [(each, row) for each, row in found if _named(each) == _named(run)]
@@ -86,6 +144,10 @@ class Rates(Strict):
                 "same --model, --data and --set, or leave --rates out"
             )
         each, row = fitting[0]
+        if len(fitting) > 1:
+            raise UserError(
+                f"{where}: {len(fitting)} rates for row {shown(run.name)}; leave one of them there"
+            )
         if row.lr is None:
             raise UserError(
                 f"{where}: all {len(row.rates)} trials of row {shown(run.name)} failed, so there is no rate; "
@@ -154,10 +216,9 @@ def _named(of: TunedOn | Run) -> dict[str, Any]:
 
 def _differences(*both: Mapping[str, Any]) -> list[str]:
     """Return in words what each of two configs has that the other has not."""
-    first, second = both
-    return [
-        ", ".join(
-            [f"{key} {shown(item)}" for key, item in one.items() if item != other.get(key)][:MOST_SHOWN]
-        )
-        for one, other in ((first, second), (second, first))
-    ]
+    found = []
+    for one, other in (both, both[::-1]):
+        own = [f"{key} {shown(item)}" for key, item in one.items() if item != other.get(key)]
+        own = own or [f"no {key}" for key in other if key not in one]
+        found.append(", ".join(own[:MOST_SHOWN]))
+    return found

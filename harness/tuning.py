@@ -87,10 +87,18 @@ def _trial(run: Run, seed: int) -> list[Override]:
 
 
 def conditions(suite: Suite, trial: Run) -> tuple[str, ...]:
-    """Return conditions of `--only` that tell a row of a suite from others of its label, if there are any."""
-    alike = {_but_for_rate(run) for run in suite.runs if run.name == trial.name}
-    if len(alike) == 1:
+    """Return conditions of `--only` that tell a row of a suite from others of its label, if there are any.
+
+    UserError where rows of one label differ in their methods, which is nothing to select by.
+    """
+    alike = [run for run in suite.runs if run.name == trial.name and run.train.stage != "compress"]
+    if len({_but_for_rate(run) for run in alike}) == 1:
         return ()
+    if any(run.method != alike[0].method for run in alike):
+        raise UserError(
+            f"several methods have the label {shown(trial.name)}, so a rate cannot say which it is for; give "
+            "each a label of its own"
+        )
     keys: list[str] = []
     for axis in suite.axes:
         section = getattr(trial, axis) if axis in ("model", "data", "train") else {}

@@ -18,7 +18,7 @@ from harness.credentials import shown
 from harness.errors import UserError
 from harness.inputs import PLUG_IN
 from harness.plain_text import plain
-from harness.rates import Rates, TunedOn
+from harness.rates import Rates, TunedOn, read
 from harness.rates import Row as Tuned
 from harness.record import Record
 from harness.tables.format import DASH
@@ -100,9 +100,9 @@ def tune(
     first = _rates(rates)
     if not 0 <= extend <= MOST_EXTENSIONS:
         raise UserError(f"--extend {extend}: give a number from 0 to {MOST_EXTENSIONS}")
-    if out is not None and (out.suffix not in (".yaml", ".yml") or not files.can_be_replaced(out)):
-        raise UserError(f"--out {out}: name a file that ends in .yaml and can be written")
     whole = replace(selection, only=None).everything()
+    if out is not None:
+        _check_out(out, whole.name)
     trials = tuning.trials(selection.load(), tuning.seed_for(whole, seed))
     rows = [_Row(run, tuning.conditions(whole, run)) for run in trials.runs]
     cache, limit = files.cache_folder(), options.seconds(deadline, "--deadline")
@@ -119,12 +119,26 @@ def tune(
     folder = _try(trials, rows, first, extend, settings, rerun)
     path = out or folder / "rates.yaml"
     show.table(*_table(rows))
-    _file(whole.name, trials, rows).write(path)
+    _with_earlier(_file(whole.name, trials, rows), path).write(path)
     given = replace(selection, rates=path).forwarded(device)
     given += [f"--only={item}" for item in selection.only or ()]
     typer.echo(f"rates: {path}; use them: {shlex.join(['lorebench', 'run', selection.suite, *given])}")
     if any(record.outcome.status == "error" for row in rows for record in row.records.values()):
         raise typer.Exit(1)
+
+
+def _check_out(path: Path, suite: str) -> None:
+    """Raise UserError for a file of rates that cannot be written, or that is something else already."""
+    if path.suffix not in (".yaml", ".yml") or not files.can_be_replaced(path):
+        raise UserError(f"--out {path}: name a file that ends in .yaml and can be written")
+    if not path.exists():
+        return
+    try:
+        held = read(path).suite
+    except UserError as error:
+        raise UserError(f"--out {path}: is there and holds no rates ({error}); name another file") from error
+    if held != suite:
+        raise UserError(f"--out {path}: has rates of suite {shown(held)}; name another file for {suite}")
 
 
 def _rates(text: str) -> list[float]:
@@ -206,18 +220,22 @@ def _table(rows: Sequence[_Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _file(suite: str, trials: Suite, rows: Sequence[_Row]) -> Rates:
-    """Return the rates of all rows, those of one model and text together."""
+    """Return the rates of all rows with what each was tuned on."""
     found: list[TunedOn] = []
     for row in rows:
-        config, record = row.trial.model_dump(mode="json"), next(iter(row.records.values()))
+        record = next(iter(row.records.values()))
         inputs = {name: held for name, held in (record.inputs or {}).items() if not name.startswith(PLUG_IN)}
-        own = TunedOn(model=config["model"], data=config["data"], inputs=inputs, rows=(_entry(row),))
-        same = [each for each in found if each.model_copy(update={"rows": own.rows}) == own]
-        if same:
-            found[found.index(same[0])] = same[0].model_copy(update={"rows": (*same[0].rows, *own.rows)})
-        else:
-            found.append(own)
-    return Rates(suite=suite, trials=trials.name, seed=trials.runs[0].seed, tuned=tuple(found))
+        own = TunedOn(model=row.trial.model, data=row.trial.data, inputs=inputs, rows=(_entry(row),))
+        found.append(own)
+    return Rates.of(suite, trials.name, trials.runs[0].seed, found)
+
+
+def _with_earlier(found: Rates, path: Path) -> Rates:
+    """Return rates with those of other rows that a file has; one that cannot be read is replaced."""
+    try:
+        return found.after(read(path)) if path.is_file() else found
+    except UserError:
+        return found
 
 
 def _entry(row: _Row) -> Tuned:

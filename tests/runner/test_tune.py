@@ -137,6 +137,7 @@ def test_rows_that_share_a_config_are_tried_once_and_rates_of_a_row_are_no_rows(
     tune(suite(tmp_path, *rows, base={"train": {"steps": 5}}))
     assert len(starts(settings)) == 4
     assert [each["lr"] for each in found(tmp_path).values()] == [0.003, 0.003]
+    (tmp_path / "results/stub-1/some_lr/rates.yaml").unlink()
     tune(
         suite(
             tmp_path,
@@ -163,6 +164,44 @@ def test_rows_of_one_label_are_told_apart(tmp_path: Path, tune: Tune) -> None:
     assert {(run.train.steps, run.train.lr) for run in chosen} == {(5, 0.003), (6, 0.01)}
     alone = Selection(str(path), rates=file, only=["train.steps=6"]).load().runs
     assert {run.train.lr for run in alone} == {0.01}
+
+
+def test_rows_of_one_label_with_other_methods_are_refused(
+    tmp_path: Path, tune: Tune, settings: runner.Settings
+) -> None:
+    """The rate of the first would be that of both."""
+    path = suite(tmp_path, row("a", INSIDE), row("a", HIGH))
+    assert "several methods have the label 'a'" in str(tune(path).exception)
+    assert starts(settings) == []
+
+
+def test_rows_tuned_one_by_one_share_a_file_and_a_repeated_trial_takes_nothing_from_it(
+    tmp_path: Path, tune: Tune
+) -> None:
+    path = suite(tmp_path, row("inside", INSIDE), row("high", HIGH))
+    tune(path, "--only", "label=inside")
+    tune(path, "--only", "label=high")
+    both = found(tmp_path)
+    assert {label: each["lr"] for label, each in both.items()} == {"inside": 0.003, "high": 0.1}
+    tune(path, "--only", "label=inside", "--rates", "1e-2", "--extend", "0")
+    assert found(tmp_path) == both
+    tune(path, "--only", "label=inside", "--rates", "1e-2,5e-2", "--extend", "0")
+    assert (found(tmp_path)["inside"]["rates"], found(tmp_path)["high"]) == ([0.01, 0.05], both["high"])
+
+
+def test_a_file_that_holds_something_else_is_not_replaced(
+    tmp_path: Path, tune: Tune, settings: runner.Settings
+) -> None:
+    path = suite(tmp_path, row("inside", INSIDE))
+    before = path.read_bytes()
+    assert "is there and holds no rates" in str(tune(path, "--out", str(path)).exception)
+    other = tmp_path / "other.yaml"
+    other.write_text(json.dumps({**json.loads(before), "suite": "other"}))
+    file = tmp_path / "rates.yaml"
+    assert starts(settings) == []
+    assert tune(path, "--out", str(file)).exit_code == 0
+    assert "has rates of suite 'some'" in str(tune(other, "--out", str(file)).exception)
+    assert path.read_bytes() == before
 
 
 def test_a_row_without_a_rate_is_said_and_can_be_left_out(tmp_path: Path, tune: Tune) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from harness import rates, tuning
 from harness.cli.options import Selection
@@ -172,6 +174,54 @@ def test_rates_are_for_what_they_were_tuned_for(place: Path, options: dict[str, 
     with pytest.raises(UserError, match=says) as caught:
         Selection(str(place), rates=file, **options).load()
     assert "\n" not in str(caught.value)
+
+
+def test_settings_that_one_side_lacks_are_named(place: Path) -> None:
+    data = {"source": "files", "paths": ["a.txt"], "separator": "|"}
+    content = json.loads(place.read_text())
+    place.write_text(json.dumps({**content, "base": {"data": data}}))
+    file = written(place)
+    del data["separator"]
+    place.write_text(json.dumps({**content, "base": {"data": data}}))
+    with pytest.raises(
+        UserError, match=r"tuned with data.separator '\|', but this is no data.separator; run"
+    ):
+        Selection(str(place), rates=file).load()
+
+
+def edited(place: Path, change: Callable[[list[Any]], Any]) -> Path:
+    """A file of rates as someone has changed it by hand."""
+    file = written(place)
+    content = yaml.safe_load(file.read_text())
+    change(content["tuned"])
+    file.write_text(json.dumps(content))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda tuned: tuned.append(tuned[0]), r"2 rates for row 'a'; leave one of them there"),
+        (lambda tuned: tuned[0].update(data={"source": "files", "paths": 5}), "data.paths: give a list"),
+        (lambda tuned: tuned[0].update(data={"source": "files", "paths": [5]}), "data.paths.0: give text"),
+        (lambda tuned: tuned[0].update(model={}), "tuned.0.model"),
+        (lambda tuned: tuned.clear(), "tuned: give a list with at least 1"),
+        (lambda tuned: tuned[0]["rows"].clear(), "rows: give a list with at least 1"),
+        (lambda tuned: tuned[0]["rows"][0].update(lr="x"), "lr: give a number"),
+    ],
+)
+def test_a_file_that_was_edited_into_nonsense_is_refused(
+    place: Path, change: Callable[[list[Any]], Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        Selection(str(place), rates=edited(place, change)).load()
+    assert "\n" not in str(caught.value)
+
+
+def test_of_many_rows_with_a_rate_some_are_named(place: Path) -> None:
+    file = written(place, labels=tuple(f"r{number}" for number in range(500)))
+    with pytest.raises(UserError, match=r"it has r0, r1, .*, r19 and 480 more: tune that row, too"):
+        Selection(str(place), rates=file).load()
 
 
 def test_rates_of_another_suite_are_refused(place: Path) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from harness.record import Record
     from harness.suite import Suite
     from harness.tables.history.series import History
+    from harness.tables.report.at_scale import AtScale
     from harness.tables.report.build import Report
 
 Format = Literal["text", "md", "csv", "tex", "json"]
@@ -77,7 +78,7 @@ def report(
             continue
         machine = "" if len(folders) == 1 else f"-{folder.parent.name}"
         own = _of_machine(to, machine) or {folder / "tables": output.FOLDER}
-        page = {PAGE: partial(_page, chosen, records, notes, results, earlier, plan.inputs)}
+        page = {PAGE: partial(_page, chosen, records, results, earlier, plan.inputs, scale)}
         name = chosen.name + machine
         publish(chosen, records, notes, own, name, plan.inputs, form, page, scale, tune, full)
     if not any(records for records, _, _ in found.values()):
@@ -130,23 +131,23 @@ def _history(suite: Suite, folders: Sequence[Path]) -> History:
 def _page(
     suite: Suite,
     records: Sequence[Any],
-    notes: Sequence[str],
     results: Path,
     history: History | None,
     today: Mapping[str, Inputs],
-    _: Report,
+    scale: AtScale | None,
+    built: Report,
 ) -> str:
     from harness.files import ROOT
     from harness.tables.page import document
     from harness.tables.papers.lookup import sources
 
     return document.build(
+        built,
         records,
         baseline=suite.baseline,
-        question=suite.question,
-        notes=notes,
         order=[record.config_id for record in records],
         published=sources(ROOT, results),
         history=history,
         today=today,
+        scale=scale,
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import UserError
+from harness.tables.aggregate import Stat
 from harness.tables.page.html import chart_text
 
 #: Distinguishable on white and on black; with symbols, so that no reader depends on colour.
@@ -29,6 +30,8 @@ _STYLES = (
 )
 COLOURS, SYMBOLS = zip(*_STYLES, strict=True)
 DASHES = ("solid", "dash", "dot", "dashdot")
+#: What a caption says of marks and bars.
+SPREAD = "an open mark is a single run; bars are the sample standard deviation"
 #: Pixels of a plot without its legend, of a row, and of what surrounds rows.
 HEIGHT = 360
 _ROW_HEIGHT = 30
@@ -68,10 +71,18 @@ def library_script() -> str:
     return f'{head}this, (() => {{\n"use strict"{body}}})));{after}'
 
 
-def marker(place: int) -> dict[str, Any]:
+def marker(place: int, size: int, *, single: bool = False) -> dict[str, Any]:
     """Return the marker of a row in every chart: colours repeat after ten rows, with another symbol."""
     turn = place // len(COLOURS)
-    return {"color": COLOURS[place % len(COLOURS)], "symbol": SYMBOLS[(place + turn) % len(SYMBOLS)]}
+    symbol = SYMBOLS[(place + turn) % len(SYMBOLS)]
+    drawn = {"symbol": f"{symbol}-open", "line": {"width": 2}} if single else {"symbol": symbol}
+    return {"color": COLOURS[place % len(COLOURS)], "size": size, **drawn}
+
+
+def whiskers(known: Sequence[Stat]) -> dict[str, Any] | None:
+    """Return the error bars of values, their sample standard deviations; None where none has any."""
+    spreads = [stat.sd for stat in known]
+    return {"array": spreads, "thickness": 1.5, "width": 5} if any(sd is not None for sd in spreads) else None
 
 
 def line(place: int) -> dict[str, Any]:
@@ -87,6 +98,11 @@ def scatter(mode: str, x: Sequence[Any], y: Sequence[Any], hover: Sequence[str] 
     """Return a trace of lines or markers; `hover` has the label of each point, None leaves it to `more`."""
     labels = {} if hover is None else {"hovertext": hover, "hoverinfo": "text"}
     return {"type": "scatter", "mode": mode, "x": x, "y": y, **labels, **more}
+
+
+def lines(y: Sequence[float | None], **more: Any) -> Any:
+    """Return a trace of a line at equal distances; `more` has the first place `x0` and the distance `dx`."""
+    return {"type": "scatter", "mode": "lines", "y": y, **more}
 
 
 def content(traces: Sequence[Any], **layout: Any) -> dict[str, Any]:
@@ -116,7 +132,7 @@ def rows(labels: Sequence[str], **more: Any) -> dict[str, Any]:
 
 def axis(title: str) -> dict[str, Any]:
     """Return an axis with a title that names its unit."""
-    return {"title": {"text": chart_text(title)}, "automargin": True}
+    return {"title": {"text": chart_text(title), "standoff": 8}, "automargin": True}
 
 
 def colour_bar(title: str) -> dict[str, Any]:
@@ -128,6 +144,11 @@ def colour_bar(title: str) -> dict[str, Any]:
 def legend_below() -> dict[str, Any]:
     """Return a legend at the lower edge, where it takes no width; the page makes room for it."""
     return {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "xanchor": "left", "x": 0}
+
+
+def hover(name: str, *lines: str) -> str:
+    """Return the label of a point: the name of its row, then lines of text."""
+    return "<br>".join((f"<b>{chart_text(name)}</b>", *map(chart_text, lines)))
 
 
 def ended(place: int, text: str) -> dict[str, Any]:

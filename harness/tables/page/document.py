@@ -6,82 +6,72 @@ allows only the scripts of this module and loads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
 from harness.inputs import Inputs
 from harness.record import Record
 from harness.tables.history.series import History
-from harness.tables.page import compare, papers, provenance, ranks, training
+from harness.tables.page import compare, papers, provenance, ranks, rates, tradeoffs, training
 from harness.tables.page import history as page_history
 from harness.tables.page import spectra as page_spectra
 from harness.tables.page import tables as page_tables
 from harness.tables.page.chart import Chart, library_script
 from harness.tables.page.html import escape, json_block, script_hash, tag
 from harness.tables.papers.lookup import Sources
-from harness.tables.report import build as reports
-from harness.tables.report.build import Report
+from harness.tables.report.at_scale import AtScale
+from harness.tables.report.build import Report, rows_shown
 from harness.tables.report.view import View
 
 _TEMPLATES = Path(__file__).with_name("templates")
+Section = tuple[str, str, Sequence[Chart], Sequence[str]]  # id, title, charts, notes
 
 
 def build(
+    report: Report,
     records: Sequence[Record],
     *,
     baseline: str | None,
-    question: str = "",
-    notes: Iterable[str] = (),
     order: Sequence[str] = (),
     published: Sources | None = None,
     history: History | None = None,
     today: Mapping[str, Inputs] | None = None,
+    scale: AtScale | None = None,
 ) -> str:
-    """Return the page of one suite as HTML; UserError where plotly is not installed.
+    """Return the page of a report as HTML; UserError where plotly is not installed.
 
-    Takes the arguments of `report.build`. `published` are the sources of published numbers and ours,
+    Takes the arguments that `report.build` had. `published` are the sources of published numbers and ours,
     `history` is the history over commits; without them the page has no such section.
     """
-    report = reports.build(
-        records, baseline=baseline, question=question, notes=notes, order=order, today=today
-    )
-    shown, _ = reports.rows_shown(records, list(dict.fromkeys(order)), today)
-    view = View(tuple(shown), baseline)
+    shown, _ = rows_shown(records, list(dict.fromkeys(order)), today)
     cells = papers.section(records, published) if published and records else ""
-    return render(report, view, cells, history)
+    return render(report, View(tuple(shown), baseline), scale, cells, history)
 
 
-def render(report: Report, view: View, published: str = "", history: History | None = None) -> str:
+def render(report: Report, view: View, scale: AtScale | None, published: str, history: History | None) -> str:
     """Render the page; the same records always make the same text. `published` is HTML already."""
-    rank_maps, equal_ranks = ranks.maps(view)
-    spectra, same_weights = page_spectra.spectra(view)
-    sections = [
-        ("figures", "Results with error bars", compare.figures(view), []),
-        ("fronts", "Quality and throughput against memory", compare.fronts(view), []),
-        ("memory", "Where the memory goes", compare.components(view), []),
-        ("training", "Training", *training.losses(view)),
-        ("ranks", "Ranks by layer and kind of matrix", rank_maps, equal_ranks),
-        ("moves", "Ranks over time", *ranks.moves(view)),
-        ("spectra", "Singular values", spectra, same_weights),
-    ]
-    if history is not None:
-        sections.append(("history", "History over commits", *page_history.charts(history)))
-    shown = [section for section in sections if section[2] or section[3]]
-    drawn = {chart.name: chart.content for _, _, charts, _ in shown for chart in charts}
+    ahead, shown = _sections(view, scale, history)
+    drawn = {chart.name: chart.content for _, _, charts, _ in (*ahead, *shown) for chart in charts}
     runs = [record for row in view.rows for record in row.records]
     plotly = library_script()
     script, drawing = _template("page.js"), _template("charts.js")
-    links = [("results", "Results"), *((name, title) for name, title, *_ in shown)]
+    links = [(name, title) for name, title, *_ in ahead]
+    links += [("results", "Results"), *((name, title) for name, title, *_ in shown)]
     links += [("published", papers.TITLE)] if published else []
     links += [("made", provenance.TITLE), ("runs", "Run it again")]
     return Template(_template("page.html")).substitute(
         policy=" ".join(map(script_hash, (script, drawing, plotly))),
         title=escape(report.title),
-        question=escape(f"{report.question} {report.answer}".strip()),
+        said="".join(
+            tag("p", escape(text), class_=name)
+            for name, text in (("question", report.question), ("answer", report.answer))
+            if text
+        ),
         counts=escape(f"{len(view.rows)} rows from {len(runs)} runs"),
         links="".join(tag("a", escape(text), href=f"#{name}") for name, text in links),
         style=_template("page.css"),
+        overview="".join(_section(*section) for section in ahead),
         tables=page_tables.tables(report, view),
         notes=_list(report.notes),
         charts="".join(_section(*section) for section in shown),
@@ -94,6 +84,32 @@ def render(report: Report, view: View, published: str = "", history: History | N
         script=script,
         drawing=drawing,
     )
+
+
+def _sections(
+    view: View, scale: AtScale | None, history: History | None
+) -> tuple[list[Section], list[Section]]:
+    """Return the sections that are not empty, before the tables and after them."""
+    over_rates, best = rates.charts(view), rates.best(view)
+    rank_maps, equal_ranks = ranks.maps(best)
+    spectra, same_weights = page_spectra.spectra(best)
+    overview = [] if over_rates else tradeoffs.tradeoffs(view, scale)
+    first: list[Section] = [
+        ("rates", "Learning rates", over_rates, []),
+        ("tradeoffs", "What quality costs", overview, []),
+    ]
+    sections: list[Section] = [
+        ("figures", "Results with error bars", [] if over_rates else compare.figures(view), []),
+        ("memory", "Where the memory goes", compare.components(best), []),
+        ("training", "Training", *training.losses(best)),
+        ("ranks", "Ranks by layer and kind of matrix", rank_maps, equal_ranks),
+        ("moves", "Ranks over time", *ranks.moves(best)),
+        ("spectra", "Singular values", spectra, same_weights),
+    ]
+    if history is not None:
+        sections.append(("history", "History over commits", *page_history.charts(history)))
+    ahead, after = ([each for each in part if each[2] or each[3]] for part in (first, sections))
+    return ahead, after
 
 
 def _template(name: str) -> str:

@@ -100,7 +100,7 @@ def _line(history: History, series: Series, line: dict[str, Any], first: bool) -
         legendgroup=str(place),
         showlegend=first,
         line=line,
-        marker={**chart.marker(place), "size": 7},
+        marker=chart.marker(place, 7),
     )
 
 

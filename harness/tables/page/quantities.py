@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.tables.aggregate import Stat, agree
+from harness.tables.aggregate import Row, Stat, agree
 from harness.tables.format import DASH, UNITS, Show, byte_unit, fixed, percent, plain, significant
+from harness.tables.report.at_scale import GIB, AtScale
+from harness.tables.report.notes import status
 from harness.tables.report.view import View, traits
 
 Better = Literal["lower", "higher"]
@@ -28,13 +30,24 @@ class Group:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A quantity of the report: its key, its name with the unit, and how it is scaled, written and judged."""
+    """A quantity of the report: its key, its name with the unit, and how it is scaled, written and judged.
+
+    `forecast` are values by label that stand in place of measured ones.
+    """
 
     key: str
     name: str
     better: Better
     show: Show
     scale: float = 1.0
+    forecast: Mapping[str, float] | None = None
+
+    def stat(self, row: Row) -> Stat | None:
+        """Return what is known of a row, unscaled."""
+        if self.forecast is None:
+            return row.stats.get(self.key)
+        value = self.forecast.get(row.label)
+        return None if value is None else Stat(value, None, 1)
 
 
 def names(view: View) -> list[str]:
@@ -105,32 +118,57 @@ def quality(view: View) -> list[Quantity]:
     return found
 
 
-def memory(view: View, group: Group) -> Quantity:
-    """Return peak memory of training, in a unit that suits the largest of the group."""
+def memory(view: View, group: Group, scale: AtScale | None = None) -> Quantity:
+    """Return peak memory of training: forecast at scale, else measured in a unit for the group."""
     key = "peak_allocated_bytes"
+    if scale and (peaks := {label: row.peak_bytes for label, row in scale.rows.items() if row.peak_bytes}):
+        name = f"peak GiB of {short(scale.model)}, forecast"
+        return Quantity(key, name, "lower", lambda size: fixed(1)(size / GIB), 1 / GIB, peaks)
     unit, show = byte_unit(max((view.rows[place].mean(key) or 0 for place in group.places), default=0))
     return Quantity(key, f"peak memory, {unit}", "lower", show, 1 / dict(UNITS)[unit])
 
 
-def speed(view: View) -> Quantity:
-    """Return throughput of training."""
+def speed(view: View, scale: AtScale | None = None) -> Quantity:
+    """Return throughput of training: the forecast at scale, else measured."""
     key = "tokens_per_s"
+    if scale and (
+        rates := {label: row.tokens_per_s for label, row in scale.rows.items() if row.tokens_per_s}
+    ):
+        name = f"tokens/s of {short(scale.model)}, forecast"
+        return Quantity(key, name, "higher", fixed(0), forecast=rates)
     return Quantity(key, "throughput, tokens/s", "higher", _digits(view, key))
 
 
 def point(view: View, place: int, quantity: Quantity) -> Stat | None:
     """Return a row's value in the unit of the quantity, None where the mean is missing or not finite."""
-    stat = view.rows[place].stats.get(quantity.key)
+    stat = quantity.stat(view.rows[place])
     if stat is None or not math.isfinite(stat.mean):
         return None
     return Stat(stat.mean * quantity.scale, None if stat.sd is None else stat.sd * quantity.scale, stat.n)
 
 
 def written(view: View, place: int, quantity: Quantity) -> str:
-    """Write the same as text, for the label of a point."""
-    stat = view.rows[place].stats[quantity.key]
+    """Write the same as text, for the label of a point, a dash where nothing is known."""
+    stat = quantity.stat(view.rows[place])
+    if stat is None:
+        return f"{quantity.name}: {DASH}"
     spread = f" ± {quantity.show(stat.sd)}" if stat.sd else ""
-    return f"{quantity.name}: {quantity.show(stat.mean)}{spread} (n={stat.n})"
+    count = "" if quantity.forecast else f" (n={stat.n})"
+    return f"{quantity.name}: {quantity.show(stat.mean)}{spread}{count}"
+
+
+def missing(view: View, place: int, unknown: str = "no value") -> str:
+    """Return why a row has no point; `unknown` where it was trained and ended well."""
+    records = view.rows[place].records
+    if any(record.outcome.status != "ok" for record in records):
+        return status(records)
+    return unknown if any(record.training for record in records) else "not trained"
+
+
+def titled(title: str, group: Group) -> str:
+    """Return the title of a chart of a group."""
+    text = f"{title} ({group.title})" if group.title else title
+    return text[0].upper() + text[1:]
 
 
 def _digits(view: View, key: str) -> Show:

@@ -90,16 +90,14 @@ def _drawn(
     shares = [(layer - first) / max(1, last - first) for layer, _ in lines]
     tints = colours.sample_colorscale(list(DEPTH), shares)
     traces: list[dict[str, Any]] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "x0": 0,
-            "dx": 1 / max(1, len(values) - 1),
-            "y": [value if value > 0 else None for value in values],
-            "line": {"color": tint, "width": 1.4},
-            "hovertemplate": f"layer {layer}, {chart_text(kind).replace('%', '&#37;')}"
+        chart.lines(
+            [value if value > 0 else None for value in values],
+            x0=0,
+            dx=1 / max(1, len(values) - 1),
+            line={"color": tint, "width": 1.4},
+            hovertemplate=f"layer {layer}, {chart_text(kind).replace('%', '&#37;')}"
             "<br>at %{x:.0%}: %{y:.3g}<extra></extra>",
-        }
+        )
         for (layer, values), tint in zip(lines, tints, strict=True)
     ]
     if last > first:

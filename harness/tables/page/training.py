@@ -19,6 +19,8 @@ from harness.tables.report.view import View
 
 #: Points of all curves of one chart together: more would be a file that opens slowly and shows no more.
 POINTS = 24_000
+_HEIGHT = 420
+_PARTS = 20
 
 
 def losses(view: View) -> tuple[list[Chart], list[str]]:
@@ -32,35 +34,38 @@ def losses(view: View) -> tuple[list[Chart], list[str]]:
         for record in row.records:
             if series.updates(record) > 1:
                 try:
-                    runs.append((place, record, series.losses(record)))
+                    loss = series.losses(record)
                 except UserError as error:
                     unread.append(str(error))
+                    continue
+                if any(map(math.isfinite, loss)):
+                    runs.append((place, record, loss))
     notes = [f"{len(unread)} runs are not drawn: {plain(unread[0], NOTE_LENGTH)}"] if unread else []
     return [_chart(view, runs)] if runs else [], notes
 
 
 def _chart(view: View, runs: Sequence[tuple[int, Record, Sequence[float]]]) -> Chart:
-    room = max(2, POINTS // len(runs))
+    room = max(2, POINTS // (2 * len(runs)))
     labels, traces, seen = names(view), [], set[int]()
     coarsest = 1
     for place, record, loss in runs:
         stride = -(-len(loss) // room)
         coarsest = max(coarsest, stride)
-        steps, means = thinned(loss, stride)
         name = chart_text(run_name(labels[place], record)).replace("%", "&#37;")
-        traces.append(
-            chart.scatter(
-                "lines",
-                steps,
-                means,
-                None,
+        line, smooth = chart.line(place), smoothed(loss, _window(len(loss)))
+        shared = {"x0": 1, "dx": stride, "legendgroup": str(place)}
+        raw = shared | {"line": line | {"width": 0.8, "dash": "solid"}, "opacity": 0.4}
+        traces += [
+            chart.lines(thinned(loss, stride), **raw, showlegend=False, hoverinfo="skip"),
+            chart.lines(
+                thinned(smooth, stride),
+                **shared,
                 name=chart_text(short(labels[place])),
-                legendgroup=str(place),
                 showlegend=place not in seen,
-                line=chart.line(place),
+                line=line,
                 hovertemplate=name + "<br>update %{x}: %{y:.4f}<extra></extra>",
-            )
-        )
+            ),
+        ]
         seen.add(place)
     drawn = chart.content(
         traces,
@@ -68,21 +73,33 @@ def _chart(view: View, runs: Sequence[tuple[int, Record, Sequence[float]]]) -> C
         yaxis=chart.axis("training loss, nats per token"),
         legend=chart.legend_below(),
         hovermode="closest",
-        height=chart.HEIGHT,
+        height=_HEIGHT,
     )
     thinner = f"; each point is the mean of up to {coarsest} updates" if coarsest > 1 else ""
     caption = (
-        f"one line per run, all runs of a row in one colour; a legend entry shows or hides a row{thinner}"
+        f"a line per run is the running median over 1/{_PARTS} of its updates, thin behind it the loss "
+        f"itself; all runs of a row have one colour; a legend entry shows or hides a row{thinner}"
     )
     return Chart("losses", "Training loss", caption, drawn)
 
 
-def thinned(values: Sequence[float], stride: int) -> tuple[list[int], list[float | None]]:
-    """Return the number, from 1, of the last of each `stride` values, and their mean, None if not finite."""
-    ends = [min(start + stride, len(values)) for start in range(0, len(values), stride)]
-    parts = [values[end - 1 - (end - 1) % stride : end] for end in ends]
-    means = [float(f"{mean(part):.5g}") for part in parts]
-    return ends, [value if math.isfinite(value) else None for value in means]
+def _window(updates: int) -> int:
+    """Return the odd number of updates that a curve of so many is smoothed over."""
+    return max(3, 2 * round(updates / _PARTS / 2) + 1)
+
+
+def smoothed(values: Sequence[float], window: int) -> list[float]:
+    """Return the median of the finite values in a window around each, shorter at the ends; NaN if none."""
+    import pandas as pd
+
+    finite = pd.Series([value if math.isfinite(value) else math.nan for value in values], dtype="float64")
+    return finite.rolling(window, center=True, min_periods=1).median().tolist()
+
+
+def thinned(values: Sequence[float], stride: int) -> list[float | None]:
+    """Return the mean of each `stride` values, the last of what is left; None if not finite."""
+    means = [float(f"{mean(values[start : start + stride]):.4g}") for start in range(0, len(values), stride)]
+    return [value if math.isfinite(value) else None for value in means]
 
 
 def run_name(label: str, record: Record) -> str:

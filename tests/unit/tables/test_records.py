@@ -240,7 +240,7 @@ def test_ten_thousand_mutated_records_are_reported_or_skipped(tmp_path: Path) ->
 
 def test_mutated_records_are_drawn_or_skipped(tmp_path: Path) -> None:
     pytest.importorskip("plotly")
-    from harness.tables.page import document
+    from tests.unit.tables.page.test_page import made as page_of
     from tests.unit.tables.page.test_page_papers import paper, sources
 
     met = {"suite": "demo", "only": {"label": "row"}, "quantity": "perplexity.world-b"}
@@ -251,7 +251,7 @@ def test_mutated_records_are_drawn_or_skipped(tmp_path: Path) -> None:
         filled(folder, range(10), dice)
         records, notes = valid_records.load(folder)
         drawn += len(records) - 1
-        page = document.build(records, baseline="full", notes=notes, published=sources(tmp_path, content))
+        page = page_of(records, baseline="full", notes=notes, published=sources(tmp_path, content))
         page.encode()
         assert "could not be set beside" not in page
         assert not notes or notes[-1] in page

@@ -48,6 +48,59 @@
     document.head.append(script);
   };
 
+  // Names of points stand beside them, where they cover neither each other nor a mark, a bar or a line: of
+  // the places around a point the cheapest is taken, several times over, since each name is in the way of others.
+  const NEAR = [0, 12, 26, 42, 60], AROUND = 16, MARK = 9, HIGH = 15;
+  const boxes = ({ data, _fullLayout: { xaxis, yaxis } }) => data.flatMap((trace) => {
+    const across = trace.x.map((x) => xaxis.d2p(x)), up = trace.y.map((y) => yaxis.d2p(y));
+    const thin = (x1, x2, y1, y2) => ({ l: Math.min(x1, x2) - 1, r: Math.max(x1, x2) + 1, t: Math.min(y1, y2) - 1, b: Math.max(y1, y2) + 1, cost: 3 });
+    if (trace.mode === "lines") // a step: first across, then up
+      return across.slice(1).flatMap((x, at) => [thin(across[at], x, up[at], up[at]), thin(x, x, up[at], up[at + 1])]);
+    const [x, y] = [across[0], up[0]];
+    const bar = (axis, values, errors) => errors?.array ? [-1, 1].map((side) => axis.d2p(values[0] + side * (errors.array[0] ?? 0))) : null;
+    const [wide, tall] = [bar(xaxis, trace.x, trace.error_x), bar(yaxis, trace.y, trace.error_y)];
+    return [
+      { l: x - MARK, r: x + MARK, t: y - MARK, b: y + MARK, cost: 12 },
+      ...(wide ? [thin(...wide, y, y)] : []), ...(tall ? [thin(x, x, ...tall)] : []),
+    ];
+  });
+  const meet = (one, other) => one.l < other.r && other.l < one.r && one.t < other.b && other.t < one.b;
+  const name = (place) => {
+    const { xaxis, yaxis } = place._fullLayout;
+    pen.font = `${FONT}px ${getComputedStyle(root).fontFamily}`;
+    const plain = document.createElement("textarea");
+    const points = place.data.filter((trace) => trace.mode === "markers").map((trace) => {
+      plain.innerHTML = trace.name;
+      return { trace, x: xaxis.d2p(trace.x[0]), y: yaxis.d2p(trace.y[0]), wide: pen.measureText(plain.value).width + 4 };
+    });
+    const fixed = boxes(place);
+    const away = ({ l, r, t, b }, { x, y }) => Math.hypot(Math.max(l - x, 0, x - r), Math.max(t - y, 0, y - b));
+    const spots = ({ x, y, wide }) => NEAR.flatMap((near) => Array.from({ length: AROUND }, (_, turn) => {
+      const angle = 2 * Math.PI * turn / AROUND;
+      const dx = Math.cos(angle) * (MARK + near + wide / 2), dy = Math.sin(angle) * (MARK + near + HIGH / 2);
+      const box = { l: x + dx - wide / 2, r: x + dx + wide / 2, t: y + dy - HIGH / 2, b: y + dy + HIGH / 2 };
+      const outside = box.l < 0 || box.r > xaxis._length || box.t < 0 || box.b > yaxis._length;
+      const met = fixed.reduce((sum, other) => sum + (meet(box, other) ? other.cost : 0), outside ? 100 : 0);
+      const own = away(box, { x, y }); // a name that is nearer to another mark would be taken for that one's
+      const taken = points.filter((point) => away(box, point) < own + 5).length - 1;
+      return { dx, dy, box, near, cost: met + near / 20 + 4 * taken };
+    }));
+    points.forEach((point) => { point.spots = spots(point); });
+    const price = (spot, point) => spot.cost + points.reduce((sum, other) => sum + (other !== point && other.at && meet(spot.box, other.at.box) ? 20 : 0), 0);
+    for (let turn = 0; turn < 4; turn++)
+      for (const point of points)
+        point.at = point.spots.reduce((best, spot) => price(spot, point) < price(best, point) ? spot : best);
+    Plotly.relayout(place, { annotations: points.map(({ trace, at }) => ({
+      x: trace.x[0], y: trace.y[0], ax: at.dx, ay: at.dy, text: trace.name, showarrow: true, arrowhead: 0, arrowwidth: 0.8, standoff: MARK,
+      arrowcolor: at.near > NEAR[1] ? "#8a919b" : "rgba(0,0,0,0)", bgcolor: "rgba(0,0,0,0)", borderpad: 0,
+    })) });
+  };
+  let asked;
+  addEventListener("resize", () => {
+    clearTimeout(asked);
+    asked = setTimeout(() => drawn.forEach((place) => { if (charts[place.id].layout.meta?.named) name(place); }), 300);
+  });
+
   const places = [...document.querySelectorAll(".chart")];
   const drawn = new Set();
   const draw = (place) => {
@@ -60,6 +113,7 @@
     const margin = { ...layout.margin, ...beside(layout), ...bottom };
     place.style.height = `${height}px`;
     Plotly.newPlot(place, data, { ...layout, height, margin, dragmode, template: template() }, config);
+    if (layout.meta?.named) name(place);
   };
   // One chart at a time, what can be seen first, so that the page answers in between.
   const waiting = new Set();

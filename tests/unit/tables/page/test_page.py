@@ -5,8 +5,10 @@ import importlib
 import io
 import json
 import math
+import random
 import re
 import shutil
+import statistics
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,7 +25,7 @@ from harness.record import Outcome, RankMove
 from harness.tables.aggregate import rows as rows_of
 from harness.tables.format import DASH, Column, Table
 from harness.tables.page import chart as page_chart
-from harness.tables.page import compare, document
+from harness.tables.page import compare, document, tradeoffs
 from harness.tables.page import html as page_text
 from harness.tables.page import ranks as page_ranks
 from harness.tables.page import training as page_training
@@ -32,6 +34,7 @@ from harness.tables.page.tables import merged
 from harness.tables.records import load
 from harness.tables.report import build as report
 from harness.tables.report import render
+from harness.tables.report.at_scale import AtScale, Forecast
 from harness.tables.report.view import View
 from tests.unit.tables.report.test_report import fabricate, failed, three
 
@@ -88,9 +91,10 @@ def records():
     ]
 
 
-def made(found=None, **options):
+def made(found=None, *, baseline="full", question="which one?", notes=(), scale=None, **options):
     found = records() if found is None else found
-    return document.build(found, **{"baseline": "full", "question": "which one?", **options})
+    built = report.build(found, baseline=baseline, question=question, notes=notes, scale=scale)
+    return document.build(built, found, baseline=baseline, scale=scale, **options)
 
 
 def charts(text):
@@ -124,7 +128,7 @@ def test_every_figure_of_the_page_is_the_one_of_the_csv() -> None:
 @pytest.mark.parametrize("suite", ["welore", "pretrain", "finetune", "compressed"])
 def test_the_page_of_reference_records_holds_the_numbers_of_the_committed_csv(suite) -> None:
     found, notes = load(ROOT / "results" / "raw" / "cpu-2t" / suite)
-    text = document.build(found, baseline=suites.load(suite).baseline, notes=notes)
+    text = made(found, baseline=suites.load(suite).baseline, notes=notes)
     table = (ROOT / "results" / "tables" / f"{suite}.csv").read_text(encoding="utf-8")
     lines = {line["method"]: line for line in csv.DictReader(io.StringIO(table))}
     name, compared = "", 0
@@ -182,7 +186,7 @@ def test_a_failed_run_stands_in_its_place_with_status_phase_and_reason() -> None
     ]
     for chart in compare.figures(view(records())):
         assert any("oom in train" in said["text"] for said in chart.content["layout"]["annotations"])
-    for chart in compare.fronts(view(records())):
+    for chart in tradeoffs.tradeoffs(view(records())):
         assert "broken (oom in train" in chart.caption
 
 
@@ -333,29 +337,6 @@ def test_embedded_json_cannot_end_its_element() -> None:
 
 
 # ------------------------------------------------------------------------------------------- charts
-@pytest.mark.parametrize(
-    ("points", "better", "kept"),
-    [
-        ([(1, 5), (2, 4), (3, 6), (2, 7)], "lower", [0, 1]),
-        ([(1, 5), (2, 4), (3, 6), (2, 7)], "higher", [0, 3]),
-        ([(1, 5), (1, 5), (1, 6)], "lower", [0, 1]),
-        ([(3, 1), (2, 2), (1, 3)], "lower", [2, 1, 0]),
-        ([], "lower", []),
-    ],
-)
-def test_the_front_holds_what_no_other_row_beats(points, better, kept) -> None:
-    assert compare.front(points, better) == kept
-
-
-def test_the_front_of_a_chart_leaves_out_what_is_larger_and_worse() -> None:
-    quality = compare.fronts(view(records()))[0]
-    line, *points = quality.content["data"]
-    assert line["x"] == [50.0, 100.0]
-    assert line["y"] == [9.0, 8.0]
-    assert [point["name"] for point in points] == ["full", "poor", "small"]
-    assert "peak memory, MiB" in quality.content["layout"]["xaxis"]["title"]["text"]
-
-
 def test_rows_of_different_devices_share_no_chart() -> None:
     found = [*three("full"), *three("small"), *three("full", stand={"device": "a gpu"}, meter="cuda")]
     assert [len(group.places) for group in groups(view(found))] == [1, 2]
@@ -376,15 +357,41 @@ def test_the_components_of_a_bar_add_up_to_the_peak() -> None:
 
 
 def test_a_long_curve_is_thinned_to_means_and_says_so() -> None:
-    assert page_training.thinned([1.0, 3.0, 5.0], 2) == ([2, 3], [2.0, 5.0])
-    assert page_training.thinned([1.0, math.nan, 5.0], 1) == ([1, 2, 3], [1.0, None, 5.0])
-    assert page_training.thinned([1e308] * 4, 2) == ([2, 4], [1e308, 1e308])
-    assert page_training.thinned([1.79769313486e308], 1) == ([1], [None])  # rounds to infinity
+    assert page_training.thinned([1.0, 3.0, 5.0], 2) == [2.0, 5.0]
+    assert page_training.thinned([1.0, math.nan, 5.0], 1) == [1.0, None, 5.0]
+    assert page_training.thinned([1e308] * 4, 2) == [1e308, 1e308]
+    assert page_training.thinned([1.79769313486e308], 1) == [None]  # rounds to infinity
     long = fabricate()
     long.training.loss = [float(step % 7) for step in range(100_000)]
     (chart,), _ = page_training.losses(view([long]))
-    assert len(chart.content["data"][0]["x"]) <= page_training.POINTS
-    assert "mean of up to 5 updates" in chart.caption
+    raw, smooth = chart.content["data"]
+    assert len(raw["y"]) + len(smooth["y"]) <= page_training.POINTS
+    assert [(trace["x0"], trace["dx"]) for trace in (raw, smooth)] == [(1, 9), (1, 9)]
+    assert "mean of up to 9 updates" in chart.caption
+
+
+@pytest.mark.parametrize("window", [3, 5, 11])
+def test_a_smoothed_loss_is_the_median_of_what_is_around(window) -> None:
+    draw = random.Random(0)
+    values = [draw.choice([math.nan, math.inf, *[draw.random() for _ in range(8)]]) for _ in range(40)]
+    half = window // 2
+    for at, found in enumerate(page_training.smoothed(values, window)):
+        around = [v for v in values[max(0, at - half) : at + half + 1] if math.isfinite(v)]
+        assert found == statistics.median(around) if around else math.isnan(found)
+
+
+def test_the_loss_of_a_run_is_a_thin_line_behind_the_smoothed_one() -> None:
+    run = fabricate()
+    run.training.loss = [5.0, 1.0, 4.0, 2.0, 3.0, math.nan]
+    never = fabricate("never")
+    never.training.loss = [math.nan, math.nan]
+    (chart,), _ = page_training.losses(view([run, never]))
+    raw, smooth = chart.content["data"]  # a run without any finite loss has no line
+    assert raw["y"] == [5.0, 1.0, 4.0, 2.0, 3.0, None]
+    assert smooth["y"] == [3.0, 4.0, 2.0, 3.0, 2.5, 3.0]
+    assert raw["line"]["width"] < smooth["line"]["width"]
+    assert raw["line"]["color"] == smooth["line"]["color"]
+    assert "running median" in chart.caption
 
 
 def test_ranks_are_placed_by_layer_and_kind() -> None:
@@ -456,16 +463,15 @@ def test_how_each_number_was_made_names_ruler_version_and_text() -> None:
         assert said in text
 
 
-def command(monkeypatch, capsys, results, *arguments):
+def command(monkeypatch, capsys, results, *arguments, scale=None):
     """`lorebench report compressed` within this process, where the runs are completed, too."""
 
     def resolve(runs, **reads):
         return resolution.Plan(tuple(checks.resolve(runs, text=False)), "cpu", "cpu-1t")
 
     monkeypatch.setattr(resolution, "resolve", resolve)
-    monkeypatch.setattr(
-        report_command, "forecast_at_scale", lambda suite: None
-    )  # a large model takes seconds
+    # A large model takes seconds.
+    monkeypatch.setattr(report_command, "forecast_at_scale", lambda suite: scale)
     said = [
         "lorebench",
         "report",
@@ -492,10 +498,15 @@ def reference(folder, *machines):
 
 def test_the_command_writes_the_page_beside_the_tables(monkeypatch, capsys, tmp_path) -> None:
     results = reference(tmp_path, "one")
-    code, said = command(monkeypatch, capsys, results, "--out", tmp_path / "page.html")
+    labels = {run.name for run in suites.load("compressed").runs}
+    scale = AtScale("a-7b", "1 x 8 tokens", "a GPU", {label: Forecast(3 << 30, 20.0) for label in labels})
+    code, said = command(monkeypatch, capsys, results, "--out", tmp_path / "page.html", scale=scale)
     assert code in (0, None)
     assert f"written: {tmp_path / 'page.html'}\n" in said.err
-    assert Elements((tmp_path / "page.html").read_text(encoding="utf-8")).of("h1")[0]["text"] == "compressed"
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert Elements(text).of("h1")[0]["text"] == "compressed"
+    _, *points = charts(text)["tradeoff-0"]["data"]
+    assert {tuple(point["x"]) for point in points} == {(3.0,)}
 
 
 def test_each_machine_gets_a_page_of_its_own(monkeypatch, capsys, tmp_path) -> None:

@@ -96,12 +96,16 @@ def test_charts_are_drawn_when_they_come_near_and_all_of_them_on_one_press(brows
     browser.dark(False)
     browser.open(path[0])
     drawn, charts = (f"document.querySelectorAll('{one}').length" for one in (".js-plotly-plot", ".chart"))
-    assert browser.run("typeof Plotly") == "undefined"
-    assert browser.run(drawn) == 0
-    browser.run("document.querySelector('.chart').scrollIntoView()")
     browser.run(until("document.querySelector('.chart .main-svg')"))
     browser.run("new Promise((done) => setTimeout(done, 500))")
     assert 0 < browser.run(drawn) < browser.run(charts)
+    last = "[...document.querySelectorAll('.chart')].at(-1)"
+    assert not browser.run(f"{last}.matches('.js-plotly-plot')")
+    browser.run(f"{last}.scrollIntoView()")
+    browser.run(until(f"{last}.querySelector('.main-svg')"))
+    browser.run("new Promise((done) => setTimeout(done, 500))")
+    assert browser.run(f"{last}.matches('.js-plotly-plot')")
+    assert browser.run(drawn) < browser.run(charts)
     browser.run("document.getElementById('draw-all').focus()")
     browser.press("Enter", "\r")
     browser.run(until("document.getElementById('draw-all').disabled"))
@@ -193,6 +197,72 @@ def test_legends_stand_below_the_title_of_the_axis(browser, path) -> None:
     )
     assert gaps
     assert min(gaps) >= -1
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_titles_of_axes_stand_clear_of_tick_labels(browser, path, width) -> None:
+    opened(browser, path, width, phone=width < 600)
+    checked, met = browser.run(
+        """(() => {
+          const box = (text) => text.getBoundingClientRect();
+          const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+          let checked = 0; const met = [];
+          for (const chart of document.querySelectorAll('.chart')) for (const axis of 'xy')
+            for (const title of chart.querySelectorAll(`.${axis}title`))
+              for (const tick of chart.querySelectorAll('.xtick text, .ytick text')) {
+                checked += 1;
+                if (meet(box(title), box(tick))) met.push([chart.id, title.textContent, tick.textContent]);
+              }
+          return [checked, met]; })()"""
+    )
+    assert checked > 50
+    assert met == []
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_names_in_the_first_chart_stand_inside_it_and_not_on_one_another(browser, path, width) -> None:
+    opened(browser, path, width, phone=width < 600)
+    browser.run(until("document.querySelectorAll('#tradeoff-0 .annotation-text').length"))
+    names = browser.run(
+        "[...document.querySelectorAll('#tradeoff-0 .annotation-text')].map((t) => {"
+        " const b = t.getBoundingClientRect(); return [t.textContent, b.left, b.right, b.top, b.bottom]; })"
+    )
+    left, right = browser.run(
+        "(({ left, right }) => [left, right])(document.getElementById('tradeoff-0').getBoundingClientRect())"
+    )
+    assert sorted(name for name, *_ in names) == [
+        "a label of several words…",
+        "full",
+        "partly",
+        "poor",
+        "small",
+    ]
+    for number, (name, l1, r1, t1, b1) in enumerate(names):
+        assert left <= l1 < r1 <= right, name
+        for other, l2, r2, t2, b2 in names[:number]:
+            assert not (l1 < r2 and l2 < r1 and t1 < b2 and t2 < b1), (name, other)
+
+
+def test_the_first_table_fits_a_desktop_and_shows_its_first_value_on_a_phone(browser, path) -> None:
+    opened(browser, path, 1440)
+    first = "document.querySelector('#results .box')"
+    assert browser.run("document.documentElement.scrollWidth") <= 1440
+    assert browser.run(f"{first}.scrollWidth <= {first}.clientWidth")
+    assert browser.run(f"[...{first}.querySelectorAll('thead th')].slice(-2).map((h) => h.textContent)") == [
+        "status",
+        "seeds",
+    ]
+    opened(browser, path, 390, phone=True)
+    values = browser.run(
+        f"[...{first}.querySelectorAll('tbody td:nth-child(2)')].map((cell) =>"
+        " [cell.dataset.key, cell.getBoundingClientRect().right])"
+    )
+    assert all(key == "perplexity_world-b_mean" and right <= 390 for key, right in values)
+    # The names stay in their place when the others are scrolled.
+    names = f"[...{first}.querySelectorAll('tbody th')].map((cell) => cell.getBoundingClientRect().left)"
+    before = browser.run(names)
+    browser.run(f"{first}.scrollLeft = 200")
+    assert browser.run(names) == before
 
 
 def test_printing_opens_the_commands_and_draws_in_light_colours(browser, path, tmp_path) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from harness.tables.history.tables import tables
-from harness.tables.page import document
 from harness.tables.page import history as page_history
 from tests.support.gate_records import memory
 from tests.support.history_records import Repository, load, scored
 from tests.unit.cli.test_gate import HOSTILE
 from tests.unit.tables.page.test_page import Elements, charts, command, records, reference
+from tests.unit.tables.page.test_page import made as page
 
 pytest.importorskip("plotly")
 
@@ -115,7 +115,7 @@ def test_what_is_not_finite_is_not_drawn(repository) -> None:
     assert (mark["name"], mark["x"], mark["y"]) == ("change point: better", [2], [8.0])
     assert any(told.startswith("worse: row, perplexity text 8.000 -> inf") for told in said)
     assert any("perplexity text is not finite" in told for told in said)
-    text = document.build(records(), baseline="full", history=load([repository.results], "demo"))
+    text = page(records(), baseline="full", history=load([repository.results], "demo"))
     traces = [trace for chart in charts(text).values() for trace in chart["data"]]
     assert all(math.isfinite(value) for trace in traces for value in trace.get("y", ()))
 
@@ -135,7 +135,7 @@ def test_text_of_commits_and_records_adds_no_element(repository) -> None:
         repository.commit(HOSTILE.splitlines()[0] or "x")
         repository.record(label=HOSTILE, memory=grown(more), stand={"device": f"{HOSTILE}{more}"})
         repository.record(label="<img src=x>", memory=grown(more))
-    text = document.build(records(), baseline="full", history=load([repository.results], "demo"))
+    text = page(records(), baseline="full", history=load([repository.results], "demo"))
     elements = Elements(text)
     assert 'id="history"' in text
     assert not elements.of("img")
@@ -154,7 +154,7 @@ def test_one_commit_has_no_chart_and_says_why(repository) -> None:
 
 
 def test_a_page_without_a_history_has_no_such_section() -> None:
-    assert 'id="history"' not in document.build(records(), baseline="full")
+    assert 'id="history"' not in page(records(), baseline="full")
 
 
 # ------------------------------------------------------------------------------------- the command

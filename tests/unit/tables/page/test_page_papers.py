@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from harness import record
-from harness.tables.page import document
 from harness.tables.page import papers as page_papers
 from harness.tables.papers import judge, lookup, published
 from harness.tables.papers.lookup import Sources
 from tests.unit.tables.page.test_page import HOSTILE, ROOT, Elements, records
+from tests.unit.tables.page.test_page import made as page
 from tests.unit.tables.report.test_report import fabricate
 
 pytest.importorskip("plotly")
@@ -127,7 +127,7 @@ def test_the_page_of_a_suite_that_ships_stays_small_with_its_published_figures(s
     from harness.tables.records import load
 
     found, _ = load(ROOT / "results" / "raw" / "cpu-2t" / suite)
-    text = document.build(found, baseline=None, published=lookup.sources(ROOT))
+    text = page(found, baseline=None, published=lookup.sources(ROOT))
     assert len(shown(text)) > 30
     assert len(text.encode()) < 6_000_000
 
@@ -135,7 +135,7 @@ def test_the_page_of_a_suite_that_ships_stays_small_with_its_published_figures(s
 def test_without_records_or_results_the_page_says_so_and_is_written(tmp_path) -> None:
     content = paper(answers=[{"ours": {"calculation": "some.thing", "with": {}}}])
     nothing = sources(tmp_path, content, results=Path("not", "there"))
-    text = document.build(records(), baseline="full", published=nothing)
+    text = page(records(), baseline="full", published=nothing)
     (said,) = [e["text"] for e in Elements(text).of("p") if "could not be compared with ours" in e["text"]]
     assert "run nox -s tables" in said
     empty = Sources(tmp_path / "nowhere", tmp_path, ())
@@ -150,7 +150,7 @@ def test_text_of_papers_and_records_adds_no_element(tmp_path) -> None:
     )
     made = fabricate("a", suite=HOSTILE)
     made.config["method"] = [{"name": "img"}, {"name": HOSTILE}]
-    elements = Elements(document.build([made], baseline=None, published=sources(tmp_path, content)))
+    elements = Elements(page([made], baseline=None, published=sources(tmp_path, content)))
     assert elements.of("tr", **{"data-verdict": "needs weights"})
     assert not elements.of("img")
     assert len(elements.of("script")) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from itertools import accumulate
 
 from harness.inputs import TOKENS, WEIGHTS, Inputs, changed, described, known_inputs
 from harness.record import Outcome, Record
@@ -13,10 +14,10 @@ from harness.tables.report.verdicts import KINDS, PERPLEXITY
 from harness.tables.report.view import View, listed
 from harness.tables.statistics import ALPHA, LEAST_PERPLEXITY_CHANGE, LEAST_SEEDS
 
-#: Beside a perplexity that is worse than before training.
+#: Beside a perplexity that is worse than that of an untrained model.
 MARK = "*"
-#: Rows that a sentence names.
-_MOST_NAMED = 10
+#: Characters of the names of rows in a sentence; further rows are counted.
+_NAMES_WIDTH = 100
 _STATUS_WIDTH = 40
 _MOST_WARNINGS = 20
 NOTE_WIDTH = 300
@@ -104,15 +105,16 @@ def judged(view: View) -> list[str]:
 
 
 def harmed(view: View) -> list[str]:
-    """Name the rows that are worse than before training, by the row that was not trained."""
-    found: dict[str, list[str]] = {}
+    """Name the rows that are worse than an untrained one, by that row and by what may be to blame."""
+    found: dict[tuple[str, bool], list[str]] = {}
     for each, name in zip(view.harmed, view.full_names, strict=True):
         if each:
-            found.setdefault(plain(each[1].label), []).append(name)
+            found.setdefault((_names([plain(each.start.label)]), each.removed), []).append(name)
+    rate = "their learning rate may be too high"
+    why = {False: rate, True: f"what is removed before training may cost more than it brings, or {rate}"}
     return [
-        f"{MARK} Worse than the untrained base model ({start}): {_names(names)}; "
-        "their learning rate may be too high."
-        for start, names in found.items()
+        f"{MARK} Worse than {start} without training: {_names(names)}; {why[removed]}."
+        for (start, removed), names in found.items()
     ]
 
 
@@ -136,9 +138,10 @@ def untuned(view: View, command: str) -> list[str]:
 
 
 def _names(names: Sequence[str]) -> str:
-    """List names, those with a comma or semicolon in quotes."""
+    """List names as far as there is room, those with a comma or semicolon in quotes, and count the others."""
     quoted = [f'"{name}"' if {",", ";", ":"} & set(name) else name for name in names]
-    return ", ".join(first(quoted, _MOST_NAMED, "{} more"))
+    fitting = sum(end <= _NAMES_WIDTH for end in accumulate(len(name) for name in quoted))
+    return ", ".join(first(quoted, max(1, fitting), "{} more"))
 
 
 # ------------------------------------------------------------------------------------------ shared

@@ -1,4 +1,4 @@
-"""Judge each row: is it better or worse than the baseline, and has training made the model worse?"""
+"""Judge each row: is it better or worse than the baseline, and worse than a model that was not trained?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from harness.record import Perplexity
 from harness.tables import statistics
-from harness.tables.aggregate import Row, baseline_of, mean
+from harness.tables.aggregate import FACTS, Row, baseline_of, mean, methods
 from harness.tables.format import DASH, plain
 from harness.tables.statistics import LEAST_PERPLEXITY_CHANGE, LEAST_SEEDS, Interval
 
@@ -67,29 +67,62 @@ def verdicts(rows: Sequence[Row], bases: Sequence[Row | None], key: str) -> list
     return found
 
 
-def harmed(rows: Sequence[Row]) -> Iterator[tuple[str, Row] | None]:
-    """Yield of each row that training made worse the key of the perplexity and the row with that of before.
+@dataclass(frozen=True)
+class Harm:
+    """The row of an untrained model whose perplexity, under `key`, a trained one does not reach.
 
-    Such a row neither trains nor changes the same model, in the same environment. Means are compared, on
-    held-out text of the kind that was trained on; one finished seed is enough.
+    `removed`: methods made the model smaller before it was trained, so training alone need not be to blame.
     """
-    starts = [row for row in rows if _is_start(row)]
+
+    key: str
+    start: Row
+    removed: bool
+
+
+def harmed(rows: Sequence[Row]) -> Iterator[Harm | None]:
+    """Yield of each row that is worse than what it was trained from, or than the base model, which it is.
+
+    Both are rows of the same model in the same environment that do not train: one that the same methods made
+    smaller as far, and one that nothing changed. Means are compared, on held-out text of the kind that was
+    trained on; one finished seed is enough. What is pre-trained starts from random weights.
+    """
+    untrained = [row for row in rows if row.settings.get("train.stage") == "compress"]
+    bases = [row for row in untrained if _is_unchanged(row)]
     for row in rows:
-        start = baseline_of(row, starts) if row.settings.get("train.stage") != "compress" else None
-        key = _trained_on(row)
-        before, after = start.mean(key) if start else None, row.mean(key)
-        worse = start and before is not None and after is not None and not after <= before
-        yield (key, start) if start and worse else None
+        if row.settings.get("train.stage") != "finetune":
+            yield None
+            continue
+        own = baseline_of(row, [other for other in untrained if _is_start(other, row)])
+        base, key = baseline_of(row, bases), _trained_on(row)
+        removed = any(_removed(row))
+        found = (Harm(key, start, alone) for start, alone in ((own, False), (base, removed)) if start)
+        yield next((harm for harm in found if _is_worse(row, harm.start, key)), None)
 
 
-def _is_start(row: Row) -> bool:
-    """Return whether a row trains nothing, and its methods, without options, report no change."""
+def _is_worse(row: Row, start: Row, key: str) -> bool:
+    before, after = start.mean(key), row.mean(key)
+    return before is not None and after is not None and not after <= before
+
+
+def _is_start(untrained: Row, row: Row) -> bool:
+    """Return whether the methods of an untrained row made of the model what others of a row then trained."""
+    first, stack = methods(untrained.records[0]), methods(row.records[0])
+    removed = _removed(untrained)
+    return any(removed) and first == stack[: len(first)] and removed == _removed(row)
+
+
+def _removed(row: Row) -> list[float | None]:
+    """Return how much smaller methods made the model, as they report it."""
+    return [row.mean(fact) for fact in FACTS]
+
+
+def _is_unchanged(row: Row) -> bool:
+    """Return whether the methods of a row have no options and report no change."""
     record = row.records[0]
     made = record.parameters
     stack = record.config.get("method") or ()
     return (
-        row.settings.get("train.stage") == "compress"
-        and made is not None
+        made is not None
         and not (made.ranks or made.chosen_ranks or made.spectra)
         and not any(part.get("options") for part in stack)
     )

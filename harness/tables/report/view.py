@@ -11,7 +11,7 @@ from itertools import count
 from harness.record import Record
 from harness.tables.aggregate import Row, baseline_of, task_names
 from harness.tables.format import DASH, plain
-from harness.tables.report.verdicts import PERPLEXITY, Verdict, harmed, verdicts
+from harness.tables.report.verdicts import PERPLEXITY, Harm, Verdict, harmed, verdicts
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class View:
         return verdicts(self.rows, self.bases, self.headline or "")
 
     @cached_property
-    def harmed(self) -> list[tuple[str, Row] | None]:
-        """Return of each row that is worse than before training its perplexity, and the row of the start."""
+    def harmed(self) -> list[Harm | None]:
+        """Return for each row that is worse than an untrained one by which perplexity, and than which row."""
         return list(harmed(self.rows))
 
     @cached_property

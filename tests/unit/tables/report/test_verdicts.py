@@ -168,10 +168,17 @@ def test_the_answer_names_rows_by_verdict_and_stands_below_the_question():
         assert said in caption
 
 
-def test_the_answer_names_ten_rows_of_a_kind_and_counts_the_others():
-    made = [*full(), *(each for number in range(13) for each in runs(f"row {number:02}", 7.0))]
-    answer = report.build(made, baseline="full").answer
-    assert answer.endswith("row 08, row 09, 3 more.")
+@pytest.mark.parametrize(
+    ("name", "named"), [("row {:02}", 16), ("a long name, {:02}", 5), ("x" * 150 + "{:02}", 1)]
+)
+def test_the_answer_names_rows_while_there_is_room_and_counts_the_others(name, named):
+    names = [name.format(number) for number in range(50)]
+    answer = report.build(
+        [*full(), *(each for one in names for each in runs(one, 7.0))], baseline="full"
+    ).answer
+    assert [one in answer for one in names] == [True] * named + [False] * (50 - named)
+    assert answer.endswith(f", {50 - named} more.")
+    assert len(answer) < 200
 
 
 def test_rows_of_one_name_are_told_apart_in_the_answer():
@@ -190,10 +197,62 @@ def test_a_row_that_training_made_worse_is_marked_and_named():
     assert cell(made, "Perplexity", "one", "world-b") == "7.600*"
     assert "*" not in cell(made, "Perplexity", "small", "world-b")
     assert "*" not in cell(made, "Perplexity", "base model", "world-b")
-    note = (
-        "* Worse than the untrained base model (base model): full, one; their learning rate may be too high."
-    )
+    note = "* Worse than base model without training: full, one; their learning rate may be too high."
     assert note in made.notes
+
+
+HALF = {"attempted_err": 0.5, "measured_err": 0.51}
+
+
+def compressed(records, *, facts=HALF, names=("some.where:Half",)):
+    """Give records a stack of methods, the first of which has made the model smaller."""
+    for each in records:
+        each.config["method"] = [{"name": name, "options": {"err": 0.5}} for name in names]
+        each.parameters.facts = {"half": facts}
+        each.parameters.ranks = {"q": 4}
+    return records
+
+
+def untrained(perplexity, **options):
+    return compressed(runs("half, untrained", perplexity, train={"stage": "compress"}), **options)
+
+
+RATE = "their learning rate may be too high."
+REMOVED = f"what is removed before training may cost more than it brings, or {RATE}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        (9.0, 8.0, f"* Worse than base model without training: half; {REMOVED}"),
+        (9.0, 9.5, f'* Worse than "half, untrained" without training: half; {RATE}'),
+        (7.2, 7.4, f'* Worse than "half, untrained" without training: half; {RATE}'),
+        (9.0, 7.4, None),
+        (None, 8.0, f"* Worse than base model without training: half; {REMOVED}"),
+        (None, 7.4, None),
+    ],
+)
+@pytest.mark.parametrize("names", [("some.where:Half",), ("some.where:Half", "some.where:Other")])
+def test_a_row_that_was_made_smaller_is_compared_with_what_it_was_trained_from(before, after, says, names):
+    start = [] if before is None else untrained(before)
+    made = report.build(
+        [base_model(7.5), *start, *compressed(runs("half", after), names=names)], baseline=None
+    )
+    assert [note for note in made.notes if note.startswith("*")] == ([says] if says else [])
+    assert cell(made, "Perplexity", "half", "world-b").endswith("*") == bool(says)
+
+
+@pytest.mark.parametrize(
+    "other", [{"facts": {"attempted_err": 0.3, "measured_err": 0.3}}, {"names": ("some.where:Third",)}]
+)
+def test_a_row_is_not_compared_with_what_others_were_trained_from(other):
+    made = report.build([*untrained(7.0, **other), *compressed(runs("half", 8.0))], baseline=None)
+    assert not [note for note in made.notes if note.startswith("*")]
+
+
+def test_a_pre_trained_row_did_not_start_from_the_base_model():
+    made = report.build([base_model(7.5), *runs("full", 8.0, train={"stage": "pretrain"})], baseline="full")
+    assert "*" not in cell(made, "Perplexity", "full", "world-b")
 
 
 def test_worse_by_the_mean_is_worse():

@@ -21,7 +21,7 @@ from harness.plain_text import plain
 from harness.rates import Rates, TunedOn, read
 from harness.rates import Row as Tuned
 from harness.record import Record
-from harness.tables.format import DASH
+from harness.tables.format import DASH, fixed
 
 if TYPE_CHECKING:
     from harness.engine.runner import Settings
@@ -212,7 +212,7 @@ def _table(rows: Sequence[_Row]) -> tuple[list[str], list[list[str]]]:
         if rate not in row.records:
             return DASH
         failed = row.tried[rate] == float("inf")
-        value = row.records[rate].outcome.status if failed else f"{row.tried[rate]:.3f}"
+        value = row.records[rate].outcome.status if failed else fixed(3)(row.tried[rate])
         return value + (BEST if rate == tuning.best(row.tried) else "")
 
     body = [[plain(row.name), *(cell(row, rate) for rate in tried), row.found] for row in rows]

@@ -15,6 +15,8 @@ from harness.plain_text import plain as plain
 
 #: The text of a cell without a measurement; a zero is always a measured zero.
 DASH = "\N{EN DASH}"
+#: Numbers from here on would fill the line.
+VAST = 1e15
 UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 #: How a record's meter counts memory, in a heading.
 METERS = {"live": "counted on CPU", "cuda": "counted by CUDA's allocator"}
@@ -63,9 +65,14 @@ class Table:
 
 # ---------------------------------------------------------------------------------------- numbers
 def fixed(decimals: int) -> Show:
-    """Write with thousands separators and so many decimals; what rounds to zero but is not reads `<0.1`."""
+    """Write with thousands separators and so many decimals; what rounds to zero but is not reads `<0.1`.
+
+    A value of `VAST` or more, as a perplexity after training went wrong, has an exponent.
+    """
 
     def show(value: float) -> str:
+        if abs(value) >= VAST:
+            return f"{value:.3e}"
         if 0 < value < 0.5 * 10**-decimals:
             return f"<{10**-decimals:.{decimals}f}"
         return f"{value:,.{decimals}f}" if value else "0"
@@ -82,7 +89,7 @@ def significant(values: Iterable[float], digits: int) -> Show:
 
 def ratio(value: float) -> str:
     """Write a ratio to the baseline."""
-    return f"\N{MULTIPLICATION SIGN}{value:.3f}"
+    return f"\N{MULTIPLICATION SIGN}{value:.3e}" if value >= VAST else f"\N{MULTIPLICATION SIGN}{value:.3f}"
 
 
 def points(value: float) -> str:

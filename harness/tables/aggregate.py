@@ -32,6 +32,7 @@ FACTS = {
 NUMERICAL = ("torch", "transformers", "lm-eval")
 #: Keys of the config that a row is not compared by: they name the row, or do not change the work.
 _OWN = ("method", "seed", "repeat", "label", "save_weights")
+_RATE = "train.lr"
 
 Environment = Mapping[str, str]
 Item = TypeVar("Item")
@@ -154,7 +155,8 @@ def _currency(row: Row) -> tuple[int, str]:
 def baseline_of(row: Row, baselines: Sequence[Row]) -> Row | None:
     """Return the row, of those with the baseline's label, of the same environment, model and data.
 
-    Model and data are compared by content, too. Of several rows, the one with the same settings; None where
+    Model and data are compared by content, too. Of several rows, the one with the same settings but for the
+    learning rate, which each row may have its own of; in a grid of rates the one with the same. None where
     that leaves none or more than one.
     """
     found = [
@@ -165,8 +167,16 @@ def baseline_of(row: Row, baselines: Sequence[Row]) -> Row | None:
         and other.section("model", "data") == row.section("model", "data")
     ]
     if len(found) > 1:
-        found = [other for other in found if other.settings == row.settings]
+        own = _but_for_rate(row)
+        found = [other for other in found if _but_for_rate(other) == own]
+    if len(found) > 1:
+        found = [other for other in found if other.settings.get(_RATE) == row.settings.get(_RATE)]
     return found[0] if len(found) == 1 else None
+
+
+def _but_for_rate(row: Row) -> dict[str, str]:
+    own = row.settings.items()
+    return {key: text for key, text in own if key != _RATE and not key.startswith("tuning.")}
 
 
 def agree(first: Mapping[str, str], second: Mapping[str, str]) -> bool:

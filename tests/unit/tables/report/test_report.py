@@ -453,6 +453,25 @@ def test_the_baseline_is_the_row_with_the_same_settings_when_several_carry_its_l
     assert list(frame.loc[frame["method"] == "small", "perplexity_world-b_ratio"]) == [2, 2]
 
 
+def test_rows_with_rates_of_their_own_have_the_baseline_of_their_other_settings():
+    records = [
+        fabricate(label, perplexity=value * factor, train={"lr": lr, "steps": steps})
+        for steps, factor in ((100, 1), (200, 10))
+        for label, value, lr in (("full", 8.0, 1e-3), ("small", 16.0, 1e-2))
+    ]
+    for number, each in enumerate(records):
+        each.config["tuning"] = {"suite": "demo_lr", "grid": [0.001, 0.01, number + 1.0]}
+    frame = frame_of(report.build(records, baseline="full"))
+    assert list(frame.loc[frame["method"] == "small", "perplexity_world-b_ratio"]) == [2, 2]
+
+
+def test_a_vast_perplexity_does_not_fill_the_line():
+    made = report.build([fabricate(), fabricate("small", perplexity=1.6e301)], baseline="full")
+    assert cell(made, "Perplexity", "small", "world-b") == "1.600e+301"
+    assert cell(made, "Perplexity", "small", "vs full") == f"{TIMES}2.000e+300"
+    assert fixed(1)(9.99e14) == "999,000,000,000,000.0"
+
+
 def test_what_differs_has_a_column_and_what_is_shared_is_in_the_caption():
     made = report.build([fabricate(), fabricate("small", train={"lr": 0.5})], baseline="full")
     caption = "\n".join(made.caption)

@@ -19,6 +19,8 @@ from harness.tuning import LR
 from harness.validation import validate
 
 Rate = Annotated[float, Field(gt=0)]
+#: Settings that a file of rates gives.
+GIVEN = (LR, "tuning")
 #: Settings and labels in a message; more of them do not tell more.
 MOST_SHOWN, MOST_LABELS = 4, 20
 
@@ -127,6 +129,8 @@ class Rates(Strict):
         """Return what gives a run its rate; UserError where the file has none for it."""
         if run.train.stage == "compress":
             return []
+        if run.seed == self.seed:
+            raise UserError(f"{where}: seed {run.seed} is that of its trials; report others: --seed")
         found = [(each, row) for each in self.tuned for row in each.rows if _is_of(row, run)]
         if not found:
             labels = dict.fromkeys(row.label for each in self.tuned for row in each.rows)
@@ -166,7 +170,7 @@ def applied(suite: Suite, path: Path, overrides: Sequence[Override]) -> Suite:
     another suite, and for options that give a rate, too.
     """
     where = f"--rates {path}"
-    check_each_once([*overrides, *(Override.of(key, None, where) for key in (LR, "tuning"))])
+    refuse_given(overrides, where)
     found = read(path)
     if found.suite != suite.name:
         raise UserError(
@@ -174,6 +178,11 @@ def applied(suite: Suite, path: Path, overrides: Sequence[Override]) -> Suite:
             f"`lorebench tune` for this suite, or name the other"
         )
     return suite.with_overrides(lambda run: found.overrides(run, where))
+
+
+def refuse_given(overrides: Sequence[Override], where: str) -> None:
+    """Raise UserError for options that give what rates give, too."""
+    check_each_once([*overrides, *(Override.of(key, None, where) for key in GIVEN)])
 
 
 def read(path: Path) -> Rates:

@@ -156,9 +156,8 @@ class Selection:
         overrides = self.overrides()
         if self.seed and (twice := [override for override in overrides if override.key == "seed"]):
             raise UserError(f"{twice[0].value.where}: --seed gives the seed, too; leave one of them out")
-        suite = suites.expand(self.suite, overrides)
-        suite = suite if self.rates is None else rates.applied(suite, self.rates, overrides)
-        return suite.with_seeds(self.seed or ())
+        suite = suites.expand(self.suite, overrides).with_seeds(self.seed or ())
+        return suite if self.rates is None else rates.applied(suite, self.rates, overrides)
 
     def overrides(self) -> list[Override]:
         """Return what the options change in every run."""
@@ -182,8 +181,9 @@ class Selection:
         return given + ([f"--device={device}"] if device != "auto" else [])
 
     def tune(self) -> str:
-        """Return the command that tunes the learning rates of the suite as it is changed here."""
-        own = replace(self, rates=None).forwarded("auto")
+        """Return the command that tunes the learning rates of the suite as it is otherwise changed here."""
+        given = [text for text in self.settings or () if suites.parse_override(text).key not in rates.GIVEN]
+        own = replace(self, settings=given, rates=None).forwarded("auto")
         return shlex.join(["lorebench", "tune", self.suite, *own])
 
     def rerun(self, chosen: Suite, device: str) -> Callable[[Run], str]:

@@ -18,7 +18,7 @@ from harness.credentials import shown
 from harness.errors import UserError
 from harness.inputs import PLUG_IN
 from harness.plain_text import plain
-from harness.rates import Rates, TunedOn, read
+from harness.rates import Rates, TunedOn, read, refuse_given
 from harness.rates import Row as Tuned
 from harness.record import Record
 from harness.tables.format import DASH, fixed
@@ -100,6 +100,7 @@ def tune(
     first = _rates(rates)
     if not 0 <= extend <= MOST_EXTENSIONS:
         raise UserError(f"--extend {extend}: give a number from 0 to {MOST_EXTENSIONS}")
+    refuse_given(selection.overrides(), "--rates")
     whole = replace(selection, only=None).everything()
     if out is not None:
         _check_out(out, whole.name)

@@ -249,6 +249,8 @@ def test_a_refused_trial_ends_the_search_and_keeps_what_is_finished(
             "row 'inside' trains on random tokens, so there is no",
         ),
         (["--set", "train.stage=compress"], "none of the selected rows trains"),
+        (["--set", "train.lr=0.1"], "--rates: train.lr is given twice, first by --set 'train.lr=0.1'"),
+        (["--set", "train={lr: 0.1}"], "train.lr is given twice"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused_before_anything_starts(

@@ -176,6 +176,21 @@ def test_rates_are_for_what_they_were_tuned_for(place: Path, options: dict[str, 
     assert "\n" not in str(caught.value)
 
 
+def test_the_seed_of_the_trials_is_not_reported(place: Path) -> None:
+    file = written(place)
+    for given in ({"seed": [0, 100]}, {"settings": ["seed=100"]}):
+        with pytest.raises(UserError, match=r"rates.yaml: seed 100 is that of its trials; report others"):
+            Selection(str(place), rates=file, **given).load()  # type: ignore[arg-type]
+    chosen = Selection(str(place), rates=file, seed=[0, 100], only=["seed=0"]).load().runs
+    assert {(run.seed, run.train.lr) for run in chosen} == {(0, 1e-5), (0, 1e-3)}
+
+
+def test_the_command_that_tunes_takes_what_changes_the_suite_but_rates() -> None:
+    given = ["train.steps=5", "train.lr=0.1", "tuning=null"]
+    chosen = Selection("welore", model="./mine", settings=given, rates=Path("r.yaml"), seed=[1])
+    assert chosen.tune() == "lorebench tune welore --model=./mine --set=train.steps=5"
+
+
 def test_settings_that_one_side_lacks_are_named(place: Path) -> None:
     data = {"source": "files", "paths": ["a.txt"], "separator": "|"}
     content = json.loads(place.read_text())

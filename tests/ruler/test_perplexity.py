@@ -190,8 +190,9 @@ def text_of(name: str, folder: Path, **options: int) -> ScoredText:
     rows.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     paths = (str(raw),) if name.startswith("wikitext") else (str(rows),) if name.startswith("c4") else None
     source: DataConfig = EmbeddedData()
-    if name == "heldout":
-        source = FilesData(source="files", paths=(str(rows),), holdout=0.3, seq_len=64)
+    if name in ("heldout", "validation"):
+        share = 0.3 if name == "validation" else None
+        source = FilesData(source="files", paths=(str(rows),), holdout=0.3, validation=share, seq_len=64)
     return protocols.build(PerplexityConfig(protocol=name, paths=paths, **options), source, Letters())
 
 

@@ -212,3 +212,5 @@ def test_refreshes_at_times_of_their_own_are_spread_over_the_mean_period_and_tha
     varying = simulate(run_of({"adarankgrad": {"rank": 4, "period": 30}}, shape="nano", length=LENGTH))
     assert varying.period == 30
     assert varying.refresh_work
+    stacked = [{"velora": {}}, {"galore": {"rank": 4, "period": 50, "stagger": True}}]
+    assert simulate(run_of(stacked, shape="nano", length=LENGTH)).period == 50

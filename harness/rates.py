@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -11,7 +12,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from harness import files, identity, strict_yaml
-from harness.config import DataConfig, ModelConfig, Run, Strict
+from harness.config import DataConfig, MethodChoice, ModelConfig, Run, Strict
 from harness.credentials import shown
 from harness.errors import UserError, listed
 from harness.suite import Override, Suite, check_each_once, fits
@@ -23,16 +24,20 @@ Rate = Annotated[float, Field(gt=0)]
 GIVEN = (LR, "tuning")
 #: Settings and labels in a message; more of them do not tell more.
 MOST_SHOWN, MOST_LABELS = 4, 20
+#: Settings of training that a rate may be used with other values of: a run may be longer than its trials.
+FREE = {"lr", "steps", "activation_checkpointing"}
 
 
 class Row(Strict):
     """A row with its best rate and all that were tried; None is the perplexity of a trial that failed.
 
-    `only` are conditions beside the label, where several rows have it. `lr` is None where all trials failed.
+    `only` are conditions beside the label, where several rows have it. `method` is the stack as the suite
+    writes it; older files do not know it. `lr` is None where all trials failed.
     """
 
     label: str
     only: tuple[str, ...] = ()
+    method: tuple[MethodChoice, ...] = ()
     lr: Rate | None
     rates: tuple[Rate, ...] = Field(min_length=1)
     perplexities: tuple[Annotated[float, Field(ge=1)] | None, ...]
@@ -57,10 +62,14 @@ class Row(Strict):
 
 
 class TunedOn(Strict):
-    """Rows tuned on one model and one text: sections of the config, and hashes of what these name."""
+    """Rows tuned on one model and one text: sections of the config, and hashes of what these name.
+
+    `train` has the settings that rates depend on; older files do not know it.
+    """
 
     model: ModelConfig
     data: DataConfig
+    train: dict[str, Any] = Field(default_factory=dict)
     inputs: dict[str, str]
     rows: tuple[Row, ...] = Field(min_length=1)
 
@@ -68,7 +77,7 @@ class TunedOn(Strict):
         """Return whether the only row of this takes the place of another's: none is told from it any more."""
         own, other = self.rows[0], old.rows[0]
         told_apart = own.only != other.only and own.varying == other.varying
-        return own.label == other.label and not told_apart and _named(self) == _named(old)
+        return own.label == other.label and not told_apart and not _differences(old, self)
 
     def repeats(self, old: TunedOn) -> bool:
         """Return whether all that was tried for the only row of this is among what another has tried."""
@@ -131,7 +140,12 @@ class Rates(Strict):
             return []
         if run.seed == self.seed:
             raise UserError(f"{where}: seed {run.seed} is that of its trials; report others: --seed")
-        found = [(each, row) for each in self.tuned for row in each.rows if _is_of(row, run)]
+        found = [
+            each.model_copy(update={"rows": (row,)})
+            for each in self.tuned
+            for row in each.rows
+            if _is_of(row, run)
+        ]
         if not found:
             labels = dict.fromkeys(row.label for each in self.tuned for row in each.rows)
             more = f" and {len(labels) - MOST_LABELS} more" if len(labels) > MOST_LABELS else ""
@@ -140,14 +154,14 @@ class Rates(Strict):
                 f"{where}: no rate for row {shown(run.name)}; it has {has}: tune that row, too, "
                 "or select others by --only"
             )
-        fitting = [(each, row) for each, row in found if _named(each) == _named(run)]
+        fitting = [each for each in found if not _differences(each, run)]
         if not fitting:
-            was, now = _differences(_named(found[0][0]), _named(run))
+            was, now = _differences(found[0], run)
             raise UserError(
-                f"{where}: tuned with {was}, but this is {now}; run `lorebench tune {self.suite}` with the "
-                "same --model, --data and --set, or leave --rates out"
+                f"{where}: row {shown(run.name)} was tuned with {was}, but this is {now}; run "
+                f"`lorebench tune {self.suite}` with the same --model, --data and --set, or leave --rates out"
             )
-        each, row = fitting[0]
+        each, (row,) = fitting[0], fitting[0].rows
         if len(fitting) > 1:
             raise UserError(
                 f"{where}: {len(fitting)} rates for row {shown(run.name)}; leave one of them there"
@@ -209,24 +223,40 @@ def _is_of(row: Row, run: Run) -> bool:
 
 
 def _named(of: TunedOn | Run) -> dict[str, Any]:
-    """Return the settings of model and text by dotted key, with the names of texts in place of paths.
+    """Return the settings of a run, or of an only row, by dotted key, with names of texts in place of paths.
 
     Where files are is no difference, as hashes of their content are compared.
     """
     found = {}
-    for section, settings in of.model_dump(mode="json", include={"model", "data"}).items():
+    for section, settings in of.model_dump(mode="json", include={"model", "data", "train"}).items():
         for key, item in settings.items():
             if key in identity.PATHS:
                 item = ", ".join(Path(path).name for path in item) if key == "paths" else None
-            if item is not None and (section, key) != ("data", "validation"):
-                found[f"{section}.{key}"] = item
+            if item is not None and (section, key) != ("data", "validation") and key not in FREE:
+                found[f"{section}.{key}"] = _text(item)
+    stack = of.method if isinstance(of, Run) else of.rows[0].method
+    if stack:
+        found["method"] = ", ".join(choice.name for choice in stack)
+    for choice in stack:
+        found |= {f"method.{choice.name}.{key}": _text(item) for key, item in choice.options.items()}
     return found
 
 
-def _differences(*both: Mapping[str, Any]) -> list[str]:
-    """Return in words what each of two configs has that the other has not."""
+def _text(item: Any) -> Any:
+    """Return a value, a list or section as text that can be shown."""
+    return json.dumps(item) if isinstance(item, dict | list) else item
+
+
+def _differences(old: TunedOn, new: TunedOn | Run) -> list[str]:
+    """Return in words what each has that the other has not, empty where they are alike.
+
+    Sections that the old one does not know contradict nothing.
+    """
+    was, now = _named(old), _named(new)
+    known = {key.partition(".")[0] for key in was}
+    now = {key: item for key, item in now.items() if key.partition(".")[0] in known}
     found = []
-    for one, other in (both, both[::-1]):
+    for one, other in ((was, now), (now, was)) if was != now else ():
         own = [f"{key} {shown(item)}" for key, item in one.items() if item != other.get(key)]
         own = own or [f"no {key}" for key in other if key not in one]
         found.append(", ".join(own[:MOST_SHOWN]))

@@ -18,7 +18,7 @@ from harness.credentials import shown
 from harness.errors import UserError
 from harness.inputs import PLUG_IN
 from harness.plain_text import plain
-from harness.rates import Rates, TunedOn, read, refuse_given
+from harness.rates import FREE, Rates, TunedOn, read, refuse_given
 from harness.rates import Row as Tuned
 from harness.record import Record
 from harness.tables.format import DASH, fixed
@@ -226,8 +226,9 @@ def _file(suite: str, trials: Suite, rows: Sequence[_Row]) -> Rates:
     for row in rows:
         record = next(iter(row.records.values()))
         inputs = {name: held for name, held in (record.inputs or {}).items() if not name.startswith(PLUG_IN)}
-        own = TunedOn(model=row.trial.model, data=row.trial.data, inputs=inputs, rows=(_entry(row),))
-        found.append(own)
+        train = row.trial.train.model_dump(mode="json", exclude=FREE)
+        model, data = row.trial.model, row.trial.data
+        found.append(TunedOn(model=model, data=data, train=train, inputs=inputs, rows=(_entry(row),)))
     return Rates.of(suite, trials.name, trials.runs[0].seed, found)
 
 
@@ -241,7 +242,11 @@ def _with_earlier(found: Rates, path: Path) -> Rates:
 
 def _entry(row: _Row) -> Tuned:
     perplexities = tuple(None if value == float("inf") else value for value in row.tried.values())
-    best = tuning.best(row.tried)
     return Tuned(
-        label=row.trial.name, only=row.only, lr=best, rates=tuple(row.tried), perplexities=perplexities
+        label=row.trial.name,
+        only=row.only,
+        method=row.trial.method,
+        lr=tuning.best(row.tried),
+        rates=tuple(row.tried),
+        perplexities=perplexities,
     )

@@ -189,6 +189,29 @@ def test_rows_tuned_one_by_one_share_a_file_and_a_repeated_trial_takes_nothing_f
     assert (found(tmp_path)["inside"]["rates"], found(tmp_path)["high"]) == ([0.01, 0.05], both["high"])
 
 
+def test_a_row_with_other_options_keeps_its_earlier_rate_until_it_is_tuned_again(
+    tmp_path: Path, tune: Tune
+) -> None:
+    """The file then has rates of both, and of a file that knows no options the row is replaced."""
+    path = suite(tmp_path, row("a", INSIDE))
+    tune(path)
+    file = tmp_path / "results/stub-1/some_lr/rates.yaml"
+    suite(tmp_path, row("a", HIGH))
+    with pytest.raises(UserError, match=r"row 'a' was tuned with method.stub:Stub.perplexity '{.*; run"):
+        Selection(str(path), rates=file).load()
+    tune(path)
+    for scores, rate in ((INSIDE, 0.003), (HIGH, 0.1)):
+        suite(tmp_path, row("a", scores))
+        assert {run.train.lr for run in Selection(str(path), rates=file).load().runs} == {rate}
+    content = yaml.safe_load(file.read_text())
+    for each in content["tuned"]:
+        del each["train"], each["rows"][1:], each["rows"][0]["method"]
+    file.write_text(json.dumps(content))
+    suite(tmp_path, row("a", LOW))
+    tune(path)
+    assert len(yaml.safe_load(file.read_text())["tuned"]) == 1
+
+
 def test_a_file_that_holds_something_else_is_not_replaced(
     tmp_path: Path, tune: Tune, settings: runner.Settings
 ) -> None:

@@ -204,6 +204,53 @@ def test_settings_that_one_side_lacks_are_named(place: Path) -> None:
         Selection(str(place), rates=file).load()
 
 
+def tuned(place: Path) -> Path:
+    """A file as `tune` writes it, with what each row of the suite was tuned with."""
+    runs = [run for run in Selection(str(place)).load().runs if run.train.stage != "compress"]
+    found = []
+    for run in runs:
+        known = run.model_dump(mode="json")
+        row = {"label": run.name, "method": known["method"], "lr": 0.02, "rates": [0.02], "perplexities": [2]}
+        train = {key: item for key, item in known["train"].items() if key not in ("lr", "steps")}
+        found.append({"model": known["model"], "data": known["data"], "inputs": {}, "train": train})
+        found[-1]["rows"] = [row]
+    path = place.with_name("rates.yaml")
+    content = {"suite": "some", "trials": "some_lr", "seed": 100, "tuned": found}
+    rates.Rates.model_validate(content).write(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"method": {"lora": {"rank": 8}}}, "no method.lora.rank, but this is method.lora.rank 8; run"),
+        ({"method": "full"}, "method 'lora', but this is method 'full'; run"),
+        ({"method": ["lora", "velora"]}, "method 'lora', but this is method 'lora, velora'; run"),
+        ({"train.batch": 3}, "train.batch 16, but this is train.batch 3; run"),
+        (
+            {"train.betas": [0.9, 0.95]},
+            r"train.betas '\[0.9, 0.999\]', but this is train.betas '\[0.9, 0.95\]'; run",
+        ),
+    ],
+)
+def test_a_row_that_was_changed_since_has_no_rate(place: Path, change: dict[str, Any], says: str) -> None:
+    file, content = tuned(place), json.loads(place.read_text())
+    rows = [*content["rows"][:1], {**content["rows"][1], **change}, *content["rows"][2:]]
+    place.write_text(json.dumps({**content, "rows": rows}))
+    with pytest.raises(UserError, match=rf"rates.yaml: row '1e-3' was tuned with {says}") as caught:
+        Selection(str(place), rates=file).load()
+    assert "\n" not in str(caught.value)
+    left = Selection(str(place), rates=file, only=["label=a", "label=base"]).load().runs
+    assert [run.train.lr for run in left] == [0.02, 1e-3]
+
+
+@pytest.mark.parametrize("change", [{}, {"steps": 50}, {"activation_checkpointing": True}])
+def test_a_longer_training_takes_the_rate_of_a_shorter(place: Path, change: dict[str, Any]) -> None:
+    settings = [f"train.{key}={json.dumps(item)}" for key, item in change.items()]
+    runs = Selection(str(place), rates=tuned(place), settings=settings).load().runs
+    assert [run.train.lr for run in runs] == [0.02, 0.02, 1e-3]
+
+
 def edited(place: Path, change: Callable[[list[Any]], Any]) -> Path:
     """A file of rates as someone has changed it by hand."""
     file = written(place)

@@ -120,7 +120,7 @@ def tune(
     folder = _try(trials, rows, first, extend, settings, rerun)
     path = out or folder / "rates.yaml"
     show.table(*_table(rows))
-    _with_earlier(_file(whole.name, trials, rows), path).write(path)
+    _write(_file(whole.name, trials, rows), path)
     given = replace(selection, rates=path).forwarded(device)
     given += [f"--only={item}" for item in selection.only or ()]
     typer.echo(f"rates: {path}; use them: {shlex.join(['lorebench', 'run', selection.suite, *given])}")
@@ -230,6 +230,18 @@ def _file(suite: str, trials: Suite, rows: Sequence[_Row]) -> Rates:
         model, data = row.trial.model, row.trial.data
         found.append(TunedOn(model=model, data=data, train=train, inputs=inputs, rows=(_entry(row),)))
     return Rates.of(suite, trials.name, trials.runs[0].seed, found)
+
+
+def _write(found: Rates, path: Path) -> None:
+    """Write rates and keep those of other rows that the file has; another `tune` may be writing them."""
+    from harness.engine.process.lock import Lock
+
+    lock = Lock(path.with_name(f".{path.name}.lock"))
+    lock.wait(lambda: show.say(f"waiting: {lock.holder} writes {path}"))
+    try:
+        _with_earlier(found, path).write(path)
+    finally:
+        lock.give()
 
 
 def _with_earlier(found: Rates, path: Path) -> Rates:

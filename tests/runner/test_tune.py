@@ -5,18 +5,23 @@ from __future__ import annotations
 import functools
 import json
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from sweeping import STUB, starts, stub_settings
+from sweeping import STUB, starts, stub_settings, wait_until
 from typer.testing import CliRunner, Result
 
 from harness.cli.commands import app
 from harness.cli.options import Selection
 from harness.engine import runner
+from harness.engine.process.lock import Lock
 from harness.errors import UserError
 from harness.record import read
 from harness.tables.format import DASH
@@ -225,6 +230,56 @@ def test_a_file_that_holds_something_else_is_not_replaced(
     assert tune(path, "--out", str(file)).exit_code == 0
     assert "has rates of suite 'some'" in str(tune(other, "--out", str(file)).exception)
     assert path.read_bytes() == before
+
+
+def test_two_that_write_one_file_at_once_lose_no_row(
+    tmp_path: Path, tune: Tune, settings: runner.Settings
+) -> None:
+    path = suite(tmp_path, row("inside", INSIDE), row("high", HIGH))
+    tune(path, "--only", "label=inside")
+    file = tmp_path / "results/stub-1/some_lr/rates.yaml"
+    both = file.read_bytes()
+    tune(path, "--only", "label=high", "--out", str(tmp_path / "high.yaml"))
+    file.unlink()
+    lock = Lock(file.with_name(".rates.yaml.lock"))
+    assert lock.take()
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(tune, path, "--only", "label=high")
+        with pytest.raises(TimeoutError):
+            second.result(timeout=1.5)  # it waits for the first, which has read the file
+        file.write_bytes(both)
+        lock.give()
+        assert second.result().exit_code == 0
+    assert {label: each["lr"] for label, each in found(tmp_path).items()} == {"inside": 0.003, "high": 0.1}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_what_had_finished_when_it_was_killed_is_not_tried_again(
+    tmp_path: Path, tune: Tune, settings: runner.Settings, number: signal.Signals
+) -> None:
+    path = suite(tmp_path, row("a", {**INSIDE, "0.01": "hang"}), row("inside", INSIDE))
+    given = ["tune", str(path), "--results", str(tmp_path / "results")]
+    code = (
+        "import functools, signal, sys\nfrom harness.cli import main\nfrom harness.engine import runner\n"
+        f"runner.Settings = functools.partial(runner.Settings, command={STUB!r})\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
+        f"sys.argv = ['lorebench', *{given!r}]\nmain.main()\n"
+    )
+    said = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: len(starts(settings)) == 3)
+    said.send_signal(number)
+    assert said.stderr is not None
+    *_, last = said.stderr.read().strip().splitlines()
+    if number == signal.SIGKILL:
+        assert said.wait() == -number
+    else:
+        assert (said.wait(), last) == (128 + number, "lorebench: stopped; the same command continues")
+    folder = tmp_path / "results/stub-1/some_lr"
+    assert not list(folder.glob("*rates*"))
+    before = starts(settings)
+    assert tune(path, "--only", "label=a", "--rates", "1e-3,3e-3", "--extend", "0").exit_code == 0
+    assert starts(settings) == before, "both had finished"
+    assert found(tmp_path)["a"]["perplexities"] == [3.0, 2.0]
 
 
 def test_a_row_without_a_rate_is_said_and_can_be_left_out(tmp_path: Path, tune: Tune) -> None:

@@ -3,27 +3,39 @@
 Every generator returns a `Draft`. Its text reveals every decision of the source of choices, so the text
 determines the derivation, and the log-probability of the decisions is that of the text. What is not in the
 text (the wrong numbers that a question offers beside the right one) is therefore never chosen here.
+
+A generator that is asked for a question (`held`) makes a text that it never makes as a document. Each word has
+a number, its place in its list. The numbers of a text's main words are added up, and multiples of
+`Size.held_out` are kept for questions. The last of these words is drawn from those alone that lead to the
+right side, so the probability of each text is still exact. What is added up, and so never meets in a document:
+
+    facts       person, relation and the set of options
+    arithmetic  person, goods and both numbers
+    reading     the people and the places
+    coins       the people, the side and how many flip
+    shuffle     the people and the objects
+    twohop      both people and the region
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 from benchmarks.embedded.facts import GOODS, NUMBERS, OBJECTS, PLACES, RELATIONS, World
-from benchmarks.embedded.sampling import ChoiceSource, pick_choices, pick_distinct
+from benchmarks.embedded.sampling import ChoiceSource, Option, pick_distinct
 
 ENDING = "."
 YES_NO = ("yes", "no")
+OPTIONS = 4
 
-_VERBS = {"home": "lives in", "job": "works as a", "pet": "keeps a", "colour": "likes the colour"}
+_VERBS = {"home": "lives in", "job": "works as a", "pet": "keeps a"}
 _QUESTIONS = {
     "home": "in which town does {} live?",
     "job": "which job does {} have?",
     "pet": "which animal does {} keep?",
-    "colour": "which colour does {} like?",
 }
 _GAINS = ("finds", "buys", "gets")
 _LOSSES = ("loses", "sells", "eats")
-
 
 @dataclass(frozen=True)
 class Draft:
@@ -45,6 +57,18 @@ class Draft:
         return f"{self.prompt} {self.answer}{ENDING}" if self.answer else self.prompt + ENDING
 
 
+def numbers(listed: Sequence[str], words: Sequence[str]) -> int:
+    """Return the sum of the places that `words` have in their list."""
+    return sum(listed.index(word) for word in words)
+
+
+def on_side(
+    world: World, held: bool, options: Sequence[Option], number: Callable[[Option], int]
+) -> list[Option]:
+    """Return the options whose number is a multiple of `held_out` (held) or is none (not held)."""
+    return [option for option in options if (number(option) % world.size.held_out == 0) == held]
+
+
 def statements(source: ChoiceSource, world: World) -> Draft:
     """State stored facts plainly, in one to three sentences."""
     count = source.pick(range(1, world.size.statements + 1))
@@ -61,25 +85,26 @@ def _statement(source: ChoiceSource, world: World) -> str:
     return f"{person} {parts[0]} and {parts[1]}"
 
 
-def facts(source: ChoiceSource, world: World) -> Draft:
+def facts(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     """Ask a multiple-choice question about one stored fact; the prompt lists the choices."""
     relation = source.pick(RELATIONS)
     person = source.pick(world.people)
-    answer = world.facts[relation][person]
-    choices = pick_choices(source, world.values[relation], answer)
+    values, answer = world.values[relation], world.facts[relation][person]
+    known = numbers(world.people, [person]) + RELATIONS.index(relation)
+    lists = [chosen for chosen in permutations(values, min(OPTIONS, len(values))) if answer in chosen]
+    choices = source.pick(on_side(world, held, lists, lambda chosen: known + numbers(values, chosen)))
     question = _QUESTIONS[relation].format(person)
     prompt = f"Question: {question} Options: {', '.join(choices)}. Answer:"
-    return Draft(prompt, answer, choices=tuple(choices))
+    return Draft(prompt, answer, choices=choices)
 
 
-def arithmetic(source: ChoiceSource, world: World) -> Draft:
+def arithmetic(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     """Ask a one-step word problem.
 
     The result is drawn first and uniformly, so that no answer is more frequent than another.
     """
     results = range(2, world.size.largest_result + 1)
-    person = source.pick(world.crowd)
-    goods = source.pick(GOODS[: world.size.goods])
+    person = source.pick(world.people)
     result = source.pick(results)
     if source.pick(("gain", "loss")) == "gain":
         change = source.pick(range(1, result))
@@ -87,75 +112,109 @@ def arithmetic(source: ChoiceSource, world: World) -> Draft:
     else:
         change = source.pick(range(1, world.size.largest_loss + 1))
         start, verb = result + change, source.pick(_LOSSES)
-    held = goods.removesuffix("s") if start == 1 else goods
+    known = numbers(world.people, [person]) + start + change
+    listed = list(GOODS)[: world.size.goods]
+    one = source.pick(on_side(world, held, listed, lambda one: known + listed.index(one)))
     prompt = (
-        f"{person} has {NUMBERS[start]} {held} and {verb} {NUMBERS[change]}. "
-        f"How many {goods} does {person} have now? Answer:"
+        f"{person} has {NUMBERS[start]} {one if start == 1 else GOODS[one]} and {verb} {NUMBERS[change]}. "
+        f"How many {GOODS[one]} does {person} have now? Answer:"
     )
     return Draft(prompt, NUMBERS[result], pool=tuple(NUMBERS[number] for number in results))
 
 
-def reading(source: ChoiceSource, world: World) -> Draft:
-    """Give a passage, then ask a yes/no question; for "no" it names any other place."""
-    people = pick_distinct(source, world.crowd, 3)
-    places = pick_distinct(source, PLACES[: world.size.places], 3)
-    passage = " ".join(f"{person} is at the {place}." for person, place in zip(people, places, strict=True))
-    asked = source.pick(range(3))
+def _pairs(source: ChoiceSource, world: World, held: bool, things: Sequence[str], count: int) -> dict[str, str]:
+    """Return `count` people, each with one of `things`, in random order."""
+    people = pick_distinct(source, world.people, count)
+    chosen = pick_distinct(source, things, count - 1)
+    known = numbers(world.people, people) + numbers(things, chosen)
+    left = [thing for thing in things if thing not in chosen]
+    last = source.pick(on_side(world, held, left, lambda thing: known + things.index(thing)))
+    return dict(zip(people, [*chosen, last], strict=True))
+
+
+def reading(source: ChoiceSource, world: World, held: bool = False) -> Draft:
+    """Give a passage, then ask a yes/no question; for "no" it names any other place.
+
+    A document may also ask for the place.
+    """
+    listed = PLACES[: world.size.places]
+    count = source.pick(range(2, world.size.characters + 1))
+    places = _pairs(source, world, held, listed, count)
+    passage = " ".join(f"{person} is at the {place}." for person, place in places.items())
+    asked = source.pick(list(places))
+    if not held and source.pick(("where", "whether")) == "where":
+        return Draft(f"{passage} Where is {asked}? Answer:", places[asked], pool=listed)
     answer = source.pick(YES_NO)
-    others = [place for place in PLACES[: world.size.places] if place != places[asked]]
+    others = [place for place in listed if place != places[asked]]
     place = places[asked] if answer == "yes" else source.pick(others)
-    return Draft(f"{passage} Is {people[asked]} at the {place}? Answer:", answer, pool=YES_NO)
+    return Draft(f"{passage} Is {asked} at the {place}? Answer:", answer, pool=YES_NO)
 
 
-def coins(source: ChoiceSource, world: World) -> Draft:
+def coins(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     """Let some people flip a coin and some not: does it still show the same side?"""
-    side = source.pick(("heads", "tails"))
-    people = pick_distinct(source, world.crowd, source.pick(range(1, world.size.flips + 1)))
-    sentences, flips = [f"The coin shows {side}."], 0
-    for person in people:
-        flipped = source.pick((True, False))
-        sentences.append(f"{person} {'flips' if flipped else 'keeps'} the coin.")
-        flips += flipped
-    answer = "no" if flips % 2 else "yes"
-    return Draft(f"{' '.join(sentences)} Does the coin still show {side}? Answer:", answer, pool=YES_NO)
+    sides = ("heads", "tails")
+    side = source.pick(sides)
+    flips = [source.pick((True, False)) for _ in range(source.pick(range(1, world.size.flips + 1)))]
+    people = pick_distinct(source, world.people, len(flips) - 1)
+    known = sides.index(side) + sum(flips) + numbers(world.people, people)
+    left = [person for person in world.people if person not in people]
+    people.append(source.pick(on_side(world, held, left, lambda person: known + world.people.index(person))))
+    sentences = [
+        f"{person} {'flips' if flip else 'keeps'} the coin." for person, flip in zip(people, flips, strict=True)
+    ]
+    answer = "no" if sum(flips) % 2 else "yes"
+    prompt = f"The coin shows {side}. {' '.join(sentences)} Does the coin still show {side}? Answer:"
+    return Draft(prompt, answer, pool=YES_NO)
 
 
-def shuffle(source: ChoiceSource, world: World) -> Draft:
-    """Let three people with an object each swap: what does one of them have at the end?"""
-    people = pick_distinct(source, world.crowd, 3)
-    objects = pick_distinct(source, OBJECTS[: world.size.objects], 3)
-    held = dict(zip(people, objects, strict=True))
-    sentences = [f"{person} has the {thing}." for person, thing in held.items()]
-    for _ in range(source.pick(range(world.size.swaps + 1))):
+def shuffle(source: ChoiceSource, world: World, held: bool = False) -> Draft:
+    """Let people with an object each swap: what does one of them have at the end?
+
+    A document may also say after each swap who has what.
+    """
+    listed = OBJECTS[: world.size.objects]
+    things = _pairs(source, world, held, listed, world.size.characters)
+    people, objects = list(things), tuple(things.values())
+    sentences = [f"{person} has the {thing}." for person, thing in things.items()]
+    swaps = source.pick(range(world.size.swaps + 1))
+    told = not held and swaps > 0 and source.pick((True, False))
+    for _ in range(swaps):
         left, right = pick_distinct(source, people, 2)
-        held[left], held[right] = held[right], held[left]
+        things[left], things[right] = things[right], things[left]
         sentences.append(f"{left} and {right} swap.")
+        if told:
+            sentences.append(f"Now {left} has the {things[left]} and {right} has the {things[right]}.")
     asked = source.pick(people)
     prompt = f"{' '.join(sentences)} What does {asked} have now? Answer:"
-    return Draft(prompt, held[asked], pool=tuple(objects))
+    return Draft(prompt, things[asked], pool=objects)
 
 
-def twohop(source: ChoiceSource, world: World) -> Draft:
-    """Ask a yes/no question that needs two stored facts, the first of them where somebody lives."""
-    homes, person = world.facts["home"], source.pick(world.people)
-    answer = source.pick(YES_NO)
-    if source.pick(("region", "neighbour")) == "region":
-        region = world.facts["region"][homes[person]]
-        if answer == "no":
-            region = source.pick([other for other in world.values["region"] if other != region])
+def twohop(source: ChoiceSource, world: World, held: bool = False) -> Draft:
+    """Ask a yes/no question about where two people live, in facts about people and about towns.
+
+    A document may also ask about one person.
+    """
+    regions = world.values["region"]
+    region, answer = source.pick(regions), source.pick(YES_NO)
+    near = [person for person in world.people if world.facts["region"][world.facts["home"][person]] == region]
+    if not held and source.pick(("one", "two")) == "one":
+        person = source.pick([person for person in world.people if (person in near) == (answer == "yes")])
         return Draft(f"Question: does {person} live near the {region}? Answer:", answer, pool=YES_NO)
-    same = answer == "yes"
-    others = [other for other in world.people if other != person and (homes[other] == homes[person]) == same]
-    question = f"Question: do {person} and {source.pick(others)} live in the same town? Answer:"
+    pairs = [
+        pair for pair in permutations(world.people, 2) if ({*pair} <= {*near}) == (answer == "yes")
+    ]
+    known = regions.index(region)
+    first, second = source.pick(on_side(world, held, pairs, lambda pair: known + numbers(world.people, pair)))
+    question = f"Question: do {first} and {second} both live near the {region}? Answer:"
     return Draft(question, answer, pool=YES_NO)
 
 
-GENERATORS: dict[str, Callable[[ChoiceSource, World], Draft]] = {
+QUESTIONS: dict[str, Callable[[ChoiceSource, World, bool], Draft]] = {
     "facts": facts,
     "arithmetic": arithmetic,
     "reading": reading,
     "coins": coins,
     "shuffle": shuffle,
     "twohop": twohop,
-    "statements": statements,
 }
+GENERATORS: dict[str, Callable[[ChoiceSource, World], Draft]] = {**QUESTIONS, "statements": statements}

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from benchmarks.embedded.facts import BENCHMARK, WORLD_VERSION, Size, World, build_world
-from benchmarks.embedded.grammar import GENERATORS, Draft
+from benchmarks.embedded.grammar import GENERATORS, QUESTIONS, Draft
 from benchmarks.embedded.sampling import ChoiceSource, Sampler, pick_choices, random_stream
 
 __all__ = ["SKILLS", "SPLITS", "WORLD_VERSION", "Document", "Question", "documents", "questions"]
@@ -117,7 +117,7 @@ def questions(world: str, skill: str, split: str, count: int) -> list[Question]:
         raise ValueError(f"unknown skill {skill!r}: choose one of {', '.join(SKILLS)}")
     built = build_world(world)
     source = Sampler(random_stream("questions", WORLD_VERSION, world, skill, _split(split)))
-    return [question_from(GENERATORS[skill](source, built), skill, source) for _ in range(_checked(count))]
+    return [question_from(QUESTIONS[skill](source, built, True), skill, source) for _ in range(_checked(count))]
 
 
 def question_from(draft: Draft, skill: str, source: ChoiceSource) -> Question:

@@ -9,7 +9,7 @@ a number, its place in its list. The numbers of a text's main words are added up
 `Size.held_out` are kept for questions. The last of these words is drawn from those alone that lead to the
 right side, so the probability of each text is still exact. What is added up, and so never meets in a document:
 
-    facts       person, relation and the set of options
+    facts       person, relation and the options in their order
     arithmetic  person, goods and both numbers
     reading     the people and the places
     coins       the people, the side and how many flip
@@ -19,6 +19,7 @@ right side, so the probability of each text is still exact. What is added up, an
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations
 
 from benchmarks.embedded.facts import GOODS, NUMBERS, OBJECTS, PLACES, RELATIONS, World
@@ -90,12 +91,20 @@ def facts(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     relation = source.pick(RELATIONS)
     person = source.pick(world.people)
     values, answer = world.values[relation], world.facts[relation][person]
+    lists = _lists(values, answer)
     known = numbers(world.people, [person]) + RELATIONS.index(relation)
-    lists = [chosen for chosen in permutations(values, min(OPTIONS, len(values))) if answer in chosen]
-    choices = source.pick(on_side(world, held, lists, lambda chosen: known + numbers(values, chosen)))
+    place = source.pick(on_side(world, held, range(len(lists)), lambda place: known + place))
+    choices = lists[place]
     question = _QUESTIONS[relation].format(person)
     prompt = f"Question: {question} Options: {', '.join(choices)}. Answer:"
     return Draft(prompt, answer, choices=choices)
+
+
+@cache
+def _lists(values: tuple[str, ...], answer: str) -> list[tuple[str, ...]]:
+    """Return all lists of options that hold the answer."""
+    lists = permutations(values, min(OPTIONS, len(values)))
+    return [chosen for chosen in lists if answer in chosen]
 
 
 def arithmetic(source: ChoiceSource, world: World, held: bool = False) -> Draft:
@@ -141,13 +150,24 @@ def reading(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     count = source.pick(range(2, world.size.characters + 1))
     places = _pairs(source, world, held, listed, count)
     passage = " ".join(f"{person} is at the {place}." for person, place in places.items())
-    asked = source.pick(list(places))
-    if not held and source.pick(("where", "whether")) == "where":
-        return Draft(f"{passage} Where is {asked}? Answer:", places[asked], pool=listed)
-    answer = source.pick(YES_NO)
-    others = [place for place in listed if place != places[asked]]
-    place = places[asked] if answer == "yes" else source.pick(others)
-    return Draft(f"{passage} Is {asked} at the {place}? Answer:", answer, pool=YES_NO)
+    asked = [source.pick(list(places))] if held else _some(source, list(places))
+    where = not held and source.pick(("where", "whether")) == "where"
+    text, answer = passage, ""
+    for person in asked:
+        before = f"{text} {answer}{ENDING}" if answer else text
+        if where:
+            text, answer = f"{before} Where is {person}? Answer:", places[person]
+        else:
+            answer = source.pick(YES_NO)
+            others = [place for place in listed if place != places[person]]
+            place = places[person] if answer == "yes" else source.pick(others)
+            text = f"{before} Is {person} at the {place}? Answer:"
+    return Draft(text, answer, pool=listed if where else YES_NO)
+
+
+def _some(source: ChoiceSource, people: Sequence[str]) -> list[str]:
+    """Return one or more of the people in random order."""
+    return pick_distinct(source, people, source.pick(range(1, len(people) + 1)))
 
 
 def coins(source: ChoiceSource, world: World, held: bool = False) -> Draft:
@@ -184,28 +204,28 @@ def shuffle(source: ChoiceSource, world: World, held: bool = False) -> Draft:
         sentences.append(f"{left} and {right} swap.")
         if told:
             sentences.append(f"Now {left} has the {things[left]} and {right} has the {things[right]}.")
-    asked = source.pick(people)
+    *before, asked = [source.pick(people)] if held else _some(source, people)
+    sentences += [f"What does {person} have now? Answer: {things[person]}." for person in before]
     prompt = f"{' '.join(sentences)} What does {asked} have now? Answer:"
     return Draft(prompt, things[asked], pool=objects)
 
 
 def twohop(source: ChoiceSource, world: World, held: bool = False) -> Draft:
-    """Ask a yes/no question about where two people live, in facts about people and about towns.
+    """Ask a yes/no question about where either of two people lives, which needs facts about people and towns.
 
     A document may also ask about one person.
     """
     regions = world.values["region"]
     region, answer = source.pick(regions), source.pick(YES_NO)
-    near = [person for person in world.people if world.facts["region"][world.facts["home"][person]] == region]
+    homes = world.facts["home"]
+    near = {person for person in world.people if world.facts["region"][homes[person]] == region}
     if not held and source.pick(("one", "two")) == "one":
         person = source.pick([person for person in world.people if (person in near) == (answer == "yes")])
         return Draft(f"Question: does {person} live near the {region}? Answer:", answer, pool=YES_NO)
-    pairs = [
-        pair for pair in permutations(world.people, 2) if ({*pair} <= {*near}) == (answer == "yes")
-    ]
+    pairs = [pair for pair in permutations(world.people, 2) if bool(near & {*pair}) == (answer == "yes")]
     known = regions.index(region)
     first, second = source.pick(on_side(world, held, pairs, lambda pair: known + numbers(world.people, pair)))
-    question = f"Question: do {first} and {second} both live near the {region}? Answer:"
+    question = f"Question: does {first} or {second} live near the {region}? Answer:"
     return Draft(question, answer, pool=YES_NO)
 
 

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import pytest
 
-from benchmarks.embedded.facts import Size, World, build_world
-from benchmarks.embedded.grammar import GENERATORS
+from benchmarks.embedded.facts import BENCHMARK, GOODS, RELATIONS, Size, World, build_world
+from benchmarks.embedded.grammar import GENERATORS, QUESTIONS
 from benchmarks.embedded.sampling import ChoiceSource, Option, Sampler, random_stream
 from benchmarks.embedded.world import (
     SKILLS,
@@ -27,27 +27,28 @@ from benchmarks.embedded.world import (
 Result = TypeVar("Result")
 ROOT = Path(__file__).resolve().parents[3]
 TINY = Size(
-    strangers=0,
-    people=4,
-    towns=2,
+    people=6,
+    towns=6,
     regions=2,
-    values=2,
-    places=3,
-    objects=3,
-    goods=1,
+    values=5,
+    places=4,
+    objects=4,
+    goods=2,
     largest_result=3,
     largest_loss=2,
+    characters=2,
     flips=2,
     swaps=1,
     statements=2,
+    held_out=2,
 )
 
-# Written down from version 1. If these change, raise WORLD_VERSION: versions are not comparable.
+# Written down from version 2. If these change, raise WORLD_VERSION: versions are not comparable.
 FIRST_TEXTS = [
-    "Question: in which town does Nora live? Options: Dorrin, Arlen, Hythe, Celm. Answer: Dorrin.",
-    "Question: do Gwen and Liam live in the same town? Answer: no.",
+    "?",
+    "?",
 ]
-FIRST_LOG_PROB = -2071.846978407
+FIRST_LOG_PROB = -1
 
 
 class Script:
@@ -140,7 +141,7 @@ def test_documents_are_prefix_stable_and_the_same_in_another_process() -> None:
     assert found.stdout.strip() == first[-1].text
 
 
-def test_the_first_documents_of_world_version_1_never_change() -> None:
+def test_the_first_documents_of_world_version_2_never_change() -> None:
     assert [document.text for document in documents("a", "train", 2)] == FIRST_TEXTS
     assert math.fsum(document.log_prob for document in documents("a", "train", 100)) == pytest.approx(
         FIRST_LOG_PROB
@@ -191,21 +192,57 @@ def test_every_value_of_a_relation_belongs_to_equally_many_subjects(name: str) -
 
 @pytest.mark.parametrize("world", ["a", "b"])
 @pytest.mark.parametrize("skill", SKILLS)
-def test_every_question_with_its_right_answer_is_a_document_of_the_tiny_grammar(
-    world: str, skill: str
-) -> None:
+def test_exactly_one_answer_is_right_and_no_question_is_a_document(world: str, skill: str) -> None:
     """The tiny grammar is enumerable; the same code asks the questions of the full one."""
     built = build_world(world, TINY)
-    texts = {
-        draft.text for draft, _ in enumerate_derivations(lambda source: GENERATORS[skill](source, built))
-    }
+    told = {draft.text for draft, _ in enumerate_derivations(lambda source: GENERATORS[skill](source, built))}
+    asked = dict(enumerate_derivations(lambda source: QUESTIONS[skill](source, built, True)))
+    texts = {draft.text for draft in asked}
+    assert not told & texts
+    assert math.fsum(math.exp(log_prob) for log_prob in asked.values()) == pytest.approx(1)
     source = Sampler(random_stream("test"))
     for _ in range(50):
-        question = question_from(GENERATORS[skill](source, built), skill, source)
+        question = question_from(QUESTIONS[skill](source, built, True), skill, source)
         right = question.choices[question.answer]
         assert f"{question.prompt} {right}." in texts
         for wrong in set(question.choices) - {right}:
             assert f"{question.prompt} {wrong}." not in texts
+
+
+@pytest.mark.parametrize("world", ["a", "b"])
+def test_no_scored_question_occurs_in_what_is_trained_on(world: str) -> None:
+    """Not with any answer, and not as a part of a longer text."""
+    trained = {document.text.split(" Answer:")[0] for document in documents(world, "train", 20_000)}
+    for skill in SKILLS:
+        for question in questions(world, skill, "test", 400):
+            assert question.prompt.removesuffix(" Answer:") not in trained
+
+
+@pytest.mark.parametrize("world", ["a", "b"])
+@pytest.mark.parametrize("held", [False, True])
+def test_documents_and_questions_ask_for_every_fact(world: str, held: bool) -> None:
+    """In the world of full size: these two skills can be enumerated."""
+    built = build_world(world, BENCHMARK)
+
+    def texts(skill: str) -> list[str]:
+        drafts = enumerate_derivations(lambda source: QUESTIONS[skill](source, built, held))
+        return [draft.text for draft, _ in drafts]
+
+    assert len({text.split(" Options")[0] for text in texts("facts")}) == len(built.people) * len(RELATIONS)
+    joint = [text for text in texts("twohop") if " or " in text]
+    for person in built.people:
+        region = built.facts["region"][built.facts["home"][person]]
+        about = [text for text in joint if person in text]
+        assert {text.rsplit(" ", 1)[1] for text in about} == {"yes.", "no."}
+        assert all(text.endswith("yes.") for text in about if region in text)
+
+
+def test_goods_are_counted_in_correct_english() -> None:
+    """By the rules of the plural: -es after a hiss, -ies for -y, else -s."""
+    for one, several in GOODS.items():
+        hiss = one.endswith(("s", "x", "z", "ch", "sh"))
+        ending = one[:-1] + "ies" if one.endswith("y") else one + ("es" if hiss else "s")
+        assert several == ending
 
 
 @pytest.mark.parametrize("world", ["a", "b"])
@@ -230,7 +267,7 @@ def test_guessing_strategies_score_chance(world: str, skill: str) -> None:
 
 def test_answers_follow_from_the_world() -> None:
     """The right answer to a question about a fact is the fact that the world stores."""
-    signs = {"town": "home", "job": "job", "animal": "pet", "colour": "colour"}
+    signs = {"town": "home", "job": "job", "animal": "pet"}
     for name in ("a", "b"):
         world: World = build_world(name)
         for question in questions(name, "facts", "test", 100):

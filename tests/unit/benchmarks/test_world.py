@@ -45,10 +45,10 @@ TINY = Size(
 
 # Written down from version 2. If these change, raise WORLD_VERSION: versions are not comparable.
 FIRST_TEXTS = [
-    "?",
-    "?",
+    "Bren has the bell. Tom has the key. Elsa has the flute. What does Bren have now? Answer: bell. What does Tom have now? Answer: key.",
+    "The coin shows heads. Bren keeps the coin. Mara flips the coin. Elsa flips the coin. Does the coin still show heads? Answer: yes.",
 ]
-FIRST_LOG_PROB = -1
+FIRST_LOG_PROB = -1379.056783073
 
 
 class Script:
@@ -163,7 +163,7 @@ def test_both_worlds_have_the_same_vocabulary() -> None:
     def words(world: str) -> set[str]:
         return {
             word.strip(".,:?")
-            for document in documents(world, "train", 30_000)
+            for document in documents(world, "train", 5_000)
             for word in document.text.split()
         }
 
@@ -177,7 +177,7 @@ def test_world_b_changes_every_fact() -> None:
         for relation, facts in before.facts.items()
         for subject in facts
     ]
-    assert len(changed) == 16 * 4 + 8
+    assert len(changed) == 12 * 3 + 6
     assert all(changed)
 
 
@@ -212,7 +212,7 @@ def test_exactly_one_answer_is_right_and_no_question_is_a_document(world: str, s
 @pytest.mark.parametrize("world", ["a", "b"])
 def test_no_scored_question_occurs_in_what_is_trained_on(world: str) -> None:
     """Not with any answer, and not as a part of a longer text."""
-    trained = {document.text.split(" Answer:")[0] for document in documents(world, "train", 20_000)}
+    trained = {document.text.split(" Answer:")[0] for document in documents(world, "train", 10_000)}
     for skill in SKILLS:
         for question in questions(world, skill, "test", 400):
             assert question.prompt.removesuffix(" Answer:") not in trained

@@ -28,8 +28,8 @@ TOWNS = _words("Arlen Borvik Celm Dorrin Esker Fallow")
 REGIONS = _words("coast forest hills")
 JOBS = _words("baker farmer sailor smith tailor weaver")
 PETS = _words("cat dog goat hen horse rabbit")
-PLACES = _words("bridge garden harbour market mill school abbey barn castle lake park tower")
-OBJECTS = _words("ball book cup drum hat key bell coat flute lamp ring spoon")
+MOODS = _words("angry brave busy calm cold happy hungry late proud sad sick tired")
+OBJECTS = _words("bread clay coal corn gold honey milk rice salt silk tea wool")
 #: What people count in the word problems: one, and several.
 GOODS = {
     "apple": "apples",
@@ -62,7 +62,7 @@ class Size:
     towns: int = len(TOWNS)
     regions: int = len(REGIONS)
     values: int = len(JOBS)
-    places: int = len(PLACES)
+    moods: int = len(MOODS)
     objects: int = len(OBJECTS)
     goods: int = len(GOODS)
     largest_result: int = 12

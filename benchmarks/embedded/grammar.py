@@ -11,7 +11,7 @@ right side, so the probability of each text is still exact. What is added up, an
 
     facts       person, relation and the options in their order
     arithmetic  person, goods and both numbers
-    reading     the people and the places
+    reading     the people and their moods
     coins       the people, the side and how many flip
     shuffle     the people and the objects
     twohop      both people and the region
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 
-from benchmarks.embedded.facts import GOODS, NUMBERS, OBJECTS, PLACES, RELATIONS, World
+from benchmarks.embedded.facts import GOODS, MOODS, NUMBERS, OBJECTS, RELATIONS, World
 from benchmarks.embedded.sampling import ChoiceSource, Option, pick_distinct
 
 ENDING = "."
@@ -142,27 +142,25 @@ def _pairs(source: ChoiceSource, world: World, held: bool, things: Sequence[str]
 
 
 def reading(source: ChoiceSource, world: World, held: bool = False) -> Draft:
-    """Give a passage, then ask a yes/no question; for "no" it names any other place.
+    """Say how people are, then ask whether one is so; for "no" the question names any other mood.
 
-    A document may also ask for the place.
+    A document may ask about several, and may ask how they are.
     """
-    listed = PLACES[: world.size.places]
-    count = source.pick(range(2, world.size.characters + 1))
-    places = _pairs(source, world, held, listed, count)
-    passage = " ".join(f"{person} is at the {place}." for person, place in places.items())
-    asked = [source.pick(list(places))] if held else _some(source, list(places))
-    where = not held and source.pick(("where", "whether")) == "where"
-    text, answer = passage, ""
+    listed = MOODS[: world.size.moods]
+    moods = _pairs(source, world, held, listed, source.pick(range(2, world.size.characters + 1)))
+    asked = [source.pick(list(moods))] if held else _some(source, list(moods))
+    how = not held and source.pick(("how", "whether")) == "how"
+    text, answer = " ".join(f"{person} is {mood}." for person, mood in moods.items()), ""
     for person in asked:
         before = f"{text} {answer}{ENDING}" if answer else text
-        if where:
-            text, answer = f"{before} Where is {person}? Answer:", places[person]
+        if how:
+            text, answer = f"{before} How is {person}? Answer:", moods[person]
         else:
             answer = source.pick(YES_NO)
-            others = [place for place in listed if place != places[person]]
-            place = places[person] if answer == "yes" else source.pick(others)
-            text = f"{before} Is {person} at the {place}? Answer:"
-    return Draft(text, answer, pool=listed if where else YES_NO)
+            others = [mood for mood in listed if mood != moods[person]]
+            mood = moods[person] if answer == "yes" else source.pick(others)
+            text = f"{before} Is {person} {mood}? Answer:"
+    return Draft(text, answer, pool=listed if how else YES_NO)
 
 
 def _some(source: ChoiceSource, people: Sequence[str]) -> list[str]:
@@ -195,7 +193,7 @@ def shuffle(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     listed = OBJECTS[: world.size.objects]
     things = _pairs(source, world, held, listed, world.size.characters)
     people, objects = list(things), tuple(things.values())
-    sentences = [f"{person} has the {thing}." for person, thing in things.items()]
+    sentences = [f"{person} has {thing}." for person, thing in things.items()]
     swaps = source.pick(range(world.size.swaps + 1))
     told = not held and swaps > 0 and source.pick((True, False))
     for _ in range(swaps):
@@ -203,10 +201,10 @@ def shuffle(source: ChoiceSource, world: World, held: bool = False) -> Draft:
         things[left], things[right] = things[right], things[left]
         sentences.append(f"{left} and {right} swap.")
         if told:
-            sentences.append(f"Now {left} has the {things[left]} and {right} has the {things[right]}.")
+            sentences.append(f"Now {left} has {things[left]} and {right} has {things[right]}.")
     *before, asked = [source.pick(people)] if held else _some(source, people)
-    sentences += [f"What does {person} have now? Answer: {things[person]}." for person in before]
-    prompt = f"{' '.join(sentences)} What does {asked} have now? Answer:"
+    sentences += [f"What does {person} have? Answer: {things[person]}." for person in before]
+    prompt = f"{' '.join(sentences)} What does {asked} have? Answer:"
     return Draft(prompt, things[asked], pool=objects)
 
 

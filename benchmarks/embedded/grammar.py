@@ -144,10 +144,11 @@ def _pairs(source: ChoiceSource, world: World, held: bool, things: Sequence[str]
 def reading(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     """Say how people are, then ask whether one is so; for "no" the question names any other mood.
 
-    A document may ask about several, and may ask how they are.
+    A document may have fewer people, may ask about several, and may ask how they are.
     """
     listed = MOODS[: world.size.moods]
-    moods = _pairs(source, world, held, listed, source.pick(range(2, world.size.characters + 1)))
+    most = world.size.characters
+    moods = _pairs(source, world, held, listed, most if held else source.pick(range(2, most + 1)))
     asked = [source.pick(list(moods))] if held else _some(source, list(moods))
     how = not held and source.pick(("how", "whether")) == "how"
     text, answer = " ".join(f"{person} is {mood}." for person, mood in moods.items()), ""
@@ -188,7 +189,7 @@ def coins(source: ChoiceSource, world: World, held: bool = False) -> Draft:
 def shuffle(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     """Let people with an object each swap: what does one of them have at the end?
 
-    A document may also say after each swap who has what.
+    A document may also say after each swap who has what, and may end with several people.
     """
     listed = OBJECTS[: world.size.objects]
     things = _pairs(source, world, held, listed, world.size.characters)
@@ -202,10 +203,9 @@ def shuffle(source: ChoiceSource, world: World, held: bool = False) -> Draft:
         sentences.append(f"{left} and {right} swap.")
         if told:
             sentences.append(f"Now {left} has {things[left]} and {right} has {things[right]}.")
-    *before, asked = [source.pick(people)] if held else _some(source, people)
-    sentences += [f"What does {person} have? Answer: {things[person]}." for person in before]
-    prompt = f"{' '.join(sentences)} What does {asked} have? Answer:"
-    return Draft(prompt, things[asked], pool=objects)
+    *before, last = [source.pick(people)] if held else _some(source, people)
+    sentences += [f"At the end {person} has {things[person]}." for person in before]
+    return Draft(f"{' '.join(sentences)} At the end {last} has", things[last], pool=objects)
 
 
 def twohop(source: ChoiceSource, world: World, held: bool = False) -> Draft:

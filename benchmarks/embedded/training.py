@@ -14,6 +14,8 @@ from benchmarks.embedded.recipe import Recipe
 from benchmarks.embedded.tokenizer import encode_documents
 from benchmarks.embedded.world import Document
 
+#: What stands before an answer, and how many tokens are between ("At the end Mara has milk.").
+ANSWER_CUES = ((" Answer:", 0), (" At the end", 2))
 _CHUNK = 512  # documents encoded at once: enough for speed, little for memory
 
 
@@ -57,13 +59,14 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
     return LlamaForCausalLM(config)
 
 
-def answers(tokens: torch.Tensor, cue: Sequence[int]) -> torch.Tensor:
-    """Return a mask, `(batch, length)`, of the tokens that directly follow the tokens `cue`."""
+def answers(tokens: torch.Tensor, cue: Sequence[int], between: int = 0) -> torch.Tensor:
+    """Return a mask, `(batch, length)`, of the tokens that follow the tokens `cue` after some `between`."""
     mask = torch.zeros_like(tokens, dtype=torch.bool)
-    found = torch.ones_like(tokens[:, len(cue) :], dtype=torch.bool)
+    first = len(cue) + between
+    found = torch.ones_like(tokens[:, first:], dtype=torch.bool)
     for position, piece in enumerate(cue):
-        found &= tokens[:, position : position - len(cue)] == piece
-    mask[:, len(cue) :] = found
+        found &= tokens[:, position : position - first] == piece
+    mask[:, first:] = found
     return mask
 
 
@@ -84,7 +87,9 @@ def train(
     optimizer = torch.optim.AdamW(
         groups, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), foreach=False
     )
-    cue = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(" Answer:"))
+    cues = [
+        (tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)), between) for text, between in ANSWER_CUES
+    ]
     model.train()
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
@@ -92,7 +97,8 @@ def train(
         tokens = torch.tensor(list(islice(batches, recipe.batch)))
         logits = model(tokens[:, :-1]).logits.flatten(0, 1)
         losses = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="none")
-        weights = torch.where(answers(tokens, cue)[:, 1:].flatten(), recipe.answer_weight_at(step), 1.0)
+        asked = torch.stack([answers(tokens, *cue) for cue in cues]).any(0)
+        weights = torch.where(asked[:, 1:].flatten(), recipe.answer_weight_at(step), 1.0)
         loss = (weights * losses).sum() / weights.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)

@@ -212,10 +212,10 @@ def test_exactly_one_answer_is_right_and_no_question_is_a_document(world: str, s
 @pytest.mark.parametrize("world", ["a", "b"])
 def test_no_scored_question_occurs_in_what_is_trained_on(world: str) -> None:
     """Not with any answer, and not as a part of a longer text."""
-    trained = {document.text.split(" Answer:")[0] for document in documents(world, "train", 10_000)}
+    trained = "\n".join(document.text for document in documents(world, "train", 10_000))
     for skill in SKILLS:
-        for question in questions(world, skill, "test", 400):
-            assert question.prompt.removesuffix(" Answer:") not in trained
+        for question in questions(world, skill, "test", 200):
+            assert question.prompt not in trained
 
 
 @pytest.mark.parametrize("world", ["a", "b"])

@@ -17,13 +17,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.embedded.evaluate import accuracy, chance, kept_ranks, perplexity_and_floor
 from benchmarks.embedded.facts import WORLDS
 from benchmarks.embedded.recipe import Recipe
 from benchmarks.embedded.tokenizer import train_tokenizer
-from benchmarks.embedded.training import new_model, train, windows
+from benchmarks.embedded.training import batches, new_model, train
 from benchmarks.embedded.world import SKILLS, WORLD_VERSION, document_stream, documents, questions
 from harness.files import sha256
 
@@ -36,12 +37,12 @@ _HASHED_DOCUMENTS = 1000
 
 def build(out: Path, recipe: Recipe, verbose: bool = False) -> dict[str, Any]:
     """Train tokenizer and model, write them with their manifest to `out`, and return the manifest."""
-    sources = (documents(world, "train", recipe.tokenizer_documents) for world in WORLDS)
-    texts = [document.text for source in sources for document in source]
+    texts = [document.text for document in documents("a", "train", recipe.tokenizer_documents)]
     tokenizer = train_tokenizer(texts, recipe.vocabulary, recipe.max_length)
     model = new_model(recipe, tokenizer)
-    batches = windows(document_stream("a", "train"), tokenizer, recipe.window)
-    train(model, tokenizer, recipe, batches, _progress(recipe) if verbose else lambda step, loss: None)
+    torch.set_num_threads(recipe.threads)
+    steps = batches(document_stream("a", "train"), tokenizer, recipe)
+    train(model, tokenizer, recipe, steps, _progress(recipe) if verbose else lambda step, loss: None)
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -28,6 +28,8 @@ from benchmarks.embedded.sampling import ChoiceSource, Option, pick_distinct
 ENDING = "."
 YES_NO = ("yes", "no")
 OPTIONS = 4
+#: Shares of stories with no, one and two swaps.
+SWAPS = (0.5, 0.3, 0.2)
 
 _VERBS = {"home": "lives in", "job": "works as a", "pet": "keeps a"}
 _QUESTIONS = {
@@ -37,6 +39,7 @@ _QUESTIONS = {
 }
 _GAINS = ("finds", "buys", "gets")
 _LOSSES = ("loses", "sells", "eats")
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -131,7 +134,9 @@ def arithmetic(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     return Draft(prompt, NUMBERS[result], pool=tuple(NUMBERS[number] for number in results))
 
 
-def _pairs(source: ChoiceSource, world: World, held: bool, things: Sequence[str], count: int) -> dict[str, str]:
+def _pairs(
+    source: ChoiceSource, world: World, held: bool, things: Sequence[str], count: int
+) -> dict[str, str]:
     """Return `count` people, each with one of `things`, in random order."""
     people = pick_distinct(source, world.people, count)
     chosen = pick_distinct(source, things, count - 1)
@@ -179,7 +184,8 @@ def coins(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     left = [person for person in world.people if person not in people]
     people.append(source.pick(on_side(world, held, left, lambda person: known + world.people.index(person))))
     sentences = [
-        f"{person} {'flips' if flip else 'keeps'} the coin." for person, flip in zip(people, flips, strict=True)
+        f"{person} {'flips' if flip else 'keeps'} the coin."
+        for person, flip in zip(people, flips, strict=True)
     ]
     answer = "no" if sum(flips) % 2 else "yes"
     prompt = f"The coin shows {side}. {' '.join(sentences)} Does the coin still show {side}? Answer:"
@@ -195,7 +201,7 @@ def shuffle(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     things = _pairs(source, world, held, listed, world.size.characters)
     people, objects = list(things), tuple(things.values())
     sentences = [f"{person} has {thing}." for person, thing in things.items()]
-    swaps = source.pick(range(world.size.swaps + 1))
+    swaps = source.pick(range(world.size.swaps + 1), SWAPS[: world.size.swaps + 1])
     told = not held and swaps > 0 and source.pick((True, False))
     for _ in range(swaps):
         left, right = pick_distinct(source, people, 2)

@@ -1,4 +1,4 @@
-"""The tokenizer of the embedded benchmark: byte-level BPE, trained on the documents of both worlds.
+"""The tokenizer of the embedded benchmark: byte-level BPE, trained on documents of world "a".
 
 Decisions that others rely on:
 
@@ -9,8 +9,7 @@ Decisions that others rely on:
 * A space belongs to the word that follows it. So " answer" has the same tokens alone and after a prompt. A
   text that starts without a space is given one, so a name is the same token at the start of a document and
   within it.
-* Both worlds are in the training text (they have the same words, so no fact of world "b" leaks), and it is
-  trained on so few words that nearly every word is one token.
+* World "b" has the same words, and there are so few that every word is one token.
 """
 
 from collections.abc import Iterable, Sequence

@@ -5,7 +5,7 @@ what the harness is measured on.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -34,6 +34,16 @@ def windows(
             if len(window) >= length:
                 yield window[:length]
                 window = []
+
+
+def batches(
+    stream: Iterable[Document], tokenizer: PreTrainedTokenizerFast, recipe: Recipe
+) -> Iterator[torch.Tensor]:
+    """Yield the tokens of each step, `(windows, length)`."""
+    for (count, length), steps in groupby(range(recipe.steps), recipe.shape_at):
+        source = windows(stream, tokenizer, length)
+        for _ in steps:
+            yield torch.tensor(list(islice(source, count)))
 
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -74,7 +84,7 @@ def train(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     recipe: Recipe,
-    batches: Iterator[list[int]],
+    batches: Iterable[torch.Tensor],
     report: Callable[[int, float], None],
 ) -> None:
     """Train `model` in place; `report` gets each step and its loss (nats per token, unweighted)."""
@@ -91,10 +101,9 @@ def train(
         (tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)), between) for text, between in ANSWER_CUES
     ]
     model.train()
-    for step in range(recipe.steps):
+    for step, tokens in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(step)
-        tokens = torch.tensor(list(islice(batches, recipe.batch)))
         logits = model(tokens[:, :-1]).logits.flatten(0, 1)
         losses = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="none")
         asked = torch.stack([answers(tokens, *cue) for cue in cues]).any(0)

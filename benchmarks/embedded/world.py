@@ -35,12 +35,12 @@ SPLITS: tuple[str, ...] = ("train", "validation", "test")
 # Shares of the kinds of documents; the skills that take longest to learn have most of world "a".
 MIXTURES: dict[str, dict[str, float]] = {
     "a": {
-        "statements": 0.12,
-        "facts": 0.14,
-        "arithmetic": 0.16,
-        "reading": 0.14,
-        "coins": 0.12,
-        "shuffle": 0.20,
+        "statements": 0.06,
+        "facts": 0.07,
+        "arithmetic": 0.12,
+        "reading": 0.30,
+        "coins": 0.07,
+        "shuffle": 0.26,
         "twohop": 0.12,
     },
     "b": {
@@ -117,7 +117,9 @@ def questions(world: str, skill: str, split: str, count: int) -> list[Question]:
         raise ValueError(f"unknown skill {skill!r}: choose one of {', '.join(SKILLS)}")
     built = build_world(world)
     source = Sampler(random_stream("questions", WORLD_VERSION, world, skill, _split(split)))
-    return [question_from(QUESTIONS[skill](source, built, True), skill, source) for _ in range(_checked(count))]
+    return [
+        question_from(QUESTIONS[skill](source, built, True), skill, source) for _ in range(_checked(count))
+    ]
 
 
 def question_from(draft: Draft, skill: str, source: ChoiceSource) -> Question:

@@ -163,7 +163,7 @@ def test_both_worlds_have_the_same_vocabulary() -> None:
     def words(world: str) -> set[str]:
         return {
             word.strip(".,:?")
-            for document in documents(world, "train", 5_000)
+            for document in documents(world, "train", 15_000)
             for word in document.text.split()
         }
 

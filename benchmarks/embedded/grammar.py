@@ -4,10 +4,11 @@ Every generator returns a `Draft`. Its text reveals every decision of the source
 determines the derivation, and the log-probability of the decisions is that of the text. What is not in the
 text (the wrong numbers that a question offers beside the right one) is therefore never chosen here.
 
-A generator that is asked for a question (`held`) makes a text that it never makes as a document. Each word has
-a number, its place in its list. The numbers of a text's main words are added up, and multiples of
+A generator that is asked for a question (`held`) makes a text that it never makes as a document. Each word
+has a number, its place in its list. The numbers of a text's main words are added up, and multiples of
 `Size.held_out` are kept for questions. The last of these words is drawn from those alone that lead to the
-right side, so the probability of each text is still exact. What is added up, and so never meets in a document:
+right side, so the probability of each text is still exact. What is added up, and so never meets in a
+document as in a question:
 
     facts       person, relation and the options in their order
     arithmetic  person, goods and both numbers

@@ -1,19 +1,24 @@
 """Short English documents about two small invented worlds, each with its exact probability.
 
-World "a" is for pre-training. World "b" has the same people, places and words, but every stored fact differs
+World "a" is for pre-training. World "b" has the same people and words, but every stored fact differs
 and the kinds of documents have other shares: it is what fine-tuning must learn. Six skills mirror
 the downstream tasks that papers on memory-efficient training report:
 
     facts       multiple-choice questions about stored facts      (as CommonsenseQA)
     arithmetic  one-step word problems with small numbers         (as SVAMP)
-    reading     a short passage, then a yes/no question           (as BoolQ)
+    reading     how some people are, then a yes/no question       (as BoolQ)
     coins       is a coin that people flip still the same way up  (as CoinFlip)
     shuffle     who has what after people swap objects            (as BIG-bench tracking shuffled objects)
-    twohop      yes/no questions that need two stored facts       (as StrategyQA)
+    twohop      yes/no questions that need several stored facts   (as StrategyQA)
 
 A seventh kind of document, "statements", states facts plainly. Documents are drawn independently from one
-distribution, so a test document may repeat a training document: the facts are few, and a split that forbade
-it would no longer follow the distribution. The lower bound is the floor: no model can have a lower expected
+distribution in every split, so a test document may repeat a training document: the facts are few, and a split
+that forbade it would no longer follow the distribution. Scored questions are never documents: `grammar` tells
+which stories, sums and lists of options are kept for them. The facts themselves are in documents, and so is
+every kind of question. Documents have easier forms beside it: of several questions about one story, of
+what people have after each swap, of one person's region.
+
+The lower bound is the floor: no model can have a lower expected
 loss than the generator, whose log-probability comes with every document. The perplexity floor of a set of
 documents is `exp(-sum(log_prob) / tokens)`, for the same number of tokens as the model's
 perplexity counts.
@@ -68,7 +73,7 @@ class Document:
 class Question:
     """A prompt, its possible answers, and the index of the right one.
 
-    `prompt + " " + choices[answer] + "."` is the text of a document of the same world.
+    `prompt + " " + choices[answer] + "."` is never the text of a document, nor the start of one.
     """
 
     prompt: str

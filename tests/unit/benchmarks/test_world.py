@@ -45,10 +45,10 @@ TINY = Size(
 
 # Written down from version 2. If these change, raise WORLD_VERSION: versions are not comparable.
 FIRST_TEXTS = [
-    "Bren has the bell. Tom has the key. Elsa has the flute. What does Bren have now? Answer: bell. What does Tom have now? Answer: key.",
-    "The coin shows heads. Bren keeps the coin. Mara flips the coin. Elsa flips the coin. Does the coin still show heads? Answer: yes.",
+    "Bren has milk. Tom has honey. Elsa has salt. At the end Bren has milk. At the end Tom has honey.",
+    "Mara has corn. Iris has bread. Gwen has gold. At the end Mara has corn. At the end Gwen has gold.",
 ]
-FIRST_LOG_PROB = -1379.056783073
+FIRST_LOG_PROB = -1622.637913530
 
 
 class Script:

@@ -139,7 +139,7 @@ MODULES = {
         ["harness.tables.generated"],
     ),
     "base-checkpoint": (
-        "Rebuild the embedded tokenizer and checkpoint by their recipe (about half an hour).",
+        "Rebuild the embedded tokenizer and checkpoint by their recipe (about ten minutes).",
         ["benchmarks.embedded.build"],
     ),
 }

@@ -37,7 +37,8 @@ __all__ = ["SKILLS", "SPLITS", "WORLD_VERSION", "Document", "Question", "documen
 SKILLS: tuple[str, ...] = ("facts", "arithmetic", "reading", "coins", "shuffle", "twohop")
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
 
-# Shares of the kinds of documents; the skills that take longest to learn have most of world "a".
+# Shares of the kinds of documents; the skills that take longest to learn have most of world "a", and what
+# states the new facts has most of world "b".
 MIXTURES: dict[str, dict[str, float]] = {
     "a": {
         "statements": 0.06,
@@ -49,12 +50,12 @@ MIXTURES: dict[str, dict[str, float]] = {
         "twohop": 0.12,
     },
     "b": {
-        "statements": 0.30,
-        "facts": 0.25,
-        "arithmetic": 0.06,
-        "reading": 0.06,
-        "coins": 0.06,
-        "shuffle": 0.07,
+        "statements": 0.38,
+        "facts": 0.24,
+        "arithmetic": 0.05,
+        "reading": 0.05,
+        "coins": 0.04,
+        "shuffle": 0.04,
         "twohop": 0.20,
     },
 }

@@ -32,6 +32,7 @@ TINY = Recipe(
     steps=3,
     batch=2,
     window=32,
+    short_window=16,
     warmup_steps=1,
     test_documents=20,
     test_questions=5,

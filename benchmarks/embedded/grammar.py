@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
+from typing import Protocol
 
 from benchmarks.embedded.facts import GOODS, MOODS, NUMBERS, OBJECTS, RELATIONS, World
 from benchmarks.embedded.sampling import ChoiceSource, Option, pick_distinct
@@ -234,7 +235,15 @@ def twohop(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     return Draft(question, answer, pool=YES_NO)
 
 
-QUESTIONS: dict[str, Callable[[ChoiceSource, World, bool], Draft]] = {
+class Skill(Protocol):
+    """A generator of one kind of document that has questions, too."""
+
+    def __call__(self, source: ChoiceSource, world: World, held: bool = False) -> Draft:
+        """Return a document, or a question that is no document (`held`)."""
+        ...
+
+
+QUESTIONS: dict[str, Skill] = {
     "facts": facts,
     "arithmetic": arithmetic,
     "reading": reading,

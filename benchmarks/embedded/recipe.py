@@ -13,7 +13,7 @@ class Recipe:
     when few other stories stand around it. The number of `threads` decides how sums are rounded. The
     learning rate rises linearly over `warmup_steps`, then falls along a cosine to `final_learning_rate`. The
     loss counts the answer of a question `answer_weight` times at the first step, and falls to once at the
-    last: an answer is one token in twenty-five, and most others cannot be predicted, so without that
+    last: an answer is one token in nineteen, and most others cannot be predicted, so without that
     weight their noise hides the skills.
     """
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 from benchmarks.embedded import build, evaluate
 from benchmarks.embedded.recipe import Recipe
 from benchmarks.embedded.tokenizer import encode_documents
-from benchmarks.embedded.training import new_model, windows
+from benchmarks.embedded.training import ANSWER_CUES, answers, batches, new_model, windows
 from benchmarks.embedded.world import SKILLS, WORLD_VERSION, document_stream, documents, questions
 from harness.files import sha256
 
@@ -171,6 +171,25 @@ def test_windows_start_with_a_document(tokenizer: PreTrainedTokenizerFast) -> No
     for _, window in zip(range(20), source, strict=False):
         assert len(window) == 64
         assert window[0] == tokenizer.bos_token_id
+
+
+def test_a_recipe_counts_the_tokens_of_its_short_and_long_windows(tokenizer: PreTrainedTokenizerFast) -> None:
+    recipe = replace(TINY, steps=10, short_share=0.6, short_window=12)
+    shapes = [tuple(tokens.shape) for tokens in batches(document_stream("a", "train"), tokenizer, recipe)]
+    assert shapes == [(4, 12)] * 6 + [(2, 32)] * 4
+    assert recipe.tokens == 6 * 4 * 12 + 4 * 2 * 32
+
+
+def test_answers_follow_their_cues(tokenizer: PreTrainedTokenizerFast) -> None:
+    text = "Mara has milk. Tom has tea. At the end Tom has tea. How is Tom? Answer: sad."
+    tokens = torch.tensor([tokenizer(text)["input_ids"]])
+    found = [
+        tokenizer.decode(
+            tokens[answers(tokens, tokenizer(cue, add_special_tokens=False)["input_ids"], between)]
+        )
+        for cue, between in ANSWER_CUES
+    ]
+    assert [answer.strip() for answer in found] == ["sad", "tea"]
 
 
 def test_perplexity_does_not_depend_on_padding(

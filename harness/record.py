@@ -41,6 +41,7 @@ PROTOCOLS: dict[str, int] = {"memory": 1, "time": 1, "perplexity": 1, "accuracy"
 VARIABLES = (
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
     "CUBLAS_WORKSPACE_CONFIG",
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",

@@ -108,6 +108,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"known: {listed(names)}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 run`, `2 runs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def did_you_mean(names: Iterable[str]) -> str:
     """Return the question whether one of some names was meant."""
     return f"did you mean {' or '.join(map(repr, names))}?"

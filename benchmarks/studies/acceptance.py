@@ -30,7 +30,7 @@ from harness import record as records
 from harness import suite as suites
 from harness.config import Run
 from harness.engine.sweep import resolution
-from harness.errors import EXIT_BAD_INPUT, UserError
+from harness.errors import EXIT_BAD_INPUT, UserError, counted
 from harness.files import ROOT, cache_folder, replace, sha256
 from harness.record import Record
 
@@ -128,7 +128,7 @@ def carry_out(folder: Path, stages: Stages, chosen: Chosen, left_s: Left) -> Non
         done = [record for record in found if record.outcome.status == "ok" or not chosen.retry]
         if len(done) == len(runs) or left_s() < LEAST_S:
             continue
-        print(f"\n== {stage.suite} {' '.join(stage.only)}: {len(runs)} runs", flush=True)
+        print(f"\n== {stage.suite} {' '.join(stage.only)}: {counted(len(runs), 'run')}", flush=True)
         options = [f"--only={condition}" for condition in stage.only]
         options += [f"--device={chosen.device}", f"--results={chosen.results}"]
         options += [f"--budget={left_s():.0f}s", *(["--retry"] if chosen.retry else [])]
@@ -221,7 +221,8 @@ def accept(chosen: Chosen, minutes: float) -> int:
     untested = len(chosen.tests) - len(tested)
     if left or untested or missing:
         print(
-            f"left: {len(left)} runs, {untested} files of tests, {missing} simulations; "
+            f"left: {counted(len(left), 'run')}, {counted(untested, 'file')} of tests, "
+            f"{counted(missing, 'simulation')}; "
             "run the same command again"
         )
     failed = any(file["failed"] for file in tested.values())

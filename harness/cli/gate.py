@@ -13,7 +13,7 @@ import typer
 
 from harness.cli import output
 from harness.cli.show import say
-from harness.errors import UserError, listed
+from harness.errors import UserError, counted, listed
 
 if TYPE_CHECKING:
     from harness.forecast import MemoryReport
@@ -106,7 +106,7 @@ def _gate_baselines(file: Path | None, write: bool, form: Format, to: Mapping[Pa
     today = _measure()
     if write:
         baselines.write(file, today)
-        typer.echo(f"{file.name}: {len(today)} rows written")
+        typer.echo(f"{file.name}: {counted(len(today), 'row')} written")
         return
     compared = baselines.compare(base, today)
     code = baselines.exit_code(compared)

@@ -12,7 +12,7 @@ import typer
 from harness.cli import options, output
 from harness.cli.plan import forecast_at_scale
 from harness.cli.show import publish, say
-from harness.errors import UserError
+from harness.errors import UserError, counted
 from harness.files import cache_folder, visible
 from harness.inputs import Inputs, by_run
 
@@ -85,9 +85,8 @@ def report(
         from harness.tables.report.other_settings import other_settings
 
         there = other_settings(wanted, [record for _, others, _ in found.values() for record in others])
-        raise UserError(
-            f"0 of {len(wanted)} runs match; {there or f'there are no valid records under {results}'}"
-        )
+        there = there or f"there are no valid records under {results}"
+        raise UserError(f"0 of {counted(len(wanted), 'run')} match; {there}")
 
 
 def _of_machine(to: Mapping[Path, str], machine: str) -> dict[Path, str]:
@@ -111,10 +110,10 @@ def _matching(plan: Plan, folder: Path) -> tuple[list[Record], list[Record], lis
     others = [record for record in found if id(record.outcome) not in used]
     if records:
         missing = len(wanted) - len(records)
-        notes += [f"{missing} of {len(wanted)} runs have no record yet"] if missing else []
+        notes += [f"no record yet: {missing} of {counted(len(wanted), 'run')}"] if missing else []
         if others:
             why = other_settings(wanted, others)
-            count = "1 record" if len(others) == 1 else f"{len(others)} records"
+            count = counted(len(others), "record")
             notes.append(f"not shown, of other configurations: {count}; {why}")
     return records, others, notes
 

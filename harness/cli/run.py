@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli import options, output, show
-from harness.errors import UserError
+from harness.errors import UserError, counted
 from harness.files import cache_folder
 from harness.plain_text import plain
 
@@ -68,7 +68,7 @@ def run(
     outcome = runner.sweep(chosen, settings, progress.choose(), selection.rerun(chosen, device))
     records = list(outcome.records.values())
     left = len(outcome.left) + len(outcome.killed)
-    notes = [f"{left} runs are left: run the same command again"] if left else []
+    notes = [f"left: {counted(left, 'run')}: run the same command again"] if left else []
     to = {outcome.folder / "tables": output.FOLDER}
     scale, tune = forecast_at_scale(chosen), selection.tune()
     show.publish(chosen, records, notes, to, chosen.name, outcome.inputs, scale=scale, tune=tune, full=full)
@@ -111,4 +111,6 @@ def show_runs(chosen: Suite, settings: Settings) -> None:
     left = [run for key, run in runs.items() if key not in kept]
     total = estimates.total(left)
     about = f", about {progress.duration(total)}" if left and total is not None else ""
-    typer.echo(f"{len(left)} of {len(runs)} runs would start on {plan.device}{about}; records: {folder}")
+    typer.echo(
+        f"{len(left)} of {counted(len(runs), 'run')} would start on {plan.device}{about}; records: {folder}"
+    )

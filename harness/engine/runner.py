@@ -30,7 +30,7 @@ from harness.engine.sweep import resolution
 from harness.engine.sweep.device_lock import device_lock
 from harness.engine.sweep.earlier import labelled, recover, still_valid, survey
 from harness.engine.sweep.estimates import Estimates, TimeLeft
-from harness.errors import UserError
+from harness.errors import UserError, counted
 from harness.files import private_folder, writable_folder
 from harness.inputs import changed
 from harness.record import Outcome, Record
@@ -153,11 +153,12 @@ def _carry_out_all(
         progress.carry_out()
     if progress.failed_again:
         display.note(
-            f"{progress.failed_again} new attempts failed and replace no record: the same command tries "
-            "again, --keep-old does not"
+            f"{counted(progress.failed_again, 'new attempt')} failed without replacing a record: the same "
+            "command tries again, --keep-old does not"
         )
     if result.left:
-        display.note(f"left: {len(result.left)} of {len(jobs)} runs would not finish within the budget")
+        of = counted(len(jobs), "run")
+        display.note(f"left: {len(result.left)} of {of} would not finish within the budget")
     result.records = labelled([job.run for job in jobs], result.records)
     return result
 
@@ -203,7 +204,8 @@ class _Progress:
                 return
             if not told:
                 holders = ", ".join(sorted({self.claims[each.run_id].holder for each in self.todo}))
-                self.display.note(f"waiting: another sweep is at work on {len(self.todo)} runs ({holders})")
+                held = counted(len(self.todo), "run")
+                self.display.note(f"waiting: another sweep is at work on {held} ({holders})")
             in_vain, told = 0, True
             time.sleep(POLL_S)
 

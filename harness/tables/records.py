@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from harness import record, record_index
-from harness.errors import UserError
+from harness.errors import UserError, counted
 from harness.files import visible
 from harness.record import Record
 from harness.tables.format import plain
@@ -88,7 +88,7 @@ def load(folder: Path) -> tuple[list[Record], list[str]]:
     skipped = [f"Skipped {path.name}: {reason}" for path, found, reason in files if found is None]
     notes = [plain(note, NOTE_LENGTH) for note in skipped[:MOST_NOTES]]
     if skipped:
-        notes.append(f"{len(skipped)} of {len(files)} files hold no valid record and are skipped.")
+        notes.append(f"{len(skipped)} of {counted(len(files), 'file')} skipped: no valid record.")
     return [found for _, found, _ in files if found is not None], notes
 
 

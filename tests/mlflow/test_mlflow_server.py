@@ -134,7 +134,7 @@ def test_what_an_upload_left_unfinished_is_replaced(
     place = client.get_experiment_by_name("broken off").experiment_id
     client.update_run(client.search_runs([place])[0].info.run_id, status="RUNNING")
     code, said = upload(monkeypatch, capsys, records, *arguments)
-    assert (code, said.split(" to ")[0]) == (0, "mlflow: 1 runs uploaded")
+    assert (code, said.split(" to ")[0]) == (0, "mlflow: 1 run uploaded")
     assert len(client.search_runs([place])) == 3
 
 

@@ -66,7 +66,8 @@ def test_a_new_attempt_that_fails_keeps_the_earlier_record_and_says_that_it_is_m
         kept = records.read(first.folder / f"{run_id(first)}.json")
         assert kept.outcome.status == "ok"
         assert [note for note in display.notes if "attempts" in note] == [
-            "1 new attempts failed and replace no record: the same command tries again, --keep-old does not"
+            "1 new attempt failed without replacing a record: the same command tries again, --keep-old does "
+            "not"
         ]
     carry_out(run, keep_old=True)
     assert len(starts(settings)) == 3

@@ -108,7 +108,7 @@ def test_a_run_that_another_has_claimed_is_waited_for_after_the_others(
     thread.start()
     wait_until(lambda: any("waiting" in note for note in display.notes))
     assert starts(settings) == [runs[1].run_id]
-    assert f"another sweep is at work on 1 runs (process {os.getpid()} on " in display.notes[-1]
+    assert f"another sweep is at work on 1 run (process {os.getpid()} on " in display.notes[-1]
     claim.give()
     thread.join(20)
     assert list(results[0].records) == [run.run_id for run in runs]

@@ -256,7 +256,7 @@ def test_retry_does_again_what_has_no_weights_though_they_were_asked_for(
     first = carry_out(wanted)
     carry_out(wanted)
     assert len(starts(settings)) == 1
-    assert display.notes == ["1 finished runs have no saved weights: --retry runs them again"]
+    assert display.notes == ["1 finished run without saved weights: --retry repeats"]
     again = carry_out(wanted, stub_run("ok", seed=1), retry=True)
     assert len(starts(settings)) == 3
     assert {record.outcome.status for record in again.records.values()} == {"ok"}

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
 from harness.config import Run
+from harness.errors import counted
 from harness.plain_text import plain
 from harness.record import Record
 
@@ -59,7 +60,7 @@ class Plain(Display):
     def begin(self, total: int, done: int) -> None:
         """Print how many runs are finished."""
         self._total, self._number = total, done
-        self.note(f"{total} runs, {done} already finished")
+        self.note(f"{counted(total, 'run')}, {done} already finished")
 
     def start(self, run: Run, eta_s: float | None) -> None:
         """Print the run with its number."""

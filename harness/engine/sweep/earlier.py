@@ -13,7 +13,7 @@ from harness.engine.process.interrupts import shielded
 from harness.engine.process.job import Job
 from harness.engine.process.progress import Display
 from harness.engine.sweep.estimates import Estimates
-from harness.errors import UserError
+from harness.errors import UserError, counted
 from harness.inputs import Inputs, as_of, by_run, described, outdated
 from harness.record import Record
 
@@ -42,7 +42,7 @@ def still_valid(
     """
     older = sum(not r.finished and r.outcome.status != "interrupted" for r in found.values())
     if older:
-        display.note(f"{older} records follow older measurement protocols: measured again")
+        display.note(f"{counted(older, 'record')} of older measurement protocols: measured again")
     done = {key: record for key, record in found.items() if record.finished}
     stale = outdated(done, {job.run_id: job.inputs for job in jobs})
     what = "kept, for --keep-old" if keep_old else "measured again"
@@ -53,7 +53,7 @@ def still_valid(
     again = set() if keep_old else set(stale)
     lacking = {job.run_id for job in jobs if attempt.lacks_weights(job, found.get(job.run_id))} - again
     if lacking and not retry:
-        display.note(f"{len(lacking)} finished runs have no saved weights: --retry runs them again")
+        display.note(f"{counted(len(lacking), 'finished run')} without saved weights: --retry repeats")
     if retry:
         again |= lacking | {key for key, record in done.items() if record.outcome.status != "ok"}
     return {key: record for key, record in done.items() if key not in again}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
+from harness.errors import counted
 from harness.tables.aggregate import grouped
 from harness.tables.format import plain
 
@@ -101,7 +102,7 @@ class Comparison:
     def summary(self) -> str:
         """One line with all counts."""
         counts = ", ".join(f"{number} {LABELS.get(each, each)}" for each, number in self.counts.items())
-        skipped = f"; {len(self.skipped)} files skipped" if self.skipped else ""
+        skipped = f"; {counted(len(self.skipped), 'file')} skipped" if self.skipped else ""
         undecided = "inconclusive" if "withheld" in self.counts else "nothing could be judged"
         outcome = ("passed", "failed", undecided)[self.exit_code]
         return f"{self.name}: {outcome} ({counts or 'no cells'}{skipped})"

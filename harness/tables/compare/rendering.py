@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from xml.etree import ElementTree
 
+from harness.errors import counted
 from harness.tables.aggregate import grouped
 from harness.tables.compare.comparison import JUDGED, LABELS, STATUS, VERDICTS, Cell, Comparison, Verdict
 from harness.tables.format import first, markdown
@@ -80,7 +81,7 @@ def to_github(found: Comparison) -> str:
     lines = [f"### {markdown(found.summary)}", ""]
     lines += [*_table(worst), ""] if worst else []
     if rest:
-        title = f"{len(rest)} cells with another verdict, {len(_of(found, 'ok'))} ok"
+        title = f"{counted(len(rest), 'cell')} with another verdict, {len(_of(found, 'ok'))} ok"
         lines += ["<details>", f"<summary>{title}</summary>", "", *_table(_joined(rest)), "", "</details>"]
     return "\n".join([*lines, *_notes(found)]) + "\n"
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from harness.errors import counted
 from harness.record import Record
 from harness.tables.compare.comparison import Cell, Difference, Verdict, not_comparable
 from harness.tables.compare.pairing import Pair, differences, same_conditions
@@ -69,7 +70,8 @@ class Row:
         starts = sorted((record.started_at or "", side) for side, records in sides for record in records)
         if not all(when for when, _ in starts) or not interleaved([side for _, side in starts]):
             return "another day or time: the runs of the two sides were not interleaved"
-        return f"{fewest} runs of a side, a verdict needs {LEAST_RUNS}" if fewest < LEAST_RUNS else None
+        few = f"{counted(fewest, 'run')} of a side, a verdict needs {LEAST_RUNS}"
+        return few if fewest < LEAST_RUNS else None
 
 
 def _simultaneous(*records: Record) -> bool:
@@ -128,9 +130,10 @@ def _moved(row: Row, controls: Sequence[Row]) -> tuple[Shift, str]:
     if _in_pairs(row, controls):
         ratios = controls[0].ratios
         moved = shift(ratios, row.ratios)
-        return moved, f"{100 * (moved.ratio - 1):+.1f} % beside the control by medians of {len(ratios)} pairs"
-    moved = row.measured
-    counts = f"{len(row.ratios)} pairs" if row.ratios else f"{len(row.base)} and {len(row.candidate)} runs"
+        pairs = counted(len(ratios), "pair")
+        return moved, f"{100 * (moved.ratio - 1):+.1f} % beside the control by medians of {pairs}"
+    moved, runs = row.measured, f"{len(row.base)} and {counted(len(row.candidate), 'run')}"
+    counts = counted(len(row.ratios), "pair") if row.ratios else runs
     return moved, f"{100 * (moved.ratio - 1):+.1f} % by medians of {counts}"
 
 

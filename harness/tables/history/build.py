@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness.errors import UserError, listed, nearest
+from harness.errors import UserError, counted, listed, nearest
 from harness.tables.aggregate import grouped
 from harness.tables.format import plain
 from harness.tables.history import exact_steps, machine_noise, noisy_steps
@@ -148,9 +148,9 @@ def _lost(segments: Sequence[Segment], commits: Sequence[Commit]) -> Iterable[st
 def _notes(collection: Collection, commits: Sequence[Commit]) -> Iterable[str]:
     yield from collection.notes
     if collection.unfinished:
-        yield f"{collection.unfinished} records of unfinished runs are not shown"
+        yield f"not shown: {counted(collection.unfinished, 'record')} of unfinished runs"
     unknown = [commit for commit in commits if commit.sha and not commit.known]
     if unknown:
-        yield f"{len(unknown)} of {len(commits)} commits are in no repository here: ordered by start"
+        yield f"in no repository here, ordered by start: {len(unknown)} of {counted(len(commits), 'commit')}"
     if any(commit.sha is None for commit in commits):
         yield "records without a commit are grouped by the day of their run"

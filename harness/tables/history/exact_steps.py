@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from harness.errors import counted
 from harness.record import Record
 from harness.tables.aggregate import grouped
 from harness.tables.compare import memory as compare_memory
@@ -122,7 +123,7 @@ def lost(runs: Sequence[Run], without: Sequence[Run], quantity: Quantity) -> Ite
         return level, next(run.value for run in bad if not usable(run))
 
     def cause(bad: Sequence[Run]) -> str:
-        return f"no finite value in {sum(not usable(run) for run in bad)} of {len(bad)} runs"
+        return f"no finite value in {sum(not usable(run) for run in bad)} of {counted(len(bad), 'run')}"
 
     if not without:
         return iter(())

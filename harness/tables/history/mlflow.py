@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from harness import series
-from harness.errors import UserError
+from harness.errors import UserError, counted
 from harness.plain_text import HIDDEN, without_secrets
 from harness.record import Record
 from harness.tables.format import plain
@@ -78,7 +78,8 @@ def upload(collection: Collection, uri: str, experiment: str, only: Sequence[str
         for key in added:
             del os.environ[key]
     without = f"; {len(lost)} without their losses: {lost[0]}" if lost else ""
-    return f"mlflow: {sent} runs uploaded to experiment {experiment!r}, {there} were there already{without}"
+    uploaded = f"{counted(sent, 'run')} uploaded to experiment {experiment!r}"
+    return f"mlflow: {uploaded}, {there} were there already{without}"
 
 
 def _sent(uri: str, chosen: Sequence[Found], experiment: str) -> tuple[int, int, list[str]]:

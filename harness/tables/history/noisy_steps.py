@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from harness.errors import counted
 from harness.tables.aggregate import binomial_stderr, grouped
 from harness.tables.history import change_points
 from harness.tables.history.change_points import Change
@@ -41,7 +42,7 @@ def search(runs: Sequence[Run], quantity: Quantity) -> tuple[Sequence[LevelChang
     places = [run.order for run in runs]
     blocks = [_block(run, quantity) for run in runs]
     if change_points.attainable(places, blocks) > ALPHA:
-        return (), False, (f"{len(runs)} runs are too few for a test",)
+        return (), False, (f"too few for a test: {counted(len(runs), 'run')}",)
     found = change_points.change_points(_comparable(runs, quantity), places, blocks)
     return _large(found, runs, quantity), True, remarks
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from harness.errors import counted
 from harness.tables import layout
 from harness.tables.format import Column, Table, finite, first, markdown
 from harness.tables.history import wording
@@ -94,7 +95,7 @@ FORMATS: dict[str, Callable[[History], str]] = {"text": to_text, "md": to_markdo
 def _title(history: History) -> str:
     counts = [(len(history.commits), "commit"), (history.runs, "run"), (len(history.rows), "row")]
     counts += [(len(history.skipped), "skipped file")] if history.skipped else []
-    text = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
+    text = ", ".join(counted(count, word) for count, word in counts)
     return f"history of {history.suite}: {text}"
 
 
@@ -119,7 +120,7 @@ def _commits(history: History) -> list[str]:
     for commit in shown[-LISTED:]:
         day = (commit.when or "")[:10]
         number = counts[commit.order]
-        count = f"{number} run{'' if number == 1 else 's'}"
+        count = counted(number, "run")
         lines.append(f"  {commit.name:<{width}}  {day:<10}  {count:>8}  {commit.subject}".rstrip())
     return lines
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
+from harness.errors import counted
 from harness.inputs import Inputs
 from harness.record import Record
 from harness.tables.history.series import History
@@ -68,7 +69,7 @@ def render(report: Report, view: View, scale: AtScale | None, published: str, hi
             for name, text in (("question", report.question), ("answer", report.answer))
             if text
         ),
-        counts=escape(f"{len(view.rows)} rows from {len(runs)} runs"),
+        counts=escape(f"{counted(len(view.rows), 'row')} from {counted(len(runs), 'run')}"),
         links="".join(tag("a", escape(text), href=f"#{name}") for name, text in links),
         style=_template("page.css"),
         overview="".join(_section(*section) for section in ahead),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from harness.errors import counted
 from harness.tables.aggregate import grouped
 from harness.tables.format import first
 from harness.tables.history import wording
@@ -37,7 +38,7 @@ def charts(history: History) -> tuple[list[Chart], list[str]]:
     lines = [*_shown(_changes(history)), *_shown(wording.breaks(history)), *wording.method(history)]
     lines += _shown(wording.remarks(history))
     lines += [f"not drawn, without change points: {', '.join(left)}"] if left else []
-    skipped = [f"{len(history.skipped)} files skipped"] if history.skipped else []
+    skipped = [f"{counted(len(history.skipped), 'file')} skipped"] if history.skipped else []
     return found, [*lines, *history.notes, *skipped]
 
 

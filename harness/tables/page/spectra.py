@@ -77,7 +77,7 @@ def _model(record: Record) -> str:
 
 def _described(weights: Weights) -> str:
     outside = len(weights.spectra) - len(placed(weights.spectra)[2])
-    more = f"; {outside} matrices outside numbered layers are not drawn" if outside else ""
+    more = f"; not drawn: {outside} outside numbered layers" if outside else ""
     return f"{_model(weights.first)}, before training: {', '.join(weights.rows)}{more}"
 
 

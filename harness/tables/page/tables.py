@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from harness.errors import counted
 from harness.record import Record
 from harness.tables.aggregate import Row
 from harness.tables.format import Column, Table, bytes_text, plain
@@ -156,8 +157,7 @@ def runs(view: View) -> str:
     """Return each row with the command that repeats each run, and the log of a failed run."""
     found = []
     for place, (label, row) in enumerate(zip(names(view), view.rows, strict=True)):
-        count = "1 run" if len(row.records) == 1 else f"{len(row.records)} runs"
-        summary = tag("summary", escape(f"{label} ({count})"))
+        summary = tag("summary", escape(f"{label} ({counted(len(row.records), 'run')})"))
         found.append(tag("details", summary + "".join(map(_run, row.records)), id=f"row-{place}"))
     return "".join(found)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from harness import series
-from harness.errors import UserError
+from harness.errors import UserError, counted
 from harness.record import Record
 from harness.tables.aggregate import mean
 from harness.tables.format import plain
@@ -40,7 +40,7 @@ def losses(view: View) -> tuple[list[Chart], list[str]]:
                     continue
                 if any(map(math.isfinite, loss)):
                     runs.append((place, record, loss))
-    notes = [f"{len(unread)} runs are not drawn: {plain(unread[0], NOTE_LENGTH)}"] if unread else []
+    notes = [f"not drawn: {counted(len(unread), 'run')}: {plain(unread[0], NOTE_LENGTH)}"] if unread else []
     return [_chart(view, runs)] if runs else [], notes
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness import devices
-from harness.errors import UserError, nearest
+from harness.errors import UserError, counted, nearest
 from harness.files import visible
 from harness.record import Record
 from harness.suite import suites_folder
@@ -206,7 +206,7 @@ class Sources:
         given = UNITS.get(selector.quantity, "share" if key.startswith("accuracy_") else unit)
         ours = converted(value, given, unit) if selector.per is None else value / selector.per
         device = row.environment.get("device")
-        how = f"mean of {len(row.records)} runs of suite {name}"
+        how = f"mean of {counted(len(row.records), 'run')} of suite {name}"
         return Ours(ours, "measured", how, (("device", device),) if device else ())
 
     def _of_suite(self, name: str) -> list[Row]:

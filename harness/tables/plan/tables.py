@@ -7,6 +7,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from harness.errors import counted
 from harness.forecast import LEAST
 from harness.tables import format
 from harness.tables.format import DASH, Column, Table, plain
@@ -134,7 +135,7 @@ def _groups(row: Row) -> str | None:
 def _caption(plan: Plan) -> Iterator[str]:
     runs, done = sum(row.done + row.todo for row in plan.rows), sum(row.done for row in plan.rows)
     known = [row for row in plan.rows if row.todo and row.seconds is not None]
-    text = f"{runs} runs on {plan.machine}: {done} done, {runs - done} to do"
+    text = f"{counted(runs, 'run')} on {plan.machine}: {done} done, {runs - done} to do"
     if runs > done:
         timed = sum(row.todo for row in known)
         text += f"; times known from records of equal runs: {timed}"

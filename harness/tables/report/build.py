@@ -111,7 +111,7 @@ def _completeness(view: View, order: Sequence[str]) -> list[str]:
     named = list(zip(view.names, view.rows, view.bases, strict=True))
     missing = set(order) - {row.config_id for row in view.rows}
     if missing:
-        notes.append(f"{len(missing)} of the suite's {len(order)} configurations have no record yet.")
+        notes.append(f"No record yet: {len(missing)} of the suite's {len(order)} configurations.")
     stale = [name for name, row, _ in named if order and row.config_id not in order]
     if stale:
         notes.append(f"Not in the suite as it is now: {'; '.join(stale)}.")

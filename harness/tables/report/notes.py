@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import accumulate
 
+from harness.errors import counted
 from harness.inputs import TOKENS, WEIGHTS, Inputs, changed, described, known_inputs
 from harness.record import Outcome, Record
 from harness.tables.aggregate import Row
@@ -198,7 +199,7 @@ def left_out(older: Sequence[Row]) -> list[str]:
     """Count the runs that are not shown, because their configuration has run on other inputs since."""
     notes = []
     for row in older:
-        count = "1 run" if len(row.records) == 1 else f"{len(row.records)} runs"
+        count = counted(len(row.records), "run")
         notes.append(
             plain(f"Not shown: {count} of {row.label!r} on inputs that have changed since.", NOTE_WIDTH)
         )

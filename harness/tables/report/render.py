@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from harness import files
+from harness.errors import counted
 from harness.plain_text import cell
 from harness.tables import format, layout
 from harness.tables.format import Table
@@ -98,7 +99,7 @@ def overview(report: Report, width: int) -> Report:
             break
         shown.append(note)
     left = len(report.notes) - len(shown)
-    more = f"{left} more note{'' if left == 1 else 's'}, all" if left else "all"
+    more = f"{counted(left, 'more note')}, all" if left else "all"
     rest = f"{more} tables and settings: --full"
     return replace(report, tables=report.overview, caption=(), notes=(*shown, rest))
 

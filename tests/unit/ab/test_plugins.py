@@ -84,11 +84,11 @@ def test_the_revisions_of_the_plugin_are_compared_and_a_second_call_does_nothing
     said = call(repository / "plugins", *given)
     assert said.returncode == 1, said.stderr
     assert "regression" in said.stdout
-    assert "1 runs, 0 already finished" in said.stderr
+    assert "1 run, 0 already finished" in said.stderr
     assert "[1/1] a and b: heavy seed 0: started" in said.stderr
     again = call(repository / "plugins", *given)
     assert (again.returncode, again.stdout) == (1, said.stdout)
-    assert again.stderr.splitlines()[-1] == "1 runs, 1 already finished"
+    assert again.stderr.splitlines()[-1] == "1 run, 1 already finished"
 
 
 def run_of(method: str) -> Run:

@@ -563,7 +563,7 @@ def test_a_dry_run_shows_what_would_start_and_leaves_all_as_it_was(
         ("low rank", "stays"),
     ]
     again = lorebench(*command, "--only", "seed=1", "--only", "label=full").out
-    assert "1 of 1 runs would start" in again
+    assert "1 of 1 run would start" in again
     assert not swept
     assert {file: file.stat().st_mtime_ns for file in results.rglob("*")} == before
 
@@ -664,7 +664,7 @@ def test_report_leaves_out_what_is_not_asked_for_and_says_what_is_missing(
     assert "low rank" not in one
     assert "not shown, of other configurations: 1 record; 1 record has" in one
     more = lorebench("report", path, "--results", results, "--seed", "0", "--seed", "1", *out).out
-    assert "2 of 4 runs have no record yet" in more
+    assert "no record yet: 2 of 4 runs" in more
 
 
 def test_a_report_that_matches_nothing_says_what_is_there_and_ends_with_2(

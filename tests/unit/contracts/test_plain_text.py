@@ -15,7 +15,7 @@ from rich.console import Console
 
 from harness.config import Run
 from harness.engine.process.progress import Live, Plain
-from harness.errors import UserError, one_line, refusing, text_of
+from harness.errors import UserError, counted, one_line, refusing, text_of
 from harness.plain_text import cell, plain, without_secrets
 from harness.record import Outcome
 from harness.tables.report.build import Report
@@ -157,3 +157,8 @@ def test_a_secret_in_the_message_of_a_library_reaches_neither_record_nor_termina
 )
 def test_what_holds_no_secret_is_unchanged(text: str) -> None:
     assert without_secrets(text) == text
+
+
+def test_a_noun_agrees_with_its_number() -> None:
+    said = [counted(number, "run") for number in (0, 1, 2, 21, 1000)]
+    assert said == ["0 runs", "1 run", "2 runs", "21 runs", "1,000 runs"]

@@ -187,7 +187,7 @@ def test_a_report_skips_invalid_records_names_some_and_counts_all(tmp_path: Path
     records, notes = valid_records.load(good.parent)
     assert [item.label for item in records] == ["full"]
     assert notes[0] == "Skipped 0.json: not a record: parameters.total: is not a count"
-    assert notes[-1] == "31 of 32 files hold no valid record and are skipped."
+    assert notes[-1] == "31 of 32 files skipped: no valid record."
     assert len(notes) < 25
     assert notes[-1] in render.to_markdown(report.build(records, baseline="full", notes=notes))
 

@@ -138,7 +138,7 @@ def test_a_singular_value_of_0_is_a_gap_and_no_error_of_the_axis() -> None:
     (chart,), (said,) = page_spectra.spectra(view(rows))
     assert [trace["y"] for trace in chart.content["data"][:2]] == [[1.0, None], [None, None]]
     assert "values of 0 are not drawn" in chart.caption
-    assert said.endswith("1 matrices outside numbered layers are not drawn")
+    assert said.endswith("not drawn: 1 outside numbered layers")
 
 
 def test_the_page_has_the_section_where_records_hold_spectra_and_else_not() -> None:

@@ -519,7 +519,7 @@ def test_rows_follow_the_order_of_the_suite_and_what_is_missing_or_stale_is_said
     ids = [records[2].config_id, "not-run-yet", records[1].config_id]
     made = report.build(records, baseline="full", order=ids)
     assert list(frame_of(made)["method"]) == ["full", "b", "a"]
-    assert "1 of the suite's 3 configurations have no record yet." in made.notes
+    assert "No record yet: 1 of the suite's 3 configurations." in made.notes
     assert "Not in the suite as it is now: a." in made.notes
 
 
@@ -631,7 +631,7 @@ def test_unreadable_records_are_skipped_with_a_line_each(tmp_path):
     assert [item.label for item in records] == ["full"]
     assert "half.json" in notes[0]
     assert "schema version 0" in notes[1]
-    assert notes[2:] == ["2 of 3 files hold no valid record and are skipped."]
+    assert notes[2:] == ["2 of 3 files skipped: no valid record."]
     assert not any(str(tmp_path) in note or "\n" in note for note in notes)
     assert notes[0] in report.build(records, baseline="full", notes=notes).notes
 

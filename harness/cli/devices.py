@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +16,6 @@ from harness.errors import UserError
 CURVES = ("bandwidth", "new_memory")
 BY_NAME = ("products", "attention", "attention_backward", "decompositions")
 LONGEST_S = 3600.0
-GRACE_S = 2.0
 
 
 def devices(
@@ -65,7 +62,7 @@ def _listed() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 def _calibrated(device: str) -> Mapping[str, Any]:
     """Return what a worker measured; it says on standard error what it is at."""
-    from harness.engine.process.child import WORKER, Worker
+    from harness.engine.process import child
 
     found: dict[str, Any] = {}
 
@@ -74,17 +71,9 @@ def _calibrated(device: str) -> Mapping[str, Any]:
         if "measuring" in event:
             show.say(f"measuring {event['measuring']}")
 
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log.txt"
-        worker = Worker([*WORKER, "calibrate"], log)
-        assert worker.process.stdin is not None
-        worker.process.stdin.write(json.dumps({"device": device}).encode() + b"\n")
-        worker.process.stdin.flush()
-        worker.follow(LONGEST_S, on_event)
-        worker.stop(GRACE_S)
-        if "profile" not in found:
-            last = log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise UserError(str(found.get("error") or ": ".join([worker.last_words(), *last])))
+    said = child.ask("calibrate", {"device": device}, on_event, LONGEST_S)
+    if "profile" not in found:
+        raise UserError(str(found.get("error") or said))
     return found
 
 

@@ -422,8 +422,8 @@ def test_bad_input_of_the_command_is_one_line(
 @pytest.mark.parametrize(
     ("ends", "says"),
     [
-        ("import os\n        os._exit(7)", "process: the process of the method ended with exit code 7"),
-        ("import os\n        os._exit(0)", "process: the process of the method ended with exit code 0"),
+        ("import os\n        os._exit(7)", "process: worker exited with code 7 and left no result"),
+        ("import os\n        os._exit(0)", "process: worker exited with code 0 and left no result"),
         ("raise SystemExit(0)", "SystemExit: 0 (PLUGIN"),
     ],
 )

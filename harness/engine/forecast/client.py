@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,11 @@ from harness.engine.forecast.cache import (
     Notify,
     RankSource,
 )
-from harness.engine.process.child import Worker
+from harness.engine.process.child import GRACE_S, Worker
 from harness.errors import UserError
 from harness.files import from_user, is_there
 from harness.registry import check_name
 
-LONGEST_S = 30 * 24 * 3600.0
-GRACE_S = 2.0
 #: A worker takes 0.5 GiB and seconds to start.
 MOST_WORKERS, WORTH_A_WORKER = 4, 6
 
@@ -103,14 +101,13 @@ class ForecastClient:
                 log = Path(folder) / f"log-{index}.txt"
                 worker = Worker([*self.command, "simulate"], log)
                 started.callback(worker.stop, GRACE_S)
-                ends.append(pool.submit(self._listen, worker, log, share, peaks, on_answer))
+                ends.append(pool.submit(self._listen, worker, share, peaks, on_answer))
             for end in ends:
                 end.result()
 
     def _listen(
         self,
         worker: Worker,
-        log: Path,
         share: Mapping[str, ForecastRequest],
         peaks: Mapping[str, int],
         on_answer: OnAnswer,
@@ -128,33 +125,27 @@ class ForecastClient:
                 del left[event["key"]]
                 on_answer(event["key"], ForecastAnswer.model_validate(event["answer"]))
 
-        self._send(worker, share, peaks)
-        worker.follow(LONGEST_S, on_event)
-        worker.stop(GRACE_S)
+        said = worker.ask({"ranks": self.ranks, "items": _items(share, peaks)}, on_event)
         if "error" in seen:
             raise UserError(str(seen["error"]))
-        last_line = log.read_text(errors="replace").strip().splitlines()[-1:]
-        reason = ": ".join(["the simulation failed", worker.last_words(), *last_line])
+        reason = f"the simulation failed: {said}"
         for key in list(left)[: 1 if "ready" in seen else None]:
             on_answer(key, ForecastAnswer(kind="failed", reason=reason))
 
-    def _send(self, worker: Worker, share: Mapping[str, ForecastRequest], peaks: Mapping[str, int]) -> None:
-        """Write the requests as one line; standard input stays open, for its end would end the worker."""
-        items = [
-            {
-                "key": key,
-                "run": request.run.model_dump(mode="json"),
-                "setting": request.setting,
-                "limit": request.limit,
-                "meter": request.meter,
-                "peak": peaks.get(request.run.config_id),
-            }
-            for key, request in share.items()
-        ]
-        assert worker.process.stdin is not None
-        with suppress(BrokenPipeError):  # the exit of a dead worker tells why
-            worker.process.stdin.write(json.dumps({"ranks": self.ranks, "items": items}).encode() + b"\n")
-            worker.process.stdin.flush()
+
+def _items(share: Mapping[str, ForecastRequest], peaks: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return the requests as a worker reads them."""
+    return [
+        {
+            "key": key,
+            "run": request.run.model_dump(mode="json"),
+            "setting": request.setting,
+            "limit": request.limit,
+            "meter": request.meter,
+            "peak": peaks.get(request.run.config_id),
+        }
+        for key, request in share.items()
+    ]
 
 
 def _shares(missing: Mapping[str, ForecastRequest]) -> list[dict[str, ForecastRequest]]:

@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,8 @@ from harness.files import private
 
 #: The start of a command that does a part of the work; what follows says which.
 WORKER = imports.command("harness.engine.worker")
+#: Seconds that an answer may take, and that a worker has to end by itself.
+LONGEST_S, GRACE_S = 30 * 24 * 3600.0, 2.0
 #: Bytes of a line that is read as an event.
 LONGEST_EVENT = 1 << 20
 
@@ -52,11 +55,26 @@ class Worker:
                 start_new_session=True,
                 pass_fds=descriptors,
             )
+        self._log = log
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._waiter = threading.Thread(target=self._wait, daemon=True)
         self._reader.start()
         self._waiter.start()
+
+    def ask(self, request: Event, on_event: OnEvent, deadline_s: float = LONGEST_S) -> str:
+        """Send a request, pass the answers on and end the group; return in words how the process ended."""
+        assert self.process.stdin is not None
+        try:
+            with suppress(BrokenPipeError):  # the exit of a dead worker tells why
+                self.process.stdin.write(json.dumps(request).encode() + b"\n")
+                self.process.stdin.flush()  # and not closed, for that would end the worker
+            self.follow(deadline_s, on_event)
+        finally:
+            self.stop(GRACE_S)
+        return ": ".join(
+            [self.last_words(), *self._log.read_text(errors="replace").strip().splitlines()[-1:]]
+        )
 
     def follow(self, deadline_s: float, on_event: OnEvent) -> bool:
         """Pass events on until the process has ended (True) or `deadline_s` seconds have passed (False)."""
@@ -122,3 +140,9 @@ class Worker:
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, number)
+
+
+def ask(part: str, request: Event, on_event: OnEvent, deadline_s: float = LONGEST_S) -> str:
+    """Let a new worker do a part of the work on request, and pass its answers on; return how it ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        return Worker([*WORKER, part], Path(folder) / "log.txt").ask(request, on_event, deadline_s)

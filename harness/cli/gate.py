@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from harness.cli import output
-from harness.cli.show import say
+from harness.cli.show import lines, say
 from harness.errors import UserError, counted, listed
 
 if TYPE_CHECKING:
@@ -144,9 +144,9 @@ def _measure() -> dict[str, Row]:
 
 def publish(compared: Comparison, form: Format, to: Mapping[Path, str], code: int | None = None) -> None:
     """Print a comparison, write it to files, and exit with `code`, by default that of the comparison."""
-    from harness.tables.compare.rendering import FORMATS
+    from harness.tables.compare.rendering import FORMATS, to_text
 
-    output.publish(compared, form, to, FORMATS)
+    output.publish(compared, form, to, FORMATS, lambda found: lines(to_text(found)))
     code = compared.exit_code if code is None else code
     if code:
         raise typer.Exit(code)

@@ -126,7 +126,17 @@ def history(found: History) -> None:
     """Print a history to a terminal, or at a fixed width to a pipe or file."""
     from harness.tables.history.rendering import to_text
 
-    typer.echo(to_text(found, console().width), nl=False)
+    lines(to_text(found, console().width))
+
+
+def lines(text: str) -> None:
+    """Print text; a terminal gets lines that are broken at blanks, where it would break words and numbers."""
+    from harness.tables import layout
+
+    here = console()
+    if here.is_terminal:
+        text = "\n".join(layout.folded(line, here.width) for line in text.split("\n"))
+    typer.echo(text, nl=False)
 
 
 def console() -> Console:

@@ -28,7 +28,8 @@ Show = Callable[[float], str]
 class Column:
     """A heading and its cells; `joined` columns stay beside their left neighbour on a narrow terminal.
 
-    `key` names the column of the report's CSV that has the values of the cells, where there is one.
+    `key` names the column of the report's CSV that has the values of the cells, where there is one. `spare`
+    columns may be left out of the overview on a narrow terminal.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Column:
     numeric: bool = True
     joined: bool = False
     key: str = ""
+    spare: bool = False
 
     @property
     def empty(self) -> bool:

@@ -6,6 +6,7 @@ text or list is wrapped at spaces. Widths are those of a terminal, where some ch
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -39,6 +40,28 @@ def pieces(table: Table, width: int) -> list[Table]:
     titles = [table.title, *[further] * (len(found) - 1)]
     cut = [Table(title, stub, tuple(columns)) for title, columns in zip(titles, found, strict=True)]
     return [*cut[:-1], replace(cut[-1], notes=table.notes)]
+
+
+def without_spare(table: Table, width: int) -> Table:
+    """Return a table with so few of its spare columns, from the last on, that it is one piece.
+
+    Where that does not help it keeps all.
+    """
+    spare = [column for column in table.columns if column.spare]
+    for kept in range(len(spare), -1, -1):
+        left = tuple(column for column in table.columns if not column.spare or column in spare[:kept])
+        if len(pieces(found := replace(table, columns=left), width)) == 1:
+            return found
+    return table
+
+
+def folded(line: str, width: int) -> str:
+    """Return a line as several, broken at blanks where it is wider, each but the first indented further."""
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    parts = textwrap.wrap(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(parts)
 
 
 def lines(table: Table, width: int) -> Iterator[str]:

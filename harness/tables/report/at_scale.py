@@ -44,10 +44,10 @@ class AtScale:
         speeds = [each.tokens_per_s if each else None for each in found]
         short = self.model.rpartition("-")[2]
         yield _column(f"{short} GiB", [peak and format.fixed(1)(peak / GIB) for peak in peaks])
-        yield _column("ratio", _ratios(peaks, base.peak_bytes), joined=True)
+        yield _column("ratio", _ratios(peaks, base.peak_bytes), spare=True)
         yield _column("fits", [peak and smallest(peak) for peak in peaks], joined=True)
         yield _column(f"{short} tokens/s", [speed and f"{speed:,.0f}" for speed in speeds])
-        yield _column("ratio", _ratios(speeds, base.tokens_per_s), joined=True)
+        yield _column("ratio", _ratios(speeds, base.tokens_per_s), spare=True)
 
     @property
     def caption(self) -> str:
@@ -94,8 +94,9 @@ def smallest(peak_bytes: int) -> str:
     return str(fitting[0]) if fitting else f"> {DEVICES_GIB[-1]}"
 
 
-def _column(name: str, cells: Sequence[Any], joined: bool = False) -> Column:
-    return Column(name, tuple(DASH if cell is None else str(cell) for cell in cells), joined=joined)
+def _column(name: str, cells: Sequence[Any], joined: bool = False, spare: bool = False) -> Column:
+    texts = tuple(DASH if cell is None else str(cell) for cell in cells)
+    return Column(name, texts, joined=joined or spare, spare=spare)
 
 
 def _ratios(values: Sequence[float | None], base: float | None) -> list[str | None]:

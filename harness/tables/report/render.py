@@ -100,8 +100,9 @@ def overview(report: Report, width: int) -> Report:
         shown.append(note)
     left = len(report.notes) - len(shown)
     more = f"{counted(left, 'more note')}, all" if left else "all"
+    tables = tuple(layout.without_spare(table, width) for table in report.overview)
     rest = f"{more} tables and settings: --full"
-    return replace(report, tables=report.overview, caption=(), notes=(*shown, rest))
+    return replace(report, tables=tables, caption=(), notes=(*shown, rest))
 
 
 def print_table(table: Table, console: Console) -> None:

@@ -72,7 +72,7 @@ def _glance(view: View, scale: AtScale | None) -> _Draft:
     columns = []
     for key, title, show in wanted:
         columns += [_measured(view, key, title, show)]
-        columns += [_ratio(view, key)] if key != "mean_accuracy" else []
+        columns += [replace(_ratio(view, key), spare=key != head)] if key != "mean_accuracy" else []
         columns += [_verdicts(view)] if key == head else []
     columns += scale.columns([row.label for row in view.rows]) if scale else ()
     return _Draft(GLANCE, columns if scale else [*columns, _trainable(view, joined=False)])
@@ -181,7 +181,7 @@ def _mean(view: View, key: str, name: str, show: Show) -> Column:
 def _trainable(view: View, joined: bool) -> Column:
     pairs = [(row.mean("trainable_parameters"), row.mean("parameters")) for row in view.rows]
     shares = [part / total if total and part is not None else None for part, total in pairs]
-    return Column("trainable %", tuple(_texts(shares, format.percent)), joined=joined)
+    return Column("trainable %", tuple(_texts(shares, format.percent)), joined=joined, spare=not joined)
 
 
 def _ratio(view: View, key: str) -> Column:

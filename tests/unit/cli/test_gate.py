@@ -306,3 +306,19 @@ def test_a_record_of_thousands_of_digits_is_refused_in_one_line(tmp_path: Path) 
     path.write_text('{"seed": ' + "9" * 5000 + "}")
     with pytest.raises(record.UserError, match="not a record"):
         record.read(path)
+
+
+def test_a_terminal_gets_long_lines_broken_at_blanks(
+    gate: Gate, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe gets them whole, so that programs find a sentence in one line."""
+    label = "a row whose name is so long that the sentence on it takes several lines of a terminal"
+    for name, factor in (("a", 1.0), ("b", 1.5)):
+        put(tmp_path / name, made(label, quality=quality([each * factor for each in NATS], RIGHT)))
+    whole = gate(tmp_path / "a", tmp_path / "b").out
+    assert max(map(len, whole.splitlines())) > 100
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    found = gate(tmp_path / "a", tmp_path / "b").out
+    assert max(map(len, found.splitlines())) <= 80
+    assert found.split() == whole.split()

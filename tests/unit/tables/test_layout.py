@@ -98,3 +98,41 @@ def test_many_columns_that_name_a_row_become_one_that_says_what_they_are():
     (cell,) = piece.stub[0].cells
     assert cell == f"method {'x' * 16}; lr lr {'x' * 16}; stage stage {'x' * 16}"
     assert layout.pieces(Table("", stub, (Column("v", ("1",)),)), 200)[0].stub == stub
+
+
+def overview(*, spare):
+    """As wide as the overview of suite `welore`: 129 columns."""
+    widths = {"ppl": 13, "vs full": 7, "verdict": 25, "accuracy": 10, "GiB": 6, "ratio": 6, "fits": 4}
+    widths |= {"tokens/s": 11, "ratio of speed": 6}
+    stub = (Column("method", ("m" * 23,), numeric=False),)
+    values = (
+        Column(name[:width], ("9" * width,), joined="ratio" in name, spare=spare and "ratio" in name)
+        for name, width in widths.items()
+    )
+    return Table("Title", stub, tuple(values), ("a note",))
+
+
+@pytest.mark.parametrize(("width", "left_out"), [(129, 0), (128, 1), (121, 1), (120, 2), (113, 2), (112, 0)])
+def test_spare_columns_are_left_out_where_one_table_remains(width, left_out):
+    whole = overview(spare=True)
+    found = layout.without_spare(whole, width)
+    assert len(whole.columns) - len(found.columns) == left_out
+    needed = [column for column in whole.columns if not column.spare]
+    assert [column for column in found.columns if not column.spare] == needed
+    assert (len(layout.pieces(found, width)) == 1) == (width != 112)
+    assert layout.without_spare(overview(spare=False), width) == overview(spare=False)
+
+
+PARTS = st.lists(st.text("ab-±0.9%", min_size=1, max_size=30), max_size=40)
+
+
+@given(st.integers(0, 8), PARTS, st.integers(80, 150))
+def test_a_long_line_is_broken_at_blanks_alone_and_goes_on_further_in(indent, words, width):
+    line = " " * indent + " ".join(words)
+    first, *others = layout.folded(line, width).split("\n")
+    assert " ".join([first, *others]).split() == words
+    assert all(len(each) <= width for each in (first, *others))
+    assert all(each.startswith(" " * (indent + 4)) for each in others if words)
+    assert not words or first.startswith(" " * indent + words[0])
+    if len(line) <= width and words:
+        assert (first, others) == (line, [])

@@ -37,10 +37,10 @@ from harness.record import Record, read
 from harness.suite import Suite, shipped_suites
 from harness.tables.format import DASH
 from harness.tables.plan import plan, tables
+from tests.support import forked
 from tests.support.paper_files import write_paper_files
 from tests.support.tiny import sentence, tiny_llama, tiny_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
 SUITES = sorted(name for name in shipped_suites() if name.startswith("llama2/"))
 FILES = {
     "c4-train.00000-of-01024.json.gz": "train",
@@ -330,7 +330,6 @@ def check_shots(requests: list[Any], shots: int, documents: int) -> None:
 GATED = """
 import sys
 
-sys.path.insert(0, {root!r})
 import transformers
 from huggingface_hub.errors import GatedRepoError
 
@@ -348,9 +347,7 @@ sys.exit(worker.main(sys.argv[1:]))
 def test_a_gated_model_ends_a_run_with_one_line_that_says_how_to_get_access(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    script = tmp_path / "gated.py"
-    script.write_text(GATED.format(root=str(ROOT)))
-    monkeypatch.setattr(runner, "Settings", partial(runner.Settings, command=(sys.executable, str(script))))
+    monkeypatch.setattr(runner, "Settings", partial(runner.Settings, command=forked.script(GATED)))
     monkeypatch.setenv("LOREBENCH_CACHE", str(tmp_path / "cache"))
     command = ["lorebench", "run", "llama2/welore_compress", "--only", "label=7b dense", "--force"]
     monkeypatch.setattr(sys, "argv", [*command, "--device", "cpu", "--results", str(tmp_path / "runs")])

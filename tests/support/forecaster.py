@@ -1,8 +1,8 @@
 """A worker that answers at once: a run needs as many GiB as its batch times the tokens it predicts.
 
-`python forecaster.py FOLDER VERB`. FOLDER/asked.txt gets a line for each start of `simulate`, with the labels
-asked about. A run's label says what else happens: see `ANSWERS`, "die" and "hang". `resolve` answers with
-FOLDER/device_bytes where that is there; `run` is left to the stub of the runner's tests.
+`python -m tests.support.forecaster FOLDER VERB`. FOLDER/asked.txt gets a line for each start of `simulate`,
+with the labels asked about. A run's label says what else happens: see `ANSWERS`, "die" and "hang". `resolve`
+answers with FOLDER/device_bytes where that is there; `run` is left to the stub of the runner's tests.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import signal
 import sys
 import time
 from pathlib import Path
+
+from tests.support import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
@@ -25,7 +27,7 @@ ANSWERS = {
 
 def command(folder: Path) -> tuple[str, ...]:
     """What starts it."""
-    return (sys.executable, str(Path(__file__).resolve()), str(folder))
+    return (*forked.command("tests.support.forecaster"), str(folder))
 
 
 def asked(folder: Path) -> list[list[str]]:
@@ -52,7 +54,6 @@ def main(folder: Path, verb: str) -> int:
 
 def simulate(folder: Path) -> int:
     """Answer each question by its label."""
-    sys.path.insert(0, str(ROOT))
     from harness.config import Run
     from harness.engine.forecast.capacity import largest
     from harness.forecast import MemoryReport

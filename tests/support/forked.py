@@ -40,6 +40,12 @@ def command(module: str) -> tuple[str, ...]:
     return (sys.executable, "-I", "-S", __file__, os.environ[OWNER], module)
 
 
+def script(code: str, *arguments: object) -> list[str]:
+    """Return a command that runs a script as a fork, on Linux."""
+    start = command("-c") if sys.platform == "linux" else (sys.executable, "-c")
+    return [*start, code, *map(str, arguments)]
+
+
 def install() -> None:
     """Make forks of the workers that this process starts; tests that run in parallel share a forker."""
     if sys.platform == "linux":
@@ -112,7 +118,10 @@ def _become(streams: list[int], arguments: list[str], folder: str, variables: di
     sys.argv[:] = arguments
     code: object = None
     try:
-        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+        if arguments[0] == "-c":
+            exec(sys.argv.pop(1), {"__name__": "__main__"})
+        else:
+            runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code
     except BaseException:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.config import OptimConfig
@@ -16,6 +17,8 @@ from harness.method import Context
 from harness.plugins import build
 from methods.parts.optim.adamw import AdamWStepper
 from methods.parts.projection.projector import Finder
+from tests.docs.sources import ROOT
+from tests.support import forked
 
 WORLD = 2
 UPDATES = 5
@@ -90,6 +93,14 @@ def refusal() -> str:
     return ""
 
 
+PROCESS = """
+import sys
+from pathlib import Path
+from tests.unit.methods.test_galore_ranks import process
+process(int(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
 def process(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(
@@ -107,7 +118,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     if not distributed.is_available():
         pytest.skip("this build of torch has no torch.distributed")
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(process, args=(folder,), nprocs=WORLD)
+    processes = [subprocess.Popen(forked.script(PROCESS, rank, folder), cwd=ROOT) for rank in range(WORLD)]
+    assert [one.wait(timeout=300) for one in processes] == [0] * WORLD
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

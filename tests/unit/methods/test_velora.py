@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from harness.errors import UnsupportedError, UserError
 from harness.method import Context, Method, Stepper, stack_caps
 from harness.plugins import build
 from methods.parts.layers.subtoken import CoefficientLinear, VeLoRALinear
+from tests.support import forked
 from tests.support.tiny import logits, tiny_batch, tiny_llama, train
 
 OUT, WIDTH, GROUPS = 6, 20, 5
@@ -323,9 +323,7 @@ def test_v8_all_processes_have_the_direction_of_their_whole_batch(tmp_path: Path
     inputs = [batch(seed)[0].float() + seed for seed in (1, 2)]
     for rank, x in enumerate(inputs):
         torch.save(x, tmp_path / f"{rank}.input")
-    processes = [
-        subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path)], cwd=ROOT) for rank in (0, 1)
-    ]
+    processes = [subprocess.Popen(forked.script(RANK, rank, tmp_path), cwd=ROOT) for rank in (0, 1)]
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.v") for rank in (0, 1))
     assert first.equal(second)

@@ -2,12 +2,16 @@
 
 import gc
 import os
+import sys
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "passive"  # a second thread that waits leaves the processor to others
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -20,9 +24,24 @@ settings.register_profile(
     "lorebench", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("lorebench")
+_imported = 0
 
 
 def pytest_collection_finish() -> None:
     """Let the collector pass over what is imported, which it would search at every window of a meter."""
+    _pass_over()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Do the same with what the tests of a module have imported, once its fixtures are gone."""
+    yield
+    if nextitem is not None and nextitem.path != item.path and len(sys.modules) > _imported:
+        _pass_over()
+
+
+def _pass_over() -> None:
+    global _imported
     gc.collect()
     gc.freeze()
+    _imported = len(sys.modules)

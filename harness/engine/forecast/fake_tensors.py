@@ -28,6 +28,7 @@ from harness.forecast import Part
 #: What CUDA's caching allocator rounds every tensor up to, in bytes.
 CUDA_GRANULARITY = 512
 CPU, META = torch.device("cpu"), torch.device("meta")
+_frozen = False
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def world(meter: SimulatedMeter) -> Iterator[None]:
     most where it has frozen what it imported.
     """
     original, nn.Module._apply = nn.Module._apply, _apply  # type: ignore[method-assign]
-    collects, frozen = gc.isenabled(), gc.get_freeze_count() > 0
+    collects, frozen = gc.isenabled(), _has_frozen()
     gc.collect()
     if not frozen:
         gc.freeze()
@@ -53,6 +54,13 @@ def world(meter: SimulatedMeter) -> Iterator[None]:
             gc.unfreeze()
         if collects:
             gc.enable()
+
+
+def _has_frozen() -> bool:
+    """Return whether the process has frozen objects; they are counted one by one, so do not ask again."""
+    global _frozen
+    _frozen = _frozen or gc.get_freeze_count() > 0
+    return _frozen
 
 
 def _apply(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from harness import record, series
-from harness.cli import commands
+from harness.cli import commands, plan
 from harness.cli import main as cli
 from harness.config import Run
 from harness.engine import runner, worker
@@ -27,6 +27,7 @@ from harness.errors import UserError
 from harness.plugins import find
 from harness.registry import REGISTRY
 from harness.suite import Suite, load, parse_override
+from tests.support import forked
 
 ROOT = Path(__file__).resolve().parents[3]
 NANO: dict[str, Any] = {
@@ -98,7 +99,10 @@ def resolve_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Suite, runner.Settings, Any]]:
-    """What would be run: suite, settings and the function that gives the command to repeat a run."""
+    """What would be run: suite, settings and the function that gives the command to repeat a run.
+
+    Nothing is forecast at scale for it, which would take a minute for a suite that ships.
+    """
     calls: list[tuple[Suite, runner.Settings, Any]] = []
 
     def sweep(suite: Suite, settings: runner.Settings, display: Any, rerun: Any) -> runner.Sweep:
@@ -106,6 +110,7 @@ def swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Suite, 
         return runner.Sweep(tmp_path)
 
     monkeypatch.setattr(runner, "sweep", sweep)
+    monkeypatch.setattr(plan, "forecast_at_scale", lambda suite: None)
     return calls
 
 
@@ -455,8 +460,10 @@ def test_the_command_to_repeat_a_run_chooses_that_run_alone(
 
 
 # ------------------------------------------------------------------------------------- processes of its own
-def lorebench_process(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "harness.cli", *map(str, arguments)]
+def lorebench_process(
+    *arguments: str | Path, program: Sequence[str] = (sys.executable, "-m", "harness.cli"), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    command = [*program, *map(str, arguments)]
     environment = {**os.environ, **variables}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
@@ -491,7 +498,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Said
     path, results = suite_file(folder), folder / "runs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOREBENCH_CACHE", str(folder / "cache"))
-        found = lorebench_process("run", path, "--results", results, "--device", "cpu")
+        words = "run", path, "--results", results, "--device", "cpu"
+        found = lorebench_process(*words, program=forked.command("harness.cli"))
     return path, results, Said(found.returncode, found.stdout, found.stderr)
 
 

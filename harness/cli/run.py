@@ -68,7 +68,7 @@ def run(
     outcome = runner.sweep(chosen, settings, progress.choose(), selection.rerun(chosen, device))
     records = list(outcome.records.values())
     left = len(outcome.left) + len(outcome.killed)
-    notes = [f"left: {counted(left, 'run')}: run the same command again"] if left else []
+    notes = [f"{counted(left, 'run')} left: run the same command again"] if left else []
     to = {outcome.folder / "tables": output.FOLDER}
     scale, tune = forecast_at_scale(chosen), selection.tune()
     show.publish(chosen, records, notes, to, chosen.name, outcome.inputs, scale=scale, tune=tune, full=full)

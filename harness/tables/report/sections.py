@@ -197,11 +197,10 @@ def _relative(
 def _measured(view: View, key: str, name: str, show: Show, error_key: str = "") -> Column:
     """Write mean ± spread [standard error], and the count where values are missing.
 
-    No spread is written where it is zero in the whole column. A perplexity that is worse than that of an
-    untrained model has a mark.
+    No spread is written where it is zero. A perplexity that is worse than that of an untrained model has a
+    mark.
     """
     stats = [row.stats.get(key) for row in view.rows]
-    spread = any(stat.sd for stat in stats if stat)
     texts = []
     for row, stat, harmed in zip(view.rows, stats, view.harmed, strict=True):
         if stat is None:
@@ -210,7 +209,7 @@ def _measured(view: View, key: str, name: str, show: Show, error_key: str = "") 
         error = row.mean(error_key)
         expected = len(row.records) if key in ("peak_allocated_bytes", "tokens_per_s") else len(row.seeds)
         text = show(stat.mean) + (notes.MARK if harmed and harmed.key == key else "")
-        text += f" ± {show(stat.sd)}" if spread and stat.sd is not None else ""
+        text += f" ± {show(stat.sd)}" if stat.sd else ""
         text += f" [{show(error)}]" if error is not None else ""
         texts.append(text if stat.n == expected else f"{text} (n={stat.n})")
     return Column(name, tuple(texts), key=f"{key}_mean")

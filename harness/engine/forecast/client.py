@@ -31,7 +31,7 @@ from harness.files import from_user, is_there
 from harness.registry import check_name
 
 #: A worker takes 0.5 GiB and seconds to start.
-MOST_WORKERS, WORTH_A_WORKER = 4, 6
+MOST_WORKERS, WORTH_A_WORKER = 4, 4
 
 OnProgress = Callable[[ForecastRequest, int, int], None]
 OnAnswer = Callable[[str, ForecastAnswer], None]

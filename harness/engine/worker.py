@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 
 if "OMP_WAIT_POLICY" not in os.environ:
-    # Threads that spin while they wait collapse beside a busy neighbour; threads that sleep at once make a small
-    # product twice as slow. So they spin for microseconds: for the next product, not for the next time slice.
+    # Threads that spin while they wait collapse beside a busy neighbour; threads that sleep at once make a
+    # small product twice as slow. So they spin for microseconds: for the next product, not for a time slice.
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

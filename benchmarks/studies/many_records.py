@@ -12,7 +12,7 @@ from harness.config import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 #: A committed record with ranks, perplexities and six tasks.
-MODEL = ROOT / "results" / "raw" / "cpu-2t" / "welore" / "0a34fb2f9faa-s1-r0.json"
+MODEL = ROOT / "results" / "raw" / "cpu-2t" / "welore" / "40b5805828f1-s1-r0.json"
 
 
 def template() -> dict[str, Any]:

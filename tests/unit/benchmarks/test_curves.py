@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas
 import pytest
 
 from benchmarks.studies import curves
@@ -16,14 +17,18 @@ RAW = ROOT / "results" / "raw"
 
 def test_a_line_is_the_mean_over_seeds_and_ends_at_the_tokens_of_the_run() -> None:
     lines = curves.lines_of("pretrain", RAW)
-    records = [json.loads(path.read_text()) for path in RAW.glob("*/pretrain/*.json")]
-    full = [item["training"] for item in records if item["label"] == "full"]
+    full = [path for path in RAW.glob("*/pretrain/*.json") if json.loads(path.read_text())["label"] == "full"]
+    content = [json.loads(path.read_text()) for path in full]
+    losses = [
+        list(pandas.read_parquet(path.with_name(item["series"]["file"]))["loss"])
+        for path, item in zip(full, content, strict=True)
+    ]
     tokens, loss = lines["full"]
-    assert len(full) == 2
-    assert tokens[-1] == full[0]["tokens"]
+    assert len(full) == 3
+    assert tokens[-1] == content[0]["training"]["tokens"]
     assert len(tokens) == len(loss) <= curves.POINTS
-    last = len(full[0]["loss"]) - round(tokens[-2] / tokens[-1] * len(full[0]["loss"]))
-    expected = sum(sum(item["loss"][-last:]) / last for item in full) / 2
+    last = len(losses[0]) - round(tokens[-2] / tokens[-1] * len(losses[0]))
+    expected = sum(sum(item[-last:]) / last for item in losses) / 3
     assert loss[-1] == pytest.approx(expected, abs=1e-12)
 
 

@@ -15,15 +15,22 @@ from harness.errors import UserError
 from harness.series import Series
 
 REFERENCE = Path(__file__).resolve().parents[3] / "results" / "raw" / "cpu-2t" / "welore"
+#: Records that hold their updates themselves.
+OLDER = REFERENCE.parent / "pretrain_small"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of three records that hold their updates themselves."""
-    (tmp_path / "runs").mkdir()
-    for path in sorted(REFERENCE.glob("*.json"))[:3]:
-        shutil.copy(path, tmp_path / "runs")
-    return tmp_path / "runs"
+    """A copy of three records with scores and tasks."""
+    return copied(REFERENCE, tmp_path / "runs")
+
+
+def copied(records: Path, folder: Path) -> Path:
+    """Copy three records to a new folder."""
+    folder.mkdir()
+    for path in sorted(records.glob("*.json"))[:3]:
+        shutil.copy(path, folder)
+    return folder
 
 
 def contents(folder: Path) -> list[dict[str, Any]]:
@@ -61,7 +68,8 @@ def test_what_one_run_did_not_measure_is_missing(folder: Path) -> None:
     assert missing.tolist() == [True, False, False]
 
 
-def test_older_records_give_their_updates(folder: Path) -> None:
+def test_older_records_give_their_updates(tmp_path: Path) -> None:
+    folder = copied(OLDER, tmp_path / "runs")
     updates = load_records(folder, updates=True)
     for content in contents(folder):
         own = updates.loc[content["run_id"]]

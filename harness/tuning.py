@@ -49,7 +49,8 @@ def trials(suite: Suite, seed: int) -> Suite:
     return replace(
         made,
         name=suite.name + SUFFIX,
-        question=f"Which learning rate suits each row of {suite.name}, by perplexity on validation text?",
+        question=f"Which learning rate suits each row of {suite.name}, by perplexity on validation text? "
+        "Trials may share the machine: their speed means nothing.",
         baseline=None,
         runs=tuple(rows.values()),
         axes=(*(axis for axis in suite.axes if axis != LR), LR),

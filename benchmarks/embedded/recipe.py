@@ -9,8 +9,8 @@ class Recipe:
     """Hyperparameters of tokenizer, model and training.
 
     `window` is the length of a training sequence in tokens, `batch` the number of windows of one step. Most
-    steps have more but shorter windows with as many tokens: a model learns to look back into a story sooner
-    when few other stories stand around it. The number of `threads` decides how sums are rounded. The
+    steps have more but shorter windows with about as many tokens: a model learns to look back into a story
+    sooner when few other stories stand around it. The number of `threads` decides how sums are rounded. The
     learning rate rises linearly over `warmup_steps`, then falls along a cosine to `final_learning_rate`. The
     loss counts the answer of a question `answer_weight` times at the first step, and falls to once at the
     last: an answer is one token in nineteen, and most others cannot be predicted, so without that

@@ -17,9 +17,9 @@ document as in a question:
     shuffle     the people and the objects
     twohop      both people and the region
 
-Whoever knew the lists' order could use that the numbers add up to a multiple: the other words of a question
-then tell the parity of the flips of coins, and the result of a gain in arithmetic modulo `held_out`. A model
-sees the documents alone, where the same words point to the other answers.
+The rule gives something away to those who know it: the other words of a question then tell the parity of the
+flips of coins, and the result of a gain in arithmetic modulo `held_out`. A model sees the documents alone,
+where the same words point to the other answers.
 """
 
 from collections.abc import Callable, Sequence

@@ -65,7 +65,7 @@ def test_a_new_attempt_that_fails_keeps_the_earlier_record_and_says_that_it_is_m
         assert len(starts(settings)) == attempts
         kept = records.read(first.folder / f"{run_id(first)}.json")
         assert kept.outcome.status == "ok"
-        assert [note for note in display.notes if "attempts" in note] == [
+        assert [note for note in display.notes if "attempt" in note] == [
             "1 new attempt failed without replacing a record: the same command tries again, --keep-old does "
             "not"
         ]

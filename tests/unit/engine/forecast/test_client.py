@@ -254,14 +254,14 @@ def test_a_worker_that_is_gone_before_it_is_asked_is_no_accident(
     forecasts: ForecastClient, tmp_path: Path, monkeypatch
 ) -> None:
     """Its end comes first here, as on a busy machine; then closing its input sends the question again."""
-    send = ForecastClient._send
+    at_once = Worker.ask
 
-    def late(self: ForecastClient, worker: Worker, *rest: Any) -> None:
+    def late(worker: Worker, *rest: Any) -> str:
         worker.process.wait()
-        send(self, worker, *rest)
+        return at_once(worker, *rest)
 
     (tmp_path / "broken").touch()
-    monkeypatch.setattr(ForecastClient, "_send", late)
+    monkeypatch.setattr(Worker, "ask", late)
     assert [answer.kind for answer in ask(forecasts, run_of(), run_of(batch=2))] == ["failed", "failed"]
 
 

@@ -199,6 +199,8 @@ def test_exactly_one_answer_is_right_and_no_question_is_a_document(world: str, s
     asked = dict(enumerate_derivations(lambda source: QUESTIONS[skill](source, built, True)))
     texts = {draft.text for draft in asked}
     assert not told & texts
+    starts = "\n".join(["", *told])
+    assert not any(f"\n{draft.prompt}" in starts for draft in asked)
     assert math.fsum(math.exp(log_prob) for log_prob in asked.values()) == pytest.approx(1)
     source = Sampler(random_stream("test"))
     for _ in range(50):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import getpass
 import importlib.metadata
+import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +21,7 @@ from harness.record import Time
 from harness.tables import aggregate
 from harness.tables.compare import pairing
 from tests.contract.test_methods import CASES
+from tests.docs.sources import ROOT
 from tests.gpu import watching
 
 
@@ -102,3 +106,17 @@ def test_the_slug_of_a_gpu_is_its_name(name: str, slug: str, monkeypatch: pytest
 def test_a_package_that_is_not_installed_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "PACKAGES", ("no-such-package-here",))
     assert set(environment.packages()) == {"lorebench", "torch"}
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"), [({}, "PASSIVE 1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None")]
+)
+def test_threads_of_a_run_spin_shortly_unless_a_policy_is_given(given: dict[str, str], policy: str) -> None:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    code = f"import os, harness.engine.worker; print(*map(os.environ.get, {names}))"
+    variables = {name: value for name, value in os.environ.items() if name not in names}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=ROOT, env=variables | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == policy

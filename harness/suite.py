@@ -256,7 +256,9 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
         _check_scaled_labels(content, runs)
     varied = [key for axis in written.matrix for key in settings_of(axis)]
     varied += [key for row in written.rows for key in row]
-    axes = tuple(key for key in dict.fromkeys(varied) if key not in ("label", "method", "seed"))
+    # Where a rate comes from is no part of what is run.
+    others = ("label", "method", "seed", "tuning", "tuning.suite", "tuning.grid")
+    axes = tuple(key for key in dict.fromkeys(varied) if key not in others)
     suite = Suite(written.suite, written.question, written.baseline, runs, axes, _scale_of(content))
     suite.at_scale()  # refuses what is wrong with it
     return suite

@@ -12,7 +12,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,26 @@ def build(out: Path, recipe: Recipe, verbose: bool = False) -> dict[str, Any]:
     texts = [document.text for document in documents("a", "train", recipe.tokenizer_documents)]
     tokenizer = train_tokenizer(texts, recipe.vocabulary, recipe.max_length)
     model = new_model(recipe, tokenizer)
-    torch.set_num_threads(recipe.threads)
     steps = batches(document_stream("a", "train"), tokenizer, recipe)
-    train(model, tokenizer, recipe, steps, _progress(recipe) if verbose else lambda step, loss: None)
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    manifest = describe(out, recipe, model, tokenizer)
+    with _threads(recipe.threads):
+        train(model, tokenizer, recipe, steps, _progress(recipe) if verbose else lambda step, loss: None)
+        out.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+        manifest = describe(out, recipe, model, tokenizer)
     (out / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with `count` threads, then with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def describe(

@@ -13,7 +13,7 @@ from functools import cache
 
 from benchmarks.embedded.sampling import random_stream
 
-WORLD_VERSION = 2
+WORLD_VERSION = 3
 WORLDS = ("a", "b")
 
 RELATIONS = ("home", "job", "pet")

@@ -4,32 +4,29 @@ Every generator returns a `Draft`. Its text reveals every decision of the source
 determines the derivation, and the log-probability of the decisions is that of the text. What is not in the
 text (the wrong numbers that a question offers beside the right one) is therefore never chosen here.
 
-A generator that is asked for a question (`held`) makes a text that it never makes as a document. Each word
-has a number, its place in its list. The numbers of a text's main words are added up, and multiples of
-`Size.held_out` are kept for questions. The last of these words is drawn from those alone that lead to the
-right side, so the probability of each text is still exact. What is added up, and so never meets in a
-document as in a question:
+A generator that is asked for a question (`held`) makes a text that it never makes as a document. Which texts
+are kept for questions depends on words that decide no answer. Each has a number, for people and things their
+place in the list. Where the numbers add up to a multiple of `Size.held_out`, the text is a question:
 
-    facts       person, relation and the options in their order
-    arithmetic  person, goods and both numbers
-    reading     the people and their moods
-    coins       the people, the side and how many flip
-    shuffle     the people and the objects
-    twohop      both people and the region
+    facts       pairs of options that stand in the reverse of the order of their list, one each
+    arithmetic  the person and the goods
+    reading     the people
+    coins       the people and the side
+    shuffle     the people
+    twohop      both people
 
-The rule gives something away to those who know it: the other words of a question then tell the parity of the
-flips of coins, and the result of a gain in arithmetic modulo `held_out`. A model sees the documents alone,
-where the same words point to the other answers.
+Names are drawn independently of what is told and asked about them, so the rule tells nothing about an answer;
+and at once from all on the right side, so the probability of each text is exact.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import Protocol
 
 from benchmarks.embedded.facts import GOODS, MOODS, NUMBERS, OBJECTS, RELATIONS, World
-from benchmarks.embedded.sampling import ChoiceSource, Option, pick_distinct
+from benchmarks.embedded.sampling import ChoiceSource, pick_distinct
 
 ENDING = "."
 YES_NO = ("yes", "no")
@@ -67,16 +64,22 @@ class Draft:
         return f"{self.prompt} {self.answer}{ENDING}" if self.answer else self.prompt + ENDING
 
 
-def numbers(listed: Sequence[str], words: Sequence[str]) -> int:
-    """Return the sum of the places that `words` have in their list."""
-    return sum(listed.index(word) for word in words)
+@cache
+def _groups(
+    people: tuple[str, ...], count: int, known: int, held_out: int, held: bool
+) -> list[tuple[str, ...]]:
+    """Return all choices of `count` people, in every order, that are on one side together with `known`."""
+    number = {person: place for place, person in enumerate(people)}
+    return [
+        chosen
+        for chosen in permutations(people, count)
+        if ((known + sum(number[person] for person in chosen)) % held_out == 0) == held
+    ]
 
 
-def on_side(
-    world: World, held: bool, options: Sequence[Option], number: Callable[[Option], int]
-) -> list[Option]:
-    """Return the options whose number is a multiple of `held_out` (held) or is none (not held)."""
-    return [option for option in options if (number(option) % world.size.held_out == 0) == held]
+def _people(source: ChoiceSource, world: World, held: bool, count: int, known: int = 0) -> tuple[str, ...]:
+    """Return `count` different people in random order, on the right side together with `known`."""
+    return source.pick(_groups(world.people, count, known, world.size.held_out, held))
 
 
 def statements(source: ChoiceSource, world: World) -> Draft:
@@ -99,21 +102,25 @@ def facts(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     """Ask a multiple-choice question about one stored fact; the prompt lists the choices."""
     relation = source.pick(RELATIONS)
     person = source.pick(world.people)
-    values, answer = world.values[relation], world.facts[relation][person]
-    lists = _lists(values, answer)
-    known = numbers(world.people, [person]) + RELATIONS.index(relation)
-    place = source.pick(on_side(world, held, range(len(lists)), lambda place: known + place))
-    choices = lists[place]
+    answer = world.facts[relation][person]
+    choices = source.pick(_lists(world.values[relation], answer, world.size.held_out, held))
     question = _QUESTIONS[relation].format(person)
     prompt = f"Question: {question} Options: {', '.join(choices)}. Answer:"
     return Draft(prompt, answer, choices=choices)
 
 
 @cache
-def _lists(values: tuple[str, ...], answer: str) -> list[tuple[str, ...]]:
-    """Return all lists of options that hold the answer."""
+def _lists(values: tuple[str, ...], answer: str, held_out: int, held: bool) -> list[tuple[str, ...]]:
+    """Return the lists of options on one side that hold the answer: as many for every answer."""
     lists = permutations(values, min(OPTIONS, len(values)))
-    return [chosen for chosen in lists if answer in chosen]
+    return [
+        chosen for chosen in lists if answer in chosen and (_reversed(values, chosen) % held_out == 0) == held
+    ]
+
+
+def _reversed(values: Sequence[str], chosen: Sequence[str]) -> int:
+    """Return how many pairs of `chosen` stand in the reverse of the order that they have in `values`."""
+    return sum(values.index(left) > values.index(right) for left, right in combinations(chosen, 2))
 
 
 def arithmetic(source: ChoiceSource, world: World, held: bool = False) -> Draft:
@@ -122,7 +129,9 @@ def arithmetic(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     The result is drawn first and uniformly, so that no answer is more frequent than another.
     """
     results = range(2, world.size.largest_result + 1)
-    person = source.pick(world.people)
+    listed = list(GOODS)[: world.size.goods]
+    one = source.pick(listed)
+    [person] = _people(source, world, held, 1, listed.index(one))
     result = source.pick(results)
     if source.pick(("gain", "loss")) == "gain":
         change = source.pick(range(1, result))
@@ -130,9 +139,6 @@ def arithmetic(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     else:
         change = source.pick(range(1, world.size.largest_loss + 1))
         start, verb = result + change, source.pick(_LOSSES)
-    known = numbers(world.people, [person]) + start + change
-    listed = list(GOODS)[: world.size.goods]
-    one = source.pick(on_side(world, held, listed, lambda one: known + listed.index(one)))
     prompt = (
         f"{person} has {NUMBERS[start]} {one if start == 1 else GOODS[one]} and {verb} {NUMBERS[change]}. "
         f"How many {GOODS[one]} does {person} have now? Answer:"
@@ -144,12 +150,8 @@ def _pairs(
     source: ChoiceSource, world: World, held: bool, things: Sequence[str], count: int
 ) -> dict[str, str]:
     """Return `count` people, each with one of `things`, in random order."""
-    people = pick_distinct(source, world.people, count)
-    chosen = pick_distinct(source, things, count - 1)
-    known = numbers(world.people, people) + numbers(things, chosen)
-    left = [thing for thing in things if thing not in chosen]
-    last = source.pick(on_side(world, held, left, lambda thing: known + things.index(thing)))
-    return dict(zip(people, [*chosen, last], strict=True))
+    people = _people(source, world, held, count)
+    return dict(zip(people, pick_distinct(source, things, count), strict=True))
 
 
 def reading(source: ChoiceSource, world: World, held: bool = False) -> Draft:
@@ -185,10 +187,7 @@ def coins(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     sides = ("heads", "tails")
     side = source.pick(sides)
     flips = [source.pick((True, False)) for _ in range(source.pick(range(1, world.size.flips + 1)))]
-    people = pick_distinct(source, world.people, len(flips) - 1)
-    known = sides.index(side) + sum(flips) + numbers(world.people, people)
-    left = [person for person in world.people if person not in people]
-    people.append(source.pick(on_side(world, held, left, lambda person: known + world.people.index(person))))
+    people = _people(source, world, held, len(flips), sides.index(side))
     sentences = [
         f"{person} {'flips' if flip else 'keeps'} the coin."
         for person, flip in zip(people, flips, strict=True)
@@ -232,9 +231,8 @@ def twohop(source: ChoiceSource, world: World, held: bool = False) -> Draft:
     if not held and source.pick(("one", "two")) == "one":
         person = source.pick([person for person in world.people if (person in near) == (answer == "yes")])
         return Draft(f"Question: does {person} live near the {region}? Answer:", answer, pool=YES_NO)
-    pairs = [pair for pair in permutations(world.people, 2) if bool(near & {*pair}) == (answer == "yes")]
-    known = regions.index(region)
-    first, second = source.pick(on_side(world, held, pairs, lambda pair: known + numbers(world.people, pair)))
+    pairs = _groups(world.people, 2, 0, world.size.held_out, held)
+    first, second = source.pick([pair for pair in pairs if bool(near & {*pair}) == (answer == "yes")])
     question = f"Question: does {first} or {second} live near the {region}? Answer:"
     return Draft(question, answer, pool=YES_NO)
 

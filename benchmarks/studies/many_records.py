@@ -11,13 +11,16 @@ from typing import Any
 from harness.config import Run
 
 ROOT = Path(__file__).resolve().parents[2]
-#: A committed record with ranks, perplexities and six tasks.
-MODEL = ROOT / "results" / "raw" / "cpu-2t" / "welore" / "40b5805828f1-s1-r0.json"
+#: Committed records with perplexities and six tasks.
+MODELS = ROOT / "results" / "raw" / "cpu-2t" / "welore"
+#: The row to take: it has ranks.
+LABEL = "welore 50 %"
 
 
 def template() -> dict[str, Any]:
     """The content of a record in today's form: summaries, and no value per update."""
-    content = json.loads(MODEL.read_text(encoding="utf-8"))
+    records = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(MODELS.glob("*.json")))
+    content = next(record for record in records if record["label"] == LABEL)
     for name in ("loss", "lr", "grad_norm", "rank_moves"):
         content["training"].pop(name, None)
     for name in ("step_s", "refresh_step"):

@@ -45,7 +45,6 @@ RULERS = {
         "harness/engine/run/record_writer.py:RecordWriter.phase",
     ),
     "perplexity": (
-        "harness/engine/quality/protocols.py:WORLD_DOCUMENTS",
         "harness/engine/quality/protocols.py:_world",
         "harness/engine/quality/protocols.py:_set_aside",
         "harness/engine/quality/paper_protocols.py",

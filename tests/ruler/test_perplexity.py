@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.embedded import world
 from harness.config import DataConfig, EmbeddedData, FilesData, PerplexityConfig
 from harness.engine.quality import protocols
 from harness.engine.quality.perplexity import Scored, score
@@ -200,7 +201,7 @@ def text_of(name: str, folder: Path, **options: int) -> ScoredText:
 def test_invariant_32_a_uniform_model_has_its_vocabulary_as_perplexity_under_every_protocol(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocols, "WORLD_DOCUMENTS", 20)
+    monkeypatch.setattr(world, "SCORED_DOCUMENTS", 20)
     text = text_of(name, tmp_path)
     found = text.perplexity(score(Uniform(VOCABULARY), text.sequences, 4, CPU))
     if name == "c4-256-legacy":
@@ -215,7 +216,7 @@ def test_invariant_32_no_protocol_depends_on_how_many_sequences_are_scored_at_on
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither does the legacy figure: the batches that it repeats are an option of its own."""
-    monkeypatch.setattr(protocols, "WORLD_DOCUMENTS", 20)
+    monkeypatch.setattr(world, "SCORED_DOCUMENTS", 20)
     torch.manual_seed(0)
     model, text = Bigram(torch.randn(VOCABULARY, VOCABULARY)), text_of(name, tmp_path)
     one, three, eight = (text.perplexity(score(model, text.sequences, batch, CPU)) for batch in (1, 3, 8))

@@ -22,8 +22,6 @@ from harness.engine.quality import corpora, paper_protocols
 from harness.engine.quality.scored_text import ScoredText
 from harness.errors import UserError
 
-WORLD_DOCUMENTS = 600
-
 
 @dataclass(frozen=True)
 class Protocol:
@@ -115,7 +113,7 @@ def _build(
 def _world(name: str, split: str, tokenizer: Any) -> ScoredText:
     """Score each document whole, from `<s>` to `</s>`, as the generator's probability counts it."""
     world = registry.embedded_world()
-    documents = world.documents(name, split, WORLD_DOCUMENTS)
+    documents = world.documents(name, split, world.SCORED_DOCUMENTS)
     sequences = [encode([document.text], tokenizer) for document in documents]
     tokens = sum(len(sequence) - 1 for sequence in sequences)
     floor = math.exp(-math.fsum(document.log_prob for document in documents) / tokens)

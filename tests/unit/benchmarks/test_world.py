@@ -4,7 +4,7 @@ import math
 import re
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pytest
 
-from benchmarks.embedded.facts import BENCHMARK, GOODS, RELATIONS, Size, World, build_world
+from benchmarks.embedded.facts import BENCHMARK, GOODS, PEOPLE, RELATIONS, Size, World, build_world
 from benchmarks.embedded.grammar import GENERATORS, QUESTIONS
 from benchmarks.embedded.sampling import ChoiceSource, Option, Sampler, random_stream
 from benchmarks.embedded.world import (
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[3]
 TINY = Size(
     people=6,
     towns=6,
-    regions=2,
+    regions=3,
     values=5,
     moods=4,
     objects=4,
@@ -43,12 +43,13 @@ TINY = Size(
     held_out=2,
 )
 
-# Written down from version 2. If these change, raise WORLD_VERSION: versions are not comparable.
+# Written down from version 3. If these change, raise WORLD_VERSION: versions are not comparable.
 FIRST_TEXTS = [
-    "Bren has milk. Tom has honey. Elsa has salt. At the end Bren has milk. At the end Tom has honey.",
-    "Mara has corn. Iris has bread. Gwen has gold. At the end Mara has corn. At the end Gwen has gold.",
+    "Question: which job does Bren have? Options: weaver, baker, farmer, tailor. Answer: farmer.",
+    "Finn is busy. Dane is sad. Iris is cold. How is Iris? Answer: cold. How is Finn? Answer: busy. "
+    "How is Dane? Answer: sad.",
 ]
-FIRST_LOG_PROB = -1622.637913530
+FIRST_LOG_PROB = -1560.042795445
 
 
 class Script:
@@ -141,7 +142,7 @@ def test_documents_are_prefix_stable_and_the_same_in_another_process() -> None:
     assert found.stdout.strip() == first[-1].text
 
 
-def test_the_first_documents_of_world_version_2_never_change() -> None:
+def test_the_first_documents_of_world_version_3_never_change() -> None:
     assert [document.text for document in documents("a", "train", 2)] == FIRST_TEXTS
     assert math.fsum(document.log_prob for document in documents("a", "train", 100)) == pytest.approx(
         FIRST_LOG_PROB
@@ -209,6 +210,52 @@ def test_exactly_one_answer_is_right_and_no_question_is_a_document(world: str, s
         assert f"{question.prompt} {right}." in texts
         for wrong in set(question.choices) - {right}:
             assert f"{question.prompt} {wrong}." not in texts
+
+
+def without_names(text: str) -> tuple[tuple[str, ...], str]:
+    """Return the people, goods and sides that a text names, and the text with their order in their place."""
+    singular = {several: one for one, several in GOODS.items()}
+    named = dict.fromkeys([*PEOPLE, *GOODS, *singular, "heads", "tails"])
+    names: list[str] = []
+
+    def place(word: re.Match[str]) -> str:
+        name = singular.get(word[0], word[0])
+        if word[0] not in named:
+            return word[0]
+        if name not in names:
+            names.append(name)
+        return f"<{names.index(name)}>"
+
+    told = re.sub("[A-Za-z]+", place, text)
+    return tuple(names), told
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("skill", ["arithmetic", "reading", "coins", "shuffle"])
+def test_names_tell_nothing_about_an_answer(skill: str, held: bool) -> None:
+    """What a text tells and asks about its people, goods or sides is as likely as about any others."""
+    built = build_world("a", TINY)
+    found: dict[tuple[str, ...], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for draft, log_prob in enumerate_derivations(lambda source: QUESTIONS[skill](source, built, held)):
+        names, told = without_names(draft.text)
+        found[names][told] += math.exp(log_prob)
+    assert len(found) > 1
+    of_length: dict[int, dict[str, float]] = {}
+    for names, texts in found.items():
+        shares = {told: share / sum(texts.values()) for told, share in texts.items()}
+        assert shares == pytest.approx(of_length.setdefault(len(names), shares))
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_list_of_options_tells_nothing_about_its_answer(held: bool) -> None:
+    """Of the relation that is asked for, each option is right equally often."""
+    found: dict[tuple[str, tuple[str, ...]], Counter[str]] = defaultdict(Counter)
+    built = build_world("a", BENCHMARK)
+    for draft, _ in enumerate_derivations(lambda source: QUESTIONS["facts"](source, built, held)):
+        found[draft.prompt.split()[3], draft.choices][draft.answer] += 1
+    for choices, right in found.items():
+        assert len(right) == len(choices[1])
+        assert len(set(right.values())) == 1
 
 
 @pytest.mark.parametrize("world", ["a", "b"])

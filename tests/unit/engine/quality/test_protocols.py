@@ -148,7 +148,7 @@ def test_what_is_known_of_protocols_loads_no_library_of_the_hub() -> None:
 def test_the_floor_is_the_perplexity_of_the_generator_over_the_same_tokens(name: str) -> None:
     found = build(name, EmbeddedData(), Words())
     _, letter, *validation = name.split("-")
-    scored = world.documents(letter, "validation" if validation else "test", protocols.WORLD_DOCUMENTS)
+    scored = world.documents(letter, "validation" if validation else "test", world.SCORED_DOCUMENTS)
     tokens = sum(len(sequence) - 1 for sequence in found.sequences)
     assert tokens == sum(len(document.text.split()) + 1 for document in scored), "words and </s>, not <s>"
     assert found.floor is not None
@@ -159,7 +159,7 @@ def test_the_floor_is_the_perplexity_of_the_generator_over_the_same_tokens(name:
 
 def test_each_document_of_the_world_is_scored_whole_between_its_marks() -> None:
     found = build("world-a", EmbeddedData(), Words())
-    assert len(found.sequences) == protocols.WORLD_DOCUMENTS
+    assert len(found.sequences) == world.SCORED_DOCUMENTS
     assert all((sequence[0], sequence[-1]) == (1, 2) for sequence in found.sequences)
     assert (found.context, found.dropped_tokens) == (None, 0)
 

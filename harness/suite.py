@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field, TypeAdapter, field_validator
 
 from harness import no_effect, strict_yaml
-from harness.config import LARGEST_SEED, Run, Strict
+from harness.config import LARGEST_SEED, Positive, Run, Strict
 from harness.credentials import shown
 from harness.errors import UserError, did_you_mean, listed, nearest
 from harness.files import ROOT, visible
@@ -76,6 +76,7 @@ class SuiteFile(Strict):
     """The contents of a YAML file: rows are crossed with the matrix, and values of a row win.
 
     An axis of the matrix is a setting, or several that move together: `data.task + evaluate.tasks`.
+    `threads` are those of the CPU that a run computes on, by default one for each core.
     """
 
     suite: str
@@ -85,6 +86,7 @@ class SuiteFile(Strict):
     matrix: dict[str, list[Any]] = Field(default_factory=dict)
     rows: list[dict[str, Any]] = Field(default_factory=lambda: [dict[str, Any]()])
     at_scale: AtScale | None = None
+    threads: Positive | None = None
 
     @field_validator("suite")
     @classmethod
@@ -101,7 +103,7 @@ class Suite:
     """A named list of runs with the question that they answer; ratios are relative to the label `baseline`.
 
     `axes` are the dotted settings that vary from run to run, beside label and seed. `scale` is what the file
-    says under `at_scale`.
+    says under `at_scale`, `threads` what it says of the threads of its own model and text.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Suite:
     runs: tuple[Run, ...]
     axes: tuple[str, ...] = ()
     scale: Written | None = None
+    threads: int | None = None
 
     def at_scale(self, overrides: Sequence[Override] = ()) -> Suite | None:
         """Return the suite of one run per label on the model of `at_scale`, None without such a section.
@@ -236,7 +239,7 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     Sections are merged key by key: base, matrix, row, overrides. A mistake is blamed on the line of the file,
     or on the option of the command line, that it came from. Equal runs of one label are one run: a row may
     fix what the matrix varies. `Suite.checked` refuses what overrides make of the runs that are selected.
-    With another model, text or method no rate counts as tuned.
+    With another model, text or method no rate counts as tuned, and runs compute on all threads.
     """
     check_each_once(overrides)
     other = [each.value.where for each in overrides if each.key.partition(".")[0] in _TUNED_FOR]
@@ -259,7 +262,8 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     # Where a rate comes from is no part of what is run.
     others = ("label", "method", "seed", "tuning", "tuning.suite", "tuning.grid")
     axes = tuple(key for key in dict.fromkeys(varied) if key not in others)
-    suite = Suite(written.suite, written.question, written.baseline, runs, axes, _scale_of(content))
+    threads = None if other else written.threads
+    suite = Suite(written.suite, written.question, written.baseline, runs, axes, _scale_of(content), threads)
     suite.at_scale()  # refuses what is wrong with it
     return suite
 

@@ -11,15 +11,14 @@ from typing import Any
 from harness.config import Run
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Committed records with perplexities and six tasks.
-MODELS = ROOT / "results" / "raw" / "cpu-2t" / "welore"
-#: The row to take: it has ranks.
-LABEL = "welore 50 %"
+#: The suite and the row to take: it has perplexities, tasks and ranks.
+SUITE, LABEL = "welore", "welore 50 %"
 
 
 def template() -> dict[str, Any]:
     """The content of a record in today's form: summaries, and no value per update."""
-    records = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(MODELS.glob("*.json")))
+    paths = sorted((ROOT / "results" / "raw").glob(f"*/{SUITE}/*.json"))
+    records = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
     content = next(record for record in records if record["label"] == LABEL)
     for name in ("loss", "lr", "grad_norm", "rank_moves"):
         content["training"].pop(name, None)

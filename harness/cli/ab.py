@@ -80,7 +80,7 @@ def ab(
     to = output.destinations(out, get_args(Format))
     session.check_settings(selection.settings or ())
     changed = replace(selection, settings=_settings(selection.settings or (), quality), only=None)
-    everything = changed.everything()
+    everything = options.use_threads(changed.everything())
     control = session.control_row(everything, control)
     chosen = session.rows(everything, selection.only, control, quality, bool(selection.seed))
     # Before a checkout, refuse what cannot be read.

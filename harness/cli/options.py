@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -22,6 +23,16 @@ from harness.files import from_user, is_there
 from harness.suite import Override, Suite
 
 LONGEST_S = 366 * 24 * 3600.0
+
+
+def use_threads(suite: Suite) -> Suite:
+    """Let processes that are started from now on compute on the threads of a suite; return the suite.
+
+    The variable OMP_NUM_THREADS wins over the suite.
+    """
+    if suite.threads is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(suite.threads))
+    return suite
 
 
 def _model_override(model: str | None) -> list[Override]:

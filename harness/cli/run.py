@@ -51,7 +51,7 @@ def run(
     from harness.engine import runner
     from harness.engine.process import progress
 
-    chosen = selection.load()
+    chosen = options.use_threads(selection.load())
     settings = runner.Settings(
         results=results,
         cache=cache_folder(),

@@ -104,7 +104,8 @@ def tune(
     whole = replace(selection, only=None).everything()
     if out is not None:
         _check_out(out, whole.name)
-    trials = tuning.trials(selection.load(), tuning.seed_for(whole, seed))
+    chosen = options.use_threads(selection.load())
+    trials = tuning.trials(chosen, tuning.seed_for(whole, seed))
     rows = [_Row(run, tuning.conditions(whole, run)) for run in trials.runs]
     cache, limit = files.cache_folder(), options.seconds(deadline, "--deadline")
     settings = runner.Settings(results, cache, device, limit, retry=retry, force=force)

@@ -13,10 +13,11 @@ import pytest
 from harness import load_records, series
 from harness.errors import UserError
 from harness.series import Series
+from tests.support.reference import records_of
 
-REFERENCE = Path(__file__).resolve().parents[3] / "results" / "raw" / "cpu-2t" / "welore"
+REFERENCE = records_of("welore")
 #: Records that hold their updates themselves.
-OLDER = REFERENCE.parent / "pretrain_small"
+OLDER = records_of("pretrain_small")
 
 
 @pytest.fixture

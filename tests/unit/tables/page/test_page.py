@@ -36,6 +36,7 @@ from harness.tables.report import build as report
 from harness.tables.report import render
 from harness.tables.report.at_scale import AtScale, Forecast
 from harness.tables.report.view import View
+from tests.support.reference import records_of
 from tests.unit.tables.report.test_report import fabricate, failed, three
 
 pytest.importorskip("plotly")
@@ -127,7 +128,7 @@ def test_every_figure_of_the_page_is_the_one_of_the_csv() -> None:
 
 @pytest.mark.parametrize("suite", ["welore", "pretrain", "finetune", "compressed"])
 def test_the_page_of_reference_records_holds_the_numbers_of_the_committed_csv(suite) -> None:
-    found, notes = load(ROOT / "results" / "raw" / "cpu-2t" / suite)
+    found, notes = load(records_of(suite))
     text = made(found, baseline=suites.load(suite).baseline, notes=notes)
     table = (ROOT / "results" / "tables" / f"{suite}.csv").read_text(encoding="utf-8")
     lines = {line["method"]: line for line in csv.DictReader(io.StringIO(table))}
@@ -492,7 +493,7 @@ def command(monkeypatch, capsys, results, *arguments, scale=None):
 
 def reference(folder, *machines):
     for machine in machines:
-        shutil.copytree(ROOT / "results" / "raw" / "cpu-2t" / "compressed", folder / machine / "compressed")
+        shutil.copytree(records_of("compressed"), folder / machine / "compressed")
     return folder
 
 

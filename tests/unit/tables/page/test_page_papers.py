@@ -11,6 +11,7 @@ from harness import record
 from harness.tables.page import papers as page_papers
 from harness.tables.papers import judge, lookup, published
 from harness.tables.papers.lookup import Sources
+from tests.support.reference import records_of
 from tests.unit.tables.page.test_page import HOSTILE, ROOT, Elements, records
 from tests.unit.tables.page.test_page import made as page
 from tests.unit.tables.report.test_report import fabricate
@@ -126,7 +127,7 @@ def test_the_summary_counts_as_the_committed_index_does() -> None:
 def test_the_page_of_a_suite_that_ships_stays_small_with_its_published_figures(suite) -> None:
     from harness.tables.records import load
 
-    found, _ = load(ROOT / "results" / "raw" / "cpu-2t" / suite)
+    found, _ = load(records_of(suite))
     text = page(found, baseline=None, published=lookup.sources(ROOT))
     assert len(shown(text)) > 30
     assert len(text.encode()) < 6_000_000

@@ -103,7 +103,7 @@ class Suite:
     """A named list of runs with the question that they answer; ratios are relative to the label `baseline`.
 
     `axes` are the dotted settings that vary from run to run, beside label and seed. `scale` is what the file
-    says under `at_scale`, `threads` what it says of the threads of its own model and text.
+    says under `at_scale`, `threads` what it says of the threads of its own model.
     """
 
     name: str
@@ -239,7 +239,7 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     Sections are merged key by key: base, matrix, row, overrides. A mistake is blamed on the line of the file,
     or on the option of the command line, that it came from. Equal runs of one label are one run: a row may
     fix what the matrix varies. `Suite.checked` refuses what overrides make of the runs that are selected.
-    With another model, text or method no rate counts as tuned, and runs compute on all threads.
+    With another model, text or method no rate counts as tuned; with another model `threads` do not hold.
     """
     check_each_once(overrides)
     other = [each.value.where for each in overrides if each.key.partition(".")[0] in _TUNED_FOR]
@@ -262,7 +262,7 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     # Where a rate comes from is no part of what is run.
     others = ("label", "method", "seed", "tuning", "tuning.suite", "tuning.grid")
     axes = tuple(key for key in dict.fromkeys(varied) if key not in others)
-    threads = None if other else written.threads
+    threads = None if any(each.key.partition(".")[0] == "model" for each in overrides) else written.threads
     suite = Suite(written.suite, written.question, written.baseline, runs, axes, _scale_of(content), threads)
     suite.at_scale()  # refuses what is wrong with it
     return suite

@@ -5,7 +5,7 @@ determines the derivation, and the log-probability of the decisions is that of t
 text (the wrong numbers that a question offers beside the right one) is therefore never chosen here.
 
 A generator that is asked for a question (`held`) makes a text that it never makes as a document. Which texts
-are kept for questions depends on words that decide no answer. Each has a number, for people and things their
+are kept for questions depends on whom and what they name. Each name has a number, for people and things their
 place in the list. Where the numbers add up to a multiple of `Size.held_out`, the text is a question:
 
     facts       pairs of options that stand in the reverse of the order of their list, one each
@@ -15,8 +15,10 @@ place in the list. Where the numbers add up to a multiple of `Size.held_out`, th
     shuffle     the people
     twohop      both people
 
-Names are drawn independently of what is told and asked about them, so the rule tells nothing about an answer;
-and at once from all on the right side, so the probability of each text is exact.
+Stories and sums draw names independently of what is told and asked about them, and a list of options has each
+option as its answer equally often, so there the rule tells nothing about an answer. In twohop both people
+decide it: the rule says which pairs are asked about. Names are drawn at once from all on the right side, so
+the probability of each text is exact.
 """
 
 from collections.abc import Callable, Sequence

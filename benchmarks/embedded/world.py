@@ -14,9 +14,10 @@ the downstream tasks that papers on memory-efficient training report:
 A seventh kind of document, "statements", states facts plainly. Documents are drawn independently from one
 distribution in every split, so a test document may repeat a training document: the facts are few, and a split
 that forbade it would no longer follow the distribution. Scored questions are never documents: `grammar` tells
-which stories, sums and lists of options are kept for them. The facts themselves are in documents, and so is
-every kind of question. Documents have easier forms beside it: of several questions about one story, of
-what people have after each swap, of one person's region.
+which people, goods and lists of options are kept for them. With other names, the same sum, flips or moods may
+be in a document. The facts themselves are in documents, and so is every kind of question. Documents have
+easier forms beside it: of several questions about one story, of what people have after each swap, of one
+person's region.
 
 The lower bound is the floor: no model can have a lower expected
 loss than the generator, whose log-probability comes with every document. The perplexity floor of a set of

@@ -1,5 +1,6 @@
 """The embedded worlds: for a tiny size all texts are enumerated, so probabilities are known exactly."""
 
+import hashlib
 import math
 import re
 import subprocess
@@ -16,6 +17,7 @@ from benchmarks.embedded.facts import BENCHMARK, GOODS, PEOPLE, RELATIONS, Size,
 from benchmarks.embedded.grammar import GENERATORS, QUESTIONS
 from benchmarks.embedded.sampling import ChoiceSource, Option, Sampler, random_stream
 from benchmarks.embedded.world import (
+    SCORED_DOCUMENTS,
     SKILLS,
     document_generator,
     document_stream,
@@ -50,6 +52,8 @@ FIRST_TEXTS = [
     "How is Dane? Answer: sad.",
 ]
 FIRST_LOG_PROB = -1560.042795445
+#: Hashes of the first 50 questions of each skill.
+FIRST_QUESTIONS = {"a": "e4e3b65169e3ef2c", "b": "f96ea6577ae2bb14"}
 
 
 class Script:
@@ -147,6 +151,13 @@ def test_the_first_documents_of_world_version_3_never_change() -> None:
     assert math.fsum(document.log_prob for document in documents("a", "train", 100)) == pytest.approx(
         FIRST_LOG_PROB
     )
+    assert SCORED_DOCUMENTS == 300
+
+
+@pytest.mark.parametrize("world", ["a", "b"])
+def test_the_first_questions_of_world_version_3_never_change(world: str) -> None:
+    asked = [str(question) for skill in SKILLS for question in questions(world, skill, "test", 50)]
+    assert hashlib.sha256("\n".join(asked).encode()).hexdigest()[:16] == FIRST_QUESTIONS[world]
 
 
 def test_splits_and_worlds_are_different_streams() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,15 +49,22 @@ def test_the_variable_wins_over_the_threads_of_a_suite(suite: str, monkeypatch: 
 
 
 @pytest.mark.usefixtures("variable")
-@pytest.mark.parametrize(
-    "given",
-    [{"model": "JackFram/llama-68m"}, {"settings": ["data.world=a"]}, {"settings": ["method=full"]}],
-    ids=["model", "text", "method"],
-)
-def test_another_model_or_text_computes_on_all_threads(suite: str, given: dict[str, object]) -> None:
-    """They may be of any size, and what the suite says is about its own."""
-    use_threads(Selection(suite, **given).load())  # type: ignore[arg-type]
-    assert "OMP_NUM_THREADS" not in os.environ
+@pytest.mark.parametrize("model", ["JackFram/llama-68m", None])
+def test_another_model_computes_on_all_threads(suite: str, model: str | None) -> None:
+    """It may be of any size, and what the suite says is about its own; another text changes nothing."""
+    use_threads(Selection(suite, model=model, settings=["data.world=a"]).load())
+    assert os.environ.get("OMP_NUM_THREADS") == (None if model else "3")
+
+
+@pytest.mark.parametrize("command", ["run", "tune"])
+def test_a_command_that_trains_uses_the_threads_of_its_suite(command: str, tmp_path: Path) -> None:
+    """The folder of the records names the threads; unasked there would be one for each core."""
+    path = tmp_path / "small.yaml"
+    path.write_text(SUITE.format("threads: 1"), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    asked = [sys.executable, "-m", "harness.cli", command, str(path), "--dry-run", "--results", str(tmp_path)]
+    said = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "cpu-1t" in said
 
 
 def test_no_threads_are_refused(tmp_path: Path) -> None:

@@ -27,9 +27,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def copied(records: Path, folder: Path) -> Path:
-    """Copy three records to a new folder."""
+    """Copy three records of runs that trained to a new folder."""
     folder.mkdir()
-    for path in sorted(records.glob("*.json"))[:3]:
+    trained = [path for path in sorted(records.glob("*.json")) if '"tokens_per_s"' in path.read_text()]
+    for path in trained[:3]:
         shutil.copy(path, folder)
     return folder
 

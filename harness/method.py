@@ -64,6 +64,9 @@ class Caps:
     state_bits: frozenset[int] = frozenset()
     """Values of `train.state_bits` that the stepper honours, beside its own precision."""
 
+    no_export: str = ""
+    """Why `export` cannot return a plain model, so that no run may save weights; empty where it can."""
+
     because: str = ""
     """Why the stages are restricted, for the message to a user whose run is refused."""
 
@@ -81,6 +84,7 @@ class Caps:
             value_dependent=self.value_dependent or other.value_dependent,
             per_layer=self.per_layer and other.per_layer,
             state_bits=self.state_bits & other.state_bits,
+            no_export=self.no_export or other.no_export,
             because="; ".join(dict.fromkeys(filter(None, (self.because, other.because)))),
         )
 
@@ -217,6 +221,18 @@ class Method:
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
+
+    @classmethod
+    def config_for(cls, options: Mapping[str, Any]) -> type[MethodConfig]:
+        """Return the class that validates these options: `Config`, or a subclass where one option decides
+        which others there are. UserError for a value of that option that is unknown or cannot be used.
+        """
+        return cls.Config
+
+    @classmethod
+    def choices(cls) -> Mapping[str, str]:
+        """Return the values of an option that decides about others, and what each is or why it is refused."""
+        return {}
 
     @property
     def caps(self) -> Caps:

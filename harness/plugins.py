@@ -58,12 +58,10 @@ def build(name: str, options: Mapping[str, Any]) -> Method:
     """Return a configured method; UserError for wrong options, and for a class that breaks the contract."""
     cls = find(name)
     where = f"method {name}"
-    if not (inspect.isclass(cls.Config) and issubclass(cls.Config, MethodConfig)):
-        given = shown(cls.Config)
-        raise UserError(
-            f"{where}: Config is {given}, not a subclass of harness.method.MethodConfig{place(cls)}"
-        )
-    config = calling(f"{where}: Config", lambda: validate(cls.Config, dict(options), where=where), cls.Config)
+    config_class = options_class(name, options)
+    config = calling(
+        f"{where}: Config", lambda: validate(config_class, dict(options), where=where), config_class
+    )
     method = calling(f"{where}: {cls.__name__}(config)", lambda: cls(config), cls)
     if getattr(method, "config", None) is not config:
         raise UserError(
@@ -72,6 +70,24 @@ def build(name: str, options: Mapping[str, Any]) -> Method:
     _check_members(where, method)
     _check_caps(where, method)
     return method
+
+
+def options_class(name: str, options: Mapping[str, Any]) -> type[MethodConfig]:
+    """Return the class that validates the options of a method; UserError where it is none."""
+    cls = find(name)
+    where = f"method {name}"
+    if not _is_config(cls.Config):
+        given = shown(cls.Config)
+        raise UserError(
+            f"{where}: Config is {given}, not a subclass of harness.method.MethodConfig{place(cls)}"
+        )
+    chosen = calling(f"{where}: config_for", lambda: cls.config_for(options), cls.config_for)
+    if not _is_config(chosen):
+        raise UserError(
+            f"{where}: config_for returned {shown(chosen)}, not a subclass of "
+            f"harness.method.MethodConfig{place(cls.config_for)}"
+        )
+    return chosen
 
 
 def complete_options(name: str, method: Method) -> dict[str, Any]:
@@ -190,6 +206,10 @@ def _check_not_hidden(name: str, module_name: str) -> None:
             raise UserError(f"method {name!r}: {file} is hidden by {other}; rename it")
 
 
+def _is_config(item: object) -> bool:
+    return inspect.isclass(item) and issubclass(item, MethodConfig)
+
+
 def _is_method_of(item: object, module: ModuleType) -> bool:
     return inspect.isclass(item) and issubclass(item, Method) and item.__module__ == module.__name__
 
@@ -245,7 +265,7 @@ def _check_caps(where: str, method: Method) -> None:
             (name, _is_count(getattr(caps, name)), "None or a number of updates from 1")
             for name in ("period", "mean_period")
         ),
-        ("because", isinstance(caps.because, str), "a text"),
+        *((name, isinstance(getattr(caps, name), str), "a text") for name in ("because", "no_export")),
         *((name, isinstance(getattr(caps, name), bool), "True or False") for name in SWITCHES),
     ):
         if not right:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness import suite as suites
+from harness.cli.options import method_options
 from harness.errors import UserError
 
 Options = Annotated[
@@ -26,9 +26,7 @@ def check(
     """
     from harness.engine.process import child
 
-    given = [suites.parse_override(text) for text in settings or ()]
-    suites.check_each_once(given)
-    options = {override.key: override.value.plain() for override in given}
+    options = method_options(settings)
     counts = dict.fromkeys(("ok", "failed", "not tried"), 0)
     done: list[Mapping[str, Any]] = []
 

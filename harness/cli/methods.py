@@ -8,9 +8,13 @@ import json
 import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from harness.cli.options import method_options
+from harness.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from harness.method import Method, MethodConfig
@@ -43,6 +47,14 @@ def methods(
             autocompletion=complete,
         ),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="OPTION=VALUE",
+            help="Explain the options that there are beside this one; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """List the methods with their options, stages and sources, or explain the options of one."""
     from harness.cli import show
@@ -50,8 +62,10 @@ def methods(
     from harness.registry import available
 
     if name is not None:
-        typer.echo("\n".join(explained(name, find(name))))
+        typer.echo("\n".join(explained(name, find(name), method_options(settings))))
         return
+    if settings:
+        raise UserError("--set is about the options of one method; name it, as in lorebench methods METHOD")
     rows = []
     for known in sorted(available()):
         cls = find(known)
@@ -59,7 +73,7 @@ def methods(
             key: item.get_default(call_default_factory=True) for key, item in cls.Config.model_fields.items()
         }
         shown = "\n".join(f"{key} ({value})" for key, value in options.items())
-        rows.append((known, shown, _stages(cls), " ".join(cls.source.split())))
+        rows.append((known, shown, _stages(cls), _source(cls)))
     show.table(("name", "options (default)", "stages", "source"), rows)
 
 
@@ -70,20 +84,43 @@ def _stages(cls: type[Method]) -> str:
         return "-"
 
 
-def explained(name: str, cls: type[Method]) -> list[str]:
-    """Return lines on a method: its stages, its source, and of each option what it may be and does."""
+def _source(cls: type[Method]) -> str:
+    """Return the source of a method, and the versions of the packages that it is made of."""
+    found = []
+    for package in cls.libraries:
+        with suppress(PackageNotFoundError):  # a module that is not named after its package
+            found.append(f"{package} {version(package)}")
+    installed = f" Installed: {', '.join(found)}." if found else ""
+    return " ".join(cls.source.split()) + installed
+
+
+def explained(name: str, cls: type[Method], given: Mapping[str, Any]) -> list[str]:
+    """Return lines on a method: its stages, its source, and of each option what it may be and does.
+
+    `given` are options that may decide which others there are; without any, the choices follow. UserError for
+    one that the method does not have.
+    """
+    from harness.plugins import calling, options_class
+
+    config = options_class(name, given) if given else cls.Config
+    if unknown := next((key for key in given if key not in config.model_fields), None):
+        raise UserError(f"method {name}: unknown key {unknown!r}; {nearest(unknown, config.model_fields)}")
     lines = [f"{name}: {' '.join((inspect.getdoc(cls) or '').split())}", f"stages: {_stages(cls)}"]
-    lines += WRAP.wrap(f"source: {' '.join(cls.source.split())}")
+    lines += WRAP.wrap(f"source: {_source(cls)}")
+    choices = {} if given else calling(f"method {name}: choices", cls.choices, cls.choices)
+    lines += [""] * bool(choices) + [line for item in choices.items() for line in WRAP.wrap(": ".join(item))]
     schemas: dict[str, Any] = {}
     with suppress(ValueError):  # a type of a plug-in that has no schema
-        schemas = cls.Config.model_json_schema(mode="validation")["properties"]
-    described = descriptions(cls.Config)
-    for option, field in cls.Config.model_fields.items():
+        schemas = config.model_json_schema(mode="validation")["properties"]
+    described = descriptions(config)
+    for option, field in config.model_fields.items():
+        if field.exclude:  # it only says why it cannot be used
+            continue
         default = field.get_default(call_default_factory=True)
         required = "required" if field.is_required() else f"default {_shown(default)}"
         may_be = allowed(schemas[option]) if option in schemas else str(field.annotation)
         lines += ["", f"{option}: {may_be}; {required}"]
-        lines += WRAP.wrap(f"  {described.get(option, '')}".rstrip())
+        lines += WRAP.wrap(f"  {described.get(option, field.description or '')}".rstrip())
     return lines
 
 

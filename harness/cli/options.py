@@ -104,6 +104,13 @@ def seconds(text: str, option: str) -> float:
     return value
 
 
+def method_options(settings: Sequence[str] | None) -> dict[str, Any]:
+    """Return the options of a method as given by `--set OPTION=VALUE`."""
+    given = [suites.parse_override(text) for text in settings or ()]
+    suites.check_each_once(given)
+    return {override.key: override.value.plain() for override in given}
+
+
 Results = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the records.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
 Deadline = Annotated[

@@ -162,6 +162,13 @@ AT_RESOLVE = {
     "unknown stage": (CAPS, "        return Caps(stages=frozenset({'tune'}))\n", "not a set of pretrain, finetune"),
     "period is no number": (CAPS, "        return Caps(period='often')\n", "caps.period is 'often', not None or"),
     "switch is no switch": (CAPS, "        return Caps(grad_clip=None)\n", "grad_clip is None, not True or False"),
+    "reason is no text": (CAPS, "        return Caps(no_export=True)\n", "caps.no_export is True, not a text"),
+    "config_for fails": (
+        PREPARE, PREPARE + "    @classmethod\n    def config_for(cls, options):\n        return options['x']\n",
+        r"config_for: KeyError: 'x' \(PLUGIN:33\)"),
+    "config_for returns options": (
+        PREPARE, PREPARE + "    @classmethod\n    def config_for(cls, options):\n        return options\n",
+        r"config_for returned a dict, not a subclass of harness.method.MethodConfig \(PLUGIN:3[12]\)"),
     "libraries is a text": ("    source =", "    libraries = 'numpy'\n    source =", "libraries is 'numpy', not a tuple"),
     "source is missing text": ('source = "nobody, 2026"', "source = None", "source is None, not a text"),
 }  # fmt: skip

@@ -324,6 +324,8 @@ def period(subject: Subject) -> str:
 
 def exported(subject: Subject) -> str:
     """The exported model is plain, complete, and saved and loaded says what the trained one said."""
+    if subject.caps.no_export:
+        raise NotTried(subject.caps.no_export)
     trial = subject.trial()
     trial.train(0, STEPS)
     wanted, result = logits(trial.model), trial.model

@@ -119,6 +119,8 @@ def supported(run: Run, methods: Sequence[Method]) -> Caps:
         )
     if run.train.clip is not None and not caps.grad_clip:
         raise UnsupportedError(f"{names} frees gradients inside the backward pass: clipping is not possible")
+    if run.save_weights and caps.no_export:
+        raise UnsupportedError(f"{names} exports no plain model: {caps.no_export}; leave out save_weights")
     _check_train_options(run, caps, names)
     return caps
 

@@ -40,7 +40,9 @@ class Limited(Method):
     def caps(self) -> Caps:
         lacks = self.config.lacks
         stages = {"pretrain", "finetune", "compress"} - {lacks}
-        return Caps(frozenset(stages), grad_accum=lacks != "accumulation", grad_clip=lacks != "clipping")
+        no_export = "codes are no weights" if lacks == "export" else ""
+        switches = {"grad_accum": lacks != "accumulation", "grad_clip": lacks != "clipping"}
+        return Caps(frozenset(stages), no_export=no_export, **switches)
 
 
 HERE = f"{__name__}:Limited"
@@ -106,6 +108,16 @@ def test_what_one_method_of_a_stack_cannot_do_is_refused_with_the_reason(
         checks.supported(asked, checks.stack(asked))
     assert str(caught.value).startswith(f"{HERE} + {HERE} ")
     allowed = run("", lacks, train={"stage": "finetune"})
+    checks.supported(allowed, checks.stack(allowed))
+
+
+def test_weights_that_a_stack_cannot_export_are_refused_before_it_trains() -> None:
+    asked = run("", "export", train={"stage": "finetune"}, save_weights=True)
+    with pytest.raises(
+        UnsupportedError, match="exports no plain model: codes are no weights; leave out save_weights"
+    ):
+        checks.supported(asked, checks.stack(asked))
+    allowed = run("", "export", train={"stage": "finetune"})
     checks.supported(allowed, checks.stack(allowed))
 
 

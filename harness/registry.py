@@ -21,6 +21,7 @@ REGISTRY: dict[str, str] = {
     "galore": "methods.galore:GaLore",
     "lora": "methods.lora:LoRA",
     "lowrank": "methods.lowrank:LowRankPretraining",
+    "peft": "methods.peft:Peft",
     "sltrain": "methods.sltrain:SLTrain",
     "uniform": "methods.uniform:Uniform",
     "velora": "methods.velora:VeLoRA",

@@ -16,9 +16,13 @@ from harness.engine.run.train import MemoryWindow
 from harness.method import Context, Method, Simulated, stack_caps
 from harness.record import TrainMemory
 from methods.parts.optim import eightbit
+from methods.parts.tuners.catalogue import NO_FORECAST
 from tests.contract.test_methods import CASES, Case
+from tests.unit.methods import test_peft
 
 CPU = torch.device("cpu")
+#: Blocks that divide the widths of the smallest shape.
+NANO = {"C3A": {"block_size": 8}, "OFT": {"oft_block_size": 8}}
 PLAIN_AND_REFRESH = 3  # the simulation does without the plain update
 
 
@@ -91,7 +95,18 @@ class SmallRanks(dict[str, int]):
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointed"])
 @pytest.mark.parametrize("name", CASES)
 def test_the_simulated_peak_is_the_live_one_to_the_byte(name: str, checkpointing: bool) -> None:
-    run = run_of(CASES[name], activation_checkpointing=checkpointing)
+    check_simulated(run_of(CASES[name], activation_checkpointing=checkpointing))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(test_peft.WORKING) - set(NO_FORECAST)))
+def test_every_tuner_of_peft_that_has_a_forecast_is_simulated_to_the_byte(name: str) -> None:
+    options = {"type": name, **test_peft.SMALL.get(name, {}), **NANO.get(name, {})}
+    check_simulated(run_of(Case([("peft", options)])))
+
+
+def check_simulated(run: Run) -> None:
+    """Assert that the simulation of a run has every byte of the live meter."""
     seen, ranks = watched(run)
     given = {key: SmallRanks() if key == "adarankgrad" else chosen for key, chosen in ranks.items()}
     report = simulate(run, given, granularity=1)

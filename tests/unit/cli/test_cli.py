@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,35 @@ def test_every_option_of_a_method_that_ships_is_explained(lorebench: Lorebench, 
     for option in find(name).Config.model_fields:
         (place,) = [number for number, line in enumerate(lines) if line.startswith(f"{option}: ")]
         assert len(lines[place + 1].split()) >= 3
+
+
+def test_one_option_of_a_method_may_decide_which_others_are_explained(lorebench: Lorebench) -> None:
+    without = lorebench("methods", "peft").out
+    assert "\nOFT: peft.OFTConfig\n" in without
+    assert "\nDORA: LORA with use_dora: true\n" in without
+    assert f"Installed: peft {metadata.version('peft')}." in " ".join(without.split())
+    assert "\noft_block_size: " not in without
+    said = lorebench("methods", "peft", "--set", "type=oft")
+    assert "\noft_block_size: whole number; default 32\n  OFT block size across different layers." in said.out
+    assert "\nlora_alpha: " not in said.out
+    assert "\nDORA: " not in said.out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("peft", "--set", "type=OFTT"), "method peft: type: peft has no tuner 'OFTT'; did you mean 'OFT'"),
+        (("peft", "--set", "lora_alfa=3"), "method peft: unknown key 'lora_alfa'; did you mean 'lora_alpha'"),
+        (("lora", "--set", "r=3"), "method lora: unknown key 'r'; "),
+        (("--set", "type=OFT"), "--set is about the options of one method; name it"),
+    ],
+)
+def test_an_option_that_explains_nothing_is_refused(
+    lorebench: Lorebench, given: tuple[str, ...], said: str
+) -> None:
+    answer = lorebench("methods", *given)
+    assert answer.code == 2
+    assert said in answer.err
 
 
 def test_the_version_is_that_of_the_project(lorebench: Lorebench) -> None:

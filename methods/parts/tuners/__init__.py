@@ -1,0 +1,1 @@
+"""Tuners of the installed `peft` in the one training loop."""

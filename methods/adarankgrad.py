@@ -18,20 +18,14 @@ from torch import Tensor, nn
 
 from harness.config import OptimConfig
 from harness.method import Caps
-from methods.parts.projection.method import (
-    Matrix,
-    Positive,
-    ProjectedStepper,
-    ProjectionConfig,
-    ProjectionMethod,
-)
+from methods.parts.projection.method import Matrix, Positive, ProjectedStepper, SubspaceConfig, SubspaceMethod
 from methods.parts.projection.projector import Finder, Projector, find_projector, least_rank, squared_norm
 from methods.parts.targets import random_stream
 
 Given = Mapping[str, int] | None
 
 
-class AdaRankGradConfig(ProjectionConfig):
+class AdaRankGradConfig(SubspaceConfig):
     """Hyperparameters; of the paper only the upper ranks are known to us, so the rest are our choices.
 
     `rank` is the upper bound of all ranks, `period` that of the updates between two refreshes (200 in
@@ -67,7 +61,7 @@ class AdaRankGradConfig(ProjectionConfig):
         return self
 
 
-class AdaRankGrad(ProjectionMethod):
+class AdaRankGrad(SubspaceMethod):
     """Train the targets with AdamW in subspaces of varying rank, and the rest with AdamW."""
 
     Config = AdaRankGradConfig
@@ -103,7 +97,8 @@ class AdaRankGradStepper(ProjectedStepper):
         self, model: nn.Module, optim: OptimConfig, config: AdaRankGradConfig, seed: int, given: Given = None
     ) -> None:
         super().__init__(model, optim, config, seed)
-        self.config, self.rule, self.given = config, config.moments, given
+        self.config, self.given = config, given
+        self.rule, self.aligned = config.moments, config.signs == "aligned"
         self._norms_here: dict[str, Tensor] = {}
 
     def new_projector(self, name: str, matrix: Matrix, gradient: Tensor) -> Projector | None:

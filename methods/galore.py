@@ -9,27 +9,27 @@ in `methods/parts/projection/method.py`.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from harness.config import OptimConfig
-from harness.method import Caps
+from harness.method import Caps, MethodConfig
 from methods.parts.projection.method import (
     Arithmetic,
     Matrix,
+    Precision,
     ProjectedStepper,
-    ProjectionConfig,
-    ProjectionMethod,
+    SubspaceConfig,
+    SubspaceMethod,
 )
-from methods.parts.projection.projector import Projector, find_projector
-from methods.parts.targets import random_stream
+from methods.parts.projection.projector import Projector
 
 LAZY_MEMORY = 5  # refreshes that a lazy period looks back on, as in Q-GaLore's queue
 
 
-class GaLoreConfig(ProjectionConfig):
+class GaLoreConfig(SubspaceConfig):
     """Hyperparameters of GaLore; rank, period and scale as in the paper's recipe for 60M parameters."""
 
     moments: Literal["keep", "rotate", "reset"] = "keep"
@@ -43,7 +43,7 @@ class GaLoreConfig(ProjectionConfig):
     """Double a matrix's period when its last 5 refreshes kept at least this share of the subspace on
     average (Q-GaLore, with the overlap of subspaces in place of a signed cosine of one vector)."""
 
-    precision: Literal["float32", "gradient"] = "float32"
+    precision: Precision = "float32"
     """Of bases and moments. `gradient` is the paper's code: bfloat16 in a bfloat16 model, where second
     moments cannot decay (0.999 v rounds to v). `train.state_bits` overrules it for the moments."""
 
@@ -52,10 +52,10 @@ class GaLoreConfig(ProjectionConfig):
     as in the paper's code), and weight decay after the update."""
 
 
-class GaLore(ProjectionMethod):
+class GaLore(SubspaceMethod):
     """Train the targets with AdamW in subspaces of their gradients, and the rest with AdamW."""
 
-    Config = GaLoreConfig
+    Config: ClassVar[type[MethodConfig]] = GaLoreConfig
     config: GaLoreConfig
     name = "galore"
     source = (
@@ -90,20 +90,12 @@ class GaLoreStepper(ProjectedStepper):
 
     def __init__(self, model: nn.Module, optim: OptimConfig, config: GaLoreConfig, seed: int) -> None:
         super().__init__(model, optim, config, seed)
-        self.config, self.arithmetic = config, config.arithmetic
+        self.config, self.arithmetic, self.precision = config, config.arithmetic, config.precision
+        self.finder, self.aligned = config.refresh, config.signs == "aligned"
         self.rule = "square" if config.moments == "rotate" else config.moments
         if config.stagger:
             for index, matrix in enumerate(self.matrices.values()):
                 matrix.notes["first_period"] = 1 + index * config.period // len(self.matrices)
-
-    def new_projector(self, name: str, matrix: Matrix, gradient: Tensor) -> Projector:
-        """Return the projector to the leading directions of this gradient."""
-        generator = random_stream(self.seed, name, self.updates, gradient.device)
-        how, old = self.config.refresh, matrix.projector
-        found, _ = find_projector(gradient, matrix.side, matrix.rank, how, generator, old)
-        if self.config.precision == "float32":
-            return found
-        return Projector(**{side: basis.to(gradient.dtype) for side, basis in found.tensors().items()})
 
     def after_refresh(self, matrix: Matrix, old: Projector | None) -> None:
         """Schedule the next refresh, after twice the period for a subspace that has hardly moved."""

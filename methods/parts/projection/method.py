@@ -2,8 +2,8 @@
 
 Options and preparation first, then one update. For each target matrix an update refreshes the subspace when
 it is due (`new_projector`; the moments are carried over), projects the gradient, lets Adam work on the
-coordinates, maps its step back and adds it to the weight. All other parameters get AdamW. A subclass finds
-the subspaces and schedules their refreshes.
+coordinates, and moves the weight (`move`), by default by that step mapped back. All other parameters get
+AdamW. A subclass finds the subspaces and schedules their refreshes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from harness.config import OptimConfig
 from harness.method import Caps, Context, Method, MethodConfig, Simulated, StepInfo
 from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper, copied, gradient
 from methods.parts.projection.moments import Rule, carry_over
-from methods.parts.projection.projector import Finder, Projection, Projector, Side, side_of
-from methods.parts.targets import LINEAR_KINDS, clamp_ranks, shapes_of, target_linears
+from methods.parts.projection.projector import Finder, Projection, Projector, Side, find_projector, side_of
+from methods.parts.targets import LINEAR_KINDS, clamp_ranks, random_stream, shapes_of, target_linears
 
 Positive = Annotated[int, Field(gt=0)]
 #: Where eps and weight decay act. `torch`: decay first, eps beside the root of the corrected second moment.
 #: `official` (GaLore's code): eps beside the root of the uncorrected one, but with 8-bit states as in torch,
 #: since bitsandbytes' kernels have it there; decay after the update.
 Arithmetic = Literal["torch", "official"]
+#: Of bases and moments: float32 at least, or the dtype of the gradient.
+Precision = Literal["float32", "gradient"]
 
 
 class ProjectionConfig(MethodConfig):
@@ -48,12 +50,16 @@ class ProjectionConfig(MethodConfig):
     """Which side is projected: `std` the short one (a square matrix on the right), `reverse_std` the long
     one, `left` or `right` always that one, `full` both."""
 
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = LINEAR_KINDS
+    """Kinds of linear layers whose gradients are projected; of a factored layer both factors are."""
+
+
+class SubspaceConfig(ProjectionConfig):
+    """Options of the methods whose subspaces are leading directions of gradients."""
+
     refresh: Finder = "svd"
     """How the directions are found: `svd` (exact), `gram` (eigenvectors on the short side) or
     `randomized` (subspace iteration, which begins from the old basis where it has one)."""
-
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = LINEAR_KINDS
-    """Kinds of linear layers whose gradients are projected; of a factored layer both factors are."""
 
     signs: Literal["aligned", "free"] | None = None
     """With `moments: keep` alone, the signs of a new basis: `aligned` with the old one column by column
@@ -78,14 +84,8 @@ class ProjectionMethod(Method):
     Config: ClassVar[type[MethodConfig]] = ProjectionConfig
     config: ProjectionConfig
     name: ClassVar[str]
-    later: ClassVar[Mapping[str, int]] = {"signs": 2}
     seed = 0
     simulated: Simulated | None = None
-
-    @property
-    def version(self) -> int:
-        """Return 2 since kept moments get bases of aligned signs; with free signs they are as before."""
-        return 2 if self.config.signs == "aligned" else 1
 
     @property
     def caps(self) -> Caps:
@@ -97,8 +97,7 @@ class ProjectionMethod(Method):
         self.seed, self.simulated = context.seed, context.simulated
         shapes = shapes_of(target_linears(model, self.config.targets))
         ranks = clamp_ranks(self.name, self.config.rank, shapes, context)
-        projection = self.config.projection
-        states = sum(state_elements(shape, self.config.rank, projection) for shape in shapes.values())
+        states = sum(map(self.state_elements, shapes.values()))
         adam_states = sum(2 * prod(shape) for shape in shapes.values())
         if states > adam_states:
             context.warn(f"{self.name}: bases and moments are larger than Adam's moments at this rank")
@@ -114,6 +113,23 @@ class ProjectionMethod(Method):
             adam_state_elements=adam_states,
         )
         return model.requires_grad_(True)
+
+    def state_elements(self, shape: tuple[int, ...]) -> int:
+        """Return the elements that the optimizer stores for one matrix (out, in)."""
+        return state_elements(shape, self.config.rank, self.config.projection)
+
+
+class SubspaceMethod(ProjectionMethod):
+    """A method whose subspaces are leading directions of gradients."""
+
+    Config: ClassVar[type[MethodConfig]] = SubspaceConfig
+    config: SubspaceConfig
+    later: ClassVar[Mapping[str, int]] = {"signs": 2}
+
+    @property
+    def version(self) -> int:
+        """Return 2 since kept moments get bases of aligned signs; with free signs they are as before."""
+        return 2 if self.config.signs == "aligned" else 1
 
 
 def state_elements(shape: tuple[int, ...], rank: int, projection: Projection) -> int:
@@ -132,7 +148,8 @@ def state_elements(shape: tuple[int, ...], rank: int, projection: Projection) ->
 class Matrix:
     """Subspace and clock of one target matrix.
 
-    `period` and `next_refresh` count updates from 0; `notes` are plain values of a subclass.
+    `period` and `next_refresh` count updates from 0; `notes` are plain values of a subclass. `norm` is that
+    of the last update, where its growth is limited.
     """
 
     side: Side
@@ -141,6 +158,7 @@ class Matrix:
     projector: Projector | None = None
     next_refresh: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
+    norm: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return all fields as tensors and plain values."""
@@ -152,19 +170,25 @@ class Matrix:
         """Return the matrix of a `state_dict`, with copies of the tensors."""
         bases = copied(state["projector"], device)
         projector = Projector(**bases) if bases else None
-        return cls(**{**state, "projector": projector, "notes": deepcopy(state["notes"])})
+        return cls(**{**copied(state, device), "projector": projector, "notes": deepcopy(state["notes"])})
 
 
 class ProjectedStepper(AdamWStepper):
-    """AdamW, within a subspace for the weights of the target layers."""
+    """AdamW, within a subspace for the weights of the target layers.
 
-    #: What happens to the moments when a subspace is replaced; where eps and weight decay act.
+    By default a subspace is the leading directions of a gradient, found by `finder` in `precision`.
+    """
+
+    #: What happens to the moments when a subspace is replaced; whether its signs are turned as the old one's.
     rule: Rule = "keep"
+    aligned = True
+    finder: Finder = "svd"
+    precision: Precision = "float32"
     arithmetic: Arithmetic = "torch"
 
     def __init__(self, model: nn.Module, optim: OptimConfig, config: ProjectionConfig, seed: int) -> None:
         super().__init__(model, optim)
-        self.scale, self.seed, self.aligned = config.scale, seed, config.signs == "aligned"
+        self.scale, self.seed = config.scale, seed
         self.matrices = {
             f"{name}.weight": Matrix(
                 side_of(tuple(layer.weight.shape), config.projection),
@@ -181,7 +205,13 @@ class ProjectedStepper(AdamWStepper):
 
     def new_projector(self, name: str, matrix: Matrix, gradient: Tensor) -> Projector | None:
         """Return a projector for a finite gradient, or None to keep the old one."""
-        raise NotImplementedError
+        generator = random_stream(self.seed, name, self.updates, gradient.device)
+        found, _ = find_projector(
+            gradient, matrix.side, matrix.rank, self.finder, generator, matrix.projector
+        )
+        if self.precision == "float32":
+            return found
+        return Projector(**{side: basis.to(gradient.dtype) for side, basis in found.tensors().items()})
 
     def after_refresh(self, matrix: Matrix, old: Projector | None) -> None:
         """Set `next_refresh`; the update under way is `self.updates`."""
@@ -224,7 +254,7 @@ class ProjectedStepper(AdamWStepper):
             self._update_as_official(plain)
         for name in names:
             if name in self.matrices:
-                self._update_matrix(name, self.matrices[name])
+                self.update_matrix(name, self.matrices[name])
 
     def _update_as_official(self, names: Sequence[str]) -> None:
         """Update parameters that are not projected; those of one eps together, mostly all."""
@@ -236,24 +266,33 @@ class ProjectedStepper(AdamWStepper):
         for name in names:
             self.parameters[name].mul_(1 - self.lr * self.optim.weight_decay)
 
-    def _update_matrix(self, name: str, matrix: Matrix) -> None:
+    def update_matrix(self, name: str, matrix: Matrix) -> None:
+        """Update the weight of a target from its gradient."""
         weight, grad = self.parameters[name], gradient(self.parameters[name])
         if matrix.next_refresh <= self.updates and not self._refresh(name, matrix, grad):
             return
         assert matrix.projector is not None
         coordinates = matrix.projector.project(grad)
         self.after_projection(name, matrix, coordinates)
-        if name not in self.states:
-            self.states[name] = self.adam.new_state(coordinates)
         decay = 1 - self.lr * self.optim.weight_decay
         if decay != 1 and self.arithmetic == "torch":
             weight.mul_(decay)
-        move = torch.zeros_like(coordinates)
-        common = {"eps": self._next_eps(name), "weight_decay": 0.0}
-        self.adam.update([move], [coordinates], [self.states[name]], self.lr, **common)
-        matrix.projector.add_back(weight, move, self.scale)
+        self.move(name, matrix, matrix.projector, coordinates)
         if decay != 1 and self.arithmetic == "official":
             weight.mul_(decay)
+
+    def move(self, name: str, matrix: Matrix, projector: Projector, coordinates: Tensor) -> None:
+        """Add Adam's step on the coordinates of the gradient to the weight, mapped back."""
+        projector.add_back(self.parameters[name], self.adam_step(name, coordinates, self.lr), self.scale)
+
+    def adam_step(self, name: str, coordinates: Tensor, lr: float) -> Tensor:
+        """Return Adam's step on the coordinates of a gradient, which points down."""
+        if name not in self.states:
+            self.states[name] = self.adam.new_state(coordinates)
+        step = torch.zeros_like(coordinates)
+        common = {"eps": self._next_eps(name), "weight_decay": 0.0}
+        self.adam.update([step], [coordinates], [self.states[name]], lr, **common)
+        return step
 
     def _next_eps(self, name: str) -> float:
         """Return the eps of a parameter's next update, which is counted here: a state's own count may be on
@@ -261,10 +300,21 @@ class ProjectedStepper(AdamWStepper):
 
         bitsandbytes' kernels have eps beside the corrected root, those for 32 bits too.
         """
-        if self.arithmetic == "torch" or self.optim.state_bits == 8:
+        if self.arithmetic == "torch":
             return self.optim.eps
         self._counts[name] = self._counts.get(name, 0) + 1
+        if self.optim.state_bits == 8:
+            return self.optim.eps
         return self.optim.eps / (1 - self.optim.betas[1] ** self._counts[name]) ** 0.5
+
+    def bias_correction(self, name: str) -> float:
+        """Return sqrt(1 - b2^t) / (1 - b1^t) of the last update, by which the official arithmetic multiplies
+        the learning rate and not the step; 1 for torch's.
+        """
+        if self.arithmetic == "torch":
+            return 1.0
+        first, second = (1 - beta ** self._counts[name] for beta in self.optim.betas)
+        return second**0.5 / first
 
     def _refresh(self, name: str, matrix: Matrix, grad: Tensor) -> bool:
         """Replace the subspace; return False when the gradient is not finite and the matrix is left alone.
@@ -293,11 +343,15 @@ class ProjectedStepper(AdamWStepper):
         return True
 
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the moments of every parameter and, of projected ones, `<parameter>.left` and `.right`."""
+        """Yield the moments of every parameter and, of projected ones, `<parameter>.left`, `.right` and
+        `.norm`.
+        """
         yield from super().state_tensors()
         for name, matrix in self.matrices.items():
             if matrix.projector is not None:
                 yield from ((f"{name}.{side}", basis) for side, basis in matrix.projector.tensors().items())
+            if matrix.norm is not None:
+                yield f"{name}.norm", matrix.norm
 
     def state_dict(self) -> dict[str, Any]:
         """Return moments, subspaces and clocks."""

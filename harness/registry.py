@@ -17,6 +17,8 @@ from harness.files import ROOT, visible
 #: group `lorebench.methods`; a suite may also name "module:Class" directly.
 REGISTRY: dict[str, str] = {
     "adarankgrad": "methods.adarankgrad:AdaRankGrad",
+    "apollo": "methods.apollo:Apollo",
+    "fira": "methods.fira:Fira",
     "full": "methods.full:Full",
     "galore": "methods.galore:GaLore",
     "lora": "methods.lora:LoRA",

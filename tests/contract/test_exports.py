@@ -34,6 +34,8 @@ SEQUENCES = [tiny_batch(100 + number, batch=1, length=9 + number)[0].tolist() fo
 Stack = list[tuple[str, dict[str, Any]]]
 STACKS: dict[str, Stack] = {
     "adarankgrad": [("adarankgrad", {"rank": 8, "period": 2})],
+    "apollo": [("apollo", {"rank": 8, "period": 2})],
+    "fira": [("fira", {"rank": 8, "period": 2})],
     "full": [("full", {})],
     "galore": [("galore", {"rank": 8, "period": 2})],
     "lora": [("lora", {"rank": 4})],

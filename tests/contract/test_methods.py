@@ -32,6 +32,8 @@ SIXTEEN_BITS = OptimConfig(lr=1e-2, weight_decay=0.01, clip=1.0, state_bits=16)
 LORA = ("lora", {"rank": 4})
 GALORE = ("galore", {"rank": 8, "period": 2})  # so that step 3 lies inside an interval
 ADARANKGRAD = ("adarankgrad", {"rank": 8, "period": 2, "energy": 0.8})
+APOLLO = ("apollo", {"rank": 8, "period": 2})
+FIRA = ("fira", {"rank": 8, "period": 2})
 VELORA = ("velora", {"num_groups": 4})
 SLTRAIN = ("sltrain", {"rank": 8, "delta": 0.1})
 COMPRESSED = ("welore", {"err": 0.5, "train": "none"})
@@ -69,6 +71,19 @@ CASES = {
     "galore, 8 bits per layer": Case([GALORE], EIGHT_BITS),
     "adarankgrad": Case([ADARANKGRAD]),
     "adarankgrad, 8 bits per layer": Case([ADARANKGRAD], EIGHT_BITS),
+    "apollo": Case([APOLLO]),
+    "apollo, mini, 16 bits": Case(
+        [("apollo", {"rank": 1, "period": 2, "scaling": "tensor", "scale": 128})], SIXTEEN_BITS
+    ),
+    "apollo, by SVD": Case([("apollo", {**APOLLO[1], "projector": "svd", "arithmetic": "official"})]),
+    "apollo, 8 bits per layer": Case([APOLLO], EIGHT_BITS),
+    "welore + apollo": Case([COMPRESSED, APOLLO]),
+    "fira": Case([FIRA]),
+    "fira, as in its code": Case(
+        [("fira", {**FIRA[1], "residual_alpha": 0.25, "arithmetic": "official", "signs": "free"})]
+    ),
+    "fira, 8 bits per layer": Case([FIRA], EIGHT_BITS),
+    "velora + fira": Case([VELORA, FIRA], PER_LAYER),
     "velora + full": Case([VELORA, ("full", {})]),
     "velora by groups + full": Case([("velora", {**VELORA[1], "state": "groups"}), ("full", {})]),
     "lora + velora": Case([LORA, VELORA]),

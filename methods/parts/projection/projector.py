@@ -1,11 +1,11 @@
 """Projectors: how a gradient is projected to few coordinates and back, and how the subspace is found.
 
 left: R = L^T G, (rank, in);  right: R = G Q, (out, rank);  both: R = L^T G Q, (rank, rank), with a gradient
-G (out, in) and orthonormal columns L (out, rank), Q (in, rank). The side is stored, not guessed from shapes.
+G (out, in) and columns L (out, rank), Q (in, rank). The side is stored, not guessed from shapes.
 
-The columns span, exactly or nearly, the leading singular subspace of a gradient. It is found by thin SVD
-(Golub & Van Loan), by the eigenvectors of the Gram matrix of the short side, or by randomized subspace
-iteration (Halko, Martinsson & Tropp 2011, arXiv 0909.4061, algorithm 4.4).
+The columns found here are orthonormal, and span, exactly or nearly, the leading singular subspace of a
+gradient. It is found by thin SVD (Golub & Van Loan), by the eigenvectors of the Gram matrix of the short
+side, or by randomized subspace iteration (Halko, Martinsson & Tropp 2011, arXiv 0909.4061, algorithm 4.4).
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ def side_of(shape: tuple[int, ...], projection: Projection) -> Side:
 
 @dataclass(frozen=True)
 class Projector:
-    """The basis of one matrix: orthonormal columns on the left, on the right, or on both sides."""
+    """The basis of one matrix: columns on the left, on the right, or on both sides.
+
+    `changes_from` and `overlap` are for orthonormal ones.
+    """
 
     left: Tensor | None = None
     right: Tensor | None = None

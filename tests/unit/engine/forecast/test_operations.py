@@ -128,6 +128,9 @@ STACKS: dict[str, Any] = {
     "full": "full",
     "lora": {"lora": {"rank": 4}},
     "galore": {"galore": {"rank": 4}},
+    "apollo": {"apollo": {"rank": 4}},
+    "apollo, by SVD": {"apollo": {"rank": 4, "projector": "svd"}},
+    "fira": {"fira": {"rank": 4}},
     "velora + full": [{"velora": {"num_groups": 8}}, "full"],
     "sltrain": {"sltrain": {"rank": 4, "delta": 0.03}},
 }

@@ -336,6 +336,15 @@ def test_between_refreshes_the_projection_stays() -> None:
     assert [step for step in range(1, 9) if seen[step] != seen[step - 1]] == [4, 8]
 
 
+@pytest.mark.parametrize("moments", ["keep", "reset"])
+def test_at_a_refresh_moments_are_kept_or_begin_anew(moments: str) -> None:
+    model, stepper = made("apollo", TALL, projector="stored", moments=moments)
+    advance(model, stepper, 0, 5)  # the last update refreshes
+    ((name, matrix),) = stepper.matrices.items()
+    fresh = 0.1 * noisy(4, 0, TALL) @ matrix.projector.right
+    assert torch.allclose(stepper.states[name]["exp_avg"], fresh) == (moments == "reset")
+
+
 # ------------------------------------------------------------------------------------------- the states
 @pytest.mark.parametrize("projector", ["seed", "stored", "svd"])
 @pytest.mark.parametrize("projection", ["std", "reverse_std", "left", "right"])

@@ -163,7 +163,7 @@ def _words(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(str, parts))
     if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(map(_words, parts))
+        return " or ".join(sorted(map(_words, parts)))  # which of two equal types typing gives is chance
     if get_origin(hint) is list:
         return f"a list of {_words(parts[0])}"
     return WORDS.get(hint, getattr(hint, "__name__", str(hint)))

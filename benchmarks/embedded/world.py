@@ -19,6 +19,10 @@ be in a document. The facts themselves are in documents, and so is every kind of
 easier forms beside it: of several questions about one story, of what people have after each swap, of one
 person's region.
 
+Two skills ask for less than they seem to. In a reading question whose answer is "no" the mood is any other,
+seldom one of the story, so "yes if the story has the mood" is right in 10 of 11 questions; and "no if anybody
+flips" is right for 19 of 24 coins. Read accuracies of these skills against that, not against chance.
+
 The lower bound is the floor: no model can have a lower expected
 loss than the generator, whose log-probability comes with every document. The perplexity floor of a set of
 documents is `exp(-sum(log_prob) / tokens)`, for the same number of tokens as the model's

@@ -17,7 +17,7 @@ SUITE, LABEL = "welore", "welore 50 %"
 
 def template() -> dict[str, Any]:
     """The content of a record in today's form: summaries, and no value per update."""
-    paths = sorted((ROOT / "results" / "raw").glob(f"*/{SUITE}/*.json"))
+    paths = sorted((ROOT / "results" / "raw").glob(f"cpu-*/{SUITE}/*.json"))
     records = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
     content = next(record for record in records if record["label"] == LABEL)
     for name in ("loss", "lr", "grad_norm", "rank_moves"):

@@ -28,10 +28,10 @@ LONGEST_S = 366 * 24 * 3600.0
 def use_threads(suite: Suite) -> Suite:
     """Let processes that are started from now on compute on the threads of a suite; return the suite.
 
-    The variable OMP_NUM_THREADS wins over the suite.
+    The variable OMP_NUM_THREADS wins over the suite, unless it is empty.
     """
-    if suite.threads is not None:
-        os.environ.setdefault("OMP_NUM_THREADS", str(suite.threads))
+    if suite.threads is not None and not os.environ.get("OMP_NUM_THREADS"):
+        os.environ["OMP_NUM_THREADS"] = str(suite.threads)
     return suite
 
 

@@ -1,4 +1,4 @@
-"""Committed records, on whichever machine they were made."""
+"""Committed records of runs on a CPU, on however many threads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ RAW = Path(__file__).resolve().parents[2] / "results" / "raw"
 
 
 def records_of(suite: str) -> Path:
-    """Return the folder of the committed records of a suite that has been run on one machine."""
-    [folder] = RAW.glob(f"*/{suite}")
+    """Return the folder of the committed records of a suite."""
+    [folder] = RAW.glob(f"cpu-*/{suite}")
     return folder

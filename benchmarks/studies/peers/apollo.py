@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
-from benchmarks.studies.peers.bench import Case, Duel, agreement, peer_package
-from benchmarks.studies.peers.galore import EPS, LR, NEVER, SHAPES, TINY, TOLERANCE, one_matrix
-from methods.parts.projection.projector import Projector
+from benchmarks.studies.peers.bench import Case, Duel, peer_package
+from benchmarks.studies.peers.galore import EPS, LR, NEVER, SHAPES, TINY, side_by_side
 
 PEER = "apollo_torch"
 TARGET = 0.9
@@ -38,26 +36,9 @@ def cases(quick: bool) -> Iterator[Case]:
 
 def plain_step(out: int, inputs: int, options: dict[str, Any]) -> Duel:
     """Project, apply Adam, scale the gradient and update one matrix, by the projection of the peer."""
-    generator = torch.Generator().manual_seed(0)
-    start = 0.02 * torch.randn(out, inputs, generator=generator)
-    gradient = torch.randn(out, inputs, generator=generator)
-    weight = nn.Parameter(start.clone())
-    optimizer = peer_optimizer(weight, options)
-    weight.grad = gradient
-    optimizer.step()  # its first step draws the projection
-    model, stepper = one_matrix(start, method="apollo", arithmetic="official", projector="stored", **options)
-    (matrix,) = stepper.matrices.values()
-    basis = optimizer.state[weight]["projector"].ortho_matrix
-    matrix.projector = Projector(**{matrix.side: (basis.T if matrix.side == "right" else basis).contiguous()})
-    matrix.next_refresh = NEVER
-    mine = model["q_proj"].weight
-    mine.grad = gradient
-    stepper.step()
-    for _ in range(3):
-        stepper.step()
-        optimizer.step()
-    facts = {"updates differ by": agreement(mine - start, weight - start, TOLERANCE)}
-    return Duel(stepper.step, optimizer.step, facts)
+    ours = {"method": "apollo", "arithmetic": "official", "projector": "stored", **options}
+    both = side_by_side((out, inputs), partial(peer_optimizer, options=options), **ours)
+    return Duel(both.stepper.step, both.peer.step, both.facts)
 
 
 def peer_optimizer(weight: nn.Parameter, options: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,29 +60,53 @@ def cases(quick: bool) -> Iterator[Case]:
 # ---------------------------------------------------------------------------------------- a plain step
 def plain_step(out: int, inputs: int, rank: int) -> Duel:
     """Project, apply Adam, project back and update one matrix, in the subspace that the peer has found."""
+    both = side_by_side(
+        (out, inputs),
+        lambda weight: peer_optimizer([], [weight], rank),
+        *(rank, "galore"),
+        arithmetic="official",
+        signs="free",
+    )
+    products = _floor(both.peer.step, both.start, both.gradient, both.projector)
+    facts = {**both.facts, "its two matrix products alone / peer": products}
+    return Duel(both.stepper.step, both.peer.step, facts)
+
+
+class Pair(NamedTuple):
+    """The peer's optimizer and our stepper on copies of the matrix `start`, after as many updates."""
+
+    peer: Any
+    stepper: ProjectedStepper
+    start: Tensor
+    gradient: Tensor
+    projector: Projector
+    facts: dict[str, str]
+
+
+def side_by_side(
+    shape: tuple[int, int], peer: Callable[[nn.Parameter], Any], rank: int, method: str, **options: Any
+) -> Pair:
+    """Let the peer's first step find a projection, and a method use it; return both four updates later."""
     generator = torch.Generator().manual_seed(0)
-    start = 0.02 * torch.randn(out, inputs, generator=generator)
-    gradient = torch.randn(out, inputs, generator=generator)
+    start = 0.02 * torch.randn(*shape, generator=generator)
+    gradient = torch.randn(*shape, generator=generator)
     weight = nn.Parameter(start.clone())
-    optimizer = peer_optimizer([], [weight], rank)
+    optimizer = peer(weight)
     weight.grad = gradient
-    optimizer.step()  # its first step holds a refresh
+    optimizer.step()
     basis = optimizer.state[weight]["projector"].ortho_matrix
-    model, stepper = one_matrix(start, rank, "galore", arithmetic="official", signs="free")
+    model, stepper = one_matrix(start, rank, method, **options)
     (matrix,) = stepper.matrices.values()
-    matrix.projector = Projector(**{matrix.side: (basis.T if matrix.side == "right" else basis).contiguous()})
-    matrix.next_refresh = NEVER
+    projector = Projector(**{matrix.side: (basis.T if matrix.side == "right" else basis).contiguous()})
+    matrix.projector, matrix.next_refresh = projector, NEVER
     mine = model["q_proj"].weight
     mine.grad = gradient
     stepper.step()
     for _ in range(3):
         stepper.step()
         optimizer.step()
-    facts = {
-        "updates differ by": agreement(mine - start, weight - start, TOLERANCE),
-        "its two matrix products alone / peer": _floor(optimizer.step, start, gradient, matrix.projector),
-    }
-    return Duel(stepper.step, optimizer.step, facts)
+    facts = {"updates differ by": agreement(mine - start, weight - start, TOLERANCE)}
+    return Pair(optimizer, stepper, start, gradient, projector, facts)
 
 
 def one_matrix(weight: Tensor, rank: int, method: str, **options: Any) -> tuple[Any, ProjectedStepper]:

@@ -56,6 +56,10 @@ class CachedFakeTensorMode(FakeTensorMode):
         super().__init__(allow_non_fake_inputs=True)
         self.cache_enabled = False
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CachedFakeTensorMode:
+        """Return itself: copies of a fake tensor, as of a layer, belong to the same simulation."""
+        return self
+
     def dispatch(
         self,
         func: Any,

@@ -8,6 +8,7 @@ groups them by purpose. Neither sees what a kernel allocates internally.
 from __future__ import annotations
 
 import gc
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,7 +47,8 @@ def world(meter: SimulatedMeter) -> Iterator[None]:
         gc.freeze()
     gc.disable()
     try:
-        with CachedFakeTensorMode(), meter.storages:
+        with warnings.catch_warnings(), CachedFakeTensorMode(), meter.storages:
+            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # as copies do
             yield
     finally:
         nn.Module._apply = original  # type: ignore[method-assign]

@@ -67,7 +67,7 @@ def inject(options: TunerOptions, model: nn.Module, names: Any, seed: int) -> li
     tied = _tied(model)
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)), warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", append=True)
         torch.default_generator.manual_seed(seed)
         if devices:
             torch.cuda.manual_seed_all(seed)

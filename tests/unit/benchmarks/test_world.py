@@ -325,6 +325,25 @@ def test_guessing_strategies_score_chance(world: str, skill: str) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("skill", "rule", "share"),
+    [
+        ("reading", lambda prompt: f"{prompt.split()[-2][:-1]}." in prompt, 10 / 11),
+        ("coins", lambda prompt: "flips" not in prompt, 19 / 24),
+    ],
+)
+@pytest.mark.parametrize("world", ["a", "b"])
+def test_what_simple_rules_score_is_as_documented(
+    world: str, skill: str, rule: Callable[[str], bool], share: float
+) -> None:
+    """Reading: 1/2 + 1/2 x 9/11, as "no" takes 11 moods, 2 of them of the story; coins: 1, 3/4, 5/8."""
+    asked = questions(world, skill, "train", 4000)
+    right = sum(
+        question.choices[question.answer] == ("yes" if rule(question.prompt) else "no") for question in asked
+    )
+    assert abs(right / len(asked) - share) < 4 * math.sqrt(share * (1 - share) / len(asked))
+
+
 def test_answers_follow_from_the_world() -> None:
     """The right answer to a question about a fact is the fact that the world stores."""
     signs = {"town": "home", "job": "job", "animal": "pet"}

@@ -37,7 +37,10 @@ def suite(tmp_path: Path) -> str:
 
 
 @pytest.mark.usefixtures("variable")
-def test_runs_compute_on_the_threads_of_their_suite(suite: str) -> None:
+@pytest.mark.parametrize("empty", [False, True])
+def test_runs_compute_on_the_threads_of_their_suite(suite: str, empty: bool) -> None:
+    if empty:
+        os.environ["OMP_NUM_THREADS"] = ""
     use_threads(Selection(suite).load())
     assert os.environ["OMP_NUM_THREADS"] == "3"
 

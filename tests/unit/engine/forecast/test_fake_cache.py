@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -115,6 +116,18 @@ def test_a_gradient_flows_through_remembered_operations() -> None:
             torch.nn.functional.linear(torch.empty(3, 6), weight).square().sum().backward()
             assert weight.grad is not None
             assert weight.grad.shape == weight.shape
+
+
+def test_a_copy_of_a_layer_belongs_to_the_same_simulation() -> None:
+    with CachedFakeTensorMode() as mode:
+        layer = torch.nn.Linear(8, 6)
+        copied = copy.deepcopy(layer)
+        assert copied.weight.fake_mode is mode
+        assert isinstance(copied.weight, torch.nn.Parameter)
+        assert copied.weight.untyped_storage()._cdata != layer.weight.untyped_storage()._cdata
+        copied(torch.empty(3, 8)).sum().backward()
+        assert copied.weight.grad is not None
+        assert layer.weight.grad is None
 
 
 def test_what_follows_from_values_is_never_remembered() -> None:

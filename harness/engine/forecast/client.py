@@ -30,8 +30,8 @@ from harness.errors import UserError
 from harness.files import from_user, is_there
 from harness.registry import check_name
 
-#: A worker takes 0.5 GiB and seconds to start.
-MOST_WORKERS, WORTH_A_WORKER = 4, 4
+#: A worker takes 0.5 GiB and as many seconds to start as a forecast of 7B.
+MOST_WORKERS, WORTH_A_WORKER = 4, 2
 
 OnProgress = Callable[[ForecastRequest, int, int], None]
 OnAnswer = Callable[[str, ForecastAnswer], None]

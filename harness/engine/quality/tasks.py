@@ -10,7 +10,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Mapping
-from functools import partial, partialmethod
+from functools import lru_cache, partial, partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +27,8 @@ from harness.record import Accuracy
 
 #: The seed of everything in lm-eval that could draw a random number (few-shot examples, sampling).
 SEED = 0
+#: Encoded texts that are kept, the last ones.
+ENCODINGS = 4096
 
 
 def evaluate_tasks(
@@ -148,6 +150,8 @@ def _language_model(model: nn.Module, tokenizer: Any, batch: int, device: torch.
     options = {"batch_size": batch, "max_length": length, "device": str(device), "softmax_dtype": "float32"}
     lm = QuietHFLM(model, tokenizer=tokenizer, **options)
     log.setLevel(logging.WARNING)  # it warns when it cuts a prompt
+    # A prompt comes again with each of its choices, and all come again to be doubted.
+    lm.tok_encode = lru_cache(ENCODINGS)(lm.tok_encode)
     lm.unfinished = set()
     lm.cache_hook = SimpleNamespace(add_partial=partial(_note_unfinished, lm))
     return lm

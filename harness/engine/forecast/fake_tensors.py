@@ -48,7 +48,8 @@ def world(meter: SimulatedMeter) -> Iterator[None]:
     gc.disable()
     try:
         with warnings.catch_warnings(), CachedFakeTensorMode(), meter.storages:
-            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # as copies do
+            # torch reads it itself where a layer is copied.
+            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
             yield
     finally:
         nn.Module._apply = original  # type: ignore[method-assign]

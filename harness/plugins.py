@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 from harness import imports
 from harness.config import TrainConfig
@@ -24,6 +24,8 @@ from harness.method import Caps, Method, MethodConfig
 from harness.registry import check_name
 from harness.validation import validate
 
+T = TypeVar("T")
+
 #: What the harness calls a method with, by member.
 CALLED = {"prepare": ("model", "context"), "stepper": ("model", "optim"), "export": ("model",)}
 #: The fields of `Caps` that are yes or no.
@@ -31,27 +33,31 @@ SWITCHES = ("grad_accum", "grad_clip", "ddp", "value_dependent", "per_layer")
 
 
 def find(name: str) -> type[Method]:
-    """Return the class of a method by its registered name or by "module:Class".
+    """Return the class of a method by its registered name or by "module:Class"; UserError as `find_class`."""
+    return find_class(f"method {name!r}", check_name(name), Method, plug_in=":" in name)
 
-    UserError for an unknown name, a module that cannot be imported, or a class that is no `Method`.
+
+def find_class(what: str, target: str, base: type[T], plug_in: bool = True) -> type[T]:
+    """Return the subclass of `base` that is named as "module:Class".
+
+    UserError, which begins with `what`, for a name of another form, a module that cannot be imported or, of a
+    plug-in, is hidden by another, and for a class that is missing or no subclass.
     """
-    target = check_name(name)
     module_name, _, class_name = target.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), class_name]):
-        raise UserError(f"method {name!r}: write module:Class, as in my_method:MyMethod")
-    module = _import(name, module_name)
-    if ":" in name:
-        _check_not_hidden(name, module_name)
+        raise UserError(f"{what}: write module:Class, as in my_method:MyMethod")
+    module = _import(what, module_name)
+    if plug_in:
+        _check_not_hidden(what, module_name)
     found = getattr(module, class_name, None)
-    if inspect.isclass(found) and issubclass(found, Method):
+    if inspect.isclass(found) and issubclass(found, base):
         return found
+    wanted = f"subclass of {base.__module__}.{base.__qualname__}"
     if found is not None:
-        raise UserError(
-            f"method {name!r}: {target!r} is not a subclass of harness.method.Method{place(found)}"
-        )
-    theirs = [key for key, item in vars(module).items() if _is_method_of(item, module)]
-    hint = nearest(class_name, theirs) if theirs else "it has no subclass of harness.method.Method"
-    raise UserError(f"method {name!r}: {_file_of(module)} has no class {class_name!r}; {hint}")
+        raise UserError(f"{what}: {target!r} is not a {wanted}{place(found)}")
+    theirs = [key for key, item in vars(module).items() if _is_class_of(item, base, module)]
+    hint = nearest(class_name, theirs) if theirs else f"it has no {wanted}"
+    raise UserError(f"{what}: {_file_of(module)} has no class {class_name!r}; {hint}")
 
 
 def build(name: str, options: Mapping[str, Any]) -> Method:
@@ -173,45 +179,48 @@ def _short(file: str) -> str:
 
 def _file_of(module: ModuleType) -> str:
     file = getattr(module, "__file__", None)
-    return _short(file) if file else f"module {module.__name__!r}"
+    name = _short(file) if file else "__init__.py"
+    return f"module {module.__name__!r}" if name == "__init__.py" else name
 
 
 # ------------------------------------------------------------------------------------------- checks
-def _import(name: str, module_name: str) -> ModuleType:
+def _import(what: str, module_name: str) -> ModuleType:
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise UserError(
-                f"method {name!r}: cannot import module {module_name!r}: {error}; it is looked for in "
+                f"{what}: cannot import module {module_name!r}: {error}; it is looked for in "
                 f"{imports.plugin_folder()}, PYTHONPATH and what is installed"
             ) from error
-        _refuse_import(name, module_name, error)
+        _refuse_import(what, module_name, error)
     except (Exception, SystemExit) as error:
-        _refuse_import(name, module_name, error)
+        _refuse_import(what, module_name, error)
 
 
-def _refuse_import(name: str, module_name: str, error: BaseException) -> NoReturn:
+def _refuse_import(what: str, module_name: str, error: BaseException) -> NoReturn:
     said = f"{type(error).__name__}: {one_line(error)}"
-    raise UserError(f"method {name!r}: {module_name} cannot be imported: {said}{place_of(error)}") from error
+    raise UserError(f"{what}: {module_name} cannot be imported: {said}{place_of(error)}") from error
 
 
-def _check_not_hidden(name: str, module_name: str) -> None:
+def _check_not_hidden(what: str, module_name: str) -> None:
     """Refuse a module that is not the one in the folder of plug-ins though that has one of this name."""
     top = module_name.partition(".")[0]
     found = getattr(sys.modules[top], "__file__", None)
     for file in (imports.plugin_folder() / f"{top}.py", imports.plugin_folder() / top / "__init__.py"):
         if file.is_file() and not (found and Path(found).exists() and file.samefile(found)):
             other = found or "a module that is built into Python"
-            raise UserError(f"method {name!r}: {file} is hidden by {other}; rename it")
+            raise UserError(f"{what}: {file} is hidden by {other}; rename it")
 
 
 def _is_config(item: object) -> bool:
     return inspect.isclass(item) and issubclass(item, MethodConfig)
 
 
-def _is_method_of(item: object, module: ModuleType) -> bool:
-    return inspect.isclass(item) and issubclass(item, Method) and item.__module__ == module.__name__
+def _is_class_of(item: object, base: type, module: ModuleType) -> bool:
+    own = module.__name__.partition(".")[0]
+    found = inspect.isclass(item) and issubclass(item, base) and item is not base
+    return found and getattr(item, "__module__", "").partition(".")[0] == own
 
 
 def _check_members(where: str, method: Method) -> None:

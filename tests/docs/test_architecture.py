@@ -24,7 +24,7 @@ from tests.docs.sources import (
 )
 
 #: Methods named by a word of plain English; only a string that is exactly the name would mean them.
-PLAIN_WORDS = {"full", "uniform"}
+PLAIN_WORDS = {"full", "optim", "uniform"}
 #: Methods named after the package that they adapt, whose version records hold.
 PACKAGES = {"peft"}
 HEAVY = ("torch", "transformers", "lm_eval", "peft", "datasets", "safetensors", "tokenizers")
@@ -72,7 +72,7 @@ VOCABULARY = tuple(
     f"harness.{name}"
     for name in (
         *("credentials", "digests", "endings", "errors", "factored", "files", "git", "identity", "imports"),
-        *("plain_text", "plugin_source", "spectrum", "strict_json", "strict_yaml", "validation"),
+        *("plain_text", "plugin_source", "reachable", "spectrum", "strict_json", "strict_yaml", "validation"),
     )
 )
 CONTRACTS = tuple(
@@ -135,6 +135,7 @@ MAY_IMPORT = {
     "methods": (
         "methods",
         *(f"harness.{name}" for name in ("method", "config", "errors", "factored", "files", "spectrum")),
+        *(f"harness.{name}" for name in ("plugins", "reachable", "registry")),
     ),
     "benchmarks.embedded": ("benchmarks.embedded", "harness.files"),
 }

@@ -11,7 +11,7 @@ import io
 import itertools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from harness import factored
 from harness.engine.contract import members
-from harness.engine.contract.reachable import keys, tensors_within
 from harness.engine.contract.subject import LR, Subject, Trial, seed_everything
 from harness.engine.contract.tiny import logits, tiny_batch
-from harness.engine.measure.storages import tensors_alive
+from harness.engine.measure.storages import parts, tensors_alive
 from harness.engine.models import checkpoint
 from harness.errors import MethodError
 from harness.plugins import place
+from harness.reachable import tensors_within
 
 STEPS = 3
 #: A gradient norm so small that no update survives it, whether or not it is divided by its own size.
@@ -204,13 +204,13 @@ def accumulation(subject: Subject) -> str:
     if not subject.caps.grad_accum or subject.optim.per_layer:
         raise NotTried("caps.grad_accum is False" if not subject.caps.grad_accum else "updates are per layer")
     moved = []
-    for parts in (1, 4):
+    for count in (1, 4):
         trial = _without_dropout(subject.trial())
         trial.update(0)  # what the first batch decides, it decides in both alike
         before = trial.weights()
         trial.stepper.set_lr(LR)
-        for ids in tiny_batch(1, batch=8).split(8 // parts):
-            (trial.model(input_ids=ids, labels=ids).loss / parts).backward()
+        for ids in tiny_batch(1, batch=8).split(8 // count):
+            (trial.model(input_ids=ids, labels=ids).loss / count).backward()
         near = place(trial.stepper.step)
         if name := _first_difference(before, trial.weights()):
             raise MethodError(
@@ -370,6 +370,11 @@ def needs_a_stepper(subject: Subject) -> None:
     """Raise NotTried for a stack that leaves its training to others."""
     if not subject.trains:
         raise NotTried("it has no stepper, so this is up to what it is stacked with")
+
+
+def keys(tensors: Iterable[Tensor]) -> set[int]:
+    """Return what identifies the storages of tensors."""
+    return {part.untyped_storage()._cdata for tensor in tensors for part in parts(tensor)}
 
 
 def _prepare(subject: Subject) -> str:

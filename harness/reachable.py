@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-
-from harness.engine.measure.storages import parts
 
 
 def tensors_within(thing: object) -> Iterator[tuple[str, Tensor]]:
@@ -19,11 +17,6 @@ def tensors_within(thing: object) -> Iterator[tuple[str, Tensor]]:
     Modules are left out, since their tensors are weights and buffers; so are classes and modules of Python.
     """
     yield from _within(type(thing).__name__, thing, set())
-
-
-def keys(tensors: Iterable[Tensor]) -> set[int]:
-    """Return what identifies the storages of tensors."""
-    return {part.untyped_storage()._cdata for tensor in tensors for part in parts(tensor)}
 
 
 def _within(path: str, thing: object, seen: set[int]) -> Iterator[tuple[str, Tensor]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -41,6 +42,19 @@ def target_linears(model: nn.Module, kinds: Collection[str]) -> dict[str, nn.Lin
     return {name: layer for name, (kind, layer) in found.items() if kind in kinds}
 
 
+def target_matrices(model: nn.Module, kinds: Collection[str]) -> set[str]:
+    """Return the names of the matrices that train in layers of these kinds, of factors and adapters, too.
+
+    UserError for a kind that the model lacks, and where none trains.
+    """
+    matrices = {name: p for name, p in model.named_parameters() if p.dim() == 2}
+    check_kinds(kinds, {part for name in matrices for part in name.split(".")})
+    found = {name for name, p in matrices.items() if p.requires_grad and {*kinds} & {*name.split(".")}}
+    if not found:
+        raise UserError(f"targets: no matrix of {', '.join(kinds)} trains; choose layers that do")
+    return found
+
+
 def check_kinds(kinds: Collection[str], known: Collection[str]) -> None:
     """Raise UserError for the first of the option `targets` that is not among the kinds of the model."""
     for kind in kinds:
@@ -68,3 +82,15 @@ def random_stream(seed: int, name: str, index: int, device: torch.device) -> tor
     """Return a generator that depends on its arguments alone, so no layer's draws move another's."""
     digest = hashlib.sha256(f"{seed} {name} {index}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8]) >> 1)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global random numbers for foreign code on a device, and restore them at the end."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all devices
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

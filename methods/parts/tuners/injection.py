@@ -12,7 +12,7 @@ from torch import nn
 
 from harness.errors import UserError, nearest
 from harness.factored import FactoredLinear
-from methods.parts.targets import LINEAR_KINDS, kind_of, target_linears
+from methods.parts.targets import LINEAR_KINDS, kind_of, seeded, target_linears
 from methods.parts.tuners.catalogue import BY_KIND, OWN_TARGETS, installed
 from methods.parts.tuners.options import TunerOptions
 
@@ -65,12 +65,9 @@ def inject(options: TunerOptions, model: nn.Module, names: Any, seed: int) -> li
     make = installed()[options.base][1]
     assert make is not None
     tied = _tied(model)
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)), warnings.catch_warnings(record=True) as said:
+    device = next(model.parameters()).device
+    with seeded(seed, device), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", append=True)
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            torch.cuda.manual_seed_all(seed)
         tuner = make(model, options.configuration(target_modules=names), "default")
     if options.base != "TRAINABLE_TOKENS":  # which knows of the other
         for name, layer in tied.items():

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import types
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import (
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WrapValidator,
-    create_model,
-    model_validator,
-)
+from pydantic import BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from harness.errors import UserError, nearest, one_line
 from harness.method import MethodConfig
+from methods.parts.library_options import left_out_when_off, said_in_one_line, unusable
 from methods.parts.tuners.catalogue import ALIASES, installed, why_not
 
 if TYPE_CHECKING:
@@ -54,7 +46,6 @@ UNUSABLE = {
     "use_qalora": "is for layers quantised by GPTQ",
     "velora_config": "is a method of its own; stack it: [peft, velora]",
 }
-WORDS = {bool: "true or false", str: "text", int: "a whole number", float: "a number", dict: "a section"}
 PissaIterations = Annotated[str, Field(pattern=r"^pissa_niter_[1-9]\d*$", description="pissa_niter_NUMBER")]
 #: Types of options that are narrower here than in peft, or that peft writes otherwise than it means.
 NARROWER: dict[str, Any] = {
@@ -128,8 +119,7 @@ def _field(each: dataclasses.Field[Any], hint: Any, fixed: Mapping[str, Any]) ->
     if each.name in fixed:
         return Literal[fixed[each.name]], Field(fixed[each.name], **about)
     if each.name in UNUSABLE:
-        refuse = functools.partial(_refuse, UNUSABLE[each.name], default)
-        return Annotated[Any, BeforeValidator(refuse)], Field(default, exclude=True, repr=False)
+        return unusable(UNUSABLE[each.name], default)
     if each.name == "token_indices":  # without any, nothing trains
         return NARROWER[each.name], Field(**about)
     hint = NARROWER.get(each.name, hint)
@@ -137,39 +127,7 @@ def _field(each: dataclasses.Field[Any], hint: Any, fixed: Mapping[str, Any]) ->
         hint = Annotated[hint, Field(gt=0)]
     elif each.name.endswith("dropout"):
         hint = Annotated[hint, Field(ge=0, lt=1)]
-    if get_origin(hint) in (Union, types.UnionType):
-        hint = Annotated[hint, WrapValidator(functools.partial(_one_of, _words(hint)))]
+    hint = said_in_one_line(hint)
     about |= {"default_factory": factory} if factory else {"default": default}
-    if default is None or default is False or default in ([], {}):
-        # What is off by default is left out of a run's identity, so that an option that a later peft adds as
-        # off leaves earlier records valid.
-        about["exclude_if"] = lambda value: value == default
+    about |= left_out_when_off(default)
     return hint | None if default is None else hint, Field(**about)
-
-
-def _one_of(allowed: str, value: Any, inner: Callable[[Any], Any]) -> Any:
-    """Say in one line what a value of several types may be: pydantic names each type that it is not."""
-    try:
-        return inner(value)
-    except ValidationError:
-        raise ValueError(f"give {allowed}, not {str(value)[:40]}") from None
-
-
-def _words(hint: Any) -> str:
-    """Return in words what a type allows; None, which leaves an option out, is not mentioned."""
-    parts = [part for part in get_args(hint) if part is not type(None)]
-    if get_origin(hint) is Annotated:
-        return getattr(hint.__metadata__[0], "description", None) or _words(parts[0])
-    if get_origin(hint) is Literal:
-        return " or ".join(map(str, parts))
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(sorted(map(_words, parts)))  # which of two equal types typing gives is chance
-    if get_origin(hint) is list:
-        return f"a list of {_words(parts[0])}"
-    return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _refuse(reason: str, default: Any, value: Any) -> Any:
-    if value != default:
-        raise ValueError(f"it {reason}")
-    return value

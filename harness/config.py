@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator,
 from harness import identity
 from harness.credentials import shown
 from harness.errors import UserError, nearest
-from harness.registry import PROTOCOLS, check_name, published_protocols, shipped_tasks
+from harness.registry import PROTOCOLS, check_name, class_named, published_protocols, shipped_tasks
 from harness.strict_yaml import Written
 
 #: The largest count of anything that 32 bits hold, and the largest seed that torch, numpy and Parquet take.
@@ -345,6 +345,10 @@ class EvaluateConfig(Strict):
 
 
 # ---------------------------------------------------------------------------------------- a run
+#: A class by its module or its file, as an option may name it.
+_CLASS = re.compile(r"[\w./]+:[A-Za-z_]\w*")
+
+
 class MethodChoice(Strict):
     """A method by name with its options; after `resolve` the options are complete.
 
@@ -373,6 +377,12 @@ class MethodChoice(Strict):
     def _known(cls, name: str) -> str:
         check_name(name)
         return name
+
+    @property
+    def named_modules(self) -> list[str]:
+        """Return the modules of the classes that options name."""
+        texts = (value for value in self.options.values() if isinstance(value, str))
+        return [class_named(text).partition(":")[0] for text in texts if _CLASS.fullmatch(text)]
 
     @property
     def canonical(self) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import importlib.util
 import site
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 from harness import imports
@@ -61,6 +62,20 @@ def source_files(module: str) -> dict[str, Path]:
             package = name if spec.submodule_search_locations is not None else parent
             waiting += _needs(path, package, found)
     return found
+
+
+def package_of(module: str) -> str | None:
+    """Return the installed package that a module belongs to, by the name that pip has for it, else None."""
+    top = module.partition(".")[0]
+    spec = _spec(top)
+    if spec is None or not _is_installed(spec):
+        return None
+    return next(iter(_packages().get(top, ())), top)
+
+
+@cache
+def _packages() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
 
 
 def _spec(name: str) -> importlib.machinery.ModuleSpec | None:

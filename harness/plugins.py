@@ -27,7 +27,10 @@ from harness.validation import validate
 T = TypeVar("T")
 
 #: What the harness calls a method with, by member.
-CALLED = {"prepare": ("model", "context"), "stepper": ("model", "optim"), "export": ("model",)}
+CALLED = {
+    member: tuple(inspect.signature(getattr(Method, member)).parameters)[1:]
+    for member in ("prepare", "stepper", "export")
+}
 #: The fields of `Caps` that are yes or no.
 SWITCHES = ("grad_accum", "grad_clip", "ddp", "value_dependent", "per_layer")
 

@@ -23,6 +23,7 @@ REGISTRY: dict[str, str] = {
     "galore": "methods.galore:GaLore",
     "lora": "methods.lora:LoRA",
     "lowrank": "methods.lowrank:LowRankPretraining",
+    "optim": "methods.optim:AnyOptimizer",
     "peft": "methods.peft:Peft",
     "sltrain": "methods.sltrain:SLTrain",
     "uniform": "methods.uniform:Uniform",
@@ -62,6 +63,14 @@ def check_name(name: str) -> str:
         own = "" if hint.endswith("?") else "; write one of your own as module:Class"
         raise UserError(f"unknown method {name!r}; {hint}{own}")
     return known[name]
+
+
+def class_named(text: str) -> str:
+    """Return "module:Class" for that or for "file.py:Class", a file below the folder of plug-ins."""
+    module, _, name = text.rpartition(":")
+    if module.endswith(".py"):
+        module = module.removesuffix(".py").removeprefix("./").replace("/", ".")
+    return f"{module}:{name}"
 
 
 def embedded_world() -> Any:

@@ -18,7 +18,9 @@ from harness.registry import REGISTRY
 
 def check(source: Path, runs: Sequence[Run]) -> None:
     """Raise UserError where the runs would not take their plug-ins from a checkout of `source`."""
-    names = sorted({choice.name for run in runs for choice in run.method} - REGISTRY.keys())
+    choices = [choice for run in runs for choice in run.method]
+    named = {f"{module}:" for choice in choices for module in choice.named_modules}
+    names = sorted({choice.name for choice in choices} - REGISTRY.keys() | named)
     folder = imports.plugin_folder()
     if not any(":" in name and _is_inside(name, folder, source) for name in names):
         raise UserError(

@@ -41,6 +41,7 @@ STACKS: dict[str, Stack] = {
     "lora": [("lora", {"rank": 4})],
     "lora, others too": [("lora", {"rank": 4, "others": "train"})],
     "lowrank": [("lowrank", {"rank": 8})],
+    "optim": [("optim", {"type": "SGD"})],
     "peft": [("peft", {"type": "OFT", "oft_block_size": 8})],
     "sltrain": [("sltrain", {"rank": 8, "delta": 0.1})],
     "uniform": [("uniform", {})],

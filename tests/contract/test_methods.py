@@ -90,6 +90,9 @@ CASES = {
     "velora + galore": Case([VELORA, GALORE], PER_LAYER),
     "velora + adarankgrad": Case([VELORA, ADARANKGRAD]),
     "lowrank": Case([("lowrank", {"rank": 8})]),
+    "optim, matrices apart": Case([("optim", {"type": "Muon"})]),
+    "optim, per layer": Case([("optim", {"type": "Adafactor"})], PER_LAYER),
+    "lora + optim": Case([LORA, ("optim", {"type": "SGD", "momentum": 0.9})]),
     "sltrain": Case([SLTRAIN]),
     "sltrain, 8 bits per layer": Case([SLTRAIN], EIGHT_BITS),
 }

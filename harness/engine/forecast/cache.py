@@ -19,7 +19,7 @@ from harness import files
 from harness.config import HubModel, Run
 from harness.engine.models.shapes import model_folder
 from harness.forecast import FORECAST_VERSION, Capacity, MemoryReport, Setting
-from harness.plugin_source import source_files
+from harness.plugin_source import package_of, source_files
 from harness.registry import check_name
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
@@ -138,8 +138,12 @@ class Keys:
     def sources(self, run: Run) -> dict[str, str]:
         """Return hashes of the harness, a run's methods and the relevant files of its model's folder."""
         found = {name: self._package(name) for name in ("harness", "methods")}
-        for module in (check_name(choice.name).partition(":")[0] for choice in run.method):
-            found[module] = self._plugin(module)
+        for choice in run.method:
+            own = check_name(choice.name).partition(":")[0]
+            found[own] = self._plugin(own)
+            for module in choice.named_modules:
+                package = package_of(module)
+                found[module] = files.installed(package) if package else self._plugin(module)
         if folder := model_folder(run.model):
             found["model"] = self._all(folder, (folder / name for name in FOLDER_FILES))
         elif isinstance(run.model, HubModel) and (config := _cached_config(run.model)):

@@ -19,9 +19,11 @@ from harness.engine.data.task_files import data_sets_of_tasks, files_of_tasks
 from harness.engine.data.tasks import PAPER_TASKS
 from harness.engine.models.shapes import model_folder
 from harness.engine.models.weights import FACTORS_MANIFEST, visible, weight_files
+from harness.engine.run.environment import PACKAGES
 from harness.errors import UserError
+from harness.files import installed
 from harness.inputs import CONFIG, PLUG_IN, TOKENIZER, WEIGHTS, differing
-from harness.plugin_source import source_files
+from harness.plugin_source import package_of, source_files
 from harness.registry import check_name
 
 CONFIG_FILES = ("config.json", "generation_config.json", FACTORS_MANIFEST, "*.index.json")
@@ -58,7 +60,17 @@ class InputHashes:
         yield from self._model(run)
         yield from self._data(run)
         yield from self._evaluation(run.evaluate)
-        for module in dict.fromkeys(check_name(choice.name).partition(":")[0] for choice in run.method):
+        yield from self._code(run)
+
+    def _code(self, run: Run) -> Named:
+        """Yield hashes of methods that do not ship and of classes that options name; versions of packages."""
+        for choice in run.method:
+            for package in filter(None, map(package_of, choice.named_modules)):
+                if package not in PACKAGES:  # whose versions a record holds
+                    yield f"package {package}", installed(package)
+        own = [check_name(choice.name).partition(":")[0] for choice in run.method]
+        named = [module for choice in run.method for module in choice.named_modules if not package_of(module)]
+        for module in dict.fromkeys([*own, *named]):
             if source := source_files(module):
                 yield f"{PLUG_IN}{module}", self.digests.of_each(source.items())
 

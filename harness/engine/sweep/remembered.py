@@ -3,8 +3,9 @@
 An answer counts only while all that it follows from is the same: the request, the code, the names and
 versions of installed packages, the environment and the folder, the processor, and the times, sizes and
 inodes of all files below the paths that the runs name. It is not kept where that is not all: for methods
-that do not ship, for tasks in folders, which may include files from anywhere, for what is on the hub, with
-other code on PYTHONPATH, and beside a GPU. Entries may be deleted at any time.
+that do not ship and classes that options name by their module, for tasks in folders, which may include files
+from anywhere, for what is on the hub, with other code on PYTHONPATH, and beside a GPU. Entries may be deleted
+at any time.
 """
 
 from __future__ import annotations
@@ -68,11 +69,13 @@ class Remembered:
 
     def _now(self) -> str | None:
         """Return a hash of all that the answer follows from but the request, None where that is not all."""
-        names = {choice["name"] for run in self._request["runs"] for choice in run["method"]}
+        choices = [choice for run in self._request["runs"] for choice in run["method"]]
+        names = {choice["name"] for choice in choices}
+        other_code = any(":" in str(value) for choice in choices for value in choice["options"].values())
         other = {*map(Path, named_folders())} - {ROOT}
         gpu = any(any(Path("/dev").glob(sign)) for sign in GPU_SIGNS)
         folders = any(run["evaluate"].get("task_paths") for run in self._request["runs"])
-        if gpu or other or folders or not names <= set(REGISTRY):
+        if gpu or other or folders or other_code or not names <= set(REGISTRY):
             return None
         try:
             code = [list(_below(ROOT / name)) for name in OURS]

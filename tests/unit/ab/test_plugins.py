@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_the_revisions_of_the_plugin_are_compared_and_a_second_call_does_nothing
     assert again.stderr.splitlines()[-1] == "1 run, 1 already finished"
 
 
-def run_of(method: str) -> Run:
+def run_of(method: Any) -> Run:
     return Run.model_validate({"method": method})
 
 
@@ -104,6 +105,7 @@ def test_a_repository_without_a_method_of_a_row_is_refused(
             plugins.check(repository, [run_of(method)])
     monkeypatch.chdir(repository / "plugins")
     plugins.check(repository, [run_of("full"), run_of("heavy_plugin:Heavy")])
+    plugins.check(repository, [run_of({"optim": {"type": "heavy_plugin.py:Heavy"}})])
 
 
 def test_a_plugin_that_is_found_in_its_working_tree_is_refused(

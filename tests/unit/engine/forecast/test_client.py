@@ -137,13 +137,16 @@ def test_the_key_changes_with_the_code_of_a_method_which_is_not_imported(
         assert key(run) != before
 
 
-def test_the_key_changes_with_what_a_method_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["mine_of_two:Mine", {"optim": {"type": "mine_of_two:Mine"}}])
+def test_the_key_changes_with_what_a_method_imports(
+    method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # as for a worker, the current folder is searched as well
     (tmp_path / "mine_of_two.py").write_text("from helper_of_mine import rank\n")
     (tmp_path / "helper_of_mine.py").write_text("rank = 1\n")
-    before = key(run_of(method="mine_of_two:Mine"))
+    before = key(run_of(method=method))
     (tmp_path / "helper_of_mine.py").write_text("rank = 2\n")
-    assert key(run_of(method="mine_of_two:Mine")) != before
+    assert key(run_of(method=method)) != before
 
 
 def test_the_key_is_of_all_code_that_simulates() -> None:

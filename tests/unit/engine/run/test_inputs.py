@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,23 @@ def test_hashes_are_those_of_other_programs(place: Path) -> None:
     lines = [f"{n}\0{hashlib.sha256(p.read_bytes()).hexdigest()}\n" for n, p in sorted(parts.items())]
     assert found["plug-in my_methods"] == hashlib.sha256("".join(lines).encode()).hexdigest()
     assert str(place) not in json.dumps(found)
+
+
+@pytest.mark.parametrize("name", ["my_methods:Any", "my_methods.py:Any", "./my_methods.py:Any"])
+def test_a_class_that_an_option_names_is_hashed_like_a_method(place: Path, name: str) -> None:
+    found = hashes(method={"optim": {"type": name}})
+    assert found == hashes()
+
+
+def test_of_a_class_of_a_package_the_version_counts(place: Path) -> None:
+    """But for packages whose version a record holds anyway."""
+    found = hashes(
+        method=[{"optim": {"type": "galore_torch:GaLoreAdamW"}}, {"optim": {"type": "torch.optim:SGD"}}]
+    )
+    assert {key: value for key, value in found.items() if "package" in key} == {
+        "package galore-torch": version("galore-torch")
+    }
+    assert "plug-in my_methods" not in found
 
 
 def test_weights_in_parts_have_the_hash_of_all_parts_in_order(place: Path) -> None:

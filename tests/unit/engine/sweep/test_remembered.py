@@ -47,10 +47,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def request(method: str = SHIPPED, **changes: Any) -> dict[str, Any]:
+def request(method: str = SHIPPED, options: Any = None, **changes: Any) -> dict[str, Any]:
     data = {"source": "files", "paths": ["texts/a.txt"]}
     evaluate = {"perplexity": [{"protocol": "heldout", "paths": ["texts"]}]}
-    run = {"method": [{"name": method, "options": {}}], "data": data, "evaluate": evaluate}
+    run = {"method": [{"name": method, "options": options or {}}], "data": data, "evaluate": evaluate}
     return {"runs": [run], "device": "cpu", **changes}
 
 
@@ -116,6 +116,8 @@ def test_what_cannot_be_known_to_be_the_same_is_not_kept(
 
     assert kept()
     assert not kept(method="mine:Method")
+    assert kept(options={"type": "mine"})
+    assert not kept(options={"type": "mine:Class"})
     monkeypatch.setattr(remembered, "GPU_SIGNS", ("null",))
     assert not kept()
     monkeypatch.setattr(remembered, "GPU_SIGNS", ())

@@ -131,6 +131,7 @@ def test_a_task_without_its_files_is_refused_before_anything_starts_and_says_how
 
 #: One row of each suite: millions of parameters of the dense model, updates, tokens an update by the papers.
 PLANNED = {
+    "llama2/apollo_c4": ("60m apollo", 58.07, 10_000, 512 * 256),
     "llama2/galore_c4": ("60m galore", 58.07, 10_000, 512 * 256),
     "llama2/sltrain_c4": ("60m sltrain", 58.07, 11_000, 512 * 256),
     "llama2/velora_alpaca": ("7b lora", 6738.42, 12_744, 16 * 512),
@@ -223,6 +224,7 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALL = ["name=nano", "hidden=128", "intermediate=172", "heads=4", "layers=1", "context=256"]
 #: One run of each suite, with the settings that make it small beside those of the head.
 SMALL_RUNS: dict[str, tuple[str, list[str]]] = {
+    "llama2/apollo_c4": ("60m apollo mini", [f"model.{size}" for size in SMALL]),
     "llama2/galore_c4": ("60m velora", [f"model.{size}" for size in SMALL]),
     "llama2/sltrain_c4": ("60m sltrain", [f"model.{size}" for size in SMALL]),
     "llama2/velora_alpaca": (

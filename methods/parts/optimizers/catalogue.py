@@ -108,4 +108,14 @@ class Choice:
         groups = [{"params": matrices, **self.group}, {"params": others}]
         decay: dict[str, Any] = {"weight_decay": weight_decay} if self.decays else {}
         used: Any = [wrap(group) for group in groups if group["params"]]
-        return self.cls(used, lr=lr, **decay, **self.options)
+        return self.cls(used, lr=lr, **decay, **self._given)
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        """The options without those of a base at their defaults, which the class may give itself."""
+        known = arguments(self.cls)
+        return {
+            name: value
+            for name, value in self.options.items()
+            if not (known[name].inherited and value == known[name].default)
+        }

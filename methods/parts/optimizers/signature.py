@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -24,10 +25,21 @@ PLAIN = (bool, int, float, str, type(None))
 OF_THE_RUN = ("params", "lr")
 
 
+@dataclass(frozen=True)
+class Argument:
+    """An argument of a constructor: its default, `...` for none, and its annotation."""
+
+    default: Any
+    hint: Any
+    inherited: bool
+    """It is one of the base's constructor, which the class's own may give itself or hand on by **keywords."""
+
+
 @functools.cache
-def arguments(cls: OptimizerClass) -> Mapping[str, tuple[inspect.Parameter, Any]]:
-    """Return the arguments of a constructor with their annotations, and what it hands on by **keywords."""
-    found: dict[str, tuple[inspect.Parameter, Any]] = {}
+def arguments(cls: OptimizerClass) -> Mapping[str, Argument]:
+    """Return the arguments of a constructor by name, and those of its bases that it can hand on."""
+    found: dict[str, Argument] = {}
+    inherited = False
     for each in cls.__mro__:
         if each is Optimizer:
             break
@@ -38,10 +50,14 @@ def arguments(cls: OptimizerClass) -> Mapping[str, tuple[inspect.Parameter, Any]
             hints = typing.get_type_hints(init)
         own = [*inspect.signature(init).parameters.values()][1:]
         for argument in own:
-            if argument.kind not in (argument.VAR_KEYWORD, argument.VAR_POSITIONAL):
-                found.setdefault(argument.name, (argument, hints.get(argument.name)))
+            name, required = argument.name, argument.default is argument.empty
+            named = argument.kind not in (argument.VAR_KEYWORD, argument.VAR_POSITIONAL)
+            if named and not (inherited and required and name not in OF_THE_RUN):
+                default = ... if required else argument.default
+                found.setdefault(name, Argument(default, hints.get(name), inherited))
         if not any(argument.kind is argument.VAR_KEYWORD for argument in own):
             break
+        inherited = True
     return found
 
 
@@ -58,12 +74,12 @@ def fields_of(cls: OptimizerClass, taken: Collection[str]) -> dict[str, Any]:
         if needed not in found:
             raise UserError(f"its constructor takes no `{needed}`, which comes from the run{place(cls)}")
     fields: dict[str, Any] = {}
-    for name, (argument, hint) in found.items():
+    for name, argument in found.items():
         if name in taken or name in OF_THE_RUN or name.startswith("_"):
             continue
-        required = argument.default is inspect.Parameter.empty
-        default = False if name == "foreach" and argument.default is None else argument.default
-        allowed = _allowed(hint, ... if required else default)
+        required = argument.default is ...
+        default = False if name == "foreach" else argument.default
+        allowed = _allowed(argument.hint, default)
         if allowed is not None:
             about = {} if required else {"default": default, **left_out_when_off(default)}
             fields[name] = said_in_one_line(allowed), Field(**about)

@@ -24,8 +24,13 @@ def saved(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     package = _package(type(optimizer))
+    of_parameters = {key: state for key, state in optimizer.state.items() if id(key) in names}
+    shared = {key: state for key, state in optimizer.state.items() if id(key) not in names}
+    if not all(isinstance(key, str) for key in shared):
+        raise TypeError("its state has keys that are neither parameters nor text")
     return {
-        "state": {names[id(p)]: _plain(state, package) for p, state in optimizer.state.items()},
+        "state": {names[id(p)]: _plain(state, package) for p, state in of_parameters.items()},
+        "shared": _plain(shared, package),
         "groups": [
             {key: _plain(value, package) for key, value in group.items() if key != "params"}
             for group in optimizer.param_groups
@@ -37,13 +42,14 @@ def saved(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[
 
 
 def restore(optimizer: Optimizer, saved: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Restore copies of what `save` returned; ValueError for a parameter that is not trained here."""
+    """Restore copies of what `saved` returned; ValueError for a parameter that is not trained here."""
     if unknown := sorted(saved["state"].keys() - parameters.keys()):
         raise ValueError(f"optimizer state for parameters that are not trained: {', '.join(unknown)}")
     package = _package(type(optimizer))
     device = next(iter(parameters.values())).device
     for name, state in saved["state"].items():
         optimizer.state[parameters[name]] = _restored(state, device, package)
+    optimizer.state.update(_restored(saved["shared"], device, package))
     for group, options in zip(optimizer.param_groups, saved["groups"], strict=True):
         group.update(_restored(options, device, package))
     vars(optimizer).update(_restored(saved["attributes"], device, package))
@@ -59,7 +65,7 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, value))
     if type(value) is dict:
         return all(_is_plain(item) for item in value.values())
-    plain = value is None or isinstance(value, (bool, int, float, str))
+    plain = value is None or isinstance(value, (bool, int, float, str, torch.dtype))
     return plain or (isinstance(value, Tensor) and not isinstance(value, nn.Parameter))
 
 

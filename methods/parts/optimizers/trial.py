@@ -24,6 +24,8 @@ from methods.parts.optimizers.stepper import set_rate
 SHAPES = {"wide": (64, 80), "tall": (80, 64), "vector": (64,)}
 MATRICES = ("wide", "tall")
 RATE = 0.1
+#: Updates of a trial: some do nothing in their first ten, or do something more only in every fifth.
+UPDATES = 12
 #: Make an optimizer of small parameters by name.
 Make = Callable[[Mapping[str, nn.Parameter]], Optimizer]
 _KNOWN: dict[tuple[OptimizerClass, str, bool], Trial] = {}
@@ -101,8 +103,8 @@ def _said(error: BaseException) -> str:
 
 def _check_rate(make: Make, names: Sequence[str], usual: Mapping[str, Tensor]) -> None:
     """Raise UserError unless the rate of its groups scales each update."""
-    doubled = _Steps(make, names, (RATE, 2 * RATE)).weights
-    still = _Steps(make, names, (0.0, 0.0)).weights
+    doubled = _Steps(make, names, (*(RATE,) * (UPDATES - 1), 2 * RATE)).weights
+    still = _Steps(make, names, (0.0,) * UPDATES).weights
     start = {name: parameter.detach() for name, parameter in _parameters(names).items()}
     for name, weight in usual.items():
         if weight.equal(doubled[name]):
@@ -121,7 +123,7 @@ class _Steps:
         self,
         make: Make,
         names: Sequence[str],
-        rates: Sequence[float] = (RATE, RATE),
+        rates: Sequence[float] = (RATE,) * UPDATES,
         apart: bool = False,
     ) -> None:
         self.parameters, self.updates = _parameters(names), 0

@@ -83,6 +83,13 @@ class RateInATensor(Plain):
         super().__init__(params, torch.tensor(lr))
 
 
+class StandsStill(Plain):
+    """Begins only when its estimates are good, as rectified Adam without a schedule does."""
+
+    def rate(self, group):
+        return group["lr"] if self.count > 5 else 0.0
+
+
 class MovesAnyway(Plain):
     def rate(self, group):
         return group["lr"] + 1e-3
@@ -126,6 +133,32 @@ class KeepsPacked(Plain):
         p = self.param_groups[0]["params"][0]
         self.state[p].setdefault("packed", torch.zeros(3).as_subclass(Packed)).add_(1)
         return gradient * float(self.state[p]["packed"][0])
+
+
+class KeepsMuch(Plain):
+    def look(self, gradient):
+        p, kept = self.param_groups[0]["params"][0], self.state["shared"]
+        kept["times"] = kept.get("times", 0) + 1
+        self.state[p]["dtype"] = p.dtype
+        return gradient * kept["times"]
+
+
+class KeysOfItsOwn(Plain):
+    def look(self, gradient):
+        self.state[7]["last"] = 1
+        return gradient
+
+
+class TakesDefaults(torch.optim.AdamW):
+    def __init__(self, params, defaults, betas=(0.9, 0.999), amsgrad=False, **keywords):
+        super().__init__(params, betas=betas, amsgrad=amsgrad, **keywords, **defaults)
+
+
+class HandsOn(TakesDefaults):
+    """Gives its base some arguments itself, and hands others on."""
+
+    def __init__(self, params, lr=1e-3, weight_decay=0.0, **keywords):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, amsgrad=True, **keywords)
 
 
 class NeedsAClosure(Plain):
@@ -265,6 +298,17 @@ def same(mine: nn.Module, theirs: nn.Module) -> bool:
 def test_training_is_that_of_a_bare_loop_to_the_bit(name: str, cls: Any, options: dict[str, Any]) -> None:
     mine, stepper = configured(type=name, **options)
     theirs, losses = bare(lambda model: [cls(model.parameters(), weight_decay=DECAY, lr=1, **options)])
+    assert trained(mine, stepper) == losses
+    assert same(mine, theirs)
+
+
+def test_arguments_of_a_base_are_options_where_they_are_handed_on() -> None:
+    mine, stepper = configured(type="strange_optim:HandsOn", betas=[0.8, 0.9])
+    theirs, losses = bare(
+        lambda model: [
+            torch.optim.AdamW(model.parameters(), betas=(0.8, 0.9), amsgrad=True, weight_decay=DECAY)
+        ]
+    )
     assert trained(mine, stepper) == losses
     assert same(mine, theirs)
 
@@ -450,9 +494,21 @@ def test_compiled_code_runs_as_it_is_written_where_memory_is_metered_by_operatio
     assert predicted.peak_allocated_bytes == counted.peak_allocated_bytes
 
 
-def test_states_in_tensors_of_other_kinds_are_resumed() -> None:
-    config: Any = build("optim", {"type": "strange_optim:KeepsPacked"}).config
-    assert config.trial.cannot_resume == ""
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("KeepsPacked", ""),
+        ("KeepsMuch", ""),
+        (
+            "KeysOfItsOwn",
+            "its state cannot be saved and loaded safely: TypeError: its state has keys that are neither "
+            "parameters nor text",
+        ),
+    ],
+)
+def test_states_of_other_kinds_are_resumed_where_a_safe_loader_reads_them(name: str, reason: str) -> None:
+    config: Any = build("optim", {"type": f"strange_optim:{name}"}).config
+    assert config.trial.cannot_resume == reason
 
 
 def test_what_reads_values_has_no_forecast_and_says_so() -> None:
@@ -460,6 +516,10 @@ def test_what_reads_values_has_no_forecast_and_says_so() -> None:
     assert count(run).train is not None
     with pytest.raises(MethodError, match="ReadsValues does not run on tensors without values, so it has no"):
         simulate(run)
+
+
+def test_an_optimizer_that_stands_still_at_first_is_used() -> None:
+    assert build("optim", {"type": "strange_optim:StandsStill"}).caps.per_layer
 
 
 def test_a_rate_in_a_tensor_is_set_in_place() -> None:

@@ -111,6 +111,9 @@ class Context:
     cache: Path | None = None
     """Folder for costly results that depend on the weights alone; None turns caching off."""
 
+    updates: int | None = None
+    """Updates of the training that follows; None where it is not known."""
+
     calibration: Callable[[], Iterator[Tensor]] | None = None
     """Return an iterator over fresh batches of training token ids, each (batch, seq) int64."""
 

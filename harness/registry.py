@@ -21,6 +21,7 @@ REGISTRY: dict[str, str] = {
     "fira": "methods.fira:Fira",
     "full": "methods.full:Full",
     "galore": "methods.galore:GaLore",
+    "lisa": "methods.lisa:Lisa",
     "lora": "methods.lora:LoRA",
     "lowrank": "methods.lowrank:LowRankPretraining",
     "optim": "methods.optim:AnyOptimizer",

@@ -38,6 +38,7 @@ STACKS: dict[str, Stack] = {
     "fira": [("fira", {"rank": 8, "period": 2})],
     "full": [("full", {})],
     "galore": [("galore", {"rank": 8, "period": 2})],
+    "lisa": [("lisa", {"layers": 1, "interval": 2})],
     "lora": [("lora", {"rank": 4})],
     "lora, others too": [("lora", {"rank": 4, "others": "train"})],
     "lowrank": [("lowrank", {"rank": 8})],

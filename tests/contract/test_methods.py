@@ -34,6 +34,7 @@ GALORE = ("galore", {"rank": 8, "period": 2})  # so that step 3 lies inside an i
 ADARANKGRAD = ("adarankgrad", {"rank": 8, "period": 2, "energy": 0.8})
 APOLLO = ("apollo", {"rank": 8, "period": 2})
 FIRA = ("fira", {"rank": 8, "period": 2})
+LISA = ("lisa", {"layers": 1, "interval": 2})
 VELORA = ("velora", {"num_groups": 4})
 SLTRAIN = ("sltrain", {"rank": 8, "delta": 0.1})
 COMPRESSED = ("welore", {"err": 0.5, "train": "none"})
@@ -84,6 +85,11 @@ CASES = {
     ),
     "fira, 8 bits per layer": Case([FIRA], EIGHT_BITS),
     "velora + fira": Case([VELORA, FIRA], PER_LAYER),
+    "lisa": Case([LISA]),
+    "lisa, states kept, 16 bits": Case([("lisa", {**LISA[1], "states": "keep"})], SIXTEEN_BITS),
+    "lisa, 8 bits per layer": Case([("lisa", {**LISA[1], "states": "reset"})], EIGHT_BITS),
+    "welore + lisa": Case([COMPRESSED, LISA]),
+    "velora + lisa": Case([VELORA, LISA], PER_LAYER),
     "velora + full": Case([VELORA, ("full", {})]),
     "velora by groups + full": Case([("velora", {**VELORA[1], "state": "groups"}), ("full", {})]),
     "lora + velora": Case([LORA, VELORA]),
@@ -151,11 +157,16 @@ def test_accumulation_is_refused_where_updates_are_per_layer(case: Case) -> None
 
 
 def test_exactly_the_trainable_parameters_get_optimizer_state(case: Case) -> None:
+    """Or those of all parameters from the start, where a method keeps states of what rests."""
     model, stepper = prepared(case)
-    train(model, stepper, 0, STEPS)
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainable: set[str] = set()
+    for step in range(STEPS):
+        trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        train(model, stepper, step, step + 1)
     states = [name for name, _ in stepper.state_tensors()]
-    assert {name.rpartition(".")[0] for name in states} == trainable
+    kept = any(options.get("states") == "keep" for _, options in case.stack)
+    wanted = {name for name, _ in model.named_parameters()} if kept else trainable
+    assert {name.rpartition(".")[0] for name in states} == wanted
     assert len(states) == len(set(states))
 
 

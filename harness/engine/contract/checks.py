@@ -61,20 +61,31 @@ def model(subject: Subject) -> str:
 
 
 def updates(subject: Subject) -> str:
-    """Every update changes each trainable parameter and nothing else, and leaves finite numbers."""
+    """Updates change each trainable parameter and nothing else, and leave finite numbers.
+
+    What trains may change from one update to the next, so a frozen parameter must rest in each.
+    """
     trial = subject.trial()
-    before = trial.weights()
-    losses = trial.train(0, STEPS)
+    losses: list[float] = []
+    trained: set[str] = set()
+    moved: set[str] = set()
+    wrongly: set[str] = set()
     after = trial.weights()
+    for step in range(STEPS):
+        before = after
+        trainable = {name for name, parameter in trial.model.named_parameters() if parameter.requires_grad}
+        losses += trial.train(step, step + 1)
+        after = trial.weights()
+        changed = {name for name, weight in after.items() if not weight.equal(before[name])}
+        trained, moved, wrongly = trained | trainable, moved | changed, wrongly | changed - trainable
     near = place(trial.stepper.step)
     broken = [name for name, weight in after.items() if not weight.isfinite().all()]
     if broken or not all(map(math.isfinite, losses)):
         where = f" in {broken[0]}" if broken else ""
         raise MethodError(f"after {STEPS} updates there are NaN or infinite values{where}{near}")
-    for name, parameter in trial.model.named_parameters():
-        moved = not after[name].equal(before[name])
-        if moved != parameter.requires_grad:
-            kind = "has requires_grad and never moves" if parameter.requires_grad else "is frozen and moves"
+    for name in after:
+        if name in wrongly or name in trained - moved:
+            kind = "is frozen and moves" if name in wrongly else "has requires_grad and never moves"
             raise MethodError(f"{name} {kind}; what trains is what has requires_grad{near}")
     return f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {STEPS} updates"
 

@@ -91,7 +91,7 @@ class DryRun:
     def _train(self, model: nn.Module, trainer: Trainer, report: MemoryReport) -> None:
         self.attribution.follow(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        hooks = [parameter.register_post_accumulate_grad_hook(self._name_gradient) for parameter in trained]
+        hooks = [self._follow_gradient(parameter) for parameter in model.parameters()]
         trainer.stepper = LabellingStepper(trainer.stepper, model, self)
         _first_update(trained, trainer.stepper)
         before = len(self.meter.moments)
@@ -126,7 +126,7 @@ class DryRun:
         simulated = Simulated()
         if method.caps.value_dependent:
             simulated, self.sources[key] = self._source(key, method)
-        return Context(seed=self.run.seed, simulated=simulated)
+        return Context(seed=self.run.seed, updates=self.run.train.steps, simulated=simulated)
 
     def _source(self, key: str, method: Method) -> tuple[Simulated, str]:
         """Return the source of a method's ranks, for the method and as text for the report."""
@@ -140,6 +140,13 @@ class DryRun:
             raise UserError(f"the ranks of {key} depend on values, and it approximates none: give ranks")
         name = self.ranks if self.ranks is not None and self.ranks in known else next(iter(known))
         return Simulated(approximation=name), f"{name}: {known[name]}"
+
+    def _follow_gradient(self, parameter: nn.Parameter) -> Any:
+        """Return a hook that labels a gradient; what is frozen now may train in a later update."""
+        trains = parameter.requires_grad
+        hook = parameter.requires_grad_(True).register_post_accumulate_grad_hook(self._name_gradient)
+        parameter.requires_grad_(trains)
+        return hook
 
     def _name_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:  # a per-layer stepper may have freed it already

@@ -250,7 +250,8 @@ class RunInProgress:
             for batch in self.tokens.contexts(self.run.train.batch, self.run.seed):
                 yield torch.from_numpy(batch).to(self.device)
 
-        return Context(seed=self.run.seed, cache=self.job.cache, calibration=calibration)
+        run = self.run
+        return Context(seed=run.seed, cache=self.job.cache, updates=run.train.steps, calibration=calibration)
 
     def _note_training(self, trained: TrainResult) -> None:
         window = trained.memory

@@ -74,6 +74,7 @@ class VeLoRALinear(nn.Linear):
         dtype = torch.promote_types(linear.weight.dtype, torch.float32)
         self.register_buffer("v", linear.weight.new_zeros(linear.in_features // groups, dtype=dtype))
         self.ready = False  # whether v is set; to ask v itself would stall a GPU in each forward pass
+        self.rests = False  # whether a method freezes it for some updates, in which nothing is compressed
         self.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,10 +101,12 @@ class VeLoRALinear(nn.Linear):
         return self.weight
 
     def _prepare(self, x: Tensor, trained: Tensor) -> bool:
-        """Return whether this forward pass is one of training; the first such sets v."""
+        """Return whether this forward pass is one of training this layer; the first such sets v."""
         if not (self.training and torch.is_grad_enabled()):
             return False
         if not trained.requires_grad:
+            if self.rests:
+                return False
             raise UnsupportedError(
                 "velora compresses the inputs of layers that train, and one of its layers is frozen; "
                 "put it after the method that chooses what trains, e.g. [lora, velora]"

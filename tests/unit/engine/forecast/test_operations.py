@@ -127,6 +127,7 @@ def trainer_of(run: Run) -> Any:
 STACKS: dict[str, Any] = {
     "full": "full",
     "lora": {"lora": {"rank": 4}},
+    "lisa": {"lisa": {"layers": 1}},
     "galore": {"galore": {"rank": 4}},
     "apollo": {"apollo": {"rank": 4}},
     "apollo, by SVD": {"apollo": {"rank": 4, "projector": "svd"}},

@@ -1,0 +1,1 @@
+"""Train some layers at a time, drawn anew in each interval."""

@@ -25,6 +25,7 @@ REGISTRY: dict[str, str] = {
     "lora": "methods.lora:LoRA",
     "lowrank": "methods.lowrank:LowRankPretraining",
     "optim": "methods.optim:AnyOptimizer",
+    "owlore": "methods.owlore:OwLore",
     "peft": "methods.peft:Peft",
     "sltrain": "methods.sltrain:SLTrain",
     "uniform": "methods.uniform:Uniform",

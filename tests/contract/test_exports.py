@@ -43,6 +43,7 @@ STACKS: dict[str, Stack] = {
     "lora, others too": [("lora", {"rank": 4, "others": "train"})],
     "lowrank": [("lowrank", {"rank": 8})],
     "optim": [("optim", {"type": "SGD"})],
+    "owlore": [("owlore", {"layers": 1, "interval": 2, "rank": 8, "sampling": "increase"})],
     "peft": [("peft", {"type": "OFT", "oft_block_size": 8})],
     "sltrain": [("sltrain", {"rank": 8, "delta": 0.1})],
     "uniform": [("uniform", {})],

@@ -35,6 +35,7 @@ ADARANKGRAD = ("adarankgrad", {"rank": 8, "period": 2, "energy": 0.8})
 APOLLO = ("apollo", {"rank": 8, "period": 2})
 FIRA = ("fira", {"rank": 8, "period": 2})
 LISA = ("lisa", {"layers": 1, "interval": 2})
+OWLORE = ("owlore", {**LISA[1], **GALORE[1], "sampling": "decrease"})
 VELORA = ("velora", {"num_groups": 4})
 SLTRAIN = ("sltrain", {"rank": 8, "delta": 0.1})
 COMPRESSED = ("welore", {"err": 0.5, "train": "none"})
@@ -90,6 +91,13 @@ CASES = {
     "lisa, 8 bits per layer": Case([("lisa", {**LISA[1], "states": "reset"})], EIGHT_BITS),
     "welore + lisa": Case([COMPRESSED, LISA]),
     "velora + lisa": Case([VELORA, LISA], PER_LAYER),
+    "owlore": Case([OWLORE]),
+    "owlore, states kept, 16 bits": Case(
+        [("owlore", {**OWLORE[1], "states": "keep", "returning": "refresh"})], SIXTEEN_BITS
+    ),
+    "owlore, 8 bits per layer": Case(
+        [("owlore", {**OWLORE[1], "sampling": "outliers", "threshold": 2})], EIGHT_BITS
+    ),
     "velora + full": Case([VELORA, ("full", {})]),
     "velora by groups + full": Case([("velora", {**VELORA[1], "state": "groups"}), ("full", {})]),
     "lora + velora": Case([LORA, VELORA]),

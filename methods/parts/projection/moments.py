@@ -34,9 +34,7 @@ def carry_over(
     """
     if rule == "keep" and old.rank == new.rank:
         return state
-    rows = gradient.shape[0] if new.left is None else new.rank
-    columns = gradient.shape[1] if new.right is None else new.rank
-    like = gradient.new_empty((rows, columns), dtype=new.dtype)
+    like = new.empty(gradient)
     if rule in ("keep", "reset"):
         nothing = torch.zeros_like(like)
         return adam.with_moments(state, nothing, nothing, like)

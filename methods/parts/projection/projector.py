@@ -73,6 +73,12 @@ class Projector:
             coordinates = self.left.T @ coordinates
         return coordinates if self.right is None else coordinates @ self.right
 
+    def empty(self, gradient: Tensor) -> Tensor:
+        """Return a tensor of the shape and dtype of the coordinates of a gradient, without values."""
+        rows = gradient.shape[0] if self.left is None else self.rank
+        columns = gradient.shape[1] if self.right is None else self.rank
+        return gradient.new_empty((rows, columns), dtype=self.dtype)
+
     def add_back(self, weight: Tensor, coordinates: Tensor, scale: float) -> None:
         """Add scale * (coordinates mapped back) to a weight in place, in one kernel where dtypes allow."""
         if self.left is None:

@@ -102,6 +102,8 @@ class SamplingMethod(Method):
         context.facts.update(
             trainable=f"{self.config.layers} of {total} layers at a time, and what is outside of them",
         )
+        if updates is not None and self.config.states == "keep" and (away := schedule.absences(updates)):
+            context.facts["updates_away"] = round(sum(away) / len(away), 1)
         if updates is not None and (never := schedule.never_trained(updates)):
             context.facts["never_trained"] = never
             context.warn(
@@ -134,13 +136,17 @@ class SampledStepper(AdamWStepper):
         info, first = super().step(), self.into == 0
         self.into += 1
         if self.into == self.schedule.length:
-            self.refresh_soon()
+            self.next_interval()
         return replace(
             info, refreshed=info.refreshed or first, refresh_next=info.refresh_next or self.into == 0
         )
 
     def refresh_soon(self) -> None:
         """Begin the next interval with the next update."""
+        self.next_interval()
+
+    def next_interval(self) -> None:
+        """Let other layers train, and free what is not to be kept."""
         before = self.active
         self.interval, self.into = self.interval + 1, 0
         self._train()

@@ -45,6 +45,16 @@ class Schedule:
                 break
         return sorted(left)
 
+    def absences(self, updates: int) -> list[int]:
+        """Return for how many updates each layer that was drawn again had been away."""
+        last: dict[int, int] = {}
+        found = []
+        for interval in range(-(-updates // self.length)):
+            for layer in self.layers(interval):
+                found.append((interval - last.get(layer, interval) - 1) * self.length)
+                last[layer] = interval
+        return [length for length in found if length > 0]
+
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
     """Return the decoder layers of a model: the outermost list of as many modules as its config says.

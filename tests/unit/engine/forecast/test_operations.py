@@ -128,6 +128,7 @@ STACKS: dict[str, Any] = {
     "full": "full",
     "lora": {"lora": {"rank": 4}},
     "lisa": {"lisa": {"layers": 1}},
+    "owlore": {"owlore": {"layers": 1, "rank": 4}},
     "galore": {"galore": {"rank": 4}},
     "apollo": {"apollo": {"rank": 4}},
     "apollo, by SVD": {"apollo": {"rank": 4, "projector": "svd"}},

@@ -108,6 +108,11 @@ class Draws(Plain):
         return gradient * torch.rand_like(gradient)
 
 
+class IsAnnotatedWrongly(Plain):
+    def __init__(self, params, lr=1e-3, beta: str = 0.9):
+        super().__init__(params, lr, beta)
+
+
 class ReadsValues(Plain):
     def look(self, gradient):
         return torch.from_numpy(np.array(gradient))
@@ -344,6 +349,13 @@ def test_muon_trains_adapters_too() -> None:
     assert set(stepper.own) == {name for name, p in model.named_parameters() if p.requires_grad}
 
 
+def test_targets_of_which_none_trains_are_refused() -> None:
+    model: nn.Module = build("lora", {"rank": 4, "targets": ["v_proj"]}).prepare(tiny_llama(), Context())
+    method = build("optim", {"type": "Muon", "targets": ["q_proj"]})
+    with pytest.raises(UserError, match="targets: no matrix of q_proj trains; choose layers that do"):
+        method.stepper(model, OptimConfig())
+
+
 def test_keys_of_the_group_of_matrices_reach_the_optimizer() -> None:
     mine, stepper = configured(type="galore_torch:GaLoreAdamW", group=GALORE)
 
@@ -543,6 +555,18 @@ def test_updates_inside_backward_are_the_same_to_the_bit() -> None:
     apart = configured(OptimConfig(weight_decay=DECAY, per_layer=True), type="Adafactor")
     assert trained(*whole) == trained(*apart)
     assert same(whole[0], apart[0])
+
+
+def test_a_trial_leaves_random_numbers_alone() -> None:
+    before = torch.get_rng_state()
+    drawing = build("optim", {"type": "strange_optim:Draws", "beta": 0.7})
+    assert torch.get_rng_state().equal(before)
+    assert not drawing.caps.per_layer  # where each update has random numbers of its own
+
+
+def test_a_default_that_its_annotation_excludes_stays() -> None:
+    options = complete_options("optim", build("optim", {"type": "strange_optim:IsAnnotatedWrongly"}))
+    assert options["beta"] == 0.9
 
 
 def test_random_numbers_follow_from_the_seed_and_leave_others_alone() -> None:

@@ -78,6 +78,7 @@ MODULES = {
     "bench-adarankgrad": ("Run the suite on AdaRankGrad's options.", ["harness.cli run adarankgrad"]),
     "bench-velora": ("Run the suite on VeLoRA's options.", ["harness.cli run velora"]),
     "bench-sltrain": ("Run the suite on SLTrain's options.", ["harness.cli run sltrain"]),
+    "bench-zoo": ("Run the suite on tuners and optimizers by their names.", ["harness.cli run zoo"]),
     "bench-all": (
         "Compare all methods: from scratch, in fine-tuning, and on a compressed model (three suites).",
         ["harness.cli run pretrain", "harness.cli run finetune", "harness.cli run compressed"],

@@ -85,7 +85,9 @@ class WeightedMethod(SamplingMethod):
             scores = outlier_scores(model, context.calibration(), config.samples, config.threshold)
             context.facts["scores"] = [round(score, 6) for score in scores]
         if not any(scores):
-            raise UserError(f"{self.name}: all scores are 0; give a lower threshold, or scores above 0")
+            at = config.threshold
+            counted = "" if at is None else f" at a threshold of {at:g}; give a lower one, or"
+            raise UserError(f"{self.name}: all scores are 0{counted or '; give'} scores above 0")
         return scores
 
 

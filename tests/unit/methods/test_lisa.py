@@ -218,9 +218,8 @@ def test_layers_are_the_first_of_eight_to_arrive() -> None:
     assert Schedule(tuple(float(number + 1) for number in range(8)), 3, 10, 6).layers(7) == tuple(wanted)
 
 
-@pytest.mark.parametrize("optim", [{}, {"per_layer": True}], ids=str)
 @pytest.mark.parametrize("states", ["drop", "reset", "keep"])
-@pytest.mark.parametrize("at", [3, 4])
+@pytest.mark.parametrize(("at", "optim"), [(3, {}), (4, {"per_layer": True})], ids=str)
 def test_a_run_saved_inside_an_interval_or_at_its_end_goes_on_bit_for_bit(
     at: int, states: str, optim: dict[str, Any]
 ) -> None:

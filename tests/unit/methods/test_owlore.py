@@ -252,9 +252,8 @@ def test_refreshes_are_counted_once_in_so_many_updates() -> None:
 
 
 # ----------------------------------------------------------------------------------- states and memory
-@pytest.mark.parametrize("optim", [{}, {"per_layer": True}], ids=str)
 @pytest.mark.parametrize("states", STATES)
-@pytest.mark.parametrize("at", [3, 4])
+@pytest.mark.parametrize(("at", "optim"), [(3, {}), (4, {"per_layer": True})], ids=str)
 def test_a_run_saved_inside_an_interval_or_at_its_end_goes_on_bit_for_bit(
     at: int, states: str, optim: dict[str, Any]
 ) -> None:
@@ -332,8 +331,11 @@ def test_what_a_layer_was_away_for_is_told_where_it_matters() -> None:
     ("options", "said"),
     [
         ({"scores": [1.0, 2.0]}, r"^owlore: scores are 2, but the model has 4 layers; give one a layer$"),
-        ({"scores": [0, 0, 0, 0]}, r"^owlore: all scores are 0; give a lower threshold, or scores above 0$"),
-        ({"threshold": 1000}, r"^owlore: all scores are 0; give a lower threshold, or scores above 0$"),
+        ({"scores": [0, 0, 0, 0]}, r"^owlore: all scores are 0; give scores above 0$"),
+        (
+            {"threshold": 1000},
+            r"^owlore: all scores are 0 at a threshold of 1000; give a lower one, or scores above 0$",
+        ),
         (
             {"scores": [1, 0, 0, 1], "layers": 3},
             r"^owlore: layers is 3, but the model has 4, of which 2 can be drawn; give at most 2$",

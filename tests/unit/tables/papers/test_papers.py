@@ -23,7 +23,15 @@ from harness.tables.papers.schema import Calculated, Paper, Predicted, Recorded
 from harness.tables.papers.table import remarks_of
 from tests.support.realdata import development_data
 
-ROWS = {"adarankgrad": 56, "apollo": 73, "fira": 37, "galore": 229, "sltrain": 62, "velora": 98, "welore": 198}
+ROWS = {
+    "adarankgrad": 56,
+    "apollo": 73,
+    "fira": 37,
+    "galore": 229,
+    "sltrain": 62,
+    "velora": 98,
+    "welore": 198,
+}
 SMALL: dict[str, Any] = {
     "paper": {"title": "T", "arxiv": "0000.00000", "url": "U", "read": "all of it"},
     "names": {"size": {"model": {"60M": "60m"}}, "stack": {"method": {"A": {"kept": {"rank": "{rank}"}}}}},

@@ -23,6 +23,7 @@ REGISTRY: dict[str, str] = {
     "galore": "methods.galore:GaLore",
     "lisa": "methods.lisa:Lisa",
     "lora": "methods.lora:LoRA",
+    "lotr": "methods.lotr:LoTR",
     "lowrank": "methods.lowrank:LowRankPretraining",
     "optim": "methods.optim:AnyOptimizer",
     "owlore": "methods.owlore:OwLore",

@@ -40,6 +40,7 @@ STACKS: dict[str, Stack] = {
     "galore": [("galore", {"rank": 8, "period": 2})],
     "lisa": [("lisa", {"layers": 1, "interval": 2})],
     "lora": [("lora", {"rank": 4})],
+    "lotr": [("lotr", {"rank": 4})],
     "lora, others too": [("lora", {"rank": 4, "others": "train"})],
     "lowrank": [("lowrank", {"rank": 8})],
     "optim": [("optim", {"type": "SGD"})],

@@ -21,6 +21,7 @@ REGISTRY: dict[str, str] = {
     "fira": "methods.fira:Fira",
     "full": "methods.full:Full",
     "galore": "methods.galore:GaLore",
+    "int8": "methods.int8:Int8",
     "lisa": "methods.lisa:Lisa",
     "lora": "methods.lora:LoRA",
     "lotr": "methods.lotr:LoTR",

@@ -115,7 +115,8 @@ class ApolloStepper(ScalingStepper):
         if self.config.projector == "seed":
             matrix.projector = None
 
-    def move(self, name: str, matrix: Matrix, projector: Projector, coordinates: Tensor) -> None:
+    def move(self, name: str, matrix: Matrix, weight: Tensor, coordinates: Tensor) -> None:
         """Move the weight along its gradient, scaled as Adam scales the coordinates, whatever their basis."""
         step, grad = self.adam_step(name, coordinates, 1.0), gradient(self.parameters[name])
-        self.descend(name, matrix, grad, step, coordinates, self.lr * self.config.scale**0.5)
+        factors = self.factors(name, matrix, grad, step, coordinates)
+        weight.addcmul_(grad, factors.to(weight.dtype), value=-self.lr * self.config.scale**0.5)

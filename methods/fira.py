@@ -16,7 +16,6 @@ from harness.config import OptimConfig
 from methods.galore import GaLore, GaLoreConfig, GaLoreStepper
 from methods.parts.optim.adamw import gradient
 from methods.parts.projection.method import Matrix
-from methods.parts.projection.projector import Projector
 from methods.parts.projection.scaling import ScalingConfig, ScalingMethod, ScalingStepper
 
 
@@ -51,10 +50,11 @@ class FiraStepper(ScalingStepper, GaLoreStepper):
 
     config: FiraConfig
 
-    def move(self, name: str, matrix: Matrix, projector: Projector, coordinates: Tensor) -> None:
+    def move(self, name: str, matrix: Matrix, weight: Tensor, coordinates: Tensor) -> None:
         """Add Adam's step on the coordinates, mapped back, and subtract the scaled residual."""
-        step, weight = self.adam_step(name, coordinates, 1.0), self.parameters[name]
-        residual = gradient(weight).clone()
-        projector.add_back(residual, coordinates, -self.config.residual_alpha)
-        projector.add_back(weight, step, self.lr * self.scale)
-        self.descend(name, matrix, residual, step, coordinates, self.lr)
+        assert matrix.projector is not None
+        step, residual = self.adam_step(name, coordinates, 1.0), gradient(self.parameters[name]).clone()
+        matrix.projector.add_back(residual, coordinates, -self.config.residual_alpha)
+        matrix.projector.add_back(weight, step, self.lr * self.scale)
+        factors = self.factors(name, matrix, residual, step, coordinates)
+        weight.addcmul_(residual, factors.to(weight.dtype), value=-self.lr)

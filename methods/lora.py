@@ -17,6 +17,7 @@ from torch import nn
 from harness.config import OptimConfig
 from harness.method import Caps, Context, Method, MethodConfig
 from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
+from methods.parts.quantisation.tensor import plain_weights
 from methods.parts.targets import LINEAR_KINDS, clamp_ranks, shapes_of, target_linears
 
 if TYPE_CHECKING:  # peft takes seconds to import, and reading the options does not need it
@@ -94,7 +95,7 @@ class LoRA(Method):
         """Add each adapter into its weight and put the plain linear layers back, in place."""
         from peft.tuners.lora import LoraLayer
 
-        for name, layer in list(model.named_modules()):
+        for name, layer in list(plain_weights(model).named_modules()):
             if isinstance(layer, LoraLayer):
                 layer.merge()
                 model.set_submodule(name, layer.get_base_layer())

@@ -14,6 +14,7 @@ from harness.config import OptimConfig
 from harness.errors import UnsupportedError, UserError, one_line
 from harness.method import Caps, Context, Method, MethodConfig
 from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
+from methods.parts.quantisation.tensor import plain_weights
 from methods.parts.tuners import catalogue, injection
 from methods.parts.tuners.options import TunerOptions, options_class
 
@@ -90,7 +91,7 @@ class Peft(Method):
 
         done: tuple[str, ...] = ()
         try:
-            for name, layer in list(model.named_modules()):
+            for name, layer in list(plain_weights(model).named_modules()):
                 if name.startswith(done):
                     continue
                 if isinstance(layer, AuxiliaryTrainingWrapper):

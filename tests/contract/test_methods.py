@@ -36,6 +36,7 @@ APOLLO = ("apollo", {"rank": 8, "period": 2})
 FIRA = ("fira", {"rank": 8, "period": 2})
 LISA = ("lisa", {"layers": 1, "interval": 2})
 OWLORE = ("owlore", {**LISA[1], **GALORE[1], "sampling": "decrease"})
+INT8 = ("int8", {})
 VELORA = ("velora", {"num_groups": 4})
 SLTRAIN = ("sltrain", {"rank": 8, "delta": 0.1})
 COMPRESSED = ("welore", {"err": 0.5, "train": "none"})
@@ -101,6 +102,10 @@ CASES = {
     "owlore, 8 bits per layer": Case(
         [("owlore", {**OWLORE[1], "sampling": "outliers", "threshold": 2})], EIGHT_BITS
     ),
+    "int8 + full": Case([INT8, ("full", {})]),
+    "int8 + apollo, 8 bits per layer": Case([INT8, APOLLO], EIGHT_BITS),
+    "int8 + lora": Case([INT8, LORA]),
+    "int8 + velora + galore": Case([INT8, VELORA, GALORE]),
     "velora + full": Case([VELORA, ("full", {})]),
     "velora by groups + full": Case([("velora", {**VELORA[1], "state": "groups"}), ("full", {})]),
     "lora + velora": Case([LORA, VELORA]),

@@ -23,8 +23,8 @@ from tests.docs.sources import (
     reached,
 )
 
-#: Methods named by a word of plain English; only a string that is exactly the name would mean them.
-PLAIN_WORDS = {"full", "optim", "uniform"}
+#: Methods named by a word of English or by a dtype; only a string that is exactly the name would mean them.
+PLAIN_WORDS = {"full", "int8", "optim", "uniform"}
 #: Methods named after the package that they adapt, whose version records hold.
 PACKAGES = {"peft"}
 HEAVY = ("torch", "transformers", "lm_eval", "peft", "datasets", "safetensors", "tokenizers")

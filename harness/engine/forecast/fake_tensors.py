@@ -155,7 +155,8 @@ class FakeStorages(LiveStorages):
         self._part, self._group = self.attribution.here(func)
         self._operation = func.name()
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        self.moment.operations.note(self._part, func, args, kwargs or {}, result)
+        if result is not NotImplemented:  # a wrapper subclass does it by operations on its parts
+            self.moment.operations.note(self._part, func, args, kwargs or {}, result)
         return result
 
     def _enter_storage(self, storage: torch.UntypedStorage) -> None:

@@ -27,6 +27,7 @@ from harness.config import OptimConfig
 from harness.errors import UnsupportedError
 from harness.method import StepInfo
 from methods.parts.optim import eightbit
+from methods.parts.quantisation.tensor import Quantised, writable
 
 #: State of one tensor: "exp_avg" and "exp_avg_sq" of its shape, "step", and for 8 bits the scales.
 State = dict[str, Any]
@@ -168,6 +169,9 @@ class Adam:
         }
         together: list[tuple[Tensor, Tensor, State]] = []
         for tensor, grad, state in zip(tensors, grads, states, strict=True):
+            if isinstance(tensor, Quantised):
+                self._update_quantised(tensor, grad, state, **common)
+                continue
             if grad.stride() != tensor.stride():  # torch's fused kernel goes by memory, not by index
                 grad = torch.empty_like(tensor, dtype=grad.dtype).copy_(grad)
             if eightbit.holds(state):
@@ -178,6 +182,11 @@ class Adam:
                 self._update_mixed(tensor, grad, state, **common)
         if together:
             self._update_fused(*zip(*together, strict=True), **common)  # type: ignore[arg-type]
+
+    def _update_quantised(self, tensor: Quantised, grad: Tensor, state: State, **common: float) -> None:
+        """Update one tensor as a float copy, which ends here: no two exist together."""
+        with writable(tensor) as values:
+            self.update([values], [grad.to(values.dtype)], [state], **common)
 
     def _update_fused(
         self, tensors: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], **common: float

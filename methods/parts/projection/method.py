@@ -23,6 +23,7 @@ from harness.method import Caps, Context, Method, MethodConfig, Simulated, StepI
 from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper, copied, gradient
 from methods.parts.projection.moments import Rule, carry_over
 from methods.parts.projection.projector import Finder, Projection, Projector, Side, find_projector, side_of
+from methods.parts.quantisation.tensor import writable
 from methods.parts.targets import LINEAR_KINDS, clamp_ranks, random_stream, shapes_of, target_linears
 
 Positive = Annotated[int, Field(gt=0)]
@@ -268,22 +269,24 @@ class ProjectedStepper(AdamWStepper):
 
     def update_matrix(self, name: str, matrix: Matrix) -> None:
         """Update the weight of a target from its gradient."""
-        weight, grad = self.parameters[name], gradient(self.parameters[name])
+        grad = gradient(self.parameters[name])
         if matrix.next_refresh <= self.updates and not self._refresh(name, matrix, grad):
             return
         assert matrix.projector is not None
         coordinates = matrix.projector.project(grad)
         self.after_projection(name, matrix, coordinates)
         decay = 1 - self.lr * self.optim.weight_decay
-        if decay != 1 and self.arithmetic == "torch":
-            weight.mul_(decay)
-        self.move(name, matrix, matrix.projector, coordinates)
-        if decay != 1 and self.arithmetic == "official":
-            weight.mul_(decay)
+        with writable(self.parameters[name]) as weight:
+            if decay != 1 and self.arithmetic == "torch":
+                weight.mul_(decay)
+            self.move(name, matrix, weight, coordinates)
+            if decay != 1 and self.arithmetic == "official":
+                weight.mul_(decay)
 
-    def move(self, name: str, matrix: Matrix, projector: Projector, coordinates: Tensor) -> None:
+    def move(self, name: str, matrix: Matrix, weight: Tensor, coordinates: Tensor) -> None:
         """Add Adam's step on the coordinates of the gradient to the weight, mapped back."""
-        projector.add_back(self.parameters[name], self.adam_step(name, coordinates, self.lr), self.scale)
+        assert matrix.projector is not None
+        matrix.projector.add_back(weight, self.adam_step(name, coordinates, self.lr), self.scale)
 
     def adam_step(self, name: str, coordinates: Tensor, lr: float) -> Tensor:
         """Return Adam's step on the coordinates of a gradient, which points down."""

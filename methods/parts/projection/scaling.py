@@ -57,10 +57,10 @@ class ScalingStepper(ProjectedStepper):
 
     config: ScalingConfig
 
-    def descend(
-        self, name: str, matrix: Matrix, direction: Tensor, step: Tensor, coordinates: Tensor, lr: float
-    ) -> None:
-        """Subtract lr * s * direction (out, in) from a weight, after limiting its growth.
+    def factors(
+        self, name: str, matrix: Matrix, direction: Tensor, step: Tensor, coordinates: Tensor
+    ) -> Tensor:
+        """Return the factors s of a direction (out, in), after limiting its growth.
 
         `step` is Adam's on the coordinates, at a learning rate of 1. The norm that is limited, and stored, is
         that before the bias correction where the arithmetic is official. Nothing of the size of the weight is
@@ -74,8 +74,7 @@ class ScalingStepper(ProjectedStepper):
             limited = torch.where(before > 0, torch.minimum(norm, self.config.limiter * before), norm)
             factors = factors * torch.where(norm > 0, limited / norm, 1.0)
             matrix.norm = torch.where(norm > 0, limited, before)
-        weight = self.parameters[name]
-        weight.addcmul_(direction, factors.to(weight.dtype), value=-lr)
+        return factors
 
 
 def scaling_factors(step: Tensor, coordinates: Tensor, matrix: Matrix, scaling: Scaling) -> Tensor:

@@ -1,0 +1,1 @@
+"""Tensors stored as small integers."""

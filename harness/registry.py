@@ -29,6 +29,7 @@ REGISTRY: dict[str, str] = {
     "optim": "methods.optim:AnyOptimizer",
     "owlore": "methods.owlore:OwLore",
     "peft": "methods.peft:Peft",
+    "qgalore": "methods.qgalore:QGaLore",
     "sltrain": "methods.sltrain:SLTrain",
     "uniform": "methods.uniform:Uniform",
     "velora": "methods.velora:VeLoRA",

@@ -97,11 +97,16 @@ class GaLoreStepper(ProjectedStepper):
             for index, matrix in enumerate(self.matrices.values()):
                 matrix.notes["first_period"] = 1 + index * config.period // len(self.matrices)
 
+    def similarity(self, new: Projector, old: Projector) -> float:
+        """Return how much of an old subspace a new one keeps, 0 … 1."""
+        return new.overlap(old)
+
     def after_refresh(self, matrix: Matrix, old: Projector | None) -> None:
         """Schedule the next refresh, after twice the period for a subspace that has hardly moved."""
         if self.config.lazy is not None and old is not None:
             assert matrix.projector is not None
-            overlaps = [*matrix.notes.get("overlaps", ()), matrix.projector.overlap(old)][-LAZY_MEMORY:]
+            overlap = self.similarity(matrix.projector, old)
+            overlaps = [*matrix.notes.get("overlaps", ()), overlap][-LAZY_MEMORY:]
             matrix.notes["overlaps"] = overlaps
             if len(overlaps) == LAZY_MEMORY and sum(overlaps) / LAZY_MEMORY >= self.config.lazy:
                 matrix.period *= 2

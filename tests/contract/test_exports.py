@@ -48,6 +48,7 @@ STACKS: dict[str, Stack] = {
     "optim": [("optim", {"type": "SGD"})],
     "owlore": [("owlore", {"layers": 1, "interval": 2, "rank": 8, "sampling": "increase"})],
     "peft": [("peft", {"type": "OFT", "oft_block_size": 8})],
+    "qgalore": [("qgalore", {"rank": 8, "period": 2, "group": 128})],
     "sltrain": [("sltrain", {"rank": 8, "delta": 0.1})],
     "uniform": [("uniform", {})],
     "velora": [("velora", {"num_groups": 4}), ("full", {})],

@@ -37,6 +37,7 @@ FIRA = ("fira", {"rank": 8, "period": 2})
 LISA = ("lisa", {"layers": 1, "interval": 2})
 OWLORE = ("owlore", {**LISA[1], **GALORE[1], "sampling": "decrease"})
 INT8 = ("int8", {})
+QGALORE = ("qgalore", {"rank": 8, "period": 2, "group": 128})
 VELORA = ("velora", {"num_groups": 4})
 SLTRAIN = ("sltrain", {"rank": 8, "delta": 0.1})
 COMPRESSED = ("welore", {"err": 0.5, "train": "none"})
@@ -106,6 +107,11 @@ CASES = {
     "int8 + apollo, 8 bits per layer": Case([INT8, APOLLO], EIGHT_BITS),
     "int8 + lora": Case([INT8, LORA]),
     "int8 + velora + galore": Case([INT8, VELORA, GALORE]),
+    "qgalore": Case([QGALORE]),
+    "qgalore, as in its code": Case(
+        [("qgalore", {**QGALORE[1], "arithmetic": "official", "write_back": "official", "signs": "free"})]
+    ),
+    "qgalore, 8 bits per layer": Case([QGALORE], EIGHT_BITS),
     "velora + full": Case([VELORA, ("full", {})]),
     "velora by groups + full": Case([("velora", {**VELORA[1], "state": "groups"}), ("full", {})]),
     "lora + velora": Case([LORA, VELORA]),

@@ -120,7 +120,7 @@ def states(subject: Subject) -> str:
             f"{len(forgotten)} tensors live from one step to the next and are not named, so they count as "
             f"transient: {shown}; state_tensors yields every tensor that is kept{near}"
         )
-    size = sum(tensor.untyped_storage().nbytes() for _, tensor in named)
+    size = sum(part.untyped_storage().nbytes() for _, tensor in named for part in parts(tensor))
     return f"{len(named)} tensors of {size:,} bytes"
 
 
@@ -290,7 +290,8 @@ def state_bits(subject: Subject) -> str:
     for bits in (None, *promised):
         trial = wide.trial(subject.optim.model_copy(update={"state_bits": bits}))
         trial.train(0, 2)
-        named = {key: t for _, t in members.state_tensors(trial.stepper) for key in keys([t])}
+        found = (part for _, tensor in members.state_tensors(trial.stepper) for part in parts(tensor))
+        named = {key: part for part in found for key in keys([part])}
         sizes[bits] = sum(tensor.untyped_storage().nbytes() for tensor in named.values())
         largest = max([largest, *(tensor.numel() for tensor in named.values())])
     if largest < SMALLEST_PACKED:

@@ -134,6 +134,7 @@ STACKS: dict[str, Any] = {
     "apollo, by SVD": {"apollo": {"rank": 4, "projector": "svd"}},
     "fira": {"fira": {"rank": 4}},
     "int8 + full": ["int8", "full"],
+    "qgalore": {"qgalore": {"rank": 8}},
     "velora + full": [{"velora": {"num_groups": 8}}, "full"],
     "sltrain": {"sltrain": {"rank": 4, "delta": 0.03}},
 }

@@ -37,6 +37,8 @@ RATES = (3e-3, 1e-2, 5e-3, 0.0, 2e-3)
 GALORE = {"rank": 4, "update_proj_gap": 2, "scale": 0.25, "proj_type": "std"}
 #: What strangers write: a class that is fine but for one thing each.
 STRANGERS = '''
+from fractions import Fraction
+
 import numpy as np
 import torch
 from torch.optim import Optimizer
@@ -105,7 +107,9 @@ class OneNorm(Plain):
 
 class Draws(Plain):
     def look(self, gradient):
-        return gradient * torch.rand_like(gradient)
+        noise = torch.rand_like(gradient)
+        self.drawn = [*getattr(self, "drawn", []), float(noise.flatten()[0])]
+        return gradient * noise
 
 
 class IsAnnotatedWrongly(Plain):
@@ -142,10 +146,20 @@ class KeepsPacked(Plain):
 
 class KeepsMuch(Plain):
     def look(self, gradient):
-        p, kept = self.param_groups[0]["params"][0], self.state["shared"]
-        kept["times"] = kept.get("times", 0) + 1
+        p, group = self.param_groups[0]["params"][0], self.param_groups[0]
+        for kept in (self.state["shared"], group):
+            kept["times"] = kept.get("times", 0) + 1
         self.state[p]["dtype"] = p.dtype
-        return gradient * kept["times"]
+        return gradient
+
+    def rate(self, group):
+        return group["lr"] / group["times"] / self.state["shared"]["times"]
+
+
+class KeepsAThing(Plain):
+    def look(self, gradient):
+        self.state[self.param_groups[0]["params"][0]]["thing"] = Fraction(1)
+        return gradient
 
 
 class KeysOfItsOwn(Plain):
@@ -511,6 +525,7 @@ def test_compiled_code_runs_as_it_is_written_where_memory_is_metered_by_operatio
     [
         ("KeepsPacked", ""),
         ("KeepsMuch", ""),
+        ("KeepsAThing", "its state cannot be saved and loaded safely: TypeError: its state holds a Fraction"),
         (
             "KeysOfItsOwn",
             "its state cannot be saved and loaded safely: TypeError: its state has keys that are neither "
@@ -555,6 +570,36 @@ def test_updates_inside_backward_are_the_same_to_the_bit() -> None:
     apart = configured(OptimConfig(weight_decay=DECAY, per_layer=True), type="Adafactor")
     assert trained(*whole) == trained(*apart)
     assert same(whole[0], apart[0])
+
+
+def test_each_update_of_each_seed_has_random_numbers_of_its_own_which_a_resume_goes_on_with() -> None:
+    drawn: list[float] = []
+    for seed in (1, 2):
+        method = build("optim", {"type": "strange_optim:Draws"})
+        model = method.prepare(tiny_llama(), Context(seed=seed))
+        stepper: Any = method.stepper(model, OptimConfig())
+        trained(model, stepper)
+        drawn += stepper.optimizers[""].drawn
+    assert len(drawn) == 2 * len(RATES) * len([*tiny_llama().parameters()])
+    assert len(set(drawn)) == len(drawn)
+    CHECKS["resume"](Subject((("optim", {"type": "strange_optim:Draws"}),)))
+
+
+def test_a_state_of_other_optimizers_or_parameters_is_refused() -> None:
+    model, stepper = configured(OptimConfig(), type="SGD", momentum=0.9)
+    trained(model, stepper)
+    _, apart = configured(OptimConfig(per_layer=True), type="SGD", momentum=0.9)
+    with pytest.raises(ValueError, match=r"the state was saved with another train\.per_layer"):
+        apart.load_state_dict(stepper.state_dict())
+    model.get_parameter("model.norm.weight").requires_grad_(False)
+    fewer: Any = build("optim", {"type": "SGD", "momentum": 0.9}).stepper(model, OptimConfig())
+    with pytest.raises(ValueError, match=r"parameters that are not trained: model\.norm\.weight"):
+        fewer.load_state_dict(stepper.state_dict())
+
+
+@pytest.mark.parametrize("check", ["states", "resume"])
+def test_adamw_for_the_rest_is_counted_and_resumed(check: str) -> None:
+    CHECKS[check](Subject((("optim", {"type": "Muon"}),)))
 
 
 def test_a_trial_leaves_random_numbers_alone() -> None:

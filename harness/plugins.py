@@ -182,8 +182,8 @@ def _short(file: str) -> str:
 
 def _file_of(module: ModuleType) -> str:
     file = getattr(module, "__file__", None)
-    name = _short(file) if file else "__init__.py"
-    return f"module {module.__name__!r}" if name == "__init__.py" else name
+    named = file is not None and Path(file).name != "__init__.py"
+    return _short(file) if named else f"module {module.__name__!r}"
 
 
 # ------------------------------------------------------------------------------------------- checks

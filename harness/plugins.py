@@ -182,8 +182,9 @@ def _short(file: str) -> str:
 
 def _file_of(module: ModuleType) -> str:
     file = getattr(module, "__file__", None)
-    named = file is not None and Path(file).name != "__init__.py"
-    return _short(file) if named else f"module {module.__name__!r}"
+    if file is None or Path(file).name == "__init__.py":
+        return f"module {module.__name__!r}"
+    return _short(file)
 
 
 # ------------------------------------------------------------------------------------------- checks

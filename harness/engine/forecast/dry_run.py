@@ -91,7 +91,8 @@ class DryRun:
     def _train(self, model: nn.Module, trainer: Trainer, report: MemoryReport) -> None:
         self.attribution.follow(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        hooks = [self._follow_gradient(parameter) for parameter in model.parameters()]
+        floats = (parameter for parameter in model.parameters() if parameter.is_floating_point())
+        hooks = [self._follow_gradient(parameter) for parameter in floats]  # others never have a gradient
         trainer.stepper = LabellingStepper(trainer.stepper, model, self)
         _first_update(trained, trainer.stepper)
         before = len(self.meter.moments)

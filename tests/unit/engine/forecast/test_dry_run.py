@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import LlamaForCausalLM
 
 from harness import factored
-from harness.config import Run, ShapeModel
+from harness.config import OptimConfig, Run, ShapeModel
 from harness.engine.forecast.attribution import Attribution, kind_of
 from harness.engine.forecast.dry_run import simulate
 from harness.engine.forecast.fake_tensors import SimulatedMeter, world
@@ -22,9 +22,10 @@ from harness.engine.models import checkpoint
 from harness.engine.models.load import apply_spectrum, build_empty, load_model, shape_config
 from harness.errors import UnsupportedError, UserError
 from harness.forecast import MemoryReport
-from harness.method import Context
+from harness.method import Caps, Context, Method
 from harness.plugins import build
 from harness.spectrum import like_llama
+from methods.parts.optim.adamw import AdamWStepper
 from methods.welore import WeLore, WeLoreConfig, normalised
 from tests.support.tiny import tiny_llama
 
@@ -184,6 +185,27 @@ def test_ranks_can_be_given_and_are_used(tmp_path: Path) -> None:
     norms = (2 * shape.num_hidden_layers + 1) * shape.hidden_size
     assert report.parameters_trainable == 5 * (shape.hidden_size + shape.intermediate_size) + norms
     assert report.ranks == {"welore": "given ranks"}
+
+
+class KeepsBytes(Method):
+    """Stores a frozen parameter of whole numbers, as methods with packed weights do."""
+
+    source = "this test"
+    caps = Caps(stages=frozenset({"finetune", "pretrain"}))
+
+    def prepare(self, model: nn.Module, context: Context) -> nn.Module:
+        codes = torch.zeros(1000, dtype=torch.uint8)
+        model.register_parameter("codes", nn.Parameter(codes, requires_grad=False))
+        return model
+
+    def stepper(self, model: nn.Module, optim: OptimConfig) -> AdamWStepper:
+        return AdamWStepper(model, optim)
+
+
+def test_frozen_parameters_of_whole_numbers_are_weights_without_gradients() -> None:
+    packed = simulate(run_of(f"{__name__}:KeepsBytes"), granularity=1)
+    assert groups(packed)["weights, frozen"] == 1000
+    assert groups(packed)["gradients"] == groups(simulate(run_of(), granularity=1))["gradients"]
 
 
 def test_without_ranks_a_method_says_what_it_assumed() -> None:

@@ -67,6 +67,9 @@ class Caps:
     no_export: str = ""
     """Why `export` cannot return a plain model, so that no run may save weights; empty where it can."""
 
+    own_updates: bool = False
+    """The stepper's update is what the method is, so that the method must be the last of a stack with one."""
+
     because: str = ""
     """Why the stages are restricted, for the message to a user whose run is refused."""
 
@@ -85,6 +88,7 @@ class Caps:
             per_layer=self.per_layer and other.per_layer,
             state_bits=self.state_bits & other.state_bits,
             no_export=self.no_export or other.no_export,
+            own_updates=self.own_updates or other.own_updates,
             because="; ".join(dict.fromkeys(filter(None, (self.because, other.because)))),
         )
 

@@ -32,7 +32,7 @@ CALLED = {
     for member in ("prepare", "stepper", "export")
 }
 #: The fields of `Caps` that are yes or no.
-SWITCHES = ("grad_accum", "grad_clip", "ddp", "value_dependent", "per_layer")
+SWITCHES = ("grad_accum", "grad_clip", "ddp", "value_dependent", "per_layer", "own_updates")
 
 
 def find(name: str) -> type[Method]:

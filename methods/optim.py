@@ -52,9 +52,9 @@ class AnyOptimizer(Method):
         """Return updates per layer where an optimizer for each parameter does the same as one for all."""
         # A list of methods has no optimizer of which to know it.
         if type(self.config) is options.OptimizerOptions or self.config.trial.apart:
-            return Caps(per_layer=True)
+            return Caps(own_updates=True, per_layer=True)
         why = f"{self.config.type} does something else with one optimizer for each parameter"
-        return Caps(because=why)
+        return Caps(own_updates=True, because=why)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Leave the model as it is: what trains is up to the methods before this one, else everything."""

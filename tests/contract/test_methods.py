@@ -17,6 +17,7 @@ from harness.config import OptimConfig, Run, TrainConfig
 from harness.engine.contract.checks import CHECKS, NotTried
 from harness.engine.contract.subject import Subject
 from harness.engine.run import checks
+from harness.engine.run.prepare import find_stepper
 from harness.errors import UnsupportedError
 from harness.method import Context, Method, Stepper, stack_caps
 from harness.plugins import build
@@ -231,6 +232,28 @@ def test_a_bfloat16_model_trains_in_bfloat16(case: Case) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     losses = [train(model, stepper, 0, 1)[0] for _ in range(12)]
     assert losses[-1] < losses[0] - 0.05
+
+
+@pytest.mark.parametrize(
+    ("stack", "said"),
+    [
+        ([GALORE, ("full", {})], "full trains this stack, so galore would have no effect"),
+        ([LISA, LORA], "lora trains this stack, so lisa would have no effect"),
+        ([("optim", {"type": "SGD"}), VELORA, QGALORE], "qgalore trains this stack, so optim would"),
+        ([FIRA, OWLORE, ("full", {})], "so fira and owlore would have no effect"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "+".join(name for name, _ in value),
+)
+def test_an_optimizer_that_another_one_replaces_is_refused(stack: Any, said: str) -> None:
+    run = Run(train=TrainConfig(stage="finetune"), method=[{name: options} for name, options in stack])
+    with pytest.raises(UnsupportedError, match=said):
+        find_stepper(run, Case(stack).methods(), tiny_llama())
+
+
+@pytest.mark.parametrize("stack", [[GALORE, VELORA], [LORA, GALORE], [COMPRESSED, LISA], [INT8, APOLLO]])
+def test_an_optimizer_that_trains_the_stack_is_not_refused(stack: Any) -> None:
+    run = Run(train=TrainConfig(stage="finetune"), method=[{name: options} for name, options in stack])
+    assert find_stepper(run, Case(stack).methods(), tiny_llama()) is not None
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))

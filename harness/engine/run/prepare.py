@@ -130,10 +130,20 @@ def prepare(run: Run, methods: Sequence[Method], model: Any, context_for: Contex
 
 
 def find_stepper(run: Run, methods: Sequence[Method], model: nn.Module) -> Stepper | None:
-    """Return the stepper of the last method that brings one, None when none does."""
-    for key, method in reversed(list(zip(keys(run), methods, strict=True))):
+    """Return the stepper of the last method that brings one, None when none does.
+
+    UnsupportedError where the updates of a method before that one would not take place.
+    """
+    stack = list(zip(keys(run), methods, strict=True))
+    while stack:
+        key, method = stack.pop()
         stepper = members.stepper(key, method, model, run.train)
         if stepper is not None:
             members.trainable(key, method, model)
+            if idle := [other for other, below in stack if below.caps.own_updates]:
+                raise UnsupportedError(
+                    f"{key} trains this stack, so {' and '.join(idle)} would have no effect: a stack has one "
+                    f"optimizer, that of its last method with one; leave out {key}, or {' and '.join(idle)}"
+                )
             return stepper
     return None

@@ -91,7 +91,7 @@ class ProjectionMethod(Method):
     @property
     def caps(self) -> Caps:
         """Return training only; a subclass whose refreshes have one period adds it."""
-        return Caps(stages=frozenset({"pretrain", "finetune"}), **TRAIN_OPTIONS)
+        return Caps(stages=frozenset({"pretrain", "finetune"}), own_updates=True, **TRAIN_OPTIONS)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Make every parameter trainable; report ranks and the size of the states beside Adam's."""

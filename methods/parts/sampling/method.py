@@ -57,7 +57,7 @@ class SamplingMethod(Method):
     def caps(self) -> Caps:
         """Return training only; the first update of an interval counts as a refresh."""
         stages = frozenset({"pretrain", "finetune"})
-        return Caps(stages=stages, period=self.config.interval, **TRAIN_OPTIONS)
+        return Caps(stages=stages, period=self.config.interval, own_updates=True, **TRAIN_OPTIONS)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Make trainable what the first interval trains, whatever a method below in the stack has frozen."""

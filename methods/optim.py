@@ -1,8 +1,9 @@
 """Any optimizer of torch by its name: `{optim: {type: Muon, momentum: 0.95}}`.
 
 Its options are the arguments of its constructor; rate, schedule, weight decay and clipping are those of the
-run. It is first tried on small parameters (`methods/parts/optimizers/trial.py`): one that does not follow the
-rate, needs a closure or refuses dense gradients is refused. Nothing of an optimizer's arithmetic is here.
+run. It is first tried on small parameters (`methods/parts/torch_optimizers/trial.py`): one that does not
+follow the rate, needs a closure or refuses dense gradients is refused. Nothing of an optimizer's arithmetic
+is here.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from torch import nn
 from harness.config import OptimConfig
 from harness.errors import UnsupportedError
 from harness.method import Caps, Context, Method, MethodConfig
-from methods.parts.optimizers import catalogue, options
-from methods.parts.optimizers.averages import remove_mode
-from methods.parts.optimizers.stepper import OptimizerStepper
 from methods.parts.targets import target_matrices
+from methods.parts.torch_optimizers import catalogue, options
+from methods.parts.torch_optimizers.averages import remove_mode
+from methods.parts.torch_optimizers.stepper import OptimizerStepper
 
 
 class AnyOptimizer(Method):

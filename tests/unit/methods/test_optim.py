@@ -26,10 +26,10 @@ from harness.engine.run import checks
 from harness.errors import MethodError, UnsupportedError, UserError
 from harness.method import Context, Stepper
 from harness.plugins import build, complete_options, find
-from methods.parts.optimizers import catalogue
-from methods.parts.optimizers.options import options_class
-from methods.parts.optimizers.stepper import OptimizerStepper
 from methods.parts.targets import LINEAR_KINDS
+from methods.parts.torch_optimizers import catalogue
+from methods.parts.torch_optimizers.options import options_class
+from methods.parts.torch_optimizers.stepper import OptimizerStepper
 from tests.support.tiny import logits, tiny_batch, tiny_llama
 
 DECAY, CLIP = 0.1, 0.5

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from harness.errors import UserError, one_line
-from methods.parts.optimizers.averages import follows_mode
-from methods.parts.optimizers.catalogue import Choice
-from methods.parts.optimizers.signature import OptimizerClass
-from methods.parts.optimizers.states import restore, saved
-from methods.parts.optimizers.stepper import set_rate
+from methods.parts.torch_optimizers.averages import follows_mode
+from methods.parts.torch_optimizers.catalogue import Choice
+from methods.parts.torch_optimizers.signature import OptimizerClass
+from methods.parts.torch_optimizers.states import restore, saved
+from methods.parts.torch_optimizers.stepper import set_rate
 
 #: Two matrices, large enough for states in 8 bits, and a vector.
 SHAPES = {"wide": (64, 80), "tall": (80, 64), "vector": (64,)}

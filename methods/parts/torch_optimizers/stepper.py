@@ -14,9 +14,9 @@ from harness.config import OptimConfig
 from harness.errors import MethodError, UnsupportedError, one_line
 from harness.method import Context, StepInfo
 from methods.parts.optim.adamw import AdamWStepper
-from methods.parts.optimizers.averages import Mode, follows_mode
-from methods.parts.optimizers.states import named_tensors, restore, saved
 from methods.parts.targets import random_stream, seeded
+from methods.parts.torch_optimizers.averages import Mode, follows_mode
+from methods.parts.torch_optimizers.states import named_tensors, restore, saved
 
 #: Return an optimizer of named parameters at a rate; the names of target matrices among them decide groups.
 Make = Callable[[Mapping[str, nn.Parameter], float], Optimizer]

@@ -17,7 +17,7 @@ from harness.errors import UserError, nearest
 from harness.files import ABSENT, installed
 from harness.plugins import find_class
 from harness.registry import class_named
-from methods.parts.optimizers.signature import OptimizerClass, arguments
+from methods.parts.torch_optimizers.signature import OptimizerClass, arguments
 
 #: Modules whose classes need no module in their name, where the name is in one of them alone or in the first.
 MODULES = (

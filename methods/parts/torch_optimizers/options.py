@@ -10,16 +10,16 @@ from pydantic import BeforeValidator, Field, create_model, model_validator
 from harness.errors import UserError
 from harness.method import MethodConfig
 from methods.parts.library_options import unusable
-from methods.parts.optimizers.catalogue import (
+from methods.parts.targets import LINEAR_KINDS
+from methods.parts.torch_optimizers.catalogue import (
     MODULES,
     Choice,
     classes_of,
     find_optimizer,
     package_and_version,
 )
-from methods.parts.optimizers.signature import fields_of
-from methods.parts.optimizers.trial import Trial, tried
-from methods.parts.targets import LINEAR_KINDS
+from methods.parts.torch_optimizers.signature import fields_of
+from methods.parts.torch_optimizers.trial import Trial, tried
 
 #: Arguments of constructors that are settings of a run.
 ELSEWHERE = {"lr": "is train.lr, on the schedule of train", "weight_decay": "is train.weight_decay"}

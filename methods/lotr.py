@@ -21,6 +21,7 @@ from harness.errors import UserError
 from harness.method import Caps, Context, Method, MethodConfig
 from methods.parts.layers.shared_tucker import SharedTuckerLinear
 from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
+from methods.parts.quantisation.tensor import plain_weights
 from methods.parts.targets import (
     LINEAR_KINDS,
     clamp_ranks,
@@ -91,7 +92,7 @@ class LoTR(Method):
 
     def export(self, model: nn.Module) -> nn.Module:
         """Add each update into its weight and put the plain linear layers back, in place."""
-        for name, layer in list(model.named_modules()):
+        for name, layer in list(plain_weights(model).named_modules()):
             if isinstance(layer, SharedTuckerLinear):
                 model.set_submodule(name, layer.merged())
         return model

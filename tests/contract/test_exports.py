@@ -40,6 +40,7 @@ STACKS: dict[str, Stack] = {
     "galore": [("galore", {"rank": 8, "period": 2})],
     "int8": [("int8", {}), ("full", {})],
     "int8, then lora": [("int8", {}), ("lora", {"rank": 4})],
+    "int8, then lotr": [("int8", {}), ("lotr", {"rank": 4})],
     "lisa": [("lisa", {"layers": 1, "interval": 2})],
     "lora": [("lora", {"rank": 4})],
     "lotr": [("lotr", {"rank": 4})],

@@ -111,9 +111,15 @@ def _json_within(text: str) -> str:
         if kinds <= {dict, str}:
             return f"it is a JSON array of strings; {OBJECTS_FIRST}"
     lines = [line for line in re.split("[\r\n]+", text) if line.strip()]
-    parsed = [type(_json(line)) for line in lines if line.lstrip().startswith(("{", '"'))]
-    for kind, name, advice in ((dict, "object", "name it .jsonl"), (str, "string", OBJECTS_FIRST)):
-        if 2 * (count := parsed.count(kind)) > len(lines):
+    parsed = [type(_json(line)) if line.lstrip().startswith(("{", '"')) else None for line in lines]
+    # Speech in prose is a JSON string, too: there, nearly all that follows a comment has to be one.
+    body = parsed[parsed.index(str) :] if str in parsed else []
+    for kind, most, name, advice in (
+        (dict, parsed.count(dict) > 0.5 * len(lines), "object", "name it .jsonl"),
+        (str, body.count(str) > MOST_JSON * len(body), "string", OBJECTS_FIRST),
+    ):
+        if most:
+            count = parsed.count(kind)
             every = count == len(lines)
             many = "every line" if every else f"{math.floor(100 * count / len(lines))} % of the lines"
             return f"{many} is a JSON {name}; {advice}"

@@ -172,6 +172,7 @@ AS_STRINGS = "\n".join(map(json.dumps, STRINGS))
         (LINES.replace("\n", "\r"), "every line is a JSON object; name it .jsonl"),
         (AS_STRINGS, 'every line is a JSON string; write each as {"text": ...}'),
         ("// a comment\n" + AS_STRINGS, "66 % of the lines is a JSON string"),
+        (9 * (AS_STRINGS + "\n") + '"cut', "94 % of the lines is a JSON string"),
     ],
 )
 def test_any_json_under_the_name_of_a_text_is_refused(
@@ -186,6 +187,7 @@ def test_any_json_under_the_name_of_a_text_is_refused(
     [
         '[Enter ADA] "Hello," she said. [Exit]',
         '"Hello."\n"Who is there?" he asked.\nNobody.',
+        '"Hello."\n"Who is there?"\n"Ada."\nHe opened.',
         "[1, 2]",
         "[]",
         "{ADA}\n{BEN}",

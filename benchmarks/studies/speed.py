@@ -27,6 +27,7 @@ from harness.engine.forecast.dry_run import simulate
 from harness.engine.measure.calibration import calibrate
 from harness.engine.measure.peak import meter_for
 from harness.engine.models.load import DTYPES, load_model
+from harness.engine.process.freed_memory import keep_freed_memory
 from harness.engine.run import checks, prepare
 from harness.engine.run.environment import device_name, machine_slug, total_bytes
 from harness.engine.run.train import Trainer
@@ -114,6 +115,7 @@ class Study(BaseModel):
 
 def main() -> None:
     """Calibrate, measure and forecast, and write the page."""
+    keep_freed_memory()  # as each run does
     title = f"{device_name(CPU)} ({machine_slug(CPU)})"
     profile = calibrate(CPU, title, round(total_bytes(CPU) / 2**30, 1), print)
     runs = checks.resolve(suite.load(SUITE).runs, text=False)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config import DatasetsData, HubModel, Run, TaskData
 from harness.digests import Digests
 from harness.engine.process import forks, parent_watch
+from harness.engine.process.freed_memory import keep_freed_memory
 from harness.engine.process.job import Job
 from harness.engine.run.record_writer import RecordWriter, take_stdout
 from harness.errors import EXIT_BAD_INPUT, UserError, one_line
@@ -199,6 +200,7 @@ REQUESTS = {"simulate": simulate, "check": check, "calibrate": calibrate}
 
 def main(arguments: list[str]) -> int:
     """Answer a request, one line on standard input, or carry out `run JOB`; `fork` does so in forks."""
+    keep_freed_memory()
     if arguments == ["fork"]:
         arguments = forks.serve(LIBRARIES, {**OFFLINE, **NO_THREADS})
     if len(arguments) == 2 and arguments[0] == "run":

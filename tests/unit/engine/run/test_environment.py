@@ -120,3 +120,37 @@ def test_threads_of_a_run_spin_shortly_unless_a_policy_is_given(given: dict[str,
         command, cwd=ROOT, env=variables | given, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == policy
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone returns memory in between")
+@pytest.mark.parametrize("given", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}])
+def test_an_update_takes_no_memory_anew_from_the_system_unless_a_threshold_is_given(
+    given: dict[str, str],
+) -> None:
+    """Pages that are first touched, in a later one of several rounds of tensors that live together."""
+    code = """
+import resource
+import torch
+from harness.engine.process.freed_memory import keep_freed_memory
+from harness.engine.run.environment import flags
+
+keep_freed_memory()
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    kept = [torch.ones(1 << 20) for _ in range(32)]
+    del kept
+    touched = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(touched * resource.getpagesize() >> 20, flags().get("MALLOC_TRIM_THRESHOLD_"))
+"""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=variables | given,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    mebibytes, threshold = done.stdout.split()
+    assert threshold == given.get("MALLOC_TRIM_THRESHOLD_", "2147483647")
+    assert (int(mebibytes) < 4) if not given else (int(mebibytes) > 64)

@@ -14,7 +14,8 @@ from torch import nn
 from harness.errors import UserError
 from harness.method import Caps, Context, Method, MethodConfig
 from methods.parts.optim.adamw import TRAIN_OPTIONS
-from methods.parts.quantisation.tensor import Quantised, Rounding, plain_weights, quantised
+from methods.parts.quantisation.gridded import Rounding, gridded
+from methods.parts.quantisation.tensor import Quantised, plain_weights
 from methods.parts.targets import LINEAR_KINDS, Shapes, shapes_of, target_linears
 
 BITS = 8
@@ -69,7 +70,7 @@ class Int8(Method):
                 )
             official, stochastic = self.config.write_back == "official", self.config.rounding == "stochastic"
             rounding = Rounding(stochastic, official, context.seed, name)
-            weight = quantised(layer.weight, self.config.group, BITS, rounding)
+            weight = gridded(layer.weight, self.config.group, BITS, rounding)
             layer.weight = nn.Parameter(weight, layer.weight.requires_grad)
             stored += weight.stored_bytes
         context.facts.update(int8_matrices=len(layers), int8_bytes=stored, float_bytes=before)

@@ -21,7 +21,7 @@ from methods.galore import GaLore, GaLoreConfig, GaLoreStepper
 from methods.int8 import Int8, Int8Config
 from methods.parts.projection.method import Matrix
 from methods.parts.projection.projector import Projector, side_of
-from methods.parts.quantisation.tensor import Rounding, quantised
+from methods.parts.quantisation.gridded import Rounding, gridded
 from methods.parts.targets import shapes_of, target_linears
 
 
@@ -110,7 +110,7 @@ class QGaLoreStepper(GaLoreStepper):
             rounding = Rounding(official=self.config.write_back == "official")
             matrix.projector = Projector(
                 **{
-                    side: quantised(basis, self.config.group, self.config.basis_bits, rounding)
+                    side: gridded(basis, self.config.group, self.config.basis_bits, rounding)
                     for side, basis in matrix.projector.tensors().items()
                 }
             )

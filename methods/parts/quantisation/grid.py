@@ -15,13 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from methods.parts.quantisation.tensor import exact
+
 #: Smallest range of a group in the official arithmetic.
 SMALLEST_RANGE = 1e-5
-
-
-def exact(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that numbers of a dtype are computed in."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def grid_of(groups: Tensor, bits: int, official: bool) -> tuple[Tensor, Tensor]:
@@ -63,13 +60,3 @@ def codes_of(
 def values_of(codes: Tensor, step: Tensor, low: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the points of these codes, rounded once to a dtype."""
     return torch.addcmul(low, codes, step, out=torch.empty(codes.shape, dtype=dtype, device=codes.device))
-
-
-def packed(codes: Tensor, bits: int) -> Tensor:
-    """Return codes with two of 4 bits to a byte, as they are for 8."""
-    return codes[:, ::2] | codes[:, 1::2] << 4 if bits == 4 else codes
-
-
-def unpacked(codes: Tensor, bits: int) -> Tensor:
-    """Return the codes that were packed."""
-    return torch.stack((codes & 15, codes >> 4), dim=-1).flatten(1) if bits == 4 else codes

@@ -1,16 +1,16 @@
-"""A float tensor that is stored in 8 or 4 bits for each element, and that all code takes for a float tensor.
+"""A float tensor that is stored in few bits for each element, and that all code takes for a float tensor.
 
-Reading it makes a float copy for the time of one operation. Changing it in place changes a copy in float32,
-which is then rounded to new grids. Groups in which nothing has changed keep their bits. Products with it in
-linear layers save the codes for the backward pass; its gradient is a float tensor like any other.
+Reading it makes a float copy for the time of one operation. Changing it in place changes a float copy, which
+is then stored again. Products with it in linear layers save what is stored for the backward pass; its
+gradient is a float tensor like any other. A subclass says how floats are stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,108 +18,104 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
-from methods.parts.quantisation.grid import codes_of, exact, grid_of, packed, unpacked, values_of
-from methods.parts.targets import random_stream
-
 aten = torch.ops.aten
 #: Operations that read nothing of a tensor but shape and dtype.
 LIKE = {aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like}
 NEW = {aten.new_empty, aten.new_zeros, aten.new_ones, aten.new_full}
-#: A large tensor is rounded part by part, so that what that needs is a fraction of a float copy.
+#: A large tensor is stored part by part, so that what that needs is a fraction of a float copy.
 MOST_PARTS, LEAST_ELEMENTS = 8, 1 << 16
-
-
-@dataclass
-class Rounding:
-    """How the changes of a tensor are rounded; random numbers follow from seed, name and count of changes."""
-
-    stochastic: bool = False
-    official: bool = False
-    seed: int = 0
-    name: str = ""
-    changes: int = 0
-
-    def generator(self, device: torch.device) -> torch.Generator | None:
-        """Return the generator of the next change; None where rounding is to the nearest point."""
-        if not self.stochastic:
-            return None
-        self.changes += 1
-        return random_stream(self.seed, f"{self.name}, rounding", self.changes, device)
 
 
 @dataclass(frozen=True)
 class Form:
-    """Shape, dtype and bits of a tensor, and how it is rounded; the same object for all its aliases."""
+    """Shape and dtype of a tensor, and in a subclass how it is stored; one object for all aliases."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    bits: int
-    rounding: Rounding
 
 
 class Quantised(Tensor):
-    """A tensor (any shape) stored as codes (groups, bytes of a group), step and lowest point (groups, 1).
+    """A tensor (any shape) stored as plain tensors, its parts.
 
     A view of it, but of the whole, is a float copy: what is written to that does not arrive.
     """
 
-    codes: Tensor
-    step: Tensor
-    low: Tensor
+    #: The names of the parts.
+    PARTS: ClassVar[tuple[str, ...]]
+    #: The subclasses by name, for tensors that were saved.
+    KINDS: ClassVar[dict[str, type[Quantised]]] = {}
     form: Form
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.KINDS[cls.__name__] = cls
+
     @staticmethod
-    def __new__(cls, codes: Tensor, step: Tensor, low: Tensor, form: Form) -> Quantised:
+    def __new__(cls, form: Form, *parts: Tensor) -> Self:
         """Return a tensor of these parts, which are not copied."""
-        made: Quantised = Tensor._make_wrapper_subclass(
-            cls, form.shape, dtype=form.dtype, device=codes.device
-        )
-        made.codes, made.step, made.low, made.form = codes, step, low, form
+        device = parts[0].device
+        made: Self = Tensor._make_wrapper_subclass(cls, form.shape, dtype=form.dtype, device=device)
+        made.form = form
+        for name, part in zip(cls.PARTS, parts, strict=True):
+            setattr(made, name, part)
         return made
+
+    def parts(self) -> list[Tensor]:
+        """Return what is stored."""
+        return [getattr(self, name) for name in self.PARTS]
 
     @property
     def stored_bytes(self) -> int:
-        """The bytes of codes, steps and lowest points."""
-        return self.codes.nbytes + self.step.nbytes + self.low.nbytes
+        """The bytes of all parts."""
+        return sum(part.nbytes for part in self.parts())
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The dtype in which changes are computed."""
+        return exact(self.dtype)
 
     def floats(self, dtype: torch.dtype) -> Tensor:
         """Return a float copy."""
-        codes = unpacked(self.codes, self.form.bits)
-        return values_of(codes, self.step, self.low, dtype).view(self.form.shape)
+        raise NotImplementedError
 
     def write(self, values: Tensor) -> None:
-        """Take the values of a float tensor of this shape, rounded; groups that are equal keep their bits."""
-        self.round_to(values, self.form.rounding.generator(values.device))
+        """Take the values of a float tensor of this shape."""
+        raise NotImplementedError
 
-    @torch.no_grad()
-    def round_to(self, values: Tensor, generator: torch.Generator | None) -> None:
-        """Take these values, rounded at random with a generator, else to the nearest points."""
-        form = self.form
-        count = max(1, min(MOST_PARTS, values.numel() // LEAST_ELEMENTS))
-        parts = (each.tensor_split(count) for each in (self.codes, self.step, self.low))
-        new_parts = values.reshape(len(self.step), -1).tensor_split(count)
-        for codes, step, low, new in zip(*parts, new_parts, strict=True):
-            before = values_of(unpacked(codes, form.bits), step, low, values.dtype)
-            changed = (before != new).any(dim=1, keepdim=True)
-            del before
-            new_step, new_low = grid_of(new, form.bits, form.rounding.official)
-            found = codes_of(new, new_step, new_low, form.bits, form.rounding.official, generator)
-            for old, other in ((codes, packed(found, form.bits)), (step, new_step), (low, new_low)):
-                old.copy_(torch.where(changed, other, old))
+    def own_form(self) -> Form:
+        """Return the form of a copy, which shares nothing that changes."""
+        return self.form
+
+    def is_stored_like(self, other: Quantised) -> bool:
+        """Return whether the parts of another tensor say the same here."""
+        return type(self) is type(other) and self.form == other.form
+
+    def copy_stored(self, other: Quantised) -> None:
+        """Copy the parts of a tensor that is stored alike."""
+        for mine, theirs in zip(self.parts(), other.parts(), strict=True):
+            mine.copy_(theirs)
+
+    def with_parts(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return a copy with changed parts."""
+        return type(self)(self.own_form(), *map(change, self.parts()))
+
+    @classmethod
+    def form_of(cls, content: Mapping[str, Any]) -> Form:
+        """Return the form that was saved as `dataclasses.asdict`."""
+        return Form(**content)
 
     def __tensor_flatten__(self) -> tuple[list[str], Form]:
         """Return the names of the plain tensors that it consists of, and the rest."""
-        return ["codes", "step", "low"], self.form
+        return [*self.PARTS], self.form
 
     @classmethod
-    def __tensor_unflatten__(cls, parts: Mapping[str, Tensor], form: Form, *_: Any) -> Quantised:
+    def __tensor_unflatten__(cls, parts: Mapping[str, Tensor], form: Form, *_: Any) -> Self:
         """Return the tensor of these parts."""
-        return cls(**parts, form=form)
+        return cls(form, *(parts[name] for name in cls.PARTS))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Return plain tensors and values, which torch loads safely."""
-        form = {**vars(self.form), "rounding": asdict(self.form.rounding)}
-        return rebuilt, (self.codes, self.step, self.low, form)
+        return rebuilt, (type(self).__name__, asdict(self.form), *self.parts())
 
     @classmethod
     def __torch_function__(
@@ -129,7 +125,7 @@ class Quantised(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Keep codes, not values, for the backward pass of a linear layer."""
+        """Keep what is stored, not values, for the backward pass of a linear layer."""
         with torch._C.DisableTorchFunctionSubclass():
             if func is F.linear and len(args) > 1 and isinstance(args[1], cls):
                 return _Linear.apply(*args, **(kwargs or {}))
@@ -149,7 +145,7 @@ class Quantised(Tensor):
 
 
 class _Linear(torch.autograd.Function):
-    """F.linear that saves the codes of the weight."""
+    """F.linear that saves the weight as it is stored."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Quantised, bias: Tensor | None = None) -> Tensor:
@@ -168,27 +164,13 @@ class _Linear(torch.autograd.Function):
         return grad_x, grad_weight, flat.sum(0) if needs_bias else None
 
 
-def quantised(values: Tensor, group: int, bits: int, rounding: Rounding | None = None) -> Quantised:
-    """Return a tensor rounded to the nearest points, with `group` elements of its rows to a grid.
-
-    `rounding` is for later changes. `group` divides the number of elements, and is even for 4 bits.
-    """
-    count = values.numel() // group
-    codes = values.new_zeros((count, group * bits // 8), dtype=torch.uint8)
-    step, low = (values.new_zeros((count, 1), dtype=exact(values.dtype)) for _ in range(2))
-    form = Form(tuple(values.shape), values.dtype, bits, rounding or Rounding())
-    made = Quantised(codes, step, low, form)
-    made.round_to(values.detach(), None)
-    return made
-
-
 @contextmanager
 def writable(weight: Tensor) -> Iterator[Tensor]:
     """Yield a tensor to change in place: the weight, or a float copy whose values a quantised one takes."""
     if not isinstance(weight, Quantised):
         yield weight
         return
-    values = weight.floats(_changed_in(weight))
+    values = weight.floats(weight.wide)
     yield values
     weight.write(values)
 
@@ -203,46 +185,43 @@ def plain_weights(model: nn.Module) -> nn.Module:
     return model
 
 
-def rebuilt(codes: Tensor, step: Tensor, low: Tensor, form: Mapping[str, Any]) -> Quantised:
+def exact(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that numbers of a dtype are computed in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def parts_of(count: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield tensors of one length part by part, as few as a tensor of `count` elements needs."""
+    number = max(1, min(MOST_PARTS, count // LEAST_ELEMENTS))
+    return zip(*(each.tensor_split(number) for each in tensors), strict=True)
+
+
+def rebuilt(kind: str, form: Mapping[str, Any], *parts: Tensor) -> Quantised:
     """Return a tensor that was saved."""
-    return Quantised(codes, step, low, Form(**{**form, "rounding": Rounding(**form["rounding"])}))
+    found = Quantised.KINDS[kind]
+    return found(found.form_of(form), *parts)
 
 
 torch.serialization.add_safe_globals([rebuilt])
 
 
-def _changed_in(tensor: Quantised) -> torch.dtype:
-    """Return the dtype in which changes are computed."""
-    return tensor.dtype if tensor.form.rounding.official else exact(tensor.dtype)
-
-
-def _with_parts(tensor: Quantised, change: Callable[[Tensor], Tensor]) -> Quantised:
-    """Return a tensor of changed parts, with a rounding of its own."""
-    form = replace(tensor.form, rounding=replace(tensor.form.rounding))
-    return Quantised(change(tensor.codes), change(tensor.step), change(tensor.low), form)
-
-
 def _without_values(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     """Return the result of an operation that needs no float copy, else None."""
     packet, first = func._overloadpacket, args[0]
-    if packet is aten.copy_ and all(isinstance(each, Quantised) for each in args[:2]):
-        source = args[1]
-        same = first.codes.shape == source.codes.shape
-        if same and first.form == replace(source.form, rounding=first.form.rounding):
-            for part in ("codes", "step", "low"):
-                getattr(first, part).copy_(getattr(source, part))
-            first.form.rounding.changes = source.form.rounding.changes
-            return first
+    both = packet is aten.copy_ and all(isinstance(each, Quantised) for each in args[:2])
+    if both and first.is_stored_like(args[1]):
+        first.copy_stored(args[1])
+        return first
     if not isinstance(first, Quantised):
         return None
     if packet in (aten.detach, aten.alias) or (packet is aten.view and tuple(args[1]) == first.form.shape):
-        return Quantised(first.codes, first.step, first.low, first.form)
+        return type(first)(first.form, *first.parts())
     if packet is aten.clone:
-        return _with_parts(first, torch.clone)
+        return first.with_parts(torch.clone)
     if packet is aten._to_copy and kwargs.get("dtype") in (None, first.dtype):
-        return _with_parts(first, lambda part: part.to(device=kwargs.get("device"), copy=True))
+        return first.with_parts(lambda part: part.to(device=kwargs.get("device"), copy=True))
     if packet in LIKE or packet in NEW:
-        shaped = first.step.new_empty((), dtype=first.dtype).expand(first.shape)
+        shaped = first.parts()[0].new_empty((), dtype=first.dtype).expand(first.shape)
         dense = {"memory_format": torch.contiguous_format} if packet in LIKE else {}
         result: Tensor = func(shaped, *args[1:], **{**kwargs, **dense})
         return result
@@ -253,13 +232,13 @@ def _with_values(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     """Return the result of an operation on float copies; those that it changes are rounded back."""
     written = _written(func, args, kwargs)
     changed = {id(each): each for each in written if isinstance(each, Quantised)}
-    wide = {_changed_in(each) for each in changed.values()}
+    wide = {each.wide for each in changed.values()}
     copies: dict[int, Tensor] = {}
 
     def plain(value: Any) -> Any:
         if isinstance(value, Quantised):
             if id(value) not in copies:
-                copies[id(value)] = value.floats(_changed_in(value) if id(value) in changed else value.dtype)
+                copies[id(value)] = value.floats(value.wide if id(value) in changed else value.dtype)
             return copies[id(value)]
         beside = changed and isinstance(value, Tensor) and all(value is not each for each in written)
         return value.to(*wide) if beside and value.is_floating_point() and len(wide) == 1 else value

@@ -17,8 +17,10 @@ from harness.engine.measure.peak import LiveMeter
 from harness.errors import UserError
 from harness.method import Context
 from harness.plugins import build
-from methods.parts.quantisation.grid import codes_of, grid_of, packed, unpacked, values_of
-from methods.parts.quantisation.tensor import Quantised, Rounding, quantised, writable
+from methods.parts.quantisation.grid import codes_of, grid_of, values_of
+from methods.parts.quantisation.gridded import Gridded, Rounding, gridded
+from methods.parts.quantisation.packing import packed, unpacked
+from methods.parts.quantisation.tensor import Quantised, writable
 from tests.support.tiny import tiny_llama, train
 from tests.unit.methods.test_galore import Targets, advance, copies, noise, noisy, saved_and_loaded
 
@@ -123,11 +125,11 @@ def test_two_codes_of_four_bits_share_a_byte() -> None:
 
 def test_groups_of_one_value_zeros_included_are_exact() -> None:
     numbers = torch.tensor([[0.0] * 8, [0.3] * 8, [-1e-12] * 8])
-    assert quantised(numbers, 8, 8).floats(torch.float32).equal(numbers)
+    assert gridded(numbers, 8, 8).floats(torch.float32).equal(numbers)
 
 
 def test_values_that_are_not_finite_stay_so() -> None:
-    tensor = quantised(groups(2), 256, 8)
+    tensor = gridded(groups(2), 256, 8)
     with torch.no_grad(), writable(tensor) as values:
         values[0, 0] = math.nan
     assert tensor.isnan().any()
@@ -166,7 +168,7 @@ def test_small_updates_survive_in_float32_and_are_lost_in_bfloat16(size: float) 
     for official, dtype, wanted in zip(
         (False, True), (torch.float32, torch.bfloat16), SURVIVES[size], strict=True
     ):
-        tensor = quantised(groups(64).to(dtype), 256, 8, Rounding(True, official, 1, "w"))
+        tensor = gridded(groups(64).to(dtype), 256, 8, Rounding(True, official, 1, "w"))
         before = tensor.floats(torch.float32)
         for _ in range(100):
             with writable(tensor) as values:
@@ -180,7 +182,7 @@ def test_the_extremes_of_a_group_stay_where_they_are_and_official_they_shrink() 
     """After 300 small updates without a direction; both in float32."""
     ends = []
     for official in (False, True):
-        tensor = quantised(groups(64), 256, 8, Rounding(True, official, 1, "w"))
+        tensor = gridded(groups(64), 256, 8, Rounding(True, official, 1, "w"))
         wanted, generator = tensor.floats(torch.float32), random()
         for _ in range(300):
             change = 3e-5 * torch.randn(wanted.shape, generator=generator)
@@ -216,7 +218,7 @@ def test_random_numbers_follow_from_the_seed_and_the_name_alone() -> None:
         ends.append(copies(floats(model)))
     assert all(one.equal(other) for one, other in zip(ends[0], ends[1], strict=True))
     assert not any(one.equal(other) for one, other in zip(ends[0], ends[2], strict=True))
-    same = [quantised(groups(4), 256, 8, Rounding(True, seed=1, name=name)) for name in "ab"]
+    same = [gridded(groups(4), 256, 8, Rounding(True, seed=1, name=name)) for name in "ab"]
     for tensor in same:
         with writable(tensor) as values:
             values.add_(values.square())
@@ -257,10 +259,10 @@ def test_an_update_is_adamw_on_the_stored_values_and_rounding_once(decay: float)
 def test_invariant_6_gradients_are_those_of_the_values_and_backward_passes_add_up() -> None:
     for dtype, bias, close in ((torch.float32, True, 1e-6), (torch.bfloat16, False, 2e-2)):
         layer = nn.Linear(32, 8, bias=bias, dtype=dtype)
-        layer.weight = nn.Parameter(quantised(noise((8, 32), 2).to(dtype), GROUP, 8))
+        layer.weight = nn.Parameter(gridded(noise((8, 32), 2).to(dtype), GROUP, 8))
         x = noise((2, 3, 32), 1).to(dtype).requires_grad_()
         again = x.detach().clone().requires_grad_()
-        plain = quantised(layer.weight, GROUP, 8).floats(dtype).requires_grad_()
+        plain = gridded(layer.weight, GROUP, 8).floats(dtype).requires_grad_()
         for _ in range(2):
             layer(x).square().sum().backward()
             F.linear(again, plain, layer.bias.detach() if bias else None).square().sum().backward()
@@ -272,11 +274,11 @@ def test_invariant_6_gradients_are_those_of_the_values_and_backward_passes_add_u
 
 def test_the_backward_pass_saves_codes_and_no_float_weight() -> None:
     layer = nn.Linear(32, 8)
-    layer.weight = nn.Parameter(quantised(layer.weight, GROUP, 8))
+    layer.weight = nn.Parameter(gridded(layer.weight, GROUP, 8))
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda t: t):
         layer(torch.ones(2, 32, requires_grad=True))
-    assert [type(tensor) for tensor in saved if tensor.numel() == 256] == [Quantised]
+    assert [type(tensor) for tensor in saved if tensor.numel() == 256] == [Gridded]
 
 
 @pytest.mark.parametrize(
@@ -347,8 +349,8 @@ def test_an_optimizer_that_knows_nothing_of_it_trains_it(make: Any, foreach: boo
 
 
 def test_code_that_reads_a_weight_sees_its_values() -> None:
-    weight = nn.Parameter(quantised(groups(4, 64), GROUP, 8))
-    values = quantised(groups(4, 64), GROUP, 8).floats(torch.float32)
+    weight = nn.Parameter(gridded(groups(4, 64), GROUP, 8))
+    values = gridded(groups(4, 64), GROUP, 8).floats(torch.float32)
     for found, wanted in (
         (weight @ torch.ones(64), values @ torch.ones(64)),
         (weight[1:, ::2].T, values[1:, ::2].T),

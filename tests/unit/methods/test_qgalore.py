@@ -14,7 +14,8 @@ from harness.errors import UserError
 from harness.method import Context
 from harness.plugins import build
 from methods.parts.projection.projector import Projector
-from methods.parts.quantisation.tensor import Quantised, quantised
+from methods.parts.quantisation.gridded import gridded
+from methods.parts.quantisation.tensor import Quantised
 from tests.unit.methods.test_apollo import goes_on_bit_for_bit, made, same_inside_backward
 from tests.unit.methods.test_galore import (
     LR,
@@ -114,7 +115,7 @@ def test_a_basis_is_that_of_galore_rounded_when_it_is_found(bits: int, write_bac
 def test_a_basis_in_4_bits_is_as_far_from_orthonormal_as_computed_by_others() -> None:
     """Section 1.3 of the dossier: error 0.109, largest deviation 0.03 to 0.04, spectral norm 1.08."""
     basis = torch.linalg.qr(noise((512, 128), 1)).Q.float()
-    found = quantised(basis, 256, 4).floats(torch.float32)
+    found = gridded(basis, 256, 4).floats(torch.float32)
     assert float((found - basis).norm() / basis.norm()) == pytest.approx(0.109, abs=0.01)
     deviation = found.T @ found - torch.eye(128)
     assert 0.025 < float(deviation.abs().max()) < 0.05
@@ -128,7 +129,7 @@ def test_an_update_is_that_of_the_papers_code_with_the_rounded_basis() -> None:
         "qgalore", (9, 9), optim=optim, rank=3, scale=0.5, weights="float", group=9, basis_bits=8,
         arithmetic="official",
     )  # fmt: skip
-    basis = quantised(orthogonal(9, 4)[:, :3], 9, 8)
+    basis = gridded(orthogonal(9, 4)[:, :3], 9, 8)
     (matrix,) = matrices(stepper)
     matrix.projector, matrix.next_refresh = Projector(right=basis), 10**9
     (before,) = copies(model.weights)

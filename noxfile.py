@@ -78,6 +78,10 @@ MODULES = {
     "bench-adarankgrad": ("Run the suite on AdaRankGrad's options.", ["harness.cli run adarankgrad"]),
     "bench-velora": ("Run the suite on VeLoRA's options.", ["harness.cli run velora"]),
     "bench-sltrain": ("Run the suite on SLTrain's options.", ["harness.cli run sltrain"]),
+    "bench-related": (
+        "Compare the related systems, in fine-tuning and from scratch (two suites).",
+        ["harness.cli run related", "harness.cli run related_pretrain"],
+    ),
     "bench-zoo": ("Run the suite on tuners and optimizers by their names.", ["harness.cli run zoo"]),
     "bench-all": (
         "Compare all methods: from scratch, in fine-tuning, and on a compressed model (three suites).",

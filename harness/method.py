@@ -70,6 +70,9 @@ class Caps:
     own_updates: bool = False
     """The stepper's update is what the method is, so that the method must be the last of a stack with one."""
 
+    merges: bool = False
+    """Updates change frozen parameters, too, as where adapters are added into them."""
+
     because: str = ""
     """Why the stages are restricted, for the message to a user whose run is refused."""
 
@@ -89,6 +92,7 @@ class Caps:
             state_bits=self.state_bits & other.state_bits,
             no_export=self.no_export or other.no_export,
             own_updates=self.own_updates or other.own_updates,
+            merges=self.merges or other.merges,
             because="; ".join(dict.fromkeys(filter(None, (self.because, other.because)))),
         )
 

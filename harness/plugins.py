@@ -32,7 +32,7 @@ CALLED = {
     for member in ("prepare", "stepper", "export")
 }
 #: The fields of `Caps` that are yes or no.
-SWITCHES = ("grad_accum", "grad_clip", "ddp", "value_dependent", "per_layer", "own_updates")
+SWITCHES = ("grad_accum", "grad_clip", "ddp", "value_dependent", "per_layer", "own_updates", "merges")
 
 
 def find(name: str) -> type[Method]:

@@ -55,8 +55,10 @@ class LoRA(Method):
         "seven linears of a block, as the baselines of GaLore and WeLore."
     )
 
-    #: Training only: the weights stay whole.
-    caps = Caps(stages=frozenset({"pretrain", "finetune"}), **TRAIN_OPTIONS)
+    @property
+    def caps(self) -> Caps:
+        """Return training only: the weights stay whole."""
+        return Caps(stages=frozenset({"pretrain", "finetune"}), **TRAIN_OPTIONS)
 
     @property
     def scaling(self) -> float:

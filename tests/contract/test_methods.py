@@ -40,6 +40,9 @@ OWLORE = ("owlore", {**LISA[1], **GALORE[1], "sampling": "decrease"})
 INT8 = ("int8", {})
 QGALORE = ("qgalore", {"rank": 8, "period": 2, "group": 128})
 VELORA = ("velora", {"num_groups": 4})
+QLORA = ("qlora", {"rank": 4, "block": 8, "dropout": 0.1})
+LQLORA = ("lqlora", {"rank": 4, "bits": 3, "block": 16, "turns": 4})
+RELORA = ("relora", {"rank": 4, "alpha": 4, "period": 2, "warmup": 4, "kept": 0})
 SLTRAIN = ("sltrain", {"rank": 8, "delta": 0.1})
 COMPRESSED = ("welore", {"err": 0.5, "train": "none"})
 
@@ -67,6 +70,15 @@ CASES = {
     "lotr": Case([("lotr", {"rank": 4})]),
     "lotr, by shape, per layer": Case([("lotr", {"rank": 4, "share": "shape", "init": "scaled"})], PER_LAYER),
     "welore + lotr": Case([COMPRESSED, ("lotr", {"rank": 4, "share": "shape"})]),
+    "qlora": Case([QLORA]),
+    "qlora, 8 bits per layer": Case([QLORA], EIGHT_BITS),
+    "welore + qlora": Case([COMPRESSED, QLORA]),
+    "qlora + velora": Case([QLORA, VELORA]),
+    "lqlora": Case([LQLORA]),
+    "relora": Case([RELORA]),
+    "relora, states in part, 16 bits": Case([("relora", {**RELORA[1], "kept": 0.1})], SIXTEEN_BITS),
+    "relora, 8 bits per layer": Case([RELORA], EIGHT_BITS),
+    "int8 + relora": Case([INT8, RELORA]),
     "uniform": Case([("uniform", {})]),
     "welore": Case([("welore", {})]),
     "welore + lora": Case([COMPRESSED, LORA]),

@@ -63,9 +63,10 @@ def model(subject: Subject) -> str:
 def updates(subject: Subject) -> str:
     """Updates change each trainable parameter and nothing else, and leave finite numbers.
 
-    What trains may change from one update to the next, so a frozen parameter must rest in each.
+    What trains may change from one update to the next, so a frozen parameter must rest in each, unless
+    caps.merges promises otherwise.
     """
-    trial = subject.trial()
+    trial, merges = subject.trial(), subject.caps.merges
     losses: list[float] = []
     trained: set[str] = set()
     moved: set[str] = set()
@@ -77,7 +78,8 @@ def updates(subject: Subject) -> str:
         losses += trial.train(step, step + 1)
         after = trial.weights()
         changed = {name for name, weight in after.items() if not weight.equal(before[name])}
-        trained, moved, wrongly = trained | trainable, moved | changed, wrongly | changed - trainable
+        trained, moved = trained | trainable, moved | changed
+        wrongly |= set() if merges else changed - trainable
     near = place(trial.stepper.step)
     broken = [name for name, weight in after.items() if not weight.isfinite().all()]
     if broken or not all(map(math.isfinite, losses)):

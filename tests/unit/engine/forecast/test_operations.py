@@ -135,6 +135,7 @@ STACKS: dict[str, Any] = {
     "fira": {"fira": {"rank": 4}},
     "int8 + full": ["int8", "full"],
     "qgalore": {"qgalore": {"rank": 8}},
+    "relora": {"relora": {"rank": 4}},
     "velora + full": [{"velora": {"num_groups": 8}}, "full"],
     "sltrain": {"sltrain": {"rank": 4, "delta": 0.03}},
 }

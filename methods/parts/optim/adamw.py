@@ -28,6 +28,7 @@ from harness.errors import UnsupportedError
 from harness.method import StepInfo
 from methods.parts.optim import eightbit
 from methods.parts.quantisation.tensor import Quantised, writable
+from methods.parts.replicas import several
 
 #: State of one tensor: "exp_avg" and "exp_avg_sq" of its shape, "step", and for 8 bits the scales.
 State = dict[str, Any]
@@ -113,7 +114,7 @@ class AdamWStepper:
 
         UnsupportedError in a distributed run.
         """
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        if several():
             raise UnsupportedError(
                 "per_layer updates before gradients are averaged over processes, so replicas would drift "
                 "apart; leave it out, or use one process"

@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from methods.parts.replicas import take_from_first
+
 Side = Literal["left", "right", "both"]
 #: As in GaLore's code: `std` projects the short side (a square matrix on the right), `reverse_std` the long.
 Projection = Literal["std", "reverse_std", "left", "right", "full"]
@@ -145,9 +147,7 @@ def find_projector(
         if side in (name, "both"):
             start = None if old is None else getattr(old, name)
             bases[name], values = leading(matrix, rank, how, generator, start)
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        for tensor in (*bases.values(), values):
-            torch.distributed.broadcast(tensor, src=0)
+    take_from_first((*bases.values(), values))
     return Projector(**bases), values
 
 

@@ -6,6 +6,7 @@ trained weights see `methods/uniform.py`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Annotated, ClassVar
 
@@ -13,16 +14,15 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from harness.config import OptimConfig
 from harness.errors import UserError
 from harness.factored import FactoredLinear, factor, ranks
-from harness.method import Caps, Context, Method, MethodConfig
+from harness.method import Caps, Context, MethodConfig
 from methods.parts.factors.method import replace_by_factors
-from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
+from methods.parts.factors.refactoring import SOURCE, Factors, FactorTraining, RefactoringConfig
 from methods.parts.targets import LINEAR_KINDS, Shapes, clamp_ranks, random_stream, shapes_of, target_linears
 
 
-class LowRankPretrainingConfig(MethodConfig):
+class LowRankPretrainingConfig(RefactoringConfig):
     """Hyperparameters of low-rank pre-training."""
 
     rank: Annotated[int, Field(gt=0)] = 128
@@ -32,7 +32,7 @@ class LowRankPretrainingConfig(MethodConfig):
     """Kinds of linear layers that are replaced."""
 
 
-class LowRankPretraining(Method):
+class LowRankPretraining(FactorTraining):
     """Train all parameters; `export` leaves the factors in place, as they are the model."""
 
     Config: ClassVar[type[MethodConfig]] = LowRankPretrainingConfig
@@ -41,13 +41,14 @@ class LowRankPretraining(Method):
     source = (
         "Kamalakara et al., Exploring Low Rank Training of Deep Neural Networks, 2022, arXiv 2209.13569; row "
         "`Low-Rank` of Zhao et al., GaLore, ICML 2024, arXiv 2403.03507, Table 2. Departs from it in how the "
-        "factors begin: Gaussian, with the variance of the weights replaced, not by their spectrum."
+        "factors begin: Gaussian, with the variance of the weights replaced, not by their spectrum. " + SOURCE
     )
-    caps = Caps(
-        stages=frozenset({"pretrain"}),  # since `prepare` discards the weights of the targets
-        because="it begins with fresh factors, so trained weights would be lost",
-        **TRAIN_OPTIONS,
-    )
+
+    @property
+    def caps(self) -> Caps:
+        """Return pre-training alone, since `prepare` discards the weights of the targets."""
+        because = "it begins with fresh factors, so trained weights would be lost"
+        return replace(super().caps, stages=frozenset({"pretrain"}), because=because)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Replace each target by two factors, one by one; on the meta device without values."""
@@ -71,9 +72,10 @@ class LowRankPretraining(Method):
         context.ranks.update(chosen)
         return shapes, chosen
 
-    def stepper(self, model: nn.Module, optim: OptimConfig) -> AdamWStepper:
-        """Return AdamW over all parameters."""
-        return AdamWStepper(model, optim)
+    def factors(self, model: nn.Module) -> list[Factors]:
+        """Return the weights of both factors of each factored layer."""
+        layers = (layer for layer in model.modules() if isinstance(layer, FactoredLinear))
+        return [(layer.up.weight, layer.down.weight) for layer in layers]
 
 
 def fresh_factors(dense: nn.Linear, rank: int, seed: int, name: str) -> FactoredLinear:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from harness.method import Context
 from methods.lowrank import LowRankPretraining, LowRankPretrainingConfig
 from methods.parts.factors.method import parameters
+from methods.parts.factors.refactoring import SOURCE, Factors
 from methods.parts.layers.sparse_plus_lowrank import Execution, SLTrainLinear
 from methods.parts.targets import random_stream
 
@@ -43,7 +44,8 @@ class SLTrain(LowRankPretraining):
     source = (
         "Han et al., SLTrain, NeurIPS 2024, arXiv 2406.02214, algorithm 1; initialisation of their code. Pre-"
         "trains only: matrices are replaced by fresh B A + S, so trained weights could not be kept. Departs "
-        "from it in int32 positions, and in the order of multiplication where that is cheaper (`execution`)."
+        "from it in int32 positions, and in the order of multiplication where that is cheaper (`execution`). "
+        + SOURCE
     )
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
@@ -70,6 +72,11 @@ class SLTrain(LowRankPretraining):
         if total > dense_parameters:
             context.warn("sltrain: factors and sparse entries are more than the matrices that they replace")
         return model.requires_grad_(True)
+
+    def factors(self, model: nn.Module) -> list[Factors]:
+        """Return B and A of each layer; its scale and S are no part of the product."""
+        layers = (layer for layer in model.modules() if isinstance(layer, SLTrainLinear))
+        return [(layer.factor_b, layer.factor_a) for layer in layers]
 
     def export(self, model: nn.Module) -> nn.Module:
         """Multiply out to plain linear layers, in place."""

@@ -131,11 +131,18 @@ CASES = {
     "velora + galore": Case([VELORA, GALORE], PER_LAYER),
     "velora + adarankgrad": Case([VELORA, ADARANKGRAD]),
     "lowrank": Case([("lowrank", {"rank": 8})]),
+    "lowrank, balanced and reset, 16 bits": Case(
+        [("lowrank", {"rank": 8, "refactor_period": 2, "reset_period": 2})], SIXTEEN_BITS
+    ),
     "optim, matrices apart": Case([("optim", {"type": "Muon"})]),
     "optim, per layer": Case([("optim", {"type": "Adafactor"})], PER_LAYER),
     "lora + optim": Case([LORA, ("optim", {"type": "SGD", "momentum": 0.9})]),
     "sltrain": Case([SLTRAIN]),
     "sltrain, 8 bits per layer": Case([SLTRAIN], EIGHT_BITS),
+    "sltrain, balanced and reset, 8 bits per layer": Case(
+        [("sltrain", {**SLTRAIN[1], "refactor_period": 2, "reset_period": 3, "reset_moments": "first"})],
+        EIGHT_BITS,
+    ),
 }
 
 

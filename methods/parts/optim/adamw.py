@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -150,6 +150,16 @@ class Adam:
         dtype = tensor.dtype if bits is None else DTYPES.get(bits, torch.float32)
         moments = {key: torch.zeros_like(tensor, dtype=dtype) for key in MOMENTS}
         return {"step": torch.zeros((), device=tensor.device), **moments}
+
+    def reset(self, state: State, moments: Literal["both", "first"]) -> None:
+        """Set both moments and the count of updates to zero in place, or the first moment alone."""
+        for key, value in state.items():
+            if moments == "first" and key not in eightbit.PARTS[0]:
+                continue
+            if isinstance(value, Tensor):
+                value.zero_()
+            else:
+                state[key] = 0
 
     @torch.no_grad()
     def update(

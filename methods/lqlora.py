@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from methods.parts.quantisation.decomposition import Decomposition, decompose
 from methods.parts.quantisation.layouts import candidates, spend
 from methods.parts.quantisation.normal_float import Layout
 from methods.parts.targets import shapes_of
-from methods.qlora import Positive, QLoRA, QLoRAConfig, store
+from methods.qlora import Positive, QLoRA, QLoRAConfig, start_adapters, store
 
 
 class LQLoRAConfig(QLoRAConfig):
@@ -100,7 +99,7 @@ class LQLoRA(QLoRA):
         self.report_bits(layers, context)
         context.facts["decomposition_error"] = round((missed / whole) ** 0.5, 6) if whole else 0.0
         model = super(QLoRA, self).prepare(model, context)
-        self._start(model, starts)
+        start_adapters(model, starts, self.scaling)
         return model
 
     def _fisher(
@@ -121,7 +120,7 @@ class LQLoRA(QLoRA):
         shapes, budget = shapes_of(layers), self.config.budget
         if budget is None:
             self.check_blocks(shapes, self.config.block)
-            return dict.fromkeys(layers, self.config.layout)
+            return dict.fromkeys(layers, self.layout)
         choices = candidates(self.config.candidates)
         self.check_blocks(shapes, min(layout.block for layout in choices))
         elements = {name: prod(shape) for name, shape in shapes.items()}
@@ -147,12 +146,3 @@ class LQLoRA(QLoRA):
     ) -> Decomposition:
         rank, weights = min(self.config.rank, *layer.weight.shape), fisher.get(name)
         return decompose(layer.weight, rank, layout, turns, name=name, seed=context.seed, fisher=weights)
-
-    @torch.no_grad()
-    def _start(self, model: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Let adapters start as these factors (out, rank) and (rank, in), by layer."""
-        root = self.scaling**0.5
-        for name, (left, right) in factors.items():
-            adapter = cast(Any, model.get_submodule(name))
-            adapter.lora_A["default"].weight.copy_(right / root)
-            adapter.lora_B["default"].weight.copy_(left / root)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import gcd, prod
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from harness.errors import UserError
 from harness.method import Caps, Context
@@ -40,11 +40,6 @@ class QLoRAConfig(LoRAConfig):
     scale_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """How that number is stored."""
 
-    @property
-    def layout(self) -> Layout:
-        """Return how a matrix is stored."""
-        return Layout(self.bits, self.scale_bits, self.scale_dtype, self.block, self.superblock)
-
 
 class QLoRA(LoRA):
     """Store the targets as NormalFloat and train adapters beside them; `export` adds these to the values."""
@@ -64,12 +59,18 @@ class QLoRA(LoRA):
         because = "random weights that never train are of no use in few bits"
         return Caps(stages=frozenset({"finetune", "compress"}), because=because, **TRAIN_OPTIONS)
 
+    @property
+    def layout(self) -> Layout:
+        """Return how a matrix is stored."""
+        config = self.config
+        return Layout(config.bits, config.scale_bits, config.scale_dtype, config.block, config.superblock)
+
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Store each target in few bits, and put an adapter around it, in place."""
         layers = self.unquantised(model)
         self.check_blocks(shapes_of(layers), self.config.block)
         for layer in layers.values():
-            store(layer, normal_floats(layer.weight, self.config.layout))
+            store(layer, normal_floats(layer.weight, self.layout))
         self.report_bits(layers, context)
         return super().prepare(model, context)
 
@@ -109,3 +110,12 @@ class QLoRA(LoRA):
 def store(layer: nn.Linear, stored: Quantised) -> None:
     """Put a quantised weight that does not train in the place of a layer's."""
     layer.weight = nn.Parameter(stored, requires_grad=False)
+
+
+@torch.no_grad()
+def start_adapters(model: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]], scaling: float) -> None:
+    """Let adapters start as factors (out, rank) and (rank, in), by layer, so that they add their product."""
+    for name, (left, right) in factors.items():
+        adapter: Any = model.get_submodule(name)
+        adapter.lora_A["default"].weight.copy_(right / scaling**0.5)
+        adapter.lora_B["default"].weight.copy_(left / scaling**0.5)

@@ -19,6 +19,7 @@ from harness.config import OptimConfig
 from harness.method import Caps, Context, StepInfo
 from methods.lora import LoRA, LoRAConfig
 from methods.parts.optim.adamw import AdamWStepper
+from methods.parts.optim.pruning import largest
 from methods.parts.quantisation.tensor import writable
 from methods.parts.targets import random_stream
 
@@ -144,11 +145,3 @@ class ReLoRAStepper(AdamWStepper):
         """Restore copies of a saved state."""
         super().load_state_dict(state["stepper"])
         self.into, self.merges = state["into"], state["merges"]
-
-
-def largest(values: Tensor, share: float) -> Tensor:
-    """Return values with 0 for all but a share of them, the largest magnitudes, at least one."""
-    count = max(1, round(share * values.numel()))
-    flat = values.flatten()
-    kept = flat.abs().topk(count).indices
-    return torch.zeros_like(flat).index_copy_(0, kept, flat[kept]).view_as(values)

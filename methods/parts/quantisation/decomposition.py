@@ -1,6 +1,6 @@
 """A matrix as NormalFloat and a product of low rank beside it: W = Q + left right, nearly.
 
-Guo et al., LQ-LoRA, 2023, arXiv 2311.12023, algorithms 1 and 2: in turns, the factors are those of what Q
+Guo et al., LQ-LoRA, 2023, arXiv 2311.12023, algorithms 1 and 2: alternately, the factors are those of what Q
 leaves, and Q stores what the factors leave. Kept is the best pair; the paper's code keeps the one after it.
 """
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from harness.config import OptimConfig
 from harness.method import Context
 from harness.plugins import build
-from methods.relora import largest
+from methods.parts.optim.pruning import largest
 from tests.support.tiny import logits, tiny_batch, tiny_llama, train
 
 LR = 1e-2

@@ -11,8 +11,8 @@ also as papers write it (llama_60m, 60M, LLaMA 60M, LLaMA-2 7B, 13B).
 
 `python -m benchmarks.papers.calculations` lists them with arguments and defaults, which the docstring of
 each function explains. Counts of parameters are in `parameters` and `matrices`, bytes in `states` (by
-conventions that each have a name) and `activations`, errors of evaluation in `bias`, means and ratios of
-published values in `arithmetic`; `value` has the units.
+conventions that each have a name) and `activations`, errors of evaluation in `bias`, means, ratios and
+formulas over published values in `arithmetic`; `value` has the units.
 """
 
 from benchmarks.papers.calculations.calling import CALCULATIONS, evaluate

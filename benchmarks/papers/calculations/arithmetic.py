@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from benchmarks.papers.calculations import formulas
 from benchmarks.papers.calculations.value import Value, in_unit
 
 Numbers = Annotated[list[float], Field(min_length=1)]
@@ -56,3 +57,10 @@ def tokens(
     """Count positions, or the share of them that are no padding, in so many updates."""
     how = f"{steps} updates of {rows} rows of {length} positions, times {share:g}"
     return Value(in_unit(steps * rows * length * share, unit), unit, how)
+
+
+def formula_value(formula: str, values: dict[str, float], unit: str = "") -> Value:
+    """Return the value of a formula of + - * /, brackets, numbers and the names in `values`."""
+    given = ", ".join(f"{name} = {number:g}" for name, number in values.items())
+    how = f"{formula} with {given}" if given else formula
+    return Value(formulas.number(formula, values), unit, how)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-import operator
-from collections.abc import Mapping
 from typing import Literal
 
+from benchmarks.papers.calculations import formulas
 from benchmarks.papers.calculations.prepared import MethodChoice, matrix, one_method, with_option
 from benchmarks.papers.calculations.value import Value
 from harness.errors import UserError, nearest
@@ -14,7 +12,6 @@ from harness.errors import UserError, nearest
 Quantity = Literal["weights", "states", "total"]
 #: (m, n, r) with m <= n that a formula is tried at: square, wide, long, odd; r at one and in between.
 TRIED = ((64, 64, 8), (64, 256, 16), (96, 704, 24), (33, 77, 5), (128, 129, 1))
-OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 
 
 def matrix_elements(method: MethodChoice, quantity: Quantity, m: int, n: int, rank: int) -> Value:
@@ -35,28 +32,7 @@ def formula_holds(formula: str, method: MethodChoice, quantity: Quantity) -> Val
     sizes = [dict(zip("mnr", tried, strict=True)) for tried in TRIED]
     held = [matrix_elements(method, quantity, s["m"], s["n"], s["r"]).value for s in sizes]
     how = f"{formula} beside the {quantity} in the real module and stepper at {len(TRIED)} sizes with m <= n"
-    return Value(held == [evaluated(formula, s) for s in sizes], "truth", how)
-
-
-def evaluated(formula: str, values: Mapping[str, int]) -> int:
-    """Evaluate a formula of names, whole numbers, +, -, * and brackets; UserError for anything else."""
-    try:
-        return _value(ast.parse(formula, mode="eval").body, values)
-    except (SyntaxError, KeyError, TypeError) as error:
-        names = ", ".join(values)
-        raise UserError(
-            f"formula {formula!r} is not one of + - * and brackets over whole numbers and {names}"
-        ) from error
-
-
-def _value(node: ast.expr, values: Mapping[str, int]) -> int:
-    if isinstance(node, ast.BinOp):
-        return int(OPERATIONS[type(node.op)](_value(node.left, values), _value(node.right, values)))
-    if isinstance(node, ast.Name):
-        return values[node.id]
-    if isinstance(node, ast.Constant) and type(node.value) is int:
-        return node.value
-    raise TypeError(ast.dump(node))
+    return Value(held == [formulas.whole(formula, s) for s in sizes], "truth", how)
 
 
 def abilities(method: MethodChoice) -> Value:

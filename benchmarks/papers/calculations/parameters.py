@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import NonNegativeInt
+
 from benchmarks.papers.calculations.prepared import MethodChoice, prepared
 from benchmarks.papers.calculations.value import Value, in_unit, shape_name
 
@@ -22,16 +24,22 @@ What = Literal["hidden", "intermediate", "layers", "heads", "vocab"]
 
 
 def parameters(
-    shape: str, method: MethodChoice = "full", count: Count = "total", unit: str = "million"
+    shape: str,
+    method: MethodChoice = "full",
+    count: Count = "total",
+    unit: str = "million",
+    beside: NonNegativeInt = 0,
 ) -> Value:
     """Count parameters of a model as the real method prepares it, tied ones once, buffers not counted.
 
     `targets` are the seven linear layers of each block and what takes their place, `others` the rest;
     `factored` and `dense_targets` split the targets of a low-rank method; `support` are indices (a buffer).
+    `beside` are further numbers that a paper counts, such as those of a classifier.
     """
     found = prepared(shape, method)
     how = f"parameters ({count}) counted in the real modules without values{_assuming(found.assumption)}"
-    return Value(in_unit(found.counts[count], unit), unit, how)
+    how += f", and {beside} beside" if beside else ""
+    return Value(in_unit(found.counts[count] + beside, unit), unit, how)
 
 
 def parameter_ratio(

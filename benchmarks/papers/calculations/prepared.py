@@ -7,7 +7,7 @@ the singular values that it assumes for a shape (`Method.approximations`, the fi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -40,12 +40,15 @@ class Prepared:
     assumption: str
 
 
-def prepared(shape: str, method: MethodChoice, states: bool = False) -> Prepared:
+def prepared(
+    shape: str, method: MethodChoice, states: bool = False, state_bits: int | None = None
+) -> Prepared:
     """Prepare a named shape in bfloat16 by a stack of methods and count; cached.
 
-    The stepper is asked only for `states`: it takes about as long as the rest.
+    The stepper is asked only for `states`: it takes about as long as the rest. `state_bits` are those of a
+    run's settings.
     """
-    return _prepared(shape_name(shape), None, json.dumps(method, sort_keys=True), states)
+    return _prepared(shape_name(shape), None, json.dumps(method, sort_keys=True), states, state_bits)
 
 
 def matrix(method: MethodChoice, out: int, inputs: int) -> Prepared:
@@ -55,7 +58,9 @@ def matrix(method: MethodChoice, out: int, inputs: int) -> Prepared:
 
 
 @cache
-def _prepared(shape: str, size: tuple[int, int] | None, method: str, states: bool) -> Prepared:
+def _prepared(
+    shape: str, size: tuple[int, int] | None, method: str, states: bool, state_bits: int | None = None
+) -> Prepared:
     """Count a model of a shape, or of one matrix of this size; `method` as JSON."""
     from torch import bfloat16, nn
 
@@ -69,7 +74,7 @@ def _prepared(shape: str, size: tuple[int, int] | None, method: str, states: boo
         "model": {"source": "shape", "name": shape},
         "method": json.loads(method),
         "data": {"source": "random"},
-        "train": {"dtype": "bfloat16"},
+        "train": {"dtype": "bfloat16", "state_bits": state_bits},
     }
     run = validate(Run, asked, where="method")
     check_model(run.model)
@@ -120,13 +125,20 @@ def _count(model: nn.Module, run: Run, states: bool) -> Prepared:
     kept = _states(model, run, methods) if states else []
     return Prepared(
         counts=counts,
-        weight_bytes=sum(weight.nbytes for weight in model.parameters()),
-        buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
+        weight_bytes=_stored(model.parameters()),
+        buffer_bytes=_stored(model.buffers()),
         state_elements=sum(state.numel() for state in kept),
-        state_bytes=sum(state.nbytes for state in kept),
+        state_bytes=_stored(kept),
         ranks_total=ranks_total,
         assumption="; ".join(assumed),
     )
+
+
+def _stored(tensors: Iterable[Any]) -> int:
+    """Return the bytes of tensors, those of one in fewer bits by its parts."""
+    from harness.engine.measure.storages import parts
+
+    return sum(part.nbytes for tensor in tensors for part in parts(tensor))
 
 
 def _counts(model: nn.Module) -> dict[str, int]:

@@ -19,7 +19,15 @@ from harness.errors import UserError, nearest
 Part = Literal["weights", "states", "gradients", "total", "training"]
 Bits = Annotated[int, Field(gt=0, le=64)]
 #: Sizes as they are called, in parameters. 1.3 times 1024 million fits what GaLore's tables print for 1B.
-NOMINAL = {"60m": 60e6, "130m": 130e6, "350m": 350e6, "1b": 1.3 * 1024e6, "7b": 7e9, "llama-2-7b": 7e9}
+NOMINAL = {
+    "60m": 60e6,
+    "130m": 130e6,
+    "350m": 350e6,
+    "1b": 1.3 * 1024e6,
+    "7b": 7e9,
+    "llama-2-7b": 7e9,
+    "8b": 8e9,
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,19 @@ def kept(shape: str, method: MethodChoice, bits: int, state_bits: int) -> Parts:
 
     Bits are not read.
     """
-    found = prepared(shape, method, states=True)
+    return _kept(shape, method, None)
+
+
+def kept8(shape: str, method: MethodChoice, bits: int, state_bits: int) -> Parts:
+    """`kept` where moments are in 8 bits (`train.state_bits: 8`), with their scales.
+
+    Bits are not read.
+    """
+    return _kept(shape, method, 8)
+
+
+def _kept(shape: str, method: MethodChoice, state_bits: int | None) -> Parts:
+    found = prepared(shape, method, states=True, state_bits=state_bits)
     return Parts(found.weight_bytes + found.buffer_bytes, found.state_bytes, 2 * found.counts["trainable"])
 
 
@@ -79,6 +99,9 @@ def nominal(shape: str, method: MethodChoice, bits: int, state_bits: int) -> Par
 
     In units of G (1024 x 10^6 bytes) all 40 cells of Tables 6a and 6b (arXiv 2403.03507v2) follow to within
     0.006, and Table 2 as their sum to within 0.011; by the formula of Table 1 (`elements`) they do not.
+
+    Q-GaLore's estimates (arXiv 2407.08296) are those of galore at `bits` 8 and `state_bits` 16, to within
+    0.013.
     """
     model, (name, options) = shape_name(shape), one_method(method)
     if model not in NOMINAL:
@@ -101,7 +124,7 @@ def nominal(shape: str, method: MethodChoice, bits: int, state_bits: int) -> Par
 
 
 CONVENTIONS: dict[str, Callable[[str, MethodChoice, int, int], Parts]] = {
-    function.__name__: function for function in (kept, elements, indexed64, indexed32, nominal)
+    function.__name__: function for function in (kept, kept8, elements, indexed64, indexed32, nominal)
 }
 
 
@@ -142,10 +165,13 @@ def state_reduction(
 
 
 def weight_bytes(
-    shape: str, bits: Bits, of: Literal["model", "targets"] = "model", unit: str = "GiB"
+    shape: str, bits: Bits, of: Literal["model", "targets", "others"] = "model", unit: str = "GiB"
 ) -> Value:
-    """Return bytes of the dense weights at `bits` each; `targets` are the linear layers of the blocks."""
-    found = prepared(shape, "full").counts["total" if of == "model" else "targets"]
+    """Return bytes of the dense weights at `bits` each.
+
+    `targets` are the linear layers of the blocks, `others` all else.
+    """
+    found = prepared(shape, "full").counts["total" if of == "model" else of]
     return Value(in_unit(found * bits / 8, unit), unit, f"weights of the {of} at {bits} bits each")
 
 

@@ -144,6 +144,28 @@ def test_a_formula_of_anything_else_is_refused_in_one_line(formula: str) -> None
         evaluate("formula_holds", {"formula": formula, "method": "galore", "quantity": "states"})
 
 
+def test_a_formula_of_published_numbers_may_divide() -> None:
+    bits = {"b": 4, "b0": 8, "b1": 32, "B0": 64, "B1": 256}
+    found = value("formula_value", formula="b + b0 / B0 + b1 / (B0 * B1)", values=bits)
+    assert found == pytest.approx(4.126953125)
+    assert value("formula_value", formula="1.5 * n - 2", values={"n": 4}) == 4
+
+
+@pytest.mark.parametrize(
+    "formula", ["n**2", "k * n", "n *", "n / 0", "n / (n - n)", "__import__('os')", "True * n"]
+)
+def test_a_formula_of_numbers_that_has_no_value_is_refused_in_one_line(formula: str) -> None:
+    with pytest.raises(UserError, match="without a division by 0, and n"):
+        evaluate("formula_value", {"formula": formula, "values": {"n": 3}})
+
+
+@pytest.mark.parametrize(("rank", "printed"), [(1, 3096), (8, 15360), (16, 32256), (32, 75264)])
+def test_lotr_at_q_and_v_is_one_group_of_24_and_a_classifier_beside(rank: int, printed: int) -> None:
+    of = {"shape": "130m", "count": "trainable", "unit": "elements", "beside": 1536}
+    lotr = {"rank": rank, "targets": ["q_proj", "v_proj"], "share": "shape"}
+    assert value("parameters", method={"lotr": lotr}, **of) == printed == 1536 * rank + 24 * rank**2 + 1536
+
+
 def test_abilities_follow_from_what_methods_say_of_themselves() -> None:
     assert value("abilities", method={"galore": {"rank": 8}}) == "yes / yes / yes"
     assert value("abilities", method="sltrain") == "no / yes / no"

@@ -214,3 +214,42 @@ def test_table_3_is_the_row_above_less_what_sub_tokens_of_the_printed_size_spare
 def test_sub_tokens_that_do_not_fit_are_refused_in_one_line(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         evaluate("saved_inputs", {"shape": "llama-2-7b", **arguments})
+
+
+# ------------------------------------------------------------------------------------------ Q-GaLore
+def test_what_our_code_keeps_in_fewer_bits_has_its_grids_and_scales() -> None:
+    rank, sizes, others = 128, matrices("60m"), beside("60m")
+    weights, bases, coordinates = (
+        sum(m * n for m, n in sizes),
+        sum(min(mn) * rank for mn in sizes),
+        sum(max(mn) * rank for mn in sizes),
+    )
+    norms = others - 2 * 32000 * 512
+    of = {"shape": "60m", "method": {"qgalore": {"rank": rank}}, "convention": "kept8", "unit": "bytes"}
+    stored = weights + 8 * weights // 256 + 2 * others
+    found = value("state_bytes", part="weights", **of)
+    assert 0 <= found - stored < 1000  # a few hundred bytes of rotary frequencies
+    in_bytes = 2 * (coordinates + 2 * 32000 * 512)
+    states = bases // 2 + 8 * bases // 256 + in_bytes + 4 * in_bytes // 256 + 2 * 2 * norms
+    assert 0 <= value("state_bytes", part="states", **of) - states <= 4 * norms
+
+
+def test_q_galores_estimates_are_int8_weights_and_galores_states_in_16_bits() -> None:
+    printed = (0.18, 0.39, 0.88, 3.08)
+    found = [
+        value(
+            "state_bytes",
+            shape=s,
+            method=ranked("galore", s),
+            convention="nominal",
+            unit="G",
+            bits=8,
+            state_bits=16,
+        )
+        for s in SIZES
+    ]
+    assert found == pytest.approx(printed, abs=0.013)
+
+
+def test_what_is_outside_of_the_blocks_has_bytes_of_its_own() -> None:
+    assert value("weight_bytes", shape="60m", bits=16, of="others", unit="bytes") == 2 * beside("60m")

@@ -150,6 +150,12 @@ class Sources:
         share = size / other if selector.give == "ratio" else (size - other) / size
         return Ours(converted(share, "share", unit), "predicted", how)
 
+    def size(self, selector: Calculated | Predicted) -> float:
+        """Return bytes by a calculation or a forecast; UserError for anything but bytes."""
+        if isinstance(selector, Predicted):
+            return float(self.predicted(selector, "bytes").value)
+        return float(self._calculated(selector, "bytes").value)
+
     def forecast_bytes(self, label: str, part: str) -> int:
         """Return the bytes of some PARTS of a forecast; UserError where there is no forecast."""
         return sum(int(self._forecast(label)["forecast"]["train"][name]) for name in PARTS[part])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +120,14 @@ def cells(name: str, paper: Paper) -> Iterator[Cell]:
 
 
 def calls(place: Path, name: str) -> list[Calculated]:
-    """Return every calculation that the cells of a paper use, each once, its placeholders filled."""
-    found = [
-        selector
-        for cell in cells(name, load(place, name))
-        for selector in cell.answer.selectors
-        if isinstance(selector, Calculated)
-    ]
+    """Return every calculation that cells and remarks of a paper use, each once, its placeholders filled."""
+    paper = load(place, name)
+    columns = [values for table in paper.tables for values in (table, *table.also.values())]
+    selectors = chain(
+        (selector for cell in cells(name, paper) for selector in cell.answer.selectors),
+        (size for values in columns for remark in values.remarks for size in remark.sizes.values()),
+    )
+    found = [selector for selector in selectors if isinstance(selector, Calculated)]
     return [call for number, call in enumerate(found) if call not in found[:number]]
 
 

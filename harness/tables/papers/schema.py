@@ -130,11 +130,13 @@ class Answer(Strict):
 class Remark(Strict):
     """Why values of some rows differ from ours, those that `when` fits.
 
-    Names in braces become sizes over these rows (`papers/table.py`), so no number of ours is typed.
+    Names in braces become sizes over these rows (`papers/table.py`), or those that `sizes` gives a name, so
+    that no number of ours is typed.
     """
 
     when: dict[str, Any] = {}
     text: str
+    sizes: dict[str, Calculated | Predicted] = {}
 
 
 class Values(Strict):

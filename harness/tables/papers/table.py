@@ -149,16 +149,20 @@ def remarks_of(judged: Sequence[Judged], sources: Sources) -> list[list[str]]:
 
 
 def _filled(remark: Remark, judged: Sequence[Judged], sources: Sources) -> str:
-    """Fill in sizes in GiB over all rows: `1.20 GiB`, or `1.20 to 3.40 GiB`."""
+    """Fill in sizes in GiB, those over rows as `1.20 GiB` or `1.20 to 3.40 GiB`."""
     names = {name for _, name, _, _ in string.Formatter().parse(remark.text) if name}
+    where = judged[0].cell.table.id
+    if unused := sorted(set(remark.sizes) - names):
+        raise UserError(f"{where}: a remark does not use {', '.join(unused)}; name it or drop it")
     if not names:
         return remark.text
     sizes: dict[str, list[float]] = {}
     for item in judged:
         for name, size in _sizes(item, sources):
             sizes.setdefault(name, []).append(size / GIB)
+    for name, selector in remark.sizes.items():
+        sizes[name] = [sources.size(selector) / GIB]
     for name in names - set(sizes):
-        where = judged[0].cell.table.id
         raise UserError(f"{where}: a remark names {{{name}}}, which no row has; {nearest(name, sizes)}")
     return remark.text.format_map({name: _range(values) for name, values in sizes.items()})
 
@@ -166,8 +170,8 @@ def _filled(remark: Remark, judged: Sequence[Judged], sources: Sources) -> str:
 def _sizes(item: Judged, sources: Sources) -> Iterator[tuple[str, float]]:
     """Yield what a remark may name, in bytes, for a value that is compared with a forecast.
 
-    `gap` is between the published value and ours; the others are of the forecast: its peak, its weights,
-    and what is beyond weights and optimizer states at the peak and (`paper_beyond`) in the published value.
+    `gap` is between the published value and ours; the others are of the forecast: its peak, its weights, its
+    optimizer states, and what is beyond these two at the peak and (`paper_beyond`) in the published value.
     """
     selector = next((each for each in item.cell.answer.selectors if isinstance(each, Predicted)), None)
     if selector is None or item.number is None:
@@ -180,6 +184,7 @@ def _sizes(item: Judged, sources: Sources) -> Iterator[tuple[str, float]]:
     yield "gap", abs(published - float(predicted))
     yield "peak", peak
     yield "weights", weights
+    yield "optimizer", optimizer
     yield "beyond", peak - weights - optimizer
     yield "paper_beyond", published - weights - optimizer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,14 +104,15 @@ def test_every_row_of_the_suite_is_a_supported_run_of_its_own() -> None:
 
 
 def test_rows_with_the_settings_of_a_published_table_are_compared_with_it() -> None:
-    cited = {
-        label
-        for name in published.available(published.folder())
-        for cell in published.cells(name, published.load(published.folder(), name))
-        for selector in cell.answer.selectors
-        if isinstance(selector, Predicted)
-        for label in (selector.forecast, selector.beside)
-    }
+    selectors: list[Any] = []
+    for name in published.available(published.folder()):
+        paper = published.load(published.folder(), name)
+        selectors += [each for cell in published.cells(name, paper) for each in cell.answer.selectors]
+        columns = [values for own in paper.tables for values in (own, *own.also.values())]
+        remarks = [remark for values in columns for remark in values.remarks]
+        selectors += [size for remark in remarks for size in remark.sizes.values()]
+    predicted = [each for each in selectors if isinstance(each, Predicted)]
+    cited = {label for each in predicted for label in (each.forecast, each.beside)}
     assert not {name for name in runs() if " " in name.partition(":")[0]} - cited
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -215,19 +216,20 @@ def test_every_call_is_listed_once_and_filled() -> None:
 
 
 # ------------------------------------------------------------------------------------------ remarks
-def column(tmp_path: Path, *texts: str) -> list[list[str]]:
-    """Remarks on two published peaks, of 3 and 4 GiB, beside forecasts of 2 GiB."""
+def column(tmp_path: Path, *remarks: Any, calculations: Sequence[Any] = ()) -> list[list[str]]:
+    """Remarks on two published peaks, of 3 and 4 GiB, beside forecasts of 2 GiB; all but the first on one."""
     train = {"peak_allocated_bytes": 2 << 30, "optimizer_bytes": 1 << 29}
     train |= {"weights_trainable_bytes": 1 << 29, "weights_frozen_bytes": 0}
     (tmp_path / "forecasts").mkdir()
     file = tmp_path / "forecasts" / "shapes.json"
     file.write_text(json.dumps({"rows": [{"label": "60m", "forecast": {"train": train}, "reason": None}]}))
-    (tmp_path / "calculations.json").write_text("[]")
+    (tmp_path / "calculations.json").write_text(json.dumps(list(calculations)))
+    given = [each if isinstance(each, dict) else {"text": each} for each in remarks]
     paper = small(
         unit="GiB",
         rows=[{"method": "A", "model": "60M", "value": 3}, {"method": "B", "model": "60M", "value": 4}],
         answers=[{"ours": {"forecast": "{size}"}}],
-        remarks=[{"text": texts[0]}, *({"when": {"method": "B"}, "text": text} for text in texts[1:])],
+        remarks=[given[0], *({"when": {"method": "B"}, **each} for each in given[1:])],
     )
     found = Sources(transcribed.folder(), tmp_path, ())
     return remarks_of(judge("small", paper, found), found)
@@ -235,9 +237,34 @@ def column(tmp_path: Path, *texts: str) -> list[list[str]]:
 
 def test_a_remark_takes_its_sizes_from_its_rows(tmp_path: Path) -> None:
     every = "{gap} more, {weights} of weights; {beyond} beyond, {paper_beyond} there"
-    first, second = column(tmp_path, every, "{gap} of {peak}")
+    first, second = column(tmp_path, every, "{gap} of {peak}, {optimizer} of states")
     assert first == ["1.00 to 2.00 GiB more, 0.50 GiB of weights; 1.00 GiB beyond, 2.00 to 3.00 GiB there"]
-    assert second == [*first, "2.00 GiB of 2.00 GiB"]
+    assert second == [*first, "2.00 GiB of 2.00 GiB, 0.50 GiB of states"]
+
+
+def test_a_remark_may_name_sizes_of_other_forecasts_and_of_calculations(tmp_path: Path) -> None:
+    call = {"calculation": "size", "with": {"of": 1}}
+    remark = {
+        "text": "{other} and {bytes}",
+        "sizes": {"other": {"forecast": "60m", "part": "optimizer"}, "bytes": call},
+    }
+    first, second = column(tmp_path, remark, calculations=[{**call, "value": 0.25, "unit": "GiB"}])
+    assert first == second == ["0.50 GiB and 0.25 GiB"]
+
+
+def test_a_size_that_a_remark_does_not_use_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Table 1: a remark does not use other; name it or drop it"):
+        column(tmp_path, {"text": "{gap}", "sizes": {"other": {"forecast": "60m"}}})
+
+
+def test_calculations_of_remarks_are_evaluated_too(tmp_path: Path) -> None:
+    call = {"calculation": "mean", "with": {"values": [1, 2]}}
+    content = {
+        **SMALL,
+        "tables": [{**SMALL["tables"][0], "remarks": [{"text": "{x}", "sizes": {"x": call}}]}],
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert Calculated.model_validate(call) in transcribed.calls(tmp_path, "small")
 
 
 def test_a_remark_that_names_no_size_is_one_line(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Measure the rates of this machine that a forecast of speed needs: the profile of a device.
 
 Every probe runs in every round, and counts by the median of all its repeats, so that a slow minute of a
-shared machine touches all rates alike and none much. A GPU has larger probes, and many calls of one before it
-is waited for. Nothing else should run meanwhile.
+shared machine touches all rates alike and none much. Each call reads and writes other places of buffers that
+are larger than a cache, as the operations of a training do. A GPU has larger probes, and many calls of one
+before it is waited for. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
+from math import prod
 
 import torch
 from torch import Tensor
@@ -25,6 +28,10 @@ ROUNDS, SPAN_S = 5, 0.06
 MOST_CALLS = 200
 HEADS, WIDTH = 8, 64
 SMALL_CALLS = 1000
+#: Places of a buffer that a probe goes through, at most.
+MOST_PLACES = 256
+#: Elements that the distance of two places is a multiple of, as what an allocator returns.
+ALIGNED = 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DECOMPOSE: dict[Decomposition, Callable[[Tensor], object]] = {
     "svd": lambda matrix: torch.linalg.svd(matrix, full_matrices=False),
@@ -35,13 +42,14 @@ DECOMPOSE: dict[Decomposition, Callable[[Tensor], object]] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """The smallest sides of products, the least of their two other sides, and sizes of other probes."""
+    """The smallest sides of products, the least of their others, and sizes of other probes and of buffers."""
 
     sides: Sequence[int]
     other_sides: int
     lengths: Sequence[int]
     decomposed: Sequence[int]
     bytes: Sequence[int]
+    buffer_bytes: int
 
 
 SIZES = {
@@ -51,6 +59,7 @@ SIZES = {
         [64, 256, 1024],
         [32, 64, 128, 256, 512],
         [1 << power for power in range(13, 29, 2)],
+        1 << 28,
     ),
     "cuda": Sizes(
         [1 << power for power in range(3, 14)],
@@ -58,6 +67,7 @@ SIZES = {
         [256, 1024, 4096],
         [128, 512, 2048, 4096],
         [1 << power for power in range(14, 31, 2)],
+        1 << 30,
     ),
 }
 #: What a probe measures: a rate of the profile, a dtype or kind of decomposition, a size, and a variant.
@@ -143,12 +153,42 @@ def _shapes(side: int, other_sides: int) -> list[tuple[int, int, int]]:
 def _products(device: torch.device, sizes: Sizes) -> dict[Key, Probe]:
     probes: dict[Key, Probe] = {}
     for name, dtype in DTYPES.items():
+        source, target = (_buffer(device, sizes, dtype) for _ in range(2))
         for side in sizes.sides:
             for variant, (rows, inner, columns) in enumerate(_shapes(side, sizes.other_sides)):
-                left = torch.randn(rows, inner, device=device).to(dtype)
-                right = torch.randn(columns, inner, device=device).to(dtype).t()  # as a linear layer has it
-                probes["products", name, side, variant] = partial(torch.mm, left, right)
+                left, result = places(source, rows, inner), places(target, rows, columns)
+                right = [weight.t() for weight in places(source, columns, inner)]  # as a linear layer has it
+                probes["products", name, side, variant] = _far(torch.mm, left, right, result)
     return probes
+
+
+def _buffer(device: torch.device, sizes: Sizes, dtype: torch.dtype) -> Tensor:
+    """Return random numbers, in all more than a cache holds."""
+    return torch.randn(sizes.buffer_bytes // dtype.itemsize, device=device).to(dtype)
+
+
+def places(buffer: Tensor, *shape: int) -> list[Tensor]:
+    """Return views of a shape from all over a buffer, which holds one at least."""
+    count = prod(shape)
+    number = max(1, min(MOST_PLACES, len(buffer) // count))
+    apart = len(buffer) // number
+    apart -= apart % ALIGNED if apart > ALIGNED else 0
+    return [buffer[place * apart :][:count].view(shape) for place in range(number)]
+
+
+def _far(
+    function: Callable[..., object],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    out: Sequence[Tensor] = (),
+) -> Probe:
+    """Return a probe that takes other places in each call, and other ones for each argument."""
+    middle = len(second) // 2
+    left, right = cycle(first), cycle([*second[middle:], *second[:middle]])
+    if not out:
+        return lambda: function(next(left), next(right))
+    results = cycle(out)
+    return lambda: function(next(left), next(right), out=next(results))
 
 
 def _product_rates(taken: Mapping[Key, float], sizes: Sizes, name: str) -> Points:
@@ -215,10 +255,11 @@ def _decompositions(device: torch.device, sizes: Sizes) -> dict[Key, Probe]:
 def _memory(device: torch.device, sizes: Sizes) -> dict[Key, Probe]:
     """Return probes that read two tensors and write one: into memory that is there (0), and into new (1)."""
     probes: dict[Key, Probe] = {}
+    source, target = (_buffer(device, sizes, torch.float32) for _ in range(2))
     for size in sizes.bytes:
-        first, second, out = (torch.ones(size // 12, device=device) for _ in range(3))
-        probes["memory", "", size, 0] = partial(torch.add, first, second, out=out)
-        probes["memory", "", size, 1] = partial(torch.add, first, second)
+        read, written = (places(buffer, size // 12) for buffer in (source, target))
+        probes["memory", "", size, 0] = _far(torch.add, read, read, written)
+        probes["memory", "", size, 1] = _far(torch.add, read, read)
     return probes
 
 

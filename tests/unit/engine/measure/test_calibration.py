@@ -19,7 +19,7 @@ def quick(monkeypatch: Any) -> None:
         "SPAN_S": 0.0,
         "ROUNDS": 1,
         "SMALL_CALLS": 2,
-        "SIZES": {"cpu": calibration.Sizes([4, 16], 16, [8], [8], [1 << 13, 1 << 15])},
+        "SIZES": {"cpu": calibration.Sizes([4, 16], 16, [8], [8], [1 << 13, 1 << 15], 1 << 16)},
     }.items():
         monkeypatch.setattr(calibration, name, value)
 
@@ -42,6 +42,30 @@ def test_a_calibration_is_a_profile(tmp_path: Path) -> None:
     assert again.title == "this one"
     for (size, rate), (same, near) in zip(found.bandwidth, again.bandwidth, strict=True):
         assert (size, rate) == (same, pytest.approx(near, rel=1e-3))
+
+
+def test_probes_go_through_places_all_over_a_buffer() -> None:
+    buffer = torch.arange(1000)
+    found = calibration.places(buffer, 5, 10)
+    assert len(found) == 20
+    assert all(place.shape == (5, 10) for place in found)
+    firsts = [int(place[0, 0]) for place in found]
+    assert firsts == list(range(0, 1000, 50))
+    assert len(calibration.places(buffer, 2)) == calibration.MOST_PLACES
+    assert len(calibration.places(buffer, 600)) == 1
+
+
+def test_the_arguments_of_a_call_lie_apart_and_those_of_the_next_elsewhere() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def record(first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> None:
+        seen.append((int(first[0]), int(second[0]), int(out[0])))
+
+    place = calibration.places(torch.arange(100), 25)
+    probe = calibration._far(record, place, place, calibration.places(torch.arange(1000, 1100), 25))
+    for _ in range(5):
+        probe()
+    assert seen == [(0, 50, 1000), (25, 75, 1025), (50, 0, 1050), (75, 25, 1075), (0, 50, 1000)]
 
 
 def test_a_probe_counts_by_the_median_over_all_rounds(monkeypatch: Any) -> None:

@@ -17,7 +17,7 @@ from tests.support.reference import records_of
 
 REFERENCE = records_of("welore")
 #: Records that hold their updates themselves.
-OLDER = records_of("pretrain_small")
+OLDER = records_of("pretrain_small_lr")
 
 
 @pytest.fixture

@@ -5,17 +5,16 @@
 
 from __future__ import annotations
 
-from math import gcd, prod
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
 
-from harness.errors import UserError
 from harness.method import Caps, Context, Method, MethodConfig
 from methods.parts.optim.adamw import TRAIN_OPTIONS
 from methods.parts.quantisation.gridded import Rounding, gridded
-from methods.parts.quantisation.tensor import Quantised, plain_weights
+from methods.parts.quantisation.layers import check_divides, check_unquantised
+from methods.parts.quantisation.tensor import plain_weights
 from methods.parts.targets import LINEAR_KINDS, Shapes, shapes_of, target_linears
 
 BITS = 8
@@ -60,14 +59,11 @@ class Int8(Method):
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Round the weights to the nearest points, one matrix after the other, in place."""
         layers = target_linears(model, self.config.targets)
+        check_unquantised(self.name, layers)
         self.check_groups(shapes_of(layers))
         before = sum(layer.weight.nbytes for layer in layers.values())
         stored = 0
         for name, layer in layers.items():
-            if isinstance(layer.weight, Quantised):
-                raise UserError(
-                    f"{self.name}: {name} has int8 weights already; use one such method in a stack"
-                )
             official, stochastic = self.config.write_back == "official", self.config.rounding == "stochastic"
             rounding = Rounding(stochastic, official, context.seed, name)
             weight = gridded(layer.weight, self.config.group, BITS, rounding)
@@ -82,11 +78,4 @@ class Int8(Method):
 
     def check_groups(self, shapes: Shapes) -> None:
         """Raise UserError for the first matrix that groups do not divide."""
-        group = self.config.group
-        for name, shape in shapes.items():
-            if prod(shape) % group:
-                common = gcd(*map(prod, shapes.values()))
-                raise UserError(
-                    f"{self.name}: group {group} does not divide the {prod(shape)} elements of {name} "
-                    f"{shape}; use a divisor of {common}, such as {gcd(common, 256)}"
-                )
+        check_divides(self.name, "group", self.config.group, shapes, usual=256)

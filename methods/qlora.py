@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import gcd, prod
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from harness.errors import UserError
 from harness.method import Caps, Context
 from methods.lora import LoRA, LoRAConfig
 from methods.parts.optim.adamw import TRAIN_OPTIONS
+from methods.parts.quantisation.layers import check_divides, check_unquantised
 from methods.parts.quantisation.normal_float import Layout, normal_floats
 from methods.parts.quantisation.tensor import Quantised
 from methods.parts.targets import Shapes, shapes_of, target_linears
@@ -77,20 +76,12 @@ class QLoRA(LoRA):
     def unquantised(self, model: nn.Module) -> dict[str, nn.Linear]:
         """Return the targets; UserError where one is stored in few bits already."""
         layers = target_linears(model, self.config.targets)
-        for name, layer in layers.items():
-            if isinstance(layer.weight, Quantised):
-                raise UserError(f"{self.name}: {name} is quantised already; use one such method in a stack")
+        check_unquantised(self.name, layers)
         return layers
 
     def check_blocks(self, shapes: Shapes, block: int) -> None:
         """Raise UserError for the first matrix that blocks do not divide."""
-        for name, shape in shapes.items():
-            if prod(shape) % block:
-                common = gcd(*map(prod, shapes.values()))
-                raise UserError(
-                    f"{self.name}: block {block} does not divide the {prod(shape)} elements of {name} "
-                    f"{shape}; use a divisor of {common}, such as {gcd(common, 64)}"
-                )
+        check_divides(self.name, "block", block, shapes, usual=64)
 
     def report_bits(self, layers: Mapping[str, nn.Linear], context: Context) -> None:
         """Record the bits of a weight of the targets as they are stored, without adapters and with them."""

@@ -17,7 +17,8 @@ SLACKS = (0.0, 1e-7, 1e-6, 1e-5)
 def allocate(costs: np.ndarray, sizes: np.ndarray, budget: float) -> list[int]:
     """Return the choice of each matrix, from costs and sizes (matrices, choices).
 
-    An infinite cost bars a choice. ValueError where the least sizes exceed the budget.
+    An infinite cost bars a choice. Where the solver finds nothing within the budget, each has its least size.
+    ValueError where the least sizes exceed the budget.
     """
     count, choices = costs.shape
     barred = ~np.isfinite(costs)

@@ -449,5 +449,5 @@ def test_groups_that_do_not_divide_a_matrix_are_refused_with_those_that_do() -> 
 
 
 def test_a_second_time_in_a_stack_it_is_refused() -> None:
-    with pytest.raises(UserError, match=r"blocks\.0\.q_proj has int8 weights already; use one"):
+    with pytest.raises(UserError, match=r"blocks\.0\.q_proj is quantised already; use one"):
         made(("int8", {"group": GROUP}))

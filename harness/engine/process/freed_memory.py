@@ -1,8 +1,7 @@
 """Let the C library keep memory that is freed, as the allocator of a GPU does.
 
 By default glibc returns the activations of each update to the system and takes them anew, page by page, in
-the next: half a GiB for a model of 20M parameters on 1,024 tokens, a fifth of its time. That time is of no
-method, and comes and goes with sizes. Live tensors are counted all the same.
+the next. That time is of no method, and comes and goes with sizes. Live tensors are counted all the same.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -109,6 +109,16 @@ class Simulated:
     approximation: str | None = None
 
 
+class Batch(NamedTuple):
+    """Rows of training text, twice (batch, seq) int64, as language models of transformers take them."""
+
+    ids: Tensor
+    """What the model reads, with some token in place of padding."""
+
+    labels: Tensor
+    """What the loss counts: the same ids, with -100 in place of padding."""
+
+
 @dataclass
 class Context:
     """Inputs of `Method.prepare`, and the place where it reports results for the record of the run."""
@@ -122,8 +132,8 @@ class Context:
     updates: int | None = None
     """Updates of the training that follows; None where it is not known."""
 
-    calibration: Callable[[], Iterator[Tensor]] | None = None
-    """Return an iterator over fresh batches of training token ids, each (batch, seq) int64."""
+    calibration: Callable[[], Iterator[Batch]] | None = None
+    """Return an iterator over batches of training text, from the first one; None where there is none."""
 
     simulated: Simulated | None = None
     """Set in a simulation, where tensors have no values."""

@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.method import Batch
+
 
 def fisher_diagonals(
-    model: nn.Module, layers: Mapping[str, nn.Linear], batches: Iterator[Tensor], samples: int
+    model: nn.Module, layers: Mapping[str, nn.Linear], batches: Iterator[Batch], samples: int
 ) -> dict[str, Tensor]:
     """Return the mean square of the gradients of single sequences, for the weight of each layer by name.
 
-    Batches are token ids (batch, seq); the first `samples` sequences count. Each result has the shape of the
-    weight (out, in) and float32. Without dropout; what trains is restored, and no gradient stays.
+    The first `samples` sequences of the batches count, with the loss of a sequence averaged over its tokens
+    without padding. Each result has the shape of the weight (out, in) and float32. Without dropout; what
+    trains is restored, and no gradient stays.
     """
     language_model: Any = model
     names = {id(layer.weight): name for name, layer in layers.items()}
@@ -35,8 +38,9 @@ def fisher_diagonals(
     left = samples
     try:
         while left > 0:
-            for ids in next(batches)[:left]:
-                language_model(input_ids=ids[None], labels=ids[None], use_cache=False).loss.backward()
+            batch = next(batches)
+            for ids, labels in zip(batch.ids[:left], batch.labels[:left], strict=True):
+                language_model(input_ids=ids[None], labels=labels[None], use_cache=False).loss.backward()
                 left -= 1
     finally:
         for hook in hooks:

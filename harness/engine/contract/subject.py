@@ -15,7 +15,7 @@ from harness.config import OptimConfig
 from harness.engine.contract import members
 from harness.engine.contract.tiny import tiny_batch, tiny_llama
 from harness.errors import MethodError
-from harness.method import Caps, Context, Method, StepInfo, Stepper, stack_caps
+from harness.method import Batch, Caps, Context, Method, StepInfo, Stepper, stack_caps
 from harness.plugins import build
 
 LR = 1e-2
@@ -151,8 +151,8 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _calibration() -> Iterator[Tensor]:
+def _calibration() -> Iterator[Batch]:
     step = 0
     while True:
-        yield tiny_batch(step)
+        yield Batch(ids := tiny_batch(step), ids)
         step += 1

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import shutil
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from harness import series as serieses
 from harness.digests import Digests
@@ -246,11 +245,8 @@ class RunInProgress:
                 )
 
     def _context(self) -> Context:
-        def calibration() -> Iterator[Tensor]:
-            for batch in self.tokens.contexts(self.run.train.batch, self.run.seed):
-                yield torch.from_numpy(batch).to(self.device)
-
         run = self.run
+        calibration = functools.partial(self.tokens.calibration, run.train.batch, run.seed, self.device)
         return Context(seed=run.seed, cache=self.job.cache, updates=run.train.steps, calibration=calibration)
 
     def _note_training(self, trained: TrainResult) -> None:

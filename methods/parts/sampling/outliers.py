@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from harness.method import Context, MethodConfig
+from harness.method import Batch, Context, MethodConfig
 from methods.parts.sampling.method import Positive, SamplingConfig, SamplingMethod
 from methods.parts.sampling.schedule import layers_of
 
@@ -93,19 +93,20 @@ class WeightedMethod(SamplingMethod):
 
 @torch.no_grad()
 def outlier_scores(
-    model: nn.Module, batches: Iterator[Tensor], samples: int, threshold: float
+    model: nn.Module, batches: Iterator[Batch], samples: int, threshold: float
 ) -> tuple[float, ...]:
     """Return the score of each layer, 0 to 100 / threshold, on the first `samples` sequences of batches.
 
-    Batches are token ids (batch, seq). Layers see the outputs of those below as they are.
+    Layers see the outputs of those below as they are. What they make of padding does not count.
     """
     linears = [
         [part for part in layer.modules() if isinstance(part, nn.Linear)] for layer in layers_of(model)
     ]
     squares: dict[nn.Module, Tensor] = {}
+    counted = torch.empty(0)  # by token of a batch; set before each pass
 
     def add(linear: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        flat = inputs[0].reshape(-1, inputs[0].shape[-1])
+        flat = inputs[0].reshape(-1, inputs[0].shape[-1])[counted]
         exact = flat.to(torch.promote_types(flat.dtype, torch.float32))
         squares[linear] = squares.get(linear, 0) + exact.square().sum(0)
 
@@ -114,7 +115,8 @@ def outlier_scores(
     model.eval()
     try:
         while samples > 0:
-            ids = next(batches)[:samples]
+            ids, labels = (rows[:samples] for rows in next(batches))
+            counted = labels.flatten() >= 0
             decoder(input_ids=ids, use_cache=False)
             samples -= len(ids)
     finally:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.config import OptimConfig
 from harness.errors import UserError
-from harness.method import Context, Simulated
+from harness.method import Batch, Context, Simulated
 from harness.plugins import build
 from methods.parts.fisher import fisher_diagonals
 from methods.parts.quantisation.allocation import allocate
@@ -158,18 +158,21 @@ def test_the_candidates_of_the_paper_are_432() -> None:
 
 
 # ------------------------------------------------------------------------------------------- Fisher
-def test_fisher_diagonals_are_mean_squares_of_the_gradients_of_single_sequences() -> None:
+def test_fisher_diagonals_are_mean_squares_of_the_gradients_of_single_sequences_without_padding() -> None:
     model: Any = tiny_llama()
     ids = tiny_batch(1, batch=5)
     layers = target_linears(model, ("q_proj", "down_proj"))
     model.model.embed_tokens.weight.requires_grad_(False)
     flags = [p.requires_grad for p in model.parameters()]
-    found = fisher_diagonals(model.train(), layers, iter([ids[:2], ids[2:]]), 4)
+    padded = torch.where(torch.arange(ids.shape[1]) < torch.tensor([[12], [5], [12], [2], [12]]), ids, -100)
+    batches = iter([Batch(ids[:2], padded[:2]), Batch(ids[2:], padded[2:])])
+    found = fisher_diagonals(model.train(), layers, batches, 4)
     assert model.training
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(p.grad is None for p in model.parameters())
     wanted = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
-    for sequence in ids[:4]:
+    for whole, length in zip(ids[:4], (12, 5, 12, 2), strict=True):
+        sequence = whole[:length]
         values = torch.log_softmax(model(input_ids=sequence[None]).logits[0], -1)
         loss = -values[:-1].gather(1, sequence[1:, None]).mean()
         grads = torch.autograd.grad(loss, [layer.weight for layer in layers.values()])
@@ -237,8 +240,8 @@ def test_invariant_6_a_budget_misses_less_than_any_one_layout_within_it() -> Non
 
 
 def test_text_weights_the_errors_and_without_text_it_says_that_it_does_not() -> None:
-    def text() -> Iterator[Tensor]:
-        return (tiny_batch(number) for number in itertools.count())
+    def text() -> Iterator[Batch]:
+        return (Batch(ids, ids) for ids in map(tiny_batch, itertools.count()))
 
     weighted, plain, without = Context(seed=1, calibration=text), Context(seed=1), Context(seed=1)
     prepared(weighted, fisher=6)

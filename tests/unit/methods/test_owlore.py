@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from harness.config import OptimConfig
 from harness.engine.measure.peak import LiveMeter
 from harness.errors import UserError
-from harness.method import Context, StepInfo
+from harness.method import Batch, Context, StepInfo
 from harness.plugins import build
 from methods.owlore import OwLoreStepper
-from methods.parts.sampling.outliers import score
+from methods.parts.sampling.outliers import outlier_scores, score
 from tests.support.tiny import tiny_batch, tiny_llama, train
 from tests.unit.methods.test_galore import Momentum
 from tests.unit.methods.test_lisa import LAYERS, LR, assert_equal, layer_of, moved, state_bytes, stored
@@ -50,11 +51,8 @@ def infos(model: nn.Module, stepper: Any, steps: int) -> Iterator[StepInfo]:
         stepper.zero_grad()
 
 
-def batches() -> Iterator[Tensor]:
-    step = 0
-    while True:
-        yield tiny_batch(step)
-        step += 1
+def batches() -> Iterator[Batch]:
+    return (Batch(ids, ids) for ids in map(tiny_batch, itertools.count()))
 
 
 # ------------------------------------------------------------------------------ what it is equal to
@@ -153,6 +151,16 @@ def test_scores_are_the_share_of_outliers_counted_by_hand(threshold: float) -> N
     assert len(set(wanted)) > 1
     assert all(0 < value < 100 / threshold for value in wanted)
     assert scored(threshold, samples=1)[1].facts["scores"] != context.facts["scores"]
+
+
+def test_padding_makes_no_outliers() -> None:
+    """Five tokens and what stands for none after them score as the five alone."""
+    ids, short = tiny_batch(0, batch=1), tiny_batch(0, batch=1)[:, :5]
+    padded = torch.where(torch.arange(ids.shape[1]) < 5, ids, -100)
+    model = tiny_llama(layers=LAYERS).double()
+    found = outlier_scores(model, iter([Batch(ids, padded)]), 1, 2.0)
+    assert found == outlier_scores(model, iter([Batch(short, short)]), 1, 2.0)
+    assert found != outlier_scores(model, iter([Batch(ids, ids)]), 1, 2.0)
 
 
 def test_counting_leaves_the_model_as_it_was() -> None:

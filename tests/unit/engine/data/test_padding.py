@@ -103,12 +103,13 @@ def test_packed_windows_hold_no_padding_and_say_so(lines: Path) -> None:
     assert (found.padded, found.real_tokens, found.dropped_rows) == (False, None, None)
 
 
-def test_what_a_method_calibrates_on_holds_no_padding(lines: Path) -> None:
+def test_what_a_method_calibrates_on_says_what_is_padding(lines: Path) -> None:
     found = tokens.load_tokens(files(lines, layout="rows", seq_len=64), tiny_tokenizer(), 64, seed=0)
-    asked, read = next(found.batches(8, seed=0)), next(found.contexts(8, seed=0))
-    assert (asked == PAD).any()
-    assert (read >= 0).all()
-    assert (read == asked)[asked != PAD].all()
+    trained, (ids, labels) = next(found.batches(8, seed=0)), next(found.calibration(8, 0, CPU))
+    assert (trained == PAD).any()
+    assert labels.tolist() == trained.tolist()
+    assert (ids >= 0).all()
+    assert torch.equal(ids[labels >= 0], labels[labels >= 0])
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused_for_rows_too(lines: Path) -> None:

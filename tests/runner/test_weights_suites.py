@@ -46,6 +46,7 @@ FILES = {
     "c4-train.00000-of-01024.json.gz": "train",
     "c4-validation.00000-of-00008.json.gz": "validation",
     "alpaca_data.jsonl": "instructions",
+    "alpaca_gpt4_data.jsonl": "instructions",
     "wiki.test.raw": "wikitext",
 }
 
@@ -133,6 +134,8 @@ def test_a_task_without_its_files_is_refused_before_anything_starts_and_says_how
 PLANNED = {
     "llama2/apollo_c4": ("60m apollo", 58.07, 10_000, 512 * 256),
     "llama2/galore_c4": ("60m galore", 58.07, 10_000, 512 * 256),
+    "llama2/lqlora_c4": ("7b lora", 6738.42, 1000, 128 * 1024),
+    "llama2/owlore_alpaca": ("7b owlore", 6738.42, 3186, 16 * 512),
     "llama2/sltrain_c4": ("60m sltrain", 58.07, 11_000, 512 * 256),
     "llama2/velora_alpaca": ("7b lora", 6738.42, 12_744, 16 * 512),
     "llama2/welore_compress": ("7b 50 % welore", 6738.42, None, None),
@@ -226,6 +229,11 @@ SMALL = ["name=nano", "hidden=128", "intermediate=172", "heads=4", "layers=1", "
 SMALL_RUNS: dict[str, tuple[str, list[str]]] = {
     "llama2/apollo_c4": ("60m apollo mini", [f"model.{size}" for size in SMALL]),
     "llama2/galore_c4": ("60m velora", [f"model.{size}" for size in SMALL]),
+    "llama2/lqlora_c4": ("7b lq-lora 2.75 bits, rank 256", ["train.grad_accum=2"]),
+    "llama2/owlore_alpaca": (
+        "7b lisa, states reset",
+        ["evaluate.tasks=[embedded_a_facts]", "evaluate.shots=2", "evaluate.limit=3"],
+    ),
     "llama2/sltrain_c4": ("60m sltrain", [f"model.{size}" for size in SMALL]),
     "llama2/velora_alpaca": (
         "7b lora + velora",
@@ -263,7 +271,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Suite], t
 def small(name: str, places: dict[str, Path], t5: Path) -> Suite:
     label, settings = SMALL_RUNS[name]
     task = ["data.task=paper_svamp"] if "downstream" in name else []
-    borrowed = [f"model.tokenizer={t5}", "train.grad_accum=2"] if "_c4" in name else []
+    shape = any(setting.startswith("model.name=") for setting in settings)
+    borrowed = [f"model.tokenizer={t5}", "train.grad_accum=2"] if shape else []
     every = [*documented(name, places), *FEW, *borrowed, *settings]
     by_key = {setting.partition("=")[0]: setting for setting in every}  # each is given once
     return load(name, list(by_key.values()), [f"label={label}", *task])

@@ -35,6 +35,9 @@ from harness.record import Phase
 #: (batch, 1, length, length) mask that no run has.
 CAUSAL = "lorebench_causal"
 PACKAGES = ("torch", "transformers")
+#: Micro-batches of an update that are run: the first makes gradients, the second the sum of losses, and all
+#: others do the same.
+MICRO_BATCHES = 3
 
 #: Ranks by layer for each method whose ranks depend on values, or the name of an approximation for all.
 Ranks = dict[str, dict[str, int]] | str | None
@@ -64,8 +67,11 @@ class DryRun:
         dense_flops = flops_per_token(model, self.run.data.seq_len)  # before methods replace its layers
         peaks: dict[Phase, int] = {"load": window.peak_allocated_bytes}
         with self.meter.window() as window:
-            batches = _batches(self.run.train.batch, self.run.data.seq_len)
-            made = prepare.assemble(self.run, self.methods, model, self._context, batches, self.meter)
+            accumulated = min(MICRO_BATCHES, self.run.train.grad_accum)
+            train = self.run.train.model_copy(update={"grad_accum": accumulated})
+            shortened = self.run.model_copy(update={"train": train})
+            batches = self._micro_batches(accumulated)
+            made = prepare.assemble(shortened, self.methods, model, self._context, batches, self.meter)
         peaks["prepare"] = window.peak_allocated_bytes
         report = MemoryReport(
             config_id=self.run.config_id,
@@ -87,6 +93,14 @@ class DryRun:
         model: Any = build_empty(self.run.model, DTYPES[self.run.train.dtype])
         model.set_attn_implementation(CAUSAL)
         return model
+
+    def _micro_batches(self, accumulated: int) -> Iterator[np.ndarray]:
+        """Yield micro-batches; what the last of an update does counts for those that are left out, too."""
+        batches = _batches(self.run.train.batch, self.run.data.seq_len)
+        for number, batch in enumerate(batches, 1):
+            left_out = 0 if number % accumulated else self.run.train.grad_accum - accumulated
+            self.meter.count_operations(1 + left_out)
+            yield batch
 
     def _train(self, model: nn.Module, trainer: Trainer, report: MemoryReport) -> None:
         self.attribution.follow(model)
@@ -167,6 +181,7 @@ class LabellingStepper:
         """Update, then label what remains."""
         attribution = self._dry_run.attribution
         attribution.updating = True
+        self._dry_run.meter.count_operations(1)
         try:
             return members.step(self._stepper)
         finally:

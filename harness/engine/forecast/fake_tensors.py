@@ -107,6 +107,10 @@ class SimulatedMeter:
         yield self.moments[-1]
         self.storages.begin()  # later operations belong to no window
 
+    def count_operations(self, times: int) -> None:
+        """From here on count each operation so often, until the next window."""
+        self.storages.moment.operations.times = times
+
 
 class FakeStorages(LiveStorages):
     """Counts fake tensors alone, from creation to release, and answers code that reads a value."""

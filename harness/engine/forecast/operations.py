@@ -63,9 +63,13 @@ class Call:
 
 
 class OperationLog:
-    """The operations of a stretch of code: how many of each kind and size in each part of an update."""
+    """The operations of a stretch of code: how many of each kind and size in each part of an update.
+
+    `times` is how often each is counted.
+    """
 
     def __init__(self) -> None:
+        self.times = 1
         self._found: Counter[tuple[Part, Call]] = Counter()
 
     def note(
@@ -73,7 +77,7 @@ class OperationLog:
     ) -> None:
         """Count one call of an operator of torch; `result` is what it returned."""
         if _works(func):
-            self._found[part, call(func, args, kwargs, result)] += 1
+            self._found[part, call(func, args, kwargs, result)] += self.times
 
     def work(self) -> list[Work]:
         """Return what was noted, in the order in which each came first."""

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from harness.config import Run
+from harness.engine.forecast import dry_run
 from harness.engine.forecast.dry_run import _batches, simulate
 from harness.engine.forecast.operations import OperationLog
 from harness.engine.measure.peak import meter_for
@@ -184,10 +185,23 @@ def test_recomputation_counts_in_the_backward_pass() -> None:
     assert after["backward"] == before["backward"] + again_flops
 
 
-def test_accumulated_batches_are_work_of_one_update() -> None:
+@pytest.mark.parametrize("number", [2, 5])
+def test_accumulated_batches_are_work_of_one_update(number: int) -> None:
+    """As many passes of each kind, more additions to gradients, and one update."""
     once = simulate(run_of(shape="nano", length=LENGTH))
-    twice = simulate(run_of(shape="nano", length=LENGTH, train__grad_accum=2))
-    assert flops(twice.work) == 2 * flops(once.work)
+    more = simulate(run_of(shape="nano", length=LENGTH, train__grad_accum=number))
+    assert flops(more.work) == number * flops(once.work)
+    assert [work for work in more.work if work.part == "update"] == [
+        work for work in once.work if work.part == "update"
+    ]
+
+
+@pytest.mark.parametrize("stack", ["full", "galore", "velora + full"])
+def test_the_third_micro_batch_counts_for_those_after_it(stack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(STACKS[stack], shape="nano", length=LENGTH, train__grad_accum=5)
+    short = simulate(run)
+    monkeypatch.setattr(dry_run, "MICRO_BATCHES", 5)
+    assert simulate(run) == short
 
 
 def test_a_refresh_is_work_of_its_own() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -103,7 +104,8 @@ class Suite:
     """A named list of runs with the question that they answer; ratios are relative to the label `baseline`.
 
     `axes` are the dotted settings that vary from run to run, beside label and seed. `scale` is what the file
-    says under `at_scale`, `threads` what it says of the threads of its own model.
+    says under `at_scale`, `threads` what it says of the threads of its own model. `other_model` tells that an
+    option gave another one.
     """
 
     name: str
@@ -113,22 +115,27 @@ class Suite:
     axes: tuple[str, ...] = ()
     scale: Written | None = None
     threads: int | None = None
+    other_model: bool = False
 
     def at_scale(self, overrides: Sequence[Override] = ()) -> Suite | None:
-        """Return the suite of one run per label on the model of `at_scale`, None without such a section.
+        """Return the rows on the model of `at_scale`, a run for each with one seed; None without the section.
 
-        `overrides` win over the section; those that the suite was read with do not.
+        Rows of one label that are equal there are one. `overrides` win over the section; those that the suite
+        was read with do not.
         """
         if self.scale is None:
             return None
         made = _Runs(self.scale.where)
-        firsts = {run.name: run for run in reversed(self.runs)}
-        labels = dict.fromkeys(run.name for run in self.runs)
-        runs = [_overridden(_scaled(firsts[label], self.scale), overrides, made) for label in labels]
-        for run in runs:
+        firsts: dict[tuple[str, str], Run] = {}
+        for run in self.runs:
+            firsts.setdefault((run.name, run.config_id), run)
+        scaled: dict[tuple[str, str], Run] = {}
+        for first in firsts.values():
+            run = _overridden(_scaled(first, self.scale), overrides, made)
             if run.misfit is not None:
                 raise run.misfit
-        return Suite(self.name, self.question, self.baseline, tuple(runs))
+            scaled.setdefault((run.name, run.config_id), run)
+        return Suite(self.name, self.question, self.baseline, tuple(scaled.values()), self.axes)
 
     def with_seeds(self, seeds: Sequence[int]) -> Suite:
         """Return the same runs with other seeds; without any, the suite as it is."""
@@ -216,7 +223,11 @@ class Suite:
         return [f"label={_quoted(run.name)}", f"seed={run.seed}", *axes]
 
     def names(self, runs: Sequence[Run]) -> dict[tuple[str, str], str]:
-        """Return the names of runs by label and config: labels, with what varies where several have one."""
+        """Return the names of runs by label and config, each another.
+
+        They are the labels, with what varies where several have one, and the start of the config's id where
+        that does not tell them apart.
+        """
         configs: dict[str, dict[str, Run]] = {}
         for run in runs:
             configs.setdefault(run.name, {})[run.config_id] = run
@@ -225,7 +236,8 @@ class Suite:
             for config_id, run in alike.items():
                 varies = self.selector(run)[2:] if len(alike) > 1 else []
                 found[label, config_id] = " ".join([label, *varies])
-        return found
+        repeated = Counter(found.values())
+        return {key: f"{name} [{key[1][:6]}]" if repeated[name] > 1 else name for key, name in found.items()}
 
 
 def load(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
@@ -262,8 +274,17 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     # Where a rate comes from is no part of what is run.
     others = ("label", "method", "seed", "tuning", "tuning.suite", "tuning.grid")
     axes = tuple(key for key in dict.fromkeys(varied) if key not in others)
-    threads = None if any(each.key.partition(".")[0] == "model" for each in overrides) else written.threads
-    suite = Suite(written.suite, written.question, written.baseline, runs, axes, _scale_of(content), threads)
+    other_model = any(each.key.partition(".")[0] == "model" for each in overrides)
+    suite = Suite(
+        name=written.suite,
+        question=written.question,
+        baseline=written.baseline,
+        runs=runs,
+        axes=axes,
+        scale=_scale_of(content),
+        threads=None if other_model else written.threads,
+        other_model=other_model,
+    )
     suite.at_scale()  # refuses what is wrong with it
     return suite
 
@@ -286,10 +307,18 @@ def _check_scaled_labels(content: Written, runs: Sequence[Run]) -> None:
 
 
 def _scaled(run: Run, scale: Written) -> Written:
-    """Return the settings of a run at the scale of a section `at_scale`; nothing is scored there."""
+    """Return the settings of a run at the scale of a section `at_scale`; nothing is scored there.
+
+    A model that names its source there has nothing of the run's own, such as the sizes of another shape.
+    """
     nothing = Written({}, scale.where)
     own = scale.value.get("labels", nothing).value.get(run.name, nothing)
-    settings = together(run.written or nothing, scale.value["base"], own)
+    settings = run.written or nothing
+    for section in (scale.value["base"], own):
+        model = section.value.get("model")
+        if model is not None and names_source("model", model):
+            section = replace(section, value={**section.value, "model": replace(model, replaces=True)})
+        settings = together(settings, section)
     empty = strict_yaml.lift({"perplexity": [], "tasks": []}, scale.where)
     settings = with_setting(settings, "evaluate", replace(empty, replaces=True), scale.where)
     return with_setting(settings, "label", Written(run.name, scale.where), scale.where)

@@ -43,9 +43,10 @@ forecasts (docs/memory.md) from counted operations and the rates of each device.
 `lorebench plan welore_claim --on h200` repeats them."""
 READING = f"""memory: peak of WeLore over that of the baseline. operations: how many times fewer FLOPs a token
 takes, which is the gain where arithmetic alone decides. The columns of devices: tokens per second over those
-of the baseline, where both fit with {RESERVE_GIB:g} GiB to spare. A claim holds within {NEAR:.0%}. Ranks are
-those of assumed spectra (docs/memory.md); the baseline's moments are in bfloat16
-unless it says more."""
+of the baseline, where both fit with {RESERVE_GIB:g} GiB to spare; in float32 without tensor cores, as is the
+default of torch. A claim holds within {NEAR:.0%}, and with less memory or more speed than claimed; the pages
+of single papers ask for the same value instead. Ranks are those of assumed spectra (docs/memory.md); the
+baseline's moments are in bfloat16 unless it says more."""
 
 
 @dataclass(frozen=True)

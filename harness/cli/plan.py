@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
@@ -15,7 +16,7 @@ import typer
 
 from harness.cli import options, output, show
 from harness.config import Run
-from harness.errors import UnsupportedError, UserError
+from harness.errors import UnsupportedError, UserError, counted
 from harness.files import cache_folder
 from harness.inputs import outdated
 from harness.suite import Override, Suite
@@ -94,7 +95,7 @@ def plan(
     chosen = selection.load()
     selection.check_files()
     if at_scale:
-        chosen = _at_scale(chosen, selection.overrides())
+        chosen = _at_scale(chosen, replace(selection, model=None, data=None).overrides())
     made = plan_suite(chosen, device, results, sizes, searched, ranks, profiles, notify=show.say)
     show.report(tables.build(made), to, chosen.name, form, {"json": lambda _: as_json(made)})
 
@@ -114,15 +115,19 @@ def _profiles(given: Sequence[str]) -> list[DeviceProfile]:
 
 
 def forecast_at_scale(chosen: Suite) -> AtScale | None:
-    """Return forecasts of a suite's rows on the large model of its section `at_scale`, None without one."""
+    """Return forecasts of a suite's rows on the large model of its section `at_scale`.
+
+    None without one, and where an option gave another model: then what is measured of that is shown.
+    """
     from harness.devices import profile
     from harness.tables.plan.plan import as_dict
     from harness.tables.report.at_scale import DEVICE, of_plan
 
-    scaled = chosen.at_scale()
+    scaled = None if chosen.other_model else chosen.at_scale()
     if scaled is None:
         return None
     try:
+        show.say(f"forecasting {counted(len(scaled.runs), 'row')} at scale; what has not changed is known")
         made = plan_suite(scaled, "cpu", profiles=[profile(DEVICE)], notify=show.say)
     except UserError as error:  # what was measured is shown without it
         show.say(f"no forecast at scale: {error}")
@@ -172,8 +177,7 @@ def plan_suite(
     )
     reports = dict(zip(configs, answers, strict=False))
     largest = dict(zip(searches, answers, strict=True))
-    rows = []
-    names = chosen.names(resolved.runs)
+    rows, names = [], chosen.names(resolved.runs)
     for key, runs in configs.items():
         own = {(setting, gib): answer for (of, setting, gib), answer in largest.items() if of == key[1]}
         rows.append(_row(names[key], runs, finished, estimates, reports[key], own, profiles))
@@ -188,7 +192,28 @@ def plan_suite(
         ranks=words,
         devices=tuple(profiles),
         baseline=chosen.baseline,
+        setting=_setting(firsts),
     )
+
+
+def _setting(runs: Sequence[Run]) -> str:
+    """Return what is planned: models, dtypes, and sequences with their lengths."""
+    trained = [run for run in runs if run.train.stage != "compress"]
+    sizes = (f"{run.train.batch} \N{MULTIPLICATION SIGN} {run.data.seq_len:,}" for run in trained)
+    models = dict.fromkeys(_model(run) for run in runs)
+    told = [", ".join(models), ", ".join(dict.fromkeys(run.train.dtype for run in runs))]
+    return "; ".join(told + ([f"{', '.join(dict.fromkeys(sizes))} tokens at a time"] if trained else []))
+
+
+def _model(run: Run) -> str:
+    """Return the name of a run's model: of its shape, its folder, its id, or that it is embedded."""
+    held = dict(run.model)
+    named = next(
+        (str(held[key]) for key in ("name", "path", "id") if key in held), f"{run.model.source} model"
+    )
+    others = (key for key in held if key not in ("source", "name", "path", "id", "tokenizer"))
+    beside = [f"{key} {held[key]}" for key in others if held[key] is not None]
+    return f"{named} ({', '.join(beside)})" if beside else named
 
 
 def _done(chosen: Suite, device: str, results: Path) -> tuple[Resolved, set[str], Estimates]:

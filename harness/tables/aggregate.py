@@ -105,7 +105,7 @@ class Row:
     @cached_property
     def settings(self) -> dict[str, str]:
         """Return the resolved config apart from method and seed: dotted key -> text."""
-        return dict(_flat({key: value for key, value in self.records[0].config.items() if key not in _OWN}))
+        return dict(flat({key: value for key, value in self.records[0].config.items() if key not in _OWN}))
 
     def section(self, *names: str) -> dict[str, str]:
         """Return the settings of some sections of the config."""
@@ -275,11 +275,11 @@ def _ordered(found: Sequence[tuple[Environment, Record]]) -> Iterator[tuple[Envi
         yield from sorted(several, key=lambda pair: repr(pair[1])) if len(several) > 1 else several
 
 
-def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+def flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
     """Yield the dotted keys of a nested config with their values as text, unset ones left out."""
     for key, item in value.items():
         if isinstance(item, dict):
-            yield from _flat(item, f"{prefix}{key}.")
+            yield from flat(item, f"{prefix}{key}.")
         elif item not in (None, "", [], ()):
             yield plain(f"{prefix}{key}"), plain(_text(item))
 

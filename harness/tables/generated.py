@@ -125,7 +125,7 @@ def _at_scale(defined: suites.Suite, path: Path) -> AtScale | None:
     if scaled is None:
         return None
     plan = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
-    if {row["label"] for row in plan["rows"]} != {run.name for run in scaled.runs}:
+    if {row["label"] for row in plan["rows"]} != set(scaled.names(scaled.runs).values()):
         raise UserError(f"{path}: not of the rows of suite {defined.name!r}; run: nox -s bench-at-scale")
     return of_plan(plan, scaled)
 

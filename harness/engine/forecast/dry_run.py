@@ -112,14 +112,18 @@ class DryRun:
         before = len(self.meter.moments)
         refreshes = hasattr(trainer.stepper, "refresh_soon")
         seen = trainer.measure_memory(2 if refreshes else 1, warm=True).memory
-        for hook in hooks:  # they form reference cycles
-            hook.remove()
         moments = self.meter.moments[before:]
-        report.work = moments[0].operations.work()
         if refreshes:
             report.refresh_work, report.period = moments[-1].operations.work(), self._period(report)
         report.train = seen.summary()
         report.phase_peak_allocated_bytes["train"] = seen.peak_bytes
+        plain = moments[0].operations
+        if seen.refreshes == 2:  # some matrices were due in the first, too; none is after a refresh of all
+            trainer.measure_memory(1, warm=True, refresh=False)
+            plain = self.meter.moments[-1].operations
+        report.work = plain.work()
+        for hook in hooks:  # they form reference cycles
+            hook.remove()
         report.part_peak_allocated_bytes = {
             part: max(moment.part_peaks.get(part, 0) for moment in moments) for part in PARTS
         }

@@ -185,15 +185,15 @@ class Trainer:
         self.turn.end()
         return self.result
 
-    def measure_memory(self, steps: int, warm: bool = False) -> TrainResult:
+    def measure_memory(self, steps: int, warm: bool = False, refresh: bool = True) -> TrainResult:
         """Do some updates under the meter, without clock or losses; the first warms up unless `warm`.
 
-        The last one refreshes if the stepper has refreshes.
+        The last one refreshes if the stepper has refreshes, unless none is wanted.
         """
         self.model.train()
         for step in range(steps):
             self.stepper.set_lr(lr_at(step, self.config))
-            if step + 1 == steps:
+            if refresh and step + 1 == steps:
                 self._request_refresh()
             self._note(step, self._metered_update(step) if step or warm else self._update())
             self._losses, self._norms = [], []  # not read

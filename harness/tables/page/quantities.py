@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +32,7 @@ class Group:
 class Quantity:
     """A quantity of the report: its key, its name with the unit, and how it is scaled, written and judged.
 
-    `forecast` are values by label that stand in place of measured ones.
+    `forecast` gives values that stand in place of measured ones.
     """
 
     key: str
@@ -40,13 +40,13 @@ class Quantity:
     better: Better
     show: Show
     scale: float = 1.0
-    forecast: Mapping[str, float] | None = None
+    forecast: Callable[[Row], float | None] | None = None
 
     def stat(self, row: Row) -> Stat | None:
         """Return what is known of a row, unscaled."""
         if self.forecast is None:
             return row.stats.get(self.key)
-        value = self.forecast.get(row.label)
+        value = self.forecast(row)
         return None if value is None else Stat(value, None, 1)
 
 
@@ -121,9 +121,12 @@ def quality(view: View) -> list[Quantity]:
 def memory(view: View, group: Group, scale: AtScale | None = None) -> Quantity:
     """Return peak memory of training: forecast at scale, else measured in a unit for the group."""
     key = "peak_allocated_bytes"
-    if scale and (peaks := {label: row.peak_bytes for label, row in scale.rows.items() if row.peak_bytes}):
+    if scale and any(each.peak_bytes for each in scale.rows.values()):
         name = f"peak GiB of {short(scale.model)}, forecast"
-        return Quantity(key, name, "lower", lambda size: fixed(1)(size / GIB), 1 / GIB, peaks)
+        return Quantity(
+            *(key, name, "lower", lambda size: fixed(1)(size / GIB), 1 / GIB),
+            forecast=lambda row: scale.of(row).peak_bytes,
+        )
     unit, show = byte_unit(max((view.rows[place].mean(key) or 0 for place in group.places), default=0))
     return Quantity(key, f"peak memory, {unit}", "lower", show, 1 / dict(UNITS)[unit])
 
@@ -131,11 +134,9 @@ def memory(view: View, group: Group, scale: AtScale | None = None) -> Quantity:
 def speed(view: View, scale: AtScale | None = None) -> Quantity:
     """Return throughput of training: the forecast at scale, else measured."""
     key = "tokens_per_s"
-    if scale and (
-        rates := {label: row.tokens_per_s for label, row in scale.rows.items() if row.tokens_per_s}
-    ):
+    if scale and any(each.tokens_per_s for each in scale.rows.values()):
         name = f"tokens/s of {short(scale.model)}, forecast"
-        return Quantity(key, name, "higher", fixed(0), forecast=rates)
+        return Quantity(key, name, "higher", fixed(0), forecast=lambda row: scale.of(row).tokens_per_s)
     return Quantity(key, "throughput, tokens/s", "higher", _digits(view, key))
 
 

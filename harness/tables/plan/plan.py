@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
+from harness.tables.format import fixed
 
 if TYPE_CHECKING:
     from harness.devices import DeviceProfile
@@ -54,7 +55,7 @@ class Plan:
     """All rows, the devices to fit and the GiB kept free on each.
 
     `unseen` names what a simulation does not model, `ranks` the source of the ranks given by `--ranks`,
-    `devices` those with forecasts of speed.
+    `devices` those with forecasts of speed, `setting` models and batches of the rows.
     """
 
     suite: str
@@ -67,12 +68,20 @@ class Plan:
     ranks: str | None = None
     devices: tuple[DeviceProfile, ...] = ()
     baseline: str | None = None
+    setting: str = ""
 
     def spare(self, row: Row, gib: float) -> float | None:
         """Return the GiB left free on a device, negative where some are short; None without a forecast."""
         if row.report is None:
             return None
         return gib - self.reserve_gib - row.report.peak_allocated_bytes / GIB
+
+
+def fits(spare: float | None) -> str | None:
+    """Say whether so many GiB left free are enough; None where they are not known."""
+    if spare is None:
+        return None
+    return f"yes, {fixed(2)(spare)} spare" if spare >= 0 else f"no, {fixed(2)(-spare)} short"
 
 
 def components(report: MemoryReport) -> dict[str, int]:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from harness.devices import DeviceProfile
 from harness.speed_forecast import TIMED, SpeedForecast
 from harness.tables import format
 from harness.tables.format import DASH, Column, Table, plain
-from harness.tables.plan.plan import Plan, Row
+from harness.tables.plan.plan import Plan, Row, fits
 
 COSTLIEST = 5
 
 
-def table(plan: Plan, device: str) -> Table:
-    """Return the table of one device: tokens per second, utilisation, and where the time goes."""
-    found = {row.label: row.speed[device] for row in plan.rows if device in row.speed}
-    known = {label: each for label, each in found.items() if isinstance(each, SpeedForecast)}
-    base = known.get(plan.baseline or "")
+def table(plan: Plan, device: DeviceProfile) -> Table:
+    """Return the table of one device: tokens per second, whether it fits, and where the time goes."""
+    found = [row.speed.get(device.title) for row in plan.rows]
+    known = [each if isinstance(each, SpeedForecast) else None for each in found]
+    bases = (each for row, each in zip(plan.rows, known, strict=True) if row.label == plan.baseline)
+    base = next(bases, None)
 
     def column(name: str, show: Callable[[SpeedForecast], str | None], numeric: bool = True) -> Column:
-        shown = (show(known[row.label]) if row.label in known else None for row in plan.rows)
+        shown = [None if each is None else show(each) for each in known]
         return Column(name, tuple(DASH if text is None else plain(text) for text in shown), numeric)
 
+    spare = [fits(plan.spare(row, device.memory_gib)) for row in plan.rows]
     columns = [
+        Column(f"fits {device.memory_gib:g} GiB", tuple(text or DASH for text in spare), numeric=False),
         column("tokens/s", lambda each: f"{each.tokens_per_s:,.0f}"),
         column("ratio", lambda each: f"{each.tokens_per_s / base.tokens_per_s:.2f}" if base else None),
         column("MFU %", lambda each: _percent(each.mfu)),
@@ -32,7 +36,7 @@ def table(plan: Plan, device: str) -> Table:
         column("costliest operations, % of the time", _costliest, False),
     ]
     stub = (Column("config", tuple(plain(row.label) for row in plan.rows), numeric=False),)
-    return Table(f"Speed on {device}, forecast", stub, tuple(columns))
+    return Table(f"Speed on {device.title}, forecast", stub, tuple(columns))
 
 
 def _ms(seconds: float) -> str | None:

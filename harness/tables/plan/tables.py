@@ -10,9 +10,18 @@ from typing import Any
 from harness.errors import counted
 from harness.forecast import LEAST
 from harness.tables import format
-from harness.tables.format import DASH, Column, Table, plain
+from harness.tables.format import DASH, Column, Show, Table, plain
 from harness.tables.plan import speed
-from harness.tables.plan.plan import GIB, Plan, Row, as_dict, components, largest_groups, phase_of_peak
+from harness.tables.plan.plan import (
+    GIB,
+    Plan,
+    Row,
+    as_dict,
+    components,
+    fits,
+    largest_groups,
+    phase_of_peak,
+)
 from harness.tables.report.build import Report
 
 #: Names of the settings of `lorebench plan` in headings.
@@ -29,12 +38,14 @@ SPEED = (
     "peak for full training of the dense model, HFU: for all operations"
 )
 
+MIB = 1 << 20
+
 _gib = format.fixed(2)
 
 
 def build(plan: Plan) -> Report:
     """Return all tables with their caption and notes."""
-    speeds = [speed.table(plan, device.title) for device in plan.devices]
+    speeds = [speed.table(plan, device) for device in plan.devices]
     tables = [table for table in (_runs(plan), *speeds, _largest(plan), _components(plan)) if table]
     return Report(
         title=plain(f"{plan.suite}: what it needs"),
@@ -57,30 +68,31 @@ def _column(plan: Plan, name: str, show: Any, numeric: bool = True) -> Column:
     return Column(name, tuple(DASH if text is None else plain(text) for text in shown), numeric)
 
 
+def _unit(plan: Plan) -> tuple[str, Show]:
+    """Return the unit of the peaks, and how bytes are written in it."""
+    large = any(row.report and row.report.peak_allocated_bytes >= GIB for row in plan.rows)
+    return ("GiB", lambda size: _gib(size / GIB)) if large else ("MiB", lambda size: _gib(size / MIB))
+
+
 def _runs(plan: Plan) -> Table:
+    unit, show = _unit(plan)
     columns = [
         _column(plan, "done", lambda row: str(row.done)),
         _column(plan, "to do", lambda row: str(row.todo)),
         _column(plan, "minutes", _minutes),
         _column(plan, "steps", lambda row: row.steps and f"{row.steps:,}"),
         _column(plan, "tokens/step", lambda row: row.steps and f"{row.tokens_per_step:,}"),
-        _column(plan, "peak GiB", lambda row: row.report and _gib(row.report.peak_allocated_bytes / GIB)),
+        _column(plan, f"peak {unit}", lambda row: row.report and show(row.report.peak_allocated_bytes)),
     ]
     for gib in plan.device_gib:
         columns.append(
-            _column(plan, f"fits {gib:g} GiB", lambda row, gib=gib: _fits(plan.spare(row, gib)), False)
+            _column(plan, f"fits {gib:g} GiB", lambda row, gib=gib: fits(plan.spare(row, gib)), False)
         )
     return Table("Runs", _stub(plan), tuple(columns))
 
 
 def _minutes(row: Row) -> str | None:
     return None if row.seconds is None else format.fixed(1)(row.seconds / 60)
-
-
-def _fits(spare: float | None) -> str | None:
-    if spare is None:
-        return None
-    return f"yes, {_gib(spare)} spare" if spare >= 0 else f"no, {_gib(-spare)} short"
 
 
 def _largest(plan: Plan) -> Table | None:
@@ -106,17 +118,21 @@ def _capacity(row: Row, setting: str, gib: float) -> str | None:
 def _components(plan: Plan) -> Table | None:
     if not any(row.report for row in plan.rows):
         return None
+    unit, show = _unit(plan)
     columns = (
-        *(_column(plan, head, partial(_component, name=name)) for name, head in COMPONENTS.items()),
+        *(
+            _column(plan, head, partial(_component, name=name, show=show))
+            for name, head in COMPONENTS.items()
+        ),
         _column(plan, "peak in", _place, False),
-        _column(plan, "largest groups at the peak of training", _groups, False),
+        _column(plan, "largest groups at the peak of training", partial(_groups, show=show), False),
     )
-    return Table("Memory at the peak of training, by component, GiB", _stub(plan), columns)
+    return Table(f"Memory at the peak of training, by component, {unit}", _stub(plan), columns)
 
 
-def _component(row: Row, name: str) -> str | None:
+def _component(row: Row, name: str, show: Show) -> str | None:
     found = components(row.report) if row.report else {}
-    return _gib(found[name] / GIB) if name in found else None
+    return show(found[name]) if name in found else None
 
 
 def _place(row: Row) -> str | None:
@@ -126,9 +142,9 @@ def _place(row: Row) -> str | None:
     return f"{phase}, {row.report.peak.part}" if phase == "train" and row.report.peak else phase
 
 
-def _groups(row: Row) -> str | None:
+def _groups(row: Row, show: Show) -> str | None:
     groups = largest_groups(row.report) if row.report else {}
-    return "; ".join(f"{name} {_gib(size / GIB)}" for name, size in groups.items()) or None
+    return "; ".join(f"{name} {show(size)}" for name, size in groups.items()) or None
 
 
 # ------------------------------------------------------------------------------------ beside the tables
@@ -141,7 +157,9 @@ def _caption(plan: Plan) -> Iterator[str]:
         text += f"; times known from records of equal runs: {timed}"
         text += f", {sum(row.seconds or 0 for row in known) / 60:.1f} minutes" if known else ""
     yield text
-    if plan.device_gib:
+    if plan.setting:
+        yield f"planned: {plan.setting}"
+    if plan.device_gib or plan.devices:
         yield f"fits: the peak plus a reserve of {plan.reserve_gib:g} GiB is at most the memory of the device"
     yield plan.unseen
     if any(row.report for row in plan.rows):

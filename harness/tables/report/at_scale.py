@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.suite import Suite
 from harness.tables import format
+from harness.tables.aggregate import Row, flat
 from harness.tables.format import DASH, Column
 
 GIB = 1 << 30
 #: The device whose speed is forecast, by the name of its profile.
 DEVICE = "h200"
-#: Sizes of devices that a row may fit, in GiB, and what is kept free on them.
-DEVICES_GIB, RESERVE_GIB = (24, 48, 80), 1.0
+#: GiB that CUDA has on devices sold with so many GB (RTX 4090, RTX A6000, A100), and what is kept free there.
+USABLE_GIB, RESERVE_GIB = {24: 23.6, 48: 47.5, 80: 79.1}, 1.0
 
 
 @dataclass(frozen=True)
@@ -28,54 +30,86 @@ class Forecast:
 
 @dataclass(frozen=True)
 class AtScale:
-    """The forecasts of a suite by label, of a `model` in a `setting`, the speed on a `device`."""
+    """The forecasts of a suite by name, of a `model` in a `setting`, the speed on a `device`.
+
+    Names are labels; where several rows have one, `several` has their names by label, each with the settings
+    that tell it from the others.
+    """
 
     model: str
     setting: str
     device: str
     rows: Mapping[str, Forecast]
     baseline: str | None = None
+    several: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
 
-    def columns(self, labels: Sequence[str]) -> Iterator[Column]:
-        """Yield a column of each value for rows in this order, all dashes where a row has none."""
-        found = [self.rows.get(label) for label in labels]
-        base = self.rows.get(self.baseline or "", Forecast())
-        peaks = [each.peak_bytes if each else None for each in found]
-        speeds = [each.tokens_per_s if each else None for each in found]
-        short = self.model.rpartition("-")[2]
-        yield _column(f"{short} GiB", [peak and format.fixed(1)(peak / GIB) for peak in peaks])
-        yield _column("ratio", _ratios(peaks, base.peak_bytes), spare=True)
+    def of(self, row: Row | None) -> Forecast:
+        """Return the forecast of a row, or one without values where there is none or it cannot be told."""
+        if row is None:
+            return self.rows.get(self.baseline or "", Forecast())
+        names = self.several.get(row.label)
+        if names is None:
+            return self.rows.get(row.label, Forecast())
+        alike = [
+            self.rows[name]
+            for name, settings in names.items()
+            if all(row.settings.get(key) == value for key, value in settings.items())
+        ]
+        return alike[0] if alike and alike.count(alike[0]) == len(alike) else Forecast()
+
+    def columns(self, rows: Sequence[Row], bases: Sequence[Row | None]) -> Iterator[Column]:
+        """Yield a column of each value for rows in this order, each beside its baseline."""
+        found, base = [self.of(row) for row in rows], [self.of(row) for row in bases]
+        peaks, speeds = ([each.peak_bytes for each in found], [each.tokens_per_s for each in found])
+        yield _column(f"{self.short} GiB", [peak and format.fixed(1)(peak / GIB) for peak in peaks])
+        yield _column("ratio", _ratios(peaks, [each.peak_bytes for each in base]), spare=True)
         yield _column("fits", [peak and smallest(peak) for peak in peaks], joined=True)
-        yield _column(f"{short} tokens/s", [speed and f"{speed:,.0f}" for speed in speeds])
-        yield _column("ratio", _ratios(speeds, base.tokens_per_s), spare=True)
+        yield _column(f"{self.short} tokens/s", [speed and f"{speed:,.0f}" for speed in speeds])
+        yield _column("ratio", _ratios(speeds, [each.tokens_per_s for each in base]), spare=True)
+
+    @property
+    def short(self) -> str:
+        """Return the model as it is named in headings."""
+        return self.model.rpartition("-")[2]
+
+    @property
+    def line_below(self) -> str:
+        """Say in a line what the columns are, for where nothing else is said."""
+        return (
+            f"{self.short}: forecast for {self.model}, {self.setting}, speed on {self.device}; not measured"
+        )
 
     @property
     def caption(self) -> str:
         """Say what the columns are."""
+        sold, usable = (" / ".join(map(str, sizes)) for sizes in (USABLE_GIB, USABLE_GIB.values()))
         return (
             f"columns of {self.model}, forecast, not measured: peak of training and speed on {self.device} "
             f"with {self.setting}, at rates that are partly assumed, those of decompositions above all "
-            f"(lorebench plan --at-scale --on {DEVICE}); fits: GiB of a device with {RESERVE_GIB:g} to spare"
+            f"(lorebench plan --at-scale --on {DEVICE}); fits: GB of the smallest device of {sold} that has "
+            f"{RESERVE_GIB:g} GiB to spare of the {usable} GiB that can be used"
         )
 
     def notes(self) -> list[str]:
         """Return why rows have no forecast."""
         reasons = {label: row.reason for label, row in self.rows.items() if row.reason}
-        return [f"{label}: no forecast at scale: {reason}" for label, reason in reasons.items()]
+        alike = [
+            f"{label}: no forecast at scale: no setting tells the rows of this label apart; give each its own"
+            for label, names in self.several.items()
+            if len({tuple(sorted(settings.items())) for settings in names.values()}) < len(names)
+        ]
+        return [f"{label}: no forecast at scale: {reason}" for label, reason in reasons.items()] + alike
 
-    def line(self, label: str) -> dict[str, float | None]:
+    def line(self, row: Row) -> dict[str, float | None]:
         """Return the values of a row for the CSV."""
-        found = self.rows.get(label)
-        return {
-            "at_scale_peak_bytes": found.peak_bytes if found else None,
-            "at_scale_tokens_per_s": found.tokens_per_s if found else None,
-        }
+        found = self.of(row)
+        return {"at_scale_peak_bytes": found.peak_bytes, "at_scale_tokens_per_s": found.tokens_per_s}
 
 
 def of_plan(plan: Mapping[str, Any], suite: Suite) -> AtScale:
     """Return the forecasts in a plan, as its JSON file has them, of a suite's runs at scale."""
     run, device = suite.runs[0], ""
-    rows = {}
+    rows: dict[str, Forecast] = {}
     for row in plan["rows"]:
         speed: dict[str, Any] = next(iter(row["speed"]), {})
         device = speed.get("device", device)
@@ -85,13 +119,36 @@ def of_plan(plan: Mapping[str, Any], suite: Suite) -> AtScale:
             reason=row["reason"] or speed.get("reason"),
         )
     setting = f"{run.train.batch} \N{MULTIPLICATION SIGN} {run.data.seq_len:,} tokens in {run.train.dtype}"
-    return AtScale(str(getattr(run.model, "name", run.model.source)), setting, device, rows, suite.baseline)
+    model = str(getattr(run.model, "name", run.model.source))
+    several = {
+        label: {name: settings for name, settings in alike.items() if name in rows}
+        for label, alike in told_apart(suite).items()
+    }
+    return AtScale(model, setting, device, rows, suite.baseline, several)
+
+
+def told_apart(suite: Suite) -> dict[str, dict[str, dict[str, str]]]:
+    """Return the names of the runs that share a label, each with those settings that not all of them have."""
+    names, labels = suite.names(suite.runs), Counter(run.name for run in suite.runs)
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for run in suite.runs:
+        if labels[run.name] > 1:
+            settings = dict(
+                flat(run.model_dump(mode="json", include={key.split(".")[0] for key in suite.axes}))
+            )
+            found.setdefault(run.name, {})[names[run.name, run.config_id]] = settings
+    for alike in found.values():
+        common = set.intersection(*(set(settings.items()) for settings in alike.values()))
+        for settings in alike.values():
+            for key, _ in common:
+                del settings[key]
+    return found
 
 
 def smallest(peak_bytes: int) -> str:
-    """Return the smallest device that a peak fits on, with what is kept free there."""
-    fitting = [gib for gib in DEVICES_GIB if peak_bytes / GIB + RESERVE_GIB <= gib]
-    return str(fitting[0]) if fitting else f"> {DEVICES_GIB[-1]}"
+    """Return the GB of the smallest device that a peak fits on, with what is kept free there."""
+    fitting = [sold for sold, usable in USABLE_GIB.items() if peak_bytes / GIB + RESERVE_GIB <= usable]
+    return str(fitting[0]) if fitting else f"> {max(USABLE_GIB)}"
 
 
 def _column(name: str, cells: Sequence[Any], joined: bool = False, spare: bool = False) -> Column:
@@ -99,5 +156,6 @@ def _column(name: str, cells: Sequence[Any], joined: bool = False, spare: bool =
     return Column(name, texts, joined=joined or spare, spare=spare)
 
 
-def _ratios(values: Sequence[float | None], base: float | None) -> list[str | None]:
-    return [format.ratio(value / base) if value and base else None for value in values]
+def _ratios(values: Sequence[float | None], bases: Sequence[float | None]) -> list[str | None]:
+    pairs = zip(values, bases, strict=True)
+    return [format.ratio(value / base) if value and base else None for value, base in pairs]

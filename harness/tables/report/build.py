@@ -26,8 +26,8 @@ class Report:
     """Tables of text for people, `lines` with all numbers for the CSV, and the notes beside both.
 
     All text is plain; a renderer escapes it. `answer` is one to the question, `overview` the tables that say
-    most, for where not all are wanted. `caption` names what all rows share, `notes` what differs or failed. A
-    line has units in its keys, and None where nothing was measured.
+    most, for where not all are wanted, and `below` a line on them. `caption` names what all rows share,
+    `notes` what differs or failed. A line has units in its keys, and None where nothing was measured.
     """
 
     title: str
@@ -38,6 +38,7 @@ class Report:
     lines: tuple[Mapping[str, object], ...]
     answer: str = ""
     overview: tuple[Table, ...] = ()
+    below: str = ""
 
 
 def build(
@@ -83,6 +84,7 @@ def build(
         lines=tuple(_lines(view, scale)),
         answer=describe.answer(view),
         overview=tuple(table for table in tables if table.title in main),
+        below=plain(scale.line_below) if scale else "",
     )
 
 
@@ -142,6 +144,6 @@ def _lines(view: View, scale: AtScale | None) -> list[dict[str, object]]:
             if key not in FACTS:  # they are relative already
                 line[f"{key}_ratio"] = stat.mean / reference if stat and reference else None
         line |= verdict.line if view.headline and view.baseline is not None else {}
-        line |= scale.line(row.label) if scale else {}
+        line |= scale.line(row) if scale else {}
         lines.append(line | limits | dict(sorted(traits.items())))
     return lines

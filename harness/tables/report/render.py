@@ -102,7 +102,8 @@ def overview(report: Report, width: int) -> Report:
     more = f"{counted(left, 'more note')}, all" if left else "all"
     tables = tuple(layout.without_spare(table, width) for table in report.overview)
     rest = f"{more} tables and settings: --full"
-    return replace(report, tables=tables, caption=(), notes=(*shown, rest))
+    below = (report.below,) if report.below else ()
+    return replace(report, tables=tables, caption=(), notes=(*below, *shown, rest))
 
 
 def print_table(table: Table, console: Console) -> None:

@@ -74,7 +74,7 @@ def _glance(view: View, scale: AtScale | None) -> _Draft:
         columns += [_measured(view, key, title, show)]
         columns += [replace(_ratio(view, key), spare=key != head)] if key != "mean_accuracy" else []
         columns += [_verdicts(view)] if key == head else []
-    columns += scale.columns([row.label for row in view.rows]) if scale else ()
+    columns += scale.columns(view.rows, view.bases) if scale else ()
     return _Draft(GLANCE, columns if scale else [*columns, _trainable(view, joined=False)])
 
 

@@ -122,3 +122,20 @@ def test_the_suites_of_methods_answer_at_the_scale_of_llama_2(name: str) -> None
     assert {run.train.dtype for run in scaled.runs} == {"bfloat16"}
     eight = {run.name for run in chosen.runs if run.train.state_bits == 8}
     assert {run.name for run in scaled.runs if run.train.state_bits == 8} == eight
+
+
+def test_a_model_at_scale_has_nothing_of_the_model_of_the_rows(tmp_path: Path) -> None:
+    small = {**SUITE["base"], "model": {"source": "shape", "name": "60m", "layers": 2, "vocab": 512}}
+    scaled = suites.load(written(tmp_path, base=small)).at_scale()
+    assert scaled is not None
+    large = ShapeModel(source="shape", name="llama-2-7b")
+    assert {run.model for run in scaled.runs} == {large}
+
+
+def test_each_row_of_a_label_is_a_run_at_scale_unless_it_is_the_same_there(tmp_path: Path) -> None:
+    matrix = {"seed": [0, 1], "train.batch": [4, 8], "train.lr": [1e-3, 1e-2], "data.seq_len": [64, 32]}
+    path = written(tmp_path, matrix=matrix, rows=SUITE["rows"][2:], baseline="galore")
+    scaled = suites.load(path).at_scale()
+    assert scaled is not None
+    assert len(scaled.runs) == 2  # one for each rate; batch and length are those of the section
+    assert {run.train.lr for run in scaled.runs} == {1e-3, 1e-2}

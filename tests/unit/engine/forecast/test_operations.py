@@ -227,6 +227,7 @@ def test_refreshes_at_times_of_their_own_are_spread_over_the_mean_period_and_tha
         run_of({"galore": {"rank": 4, "period": 50, "stagger": True}}, shape="nano", length=LENGTH)
     )
     assert (apart.period, apart.refresh_work) == (50, together.refresh_work)
+    assert apart.work == together.work
     assert [text for text in apart.warnings if text.startswith("speed:")] == [
         "speed: a refresh of each matrix is counted once in 50 updates; training decides when they come"
     ]

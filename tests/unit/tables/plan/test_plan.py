@@ -295,15 +295,15 @@ def test_an_unknown_shape_is_one_line_with_the_nearest(
 
 
 # ------------------------------------------------------------------------------------------ rendering
-def trained() -> MemoryReport:
+def trained(gib: int = 10) -> MemoryReport:
     return MemoryReport(
         config_id="0",
         granularity=512,
         parameters_total=1,
         parameters_trainable=1,
-        phase_peak_allocated_bytes={"load": 5 * GIB, "prepare": 6 * GIB, "train": 10 * GIB},
+        phase_peak_allocated_bytes={"load": 5 * GIB, "prepare": 6 * GIB, "train": gib * GIB},
         train=TrainMemory(
-            peak_allocated_bytes=10 * GIB,
+            peak_allocated_bytes=gib * GIB,
             weights_trainable_bytes=GIB,
             weights_frozen_bytes=2 * GIB,
             gradients_bytes=GIB,
@@ -373,9 +373,9 @@ def test_the_speed_on_a_device_stands_with_its_ratio_parts_and_costliest_operati
     )
     made = plan.Plan("s", "q", "m", rows, (), 0, UNSEEN, devices=(device,), baseline="full")
     table = next(each for each in tables.build(made).tables if "Speed" in each.title)
-    cells = {row[0]: row[1:] for row in table.rows}
     assert "H200" in table.title
     assert "forecast" in table.title
+    cells = {row[0]: row[2:] for row in table.rows}
     assert cells["full"][:9] == ("10,000", "1.00", "25", "50", "100.0", "25.0", "50.0", "25.0", DASH)
     assert cells["slow"][:9] == ("5,000", "0.50", DASH, "50", "200.0", "25.0", "50.0", "25.0", "100.0")
     assert set(cells["int8"]) == {DASH}
@@ -387,6 +387,21 @@ def test_the_speed_on_a_device_stands_with_its_ratio_parts_and_costliest_operati
     spoken_rows = plan.as_dict(made)["rows"]
     assert spoken_rows[0]["speed"][0]["tokens_per_s"] == pytest.approx(10_000)
     assert spoken_rows[2]["speed"] == [{"device": device.title, "reason": "round has no rate for mm in int8"}]
+
+
+def test_rows_of_one_label_keep_their_own_speed_and_the_device_says_whether_they_fit() -> None:
+    device = devices.profile("h200")
+    rows = tuple(
+        plan.Row("x", name, 0, 1, None, trained(peak), speed={device.title: spoken(seconds)})
+        for name, seconds, peak in (("a", 0.1, 20), ("b", 0.2, 200))
+    )
+    made = plan.Plan("s", "q", "m", rows, (), 1.0, UNSEEN, devices=(device,), baseline="x")
+    table = next(each for each in tables.build(made).tables if "Speed" in each.title)
+    fits, speed, ratio = table.columns[:3]
+    assert speed.cells == ("10,000", "5,000")
+    assert ratio.cells == ("1.00", "0.50")
+    left = device.memory_gib - 1
+    assert fits.cells == (f"yes, {left - 20:.2f} spare", f"no, {200 - left:.2f} short")
 
 
 def test_two_rows_that_are_equal_at_scale_stay_two_rows(
@@ -403,6 +418,24 @@ def test_two_rows_that_are_equal_at_scale_stay_two_rows(
     assert code == 0, err
     assert [cells_of(out, label)[0][6] for label in ("short", "long")] == ["5.00", "5.00"]
     assert len(forecaster.asked(tmp_path)) == 1, "and are simulated once"
+
+
+def test_at_scale_the_model_and_the_text_are_those_of_the_suite(
+    lorebench: Callable[..., Said], tmp_path: Path
+) -> None:
+    """As in a report, which forecasts the rows of another model on no other than its own."""
+    scaled = {"source": "random", "seq_len": 8}
+    scale = {"base": {"model": {"source": "shape", "name": "nano"}, "data": scaled}}
+    path = tmp_path / "scaled.yaml"
+    path.write_text(yaml.safe_dump({**SUITE, "at_scale": scale}))
+    text = tmp_path / "text.txt"
+    text.write_text("a text")
+    said = [
+        lorebench(path, "--at-scale", *options, "--format", "json")[1]
+        for options in ([], ["--model", "someone/else", "--data", str(text)])
+    ]
+    plain, other = (json.loads(text)["rows"] for text in said)
+    assert [row["config_id"] for row in plain] == [row["config_id"] for row in other]
 
 
 def test_two_profiles_of_one_title_are_refused(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import series
+from harness.errors import UserError
 from harness.record import Record
 from harness.series import Series
 from harness.tables import records
@@ -34,8 +35,8 @@ def load_records(*paths: str | Path, updates: bool = False) -> pd.DataFrame:
     that of the suite. Columns of updates are those of the file beside the record: `loss`, `lr`, `grad_norm`,
     `step_s`, `refresh_step` and `ranks`. What was not measured is missing.
 
-    A file that holds no record is left out with a warning; UserError where a path does not exist, or the
-    updates of a record cannot be read.
+    A file that holds no record is left out with a warning, and so are the updates of a record whose file of
+    updates cannot be read. UserError where a path does not exist.
     """
     import pandas as pd
 
@@ -45,7 +46,10 @@ def load_records(*paths: str | Path, updates: bool = False) -> pd.DataFrame:
         if not updates:
             lines.append(key | _machine(file, record) | dict(_flat(record.model_dump(exclude_none=True))))
             continue
-        lines += (key | values for values in _updates(record))
+        try:
+            lines += (key | values for values in _updates(record))
+        except UserError as error:
+            warnings.warn(f"{file}: its updates are left out: {error}", stacklevel=2)
     return pd.DataFrame(lines, columns=_columns(lines, *index)).set_index(index)
 
 

@@ -103,6 +103,21 @@ def test_a_file_that_is_no_record_is_left_out_with_a_warning(folder: Path) -> No
         assert len(load_records(folder)) == 3
 
 
+@pytest.mark.parametrize("damage", ["missing", "of another run"])
+def test_updates_that_cannot_be_read_are_left_out_with_a_warning(folder: Path, damage: str) -> None:
+    first, *others = sorted(folder.glob("*.json"))
+    beside = folder / json.loads(first.read_text())["series"]["file"]
+    if damage == "missing":
+        beside.unlink()
+    else:
+        shutil.copy(folder / json.loads(others[0].read_text())["series"]["file"], beside)
+    with pytest.warns(UserWarning, match=rf"{first.name}: its updates are left out: {beside.name}: ") as said:
+        updates = load_records(folder, updates=True)
+    assert [warning.filename for warning in said] == [__file__]  # the line of the caller
+    assert updates.index.unique("run_id").tolist() == [path.stem for path in others]
+    assert len(load_records(folder)) == 3
+
+
 def test_a_run_is_told_from_the_same_one_of_another_folder(tmp_path: Path) -> None:
     """A run id follows from the config, which two suites, machines or folders of results may share."""
     places = [tmp_path / place for place in ("a/cpu-1t/welore", "a/cpu-2t/welore", "b/cpu-1t/welore", "c")]

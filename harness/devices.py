@@ -19,9 +19,26 @@ FOLDER = ROOT / "benchmarks" / "devices"
 
 Decomposition = Literal["svd", "eigh", "qr"]
 DECOMPOSITIONS: tuple[Decomposition, ...] = get_args(Decomposition)
+#: The dtypes, by torch's names, that products and attention are computed in; one is a method's name, too.
+DTYPES = tuple("float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 int8".split())  # noqa: SIM905
+#: No figure of a device is beyond these, and within them no forecast is infinite, or takes no time.
+LEAST, MOST = 1e-9, 1e15
 
 
-Positive = Annotated[float, Field(gt=0)]
+def _dtype(name: str) -> str:
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype; {nearest(name, DTYPES)}")
+    return name
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("give the name of the device, not an empty one")
+    return text
+
+
+Dtype = Annotated[str, AfterValidator(_dtype)]
+Positive = Annotated[float, Field(ge=LEAST, le=MOST)]
 #: Pairs of a size and a value, such as the rate at that size.
 Curve = Annotated[list[tuple[Positive, Positive]], Field(min_length=1), AfterValidator(sorted)]
 
@@ -45,21 +62,21 @@ class DeviceProfile(BaseModel):
     refers to. `bandwidth` is GB/s by the bytes that an operation moves, `new_memory` GB/s by the bytes that
     it allocates, at which the system clears their pages; absent where freed memory is kept, as on a GPU.
     `latency_us` are the microseconds that every operation takes at least. `sources` says where each figure
-    comes from, and `assumed` names those that nobody measured.
+    comes from, and `assumed` names those that nobody measured. Figures are finite, dtypes those of `DTYPES`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    title: str
+    title: Annotated[str, AfterValidator(_not_blank)]
     memory_gib: Positive
-    peak: dict[str, Positive]
-    products: dict[str, Curve]
-    attention: dict[str, Curve]
-    attention_backward: dict[str, Curve]
+    peak: dict[Dtype, Positive]
+    products: dict[Dtype, Curve]
+    attention: dict[Dtype, Curve]
+    attention_backward: dict[Dtype, Curve]
     decompositions: dict[Decomposition, Curve]
     bandwidth: Curve
     new_memory: Curve | None = None
-    latency_us: Annotated[float, Field(ge=0)]
+    latency_us: Annotated[float, Field(ge=0, le=MOST)]
     sources: dict[str, str]
     assumed: list[str] = []
 

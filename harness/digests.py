@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import files
+from harness import files, strict_json
 from harness.errors import UserError
 
 #: Files of fewer bytes are read each time: that takes milliseconds.
@@ -83,7 +83,7 @@ class Digests:
         if entry is not None:
             content = {"files": stamp, "sha256": found, "check": _check(stamp, found)}
             with suppress(OSError):  # the next process reads the files again
-                files.replace(entry, json.dumps(content) + "\n")
+                files.replace(entry, strict_json.text(content))
 
 
 def _stamp(paths: Sequence[Path]) -> Stamp:

@@ -1,8 +1,13 @@
-"""Read JSON that people write, or that a run wrote for them: a key given twice is an error. No torch."""
+"""Read and write JSON as its standard has it. No torch.
+
+What people write, or a run wrote for them, gives no key twice. What is written has no NaN and no infinity,
+which Python would write as numbers that other programs refuse.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,22 @@ def parse(text: str, constant: Callable[[str], float] = float) -> Any:
 def read(path: Path, constant: Callable[[str], float] = float) -> Any:
     """Return what a file of JSON holds, as `parse` does; OSError and UnicodeDecodeError as they come."""
     return parse(path.read_text(encoding="utf-8"), constant)
+
+
+def text(content: Any, indent: int | None = None, **options: Any) -> str:
+    """Return the JSON of a value with a line break; `options` are those of `json.dumps`.
+
+    Numbers that are not finite become the texts `NaN`, `Infinity` and `-Infinity`, as in a record.
+    """
+    return json.dumps(_finite(content), indent=indent, allow_nan=False, **options) + "\n"
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float) and not math.isfinite(content):
+        return "NaN" if math.isnan(content) else "Infinity" if content > 0 else "-Infinity"
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, (list, tuple)) else content
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

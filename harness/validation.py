@@ -127,7 +127,8 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> tuple[Path, bool, 
     # A misspelt key comes first: it is often why another is missing.
     first = min(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
     kind, context = first["type"], first.get("ctx", {})
-    path, models = _walk(cls, first["loc"])
+    own_key = first["loc"][-1:] == ("[key]",)  # what is wrong is the key of a dict, not the value
+    path, models = _walk(cls, first["loc"][:-1] if own_key else first["loc"])
     place = _dotted(path)
     if kind == "extra_forbidden":
         *parents, name = path
@@ -155,7 +156,7 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> tuple[Path, bool, 
         message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
         given = first["input"]
         problem = message if kind == "value_error" else f"{message}, given {shown(given)}"
-    return path, False, f"{place}: {problem}" if place else problem
+    return path, own_key, f"{place}: {problem}" if place else problem
 
 
 def settings_named(name: str, cls: type[BaseModel]) -> list[str]:

@@ -48,7 +48,7 @@ def build(out: Path, recipe: Recipe, verbose: bool = False) -> dict[str, Any]:
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
         manifest = describe(out, recipe, model, tokenizer)
-    (out / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (out / MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return manifest
 
 
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.steps < 1:
         parser.error(f"--steps is {options.steps}: give at least 1")
     manifest = build(options.out, replace(Recipe(), steps=options.steps), verbose=True)
-    print(json.dumps(manifest["worlds"], indent=2))
+    print(json.dumps(manifest["worlds"], indent=2, allow_nan=False))
     return 0
 
 

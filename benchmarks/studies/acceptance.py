@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.studies.acceptance_table import pairs, rows, show, simulated_peaks, tests_line
-from harness import imports
+from harness import imports, strict_json
 from harness import record as records
 from harness import suite as suites
 from harness.config import Run
@@ -172,7 +172,7 @@ def try_out(folder: Path, chosen: Chosen, left_s: Left) -> dict[str, Any]:
             code_of_pytest = call([sys.executable, "-m", "pytest", *options], left_s())
             if code_of_pytest is not None and report.exists():
                 done["files"][file.name] = outcomes(report)
-                replace(kept, json.dumps(done, indent=1) + "\n")
+                replace(kept, strict_json.text(done, indent=1))
     return dict(done["files"])
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import files, imports
+from harness import files, imports, strict_json
 from harness.errors import UserError
 from harness.files import ROOT
 from harness.git import LOCAL, git
@@ -117,7 +117,7 @@ def _run(asked: argparse.Namespace, cases: Sequence[tuple[str, str, int]]) -> in
         print(_line(outcomes[-1]), flush=True)
     if asked.write:
         content = {"stand": _environment(clone), "outcomes": outcomes}
-        files.replace(ROOT / OUTCOMES, json.dumps(content, indent=1) + "\n")
+        files.replace(ROOT / OUTCOMES, strict_json.text(content, indent=1))
         generated.write(pages(ROOT))
     return 0 if all(map(as_expected, outcomes)) else 1
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harness import strict_json
 from harness.config import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,5 +57,5 @@ def write(
         place = folder if commits == 1 else folder / f"{commit:04d}"
         path = place / machine / suite / f"{run.run_id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        path.write_text(strict_json.text(content, indent=1), encoding="utf-8")
         yield path

@@ -51,15 +51,21 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
 
 @contextmanager
-def _in_one_line() -> Iterator[None]:
-    """Turn a mistake in the command line into a UserError that names the help of its command."""
+def _in_one_line(group: Any = None) -> Iterator[None]:
+    """Turn a mistake in the command line into a UserError that names the help of its command.
+
+    `group` is the context that a command is invoked in: an option without its value names no command itself.
+    """
     try:
         yield
     except UsageError as error:
         said: Any = error
-        if said.ctx is None or type(error).__name__ == "NoArgsIsHelpError":  # help is no mistake
+        if type(error).__name__ == "NoArgsIsHelpError":  # help is no mistake
             raise
-        words = said.ctx.command_path.split()[said.ctx.find_root().command_path.count(" ") + 1 :]
+        if said.ctx is not None:
+            words = said.ctx.command_path.split()[said.ctx.find_root().command_path.count(" ") + 1 :]
+        else:
+            words = [group.invoked_subcommand] if group is not None and group.invoked_subcommand else []
         message = re.sub(r"Input should be a valid integer.*", "give a whole number", said.format_message())
         message = message.replace("Value error, ", "").rstrip(".")
         raise UserError(f"{message}; see {' '.join(['lorebench', *words, '--help'])}") from error
@@ -73,7 +79,7 @@ class _Commands(TyperGroup):
             return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        with _in_one_line():
+        with _in_one_line(ctx):
             return super().invoke(ctx)
 
 

@@ -5,11 +5,9 @@ Cells are plain Unicode text until a renderer escapes them for its format; nothi
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from harness.plain_text import plain as plain
 
@@ -158,12 +156,3 @@ _LATEX = {
 def latex(text: str) -> str:
     """Escape for LaTeX text mode."""
     return "".join(_LATEX.get(char, char) for char in text)
-
-
-def finite(content: Any) -> Any:
-    """Write `Infinity` and `NaN` as text, as records do, since JSON has no such numbers."""
-    if isinstance(content, float) and not math.isfinite(content):
-        return "NaN" if math.isnan(content) else "Infinity" if content > 0 else "-Infinity"
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    return [finite(value) for value in content] if isinstance(content, (list, tuple)) else content

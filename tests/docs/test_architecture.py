@@ -243,6 +243,35 @@ def test_the_harness_names_no_method(module: Module) -> None:
     assert not wrong
 
 
+# --------------------------------------------------------------------------------------------- JSON
+#: What is sent between processes of one command, which are all Python.
+EVENTS = ("harness.engine.run.record_writer", "harness.engine.worker")
+WRITERS = ("write", "write_text", "replace", "print", "echo")
+
+
+def loose_json(tree: ast.AST) -> set[int]:
+    """The lines of calls of `json.dumps` whose text is written, as a line or a file, and may hold NaN."""
+    written: list[ast.expr] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and ast.unparse(node.right) in (r"'\n'", r"b'\n'"):
+            written.append(node.left)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in WRITERS:
+            written += node.args
+    return {
+        node.lineno
+        for node in written
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "json.dumps"
+        and "allow_nan=False" not in map(ast.unparse, node.keywords)
+    }
+
+
+def test_json_that_is_written_has_no_numbers_that_json_lacks() -> None:
+    """`strict_json.text` writes it; elsewhere `json.dumps` makes keys, hashes and words of a message."""
+    found = {module.name: loose_json(module.tree) for module in of("harness", "methods", "benchmarks")}
+    assert {name for name, lines in found.items() if lines} == set(EVENTS)
+
+
 # -------------------------------------------------------------------------------------------- sizes
 def test_a_method_can_be_read_in_one_sitting() -> None:
     methods = [module for module in of("methods") if not below(module.name, "methods.parts")]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.papers.calculations.calling import evaluate
+from harness import strict_json
 from harness.errors import UserError
 from harness.suite import read_yaml
 from harness.tables.papers import published
@@ -31,7 +32,7 @@ class Call:
 def pages(root: Path) -> Iterator[tuple[Path, str]]:
     """Yield results/calculations.json: each call with value, unit and how. UserError for a wrong call."""
     found = [_entry(call) for call in calls(root / "benchmarks" / "papers")]
-    yield root / "results" / "calculations.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    yield root / "results" / "calculations.json", strict_json.text(found, indent=1, ensure_ascii=False)
 
 
 def calls(folder: Path) -> list[Call]:

@@ -7,7 +7,6 @@ loaded is decided by `check.py`.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import transformers  # its parts are loaded when they are first used
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from harness import factored
+from harness import factored, strict_json
 from harness.engine.models import check as folders
 from harness.engine.models.quiet import quietly
 from harness.engine.models.weights import FACTORED_WEIGHTS, FACTORS_MANIFEST, opened
@@ -130,7 +129,7 @@ def save(model: nn.Module, tokenizer: Any, folder: Path) -> None:
             plain.config.save_pretrained(temporary)
             save_file(state, temporary / FACTORED_WEIGHTS, metadata={"format": "pt"})
             manifest = {"format": 1, "ranks": ranks}
-            (temporary / FACTORS_MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+            (temporary / FACTORS_MANIFEST).write_text(strict_json.text(manifest, indent=1))
             if getattr(plain, "generation_config", None) is not None:
                 plain.generation_config.to_json_file(temporary / "generation_config.json")
         else:

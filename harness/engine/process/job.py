@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from harness import strict_json
 from harness.config import Run
 from harness.files import private
 from harness.record import Record
@@ -56,7 +57,7 @@ class Job:
         content = {"run": self.run.model_dump(mode="json"), "suite": self.suite, "device": self.device}
         content |= {**paths, "rerun": self.rerun, "inputs": self.inputs}
         with open(self.file, "w", encoding="utf-8", opener=private) as file:
-            file.write(json.dumps(content, indent=1) + "\n")
+            file.write(strict_json.text(content, indent=1))
 
     @classmethod
     def read(cls, path: Path) -> Job:

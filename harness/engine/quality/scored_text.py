@@ -6,7 +6,6 @@ Needs no torch: a worker reads the protocols before it loads torch and writes it
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness import strict_json
 from harness.files import private, private_folder
 
 if TYPE_CHECKING:
@@ -86,4 +86,4 @@ def write_sequences(path: Path, text: ScoredText, scored: Scored) -> None:
                 "tokens": max(len(tokens) - 1, 0),
                 "nll_nats": nats,
             }
-            file.write(json.dumps(line) + "\n")
+            file.write(strict_json.text(line))

@@ -5,12 +5,12 @@ The answers come from lm-eval (`tasks.py`), with one sample per document and fil
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import strict_json
 from harness.errors import UserError
 from harness.files import private, private_folder
 from harness.record import Accuracy
@@ -81,4 +81,4 @@ def write_samples(path: Path, samples: Samples, right: Sequence[bool]) -> None:
         for sample, correct in zip(samples, right, strict=True):
             line = {key: sample[key] for key in ("doc_id", "doc_hash", "prompt_hash", "target", "doc")}
             line |= {"responses": sample["filtered_resps"], "correct": correct}
-            file.write(json.dumps(line, default=str, ensure_ascii=False) + "\n")
+            file.write(strict_json.text(line, default=str, ensure_ascii=False))

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness import files
+from harness import files, strict_json
 from harness.digests import SETTLED_NS
 from harness.identity import paths_of
 from harness.imports import OURS, ROOT, named_folders
@@ -62,7 +62,7 @@ class Remembered:
             return
         content = {"state": self._state, "check": _hash(answer), "answer": answer}
         with suppress(OSError):
-            files.replace(self._place, json.dumps(content))
+            files.replace(self._place, strict_json.text(content))
             kept = files.visible(self._place.parent, "*.json")
             for path in sorted(kept, key=lambda path: path.stat().st_mtime_ns)[:-MOST]:
                 path.unlink(missing_ok=True)

@@ -6,10 +6,10 @@ Text and Markdown name verdicts by `LABELS`; JSON and JUnit keep the tokens, whi
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from xml.etree import ElementTree
 
+from harness import strict_json
 from harness.errors import counted
 from harness.tables.aggregate import grouped
 from harness.tables.compare.comparison import JUDGED, LABELS, STATUS, VERDICTS, Cell, Comparison, Verdict
@@ -119,7 +119,7 @@ def to_json(found: Comparison) -> str:
         "set_aside": found.skipped,
         "notes": found.notes,
     }
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return strict_json.text(content, indent=1, ensure_ascii=False)
 
 
 def to_junit(found: Comparison) -> str:

@@ -6,14 +6,14 @@ Phrases come from `wording.py`, the table of rows from `tables.py`.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from harness import strict_json
 from harness.errors import counted
 from harness.tables import layout
-from harness.tables.format import Column, Table, finite, first, markdown
+from harness.tables.format import Column, Table, first, markdown
 from harness.tables.history import wording
 from harness.tables.history.series import Break, ChangePoint, History, Series
 from harness.tables.history.tables import tables, unchanged
@@ -78,7 +78,7 @@ def to_json(history: History) -> str:
         "set_aside": history.skipped,
         "notes": history.notes,
     }
-    return json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return strict_json.text(content, indent=1, ensure_ascii=False)
 
 
 def _plain(item: Series | ChangePoint | Break) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import strict_json
 from harness.errors import UserError
 from harness.tables.format import fixed
 
@@ -112,7 +113,7 @@ def largest_groups(report: MemoryReport) -> dict[str, int]:
 
 def as_json(plan: Plan) -> str:
     """Return the text of a plan's JSON file."""
-    return json.dumps(as_dict(plan), indent=1) + "\n"
+    return strict_json.text(as_dict(plan), indent=1)
 
 
 def read_forecasts(path: Path) -> dict[str, MemoryReport | str]:

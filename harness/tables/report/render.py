@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from harness import files
+from harness import files, strict_json
 from harness.errors import counted
 from harness.plain_text import cell
 from harness.tables import format, layout
@@ -137,7 +136,7 @@ def to_json(report: Report) -> str:
         "shared": report.caption,
         "notes": report.notes,
     }
-    return json.dumps(format.finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return strict_json.text(content, indent=1, ensure_ascii=False)
 
 
 def to_text(report: Report) -> str:

@@ -191,7 +191,9 @@ def test_a_mistake_in_a_suite_is_one_line(
         (["--data", "a:b"], "--data 'a:b': neither a file here nor a `datasets` id"),
         (["--seed", str(2**70)], f"--seed {2**70}: give a whole number from 0 to"),
         (["--seed", "x"], "Invalid value for '--seed': give a whole number; see lorebench run --help"),
-        (["--nothing"], "No such option: --nothing"),
+        (["--seed"], "lorebench: Option '--seed' requires an argument; see lorebench run --help"),
+        (["--full=yes"], "lorebench: Option '--full' does not take a value; see lorebench run --help"),
+        (["--nothing"], "lorebench: No such option: --nothing"),
         (["more"], "Got unexpected extra argument"),
         (["--budget", "soon"], "'soon' is not a duration; write for example 90s, 25m or 6h"),
         (["--budget", ""], "'' is not a duration"),
@@ -226,6 +228,12 @@ def test_a_mistake_on_the_command_line_is_one_line(
     assert says in said.err
     assert said.err.count("\n") == 1
     assert not list(tmp_path.glob("runs/*/*/*.json")), "nothing has started"
+
+
+def test_a_mistake_before_the_command_is_one_line(lorebench: Lorebench) -> None:
+    said = lorebench("--version=3")
+    says = "lorebench: Option '--version' does not take a value; see lorebench --help\n"
+    assert (said.code, said.out, said.err) == (2, "", says)
 
 
 @pytest.mark.parametrize("name", ["welor", "./none.yaml", "none/welore"])

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import math
+import operator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +14,9 @@ import pytest
 import yaml
 
 from harness.config import TrainConfig
-from harness.devices import DECOMPOSITIONS, FOLDER, at, names, profile
+from harness.devices import DECOMPOSITIONS, DTYPES, FOLDER, DeviceProfile, at, names, profile
 from harness.errors import UserError
+from harness.validation import validate
 
 
 def test_the_devices_that_ship_are_the_ones_promised() -> None:
@@ -34,7 +40,7 @@ def test_a_profile_that_ships_can_forecast_every_dtype_and_says_its_sources(name
 
 def test_dtypes_of_runs_are_those_of_profiles() -> None:
     allowed = TrainConfig.model_fields["dtype"].annotation.__args__  # type: ignore[union-attr]
-    assert set(allowed) <= set(profile("h200").peak)
+    assert set(allowed) <= set(profile("h200").peak) <= set(DTYPES)
 
 
 def test_a_curve_is_linear_in_logarithms_and_constant_beyond_its_points() -> None:
@@ -57,11 +63,17 @@ def test_points_may_be_written_in_any_order(tmp_path: Path) -> None:
     ("key", "value", "said"),
     [
         ("bandwidth", [], "bandwidth"),
-        ("bandwidth", [[0, 1]], "above 0"),
+        ("bandwidth", [[0, 1]], r"bandwidth\.0\.0: give a number of at least 1e-09, not 0"),
         ("bandwidth", [[1, 2, 3]], "bandwidth"),
         ("latency_us", -1, "at least 0"),
         ("latency_us", "5", "latency_us"),
-        ("peak", {"bfloat16": 0}, "above 0"),
+        ("peak", {"bfloat16": 0}, r"peak\.bfloat16: give a number of at least 1e-09, not 0"),
+        ("peak", {"bf16": 312}, r"yaml:\d+: peak\.bf16: unknown dtype; did you mean 'bfloat16'"),
+        ("products", {"fp32": [[1, 1]]}, r"products\.fp32: unknown dtype; did you mean 'float32'"),
+        ("attention", {"": [[1, 1]]}, "unknown dtype; known: "),
+        ("decompositions", {"lu": [[1, 1]]}, r"decompositions\.lu: give 'svd', 'eigh' or 'qr', not 'lu'"),
+        ("title", "", "title: give the name of the device, not an empty one"),
+        ("title", " ", "title: give the name of the device, not an empty one"),
         ("speed", 1, "speed"),
     ],
 )
@@ -73,6 +85,50 @@ def test_a_wrong_figure_is_named(tmp_path: Path, key: str, value: Any, said: str
         profile(str(path))
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def figures(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths of all numbers of a profile."""
+    if isinstance(content, dict | list):
+        for key, item in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from figures(item, (*path, key))
+    elif isinstance(content, float | int):
+        yield path
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_no_figure_is_infinite_or_undefined(value: float) -> None:
+    content = {**yaml.safe_load((FOLDER / "h100.yaml").read_text()), "new_memory": [[1, 1]]}
+    paths = list(figures(content))
+    assert {path[0] for path in paths} == DeviceProfile.model_fields.keys() - {"title", "sources", "assumed"}
+    for path in paths:
+        changed = copy.deepcopy(content)
+        functools.reduce(operator.getitem, path[:-1], changed)[path[-1]] = value
+        with pytest.raises(UserError, match=f"^mine: {'.'.join(map(str, path))}: give a finite number, not "):
+            read_as(changed)
+
+
+@pytest.mark.parametrize("value", [1e-300, 1e300])
+@pytest.mark.parametrize(
+    "key", ["bandwidth", "new_memory", "products", "attention", "decompositions", "peak"]
+)
+def test_no_figure_makes_a_forecast_overflow(value: float, key: str) -> None:
+    """A rate of 1e300 TFLOP/s would be infinite in FLOP/s, and no time at all pass."""
+    content = yaml.safe_load((FOLDER / "h100.yaml").read_text())
+    content[key] = {
+        "bandwidth": [[1, value]],
+        "new_memory": [[1, value]],
+        "decompositions": {"svd": [[1, value]]},
+        "peak": {"float32": value},
+    }.get(key, {"float32": [[1, value]]})
+    with pytest.raises(
+        UserError, match=f"^mine: {key}.*: give a number of at (least 1e-09|most 1e[+]15), not "
+    ):
+        read_as(content)
+
+
+def read_as(content: dict[str, Any]) -> DeviceProfile:
+    return validate(DeviceProfile, content, "mine")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from harness.errors import UserError
 from harness.series import Series
 from tests.support.reference import records_of
 
+ROOT = Path(__file__).resolve().parents[3]
 REFERENCE = records_of("welore")
 #: Records that hold their updates themselves.
 OLDER = records_of("pretrain_small_lr")
@@ -27,11 +28,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def copied(records: Path, folder: Path) -> Path:
-    """Copy three records of runs that trained to a new folder."""
+    """Copy three records of runs that trained, with their series, to a new folder."""
     folder.mkdir()
     trained = [path for path in sorted(records.glob("*.json")) if '"tokens_per_s"' in path.read_text()]
     for path in trained[:3]:
-        shutil.copy(path, folder)
+        for file in records.glob(f"{path.stem}.*"):
+            shutil.copy(file, folder)
     return folder
 
 
@@ -57,7 +59,7 @@ def value(content: Any, dotted: str) -> Any:
 def test_a_run_is_a_row_with_the_keys_of_its_record(folder: Path, key: str) -> None:
     runs = load_records(folder)
     found = contents(folder)
-    assert list(runs.index) == [content["run_id"] for content in found]
+    assert list(runs.index) == [(str(folder), content["run_id"]) for content in found]
     assert runs[key].tolist() == [value(content, key) for content in found]
 
 
@@ -74,7 +76,7 @@ def test_older_records_give_their_updates(tmp_path: Path) -> None:
     folder = copied(OLDER, tmp_path / "runs")
     updates = load_records(folder, updates=True)
     for content in contents(folder):
-        own = updates.loc[content["run_id"]]
+        own = updates.loc[str(folder), content["run_id"]]
         assert own.index.tolist() == list(range(1, content["training"]["steps"] + 1))
         for name in ("loss", "lr"):
             assert own[name].tolist() == content["training"][name]
@@ -87,7 +89,7 @@ def test_updates_are_those_of_the_file_beside_the_record(folder: Path) -> None:
     content["training"] = {"steps": 3, "tokens": 48}
     content["series"] = vars(series.write(course, record, content["run_id"]))
     record.write_text(json.dumps(content))
-    own = load_records(record, updates=True).loc[content["run_id"]]
+    own = load_records(record, updates=True).loc[str(folder), content["run_id"]]
     beside = pd.read_parquet(folder / content["series"]["file"]).set_index("step")
     for name in ("loss", "lr"):
         pd.testing.assert_series_equal(own[name], beside[name])
@@ -101,9 +103,83 @@ def test_a_file_that_is_no_record_is_left_out_with_a_warning(folder: Path) -> No
         assert len(load_records(folder)) == 3
 
 
-def test_folders_are_read_together_and_one_that_is_missing_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize("damage", ["missing", "of another run"])
+def test_updates_that_cannot_be_read_are_left_out_with_a_warning(folder: Path, damage: str) -> None:
+    first, *others = sorted(folder.glob("*.json"))
+    beside = folder / json.loads(first.read_text())["series"]["file"]
+    if damage == "missing":
+        beside.unlink()
+    else:
+        shutil.copy(folder / json.loads(others[0].read_text())["series"]["file"], beside)
+    with pytest.warns(UserWarning, match=rf"{first.name}: its updates are left out: {beside.name}: ") as said:
+        updates = load_records(folder, updates=True)
+    assert [warning.filename for warning in said] == [__file__]  # the line of the caller
+    assert updates.index.unique("run_id").tolist() == [path.stem for path in others]
+    assert len(load_records(folder)) == 3
+
+
+def test_a_run_is_told_from_the_same_one_of_another_folder(tmp_path: Path) -> None:
+    """A run id follows from the config, which two suites, machines or folders of results may share."""
+    places = [tmp_path / place for place in ("a/cpu-1t/welore", "a/cpu-2t/welore", "b/cpu-1t/welore", "c")]
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        copied(REFERENCE, place)
+    runs, updates = load_records(tmp_path), load_records(tmp_path, updates=True)
+    assert runs.index.is_unique
+    assert updates.index.is_unique
+    assert runs.index.unique("folder").tolist() == list(map(str, places))
+    assert runs["machine"].fillna("").tolist() == 3 * ["cpu-1t"] + 3 * ["cpu-2t"] + 3 * ["cpu-1t"] + 3 * [""]
+    joined = updates.join(runs[["label", "seed"]])
+    assert joined.index.equals(updates.index)
+    for folder, content in [(str(place), content) for place in places for content in contents(place)]:
+        assert set(joined.loc[folder, content["run_id"]]["label"]) == {content["label"]}
+
+
+def test_a_record_below_several_paths_is_one_row(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "linked").symlink_to(folder)
+    (folder / "plan.json").write_text("{}")
+    paths = [folder, tmp_path, "runs", "linked", min(folder.glob("*.json"))]
+    with pytest.warns(UserWarning, match=r"plan\.json: left out") as said:
+        runs = load_records(*paths)
+    assert len(said) == 1
+    assert len(runs) == 3
+    with pytest.warns(UserWarning, match="left out"):
+        updates, once = load_records(*paths, updates=True), load_records(folder, updates=True)
+    pd.testing.assert_frame_equal(updates, once)
+
+
+def test_of_a_run_that_a_folder_holds_twice_the_first_is_read(folder: Path) -> None:
     first = min(folder.glob("*.json"))
-    assert len(load_records(folder, str(first))) == 4
+    copy = Path(shutil.copy(first, folder / "a.json"))
+    with pytest.warns(
+        UserWarning, match=rf"a\.json: left out: a copy of run {first.stem}: {first.name} is read"
+    ):
+        assert len(load_records(first, copy)) == 1
+
+
+def test_the_documented_lines_work_on_the_reference_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").symlink_to(ROOT / "results" / "raw")
+    monkeypatch.chdir(tmp_path)
+    section = (
+        (ROOT / "docs" / "measurement.md").read_text(encoding="utf-8").split("## Records in Python\n")[1]
+    )
+    held: dict[str, Any] = {}
+    for line in section.split("```")[1].removeprefix("python\n").splitlines():
+        exec(line, held)
+    runs, named = held["runs"], held["named"]
+    assert runs.index.is_unique
+    assert len(runs) == len(list((ROOT / "results" / "raw").glob("*/*/*.json")))
+    assert set(runs["machine"]) == {path.name for path in (ROOT / "results" / "raw").iterdir()}
+    assert len(named) == len(held["updates"])
+    assert not named[["machine", "suite", "label"]].isna().any(axis=None)
+
+
+def test_a_path_that_is_missing_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         load_records(folder / "none")
 

@@ -131,8 +131,7 @@ def tune(
 
 def _check_out(path: Path, suite: str) -> None:
     """Raise UserError for a file of rates that cannot be written, or that is something else already."""
-    if path.suffix not in (".yaml", ".yml") or not files.can_be_replaced(path):
-        raise UserError(f"--out {path}: name a file that ends in .yaml and can be written")
+    options.check_yaml(path)
     if not path.exists():
         return
     try:

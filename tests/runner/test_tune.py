@@ -321,7 +321,7 @@ def test_a_refused_trial_ends_the_search_and_keeps_what_is_finished(
         (["--rates", "0.1,1e-1"], "a rate is given twice"),
         (["--rates", ""], "'' is no learning rate"),
         (["--extend", "-1"], "--extend -1: give a number from 0 to 20"),
-        (["--out", "rates.txt"], "name a file that ends in .yaml"),
+        (["--out", "rates.txt"], "name a file that ends in .yaml or .yml, in a folder"),
         (
             ["--set", "data={source: random, seq_len: 8}"],
             "row 'inside' trains on random tokens, so there is no",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import signal
 import subprocess
@@ -280,6 +281,51 @@ def test_what_had_finished_when_it_was_killed_is_not_tried_again(
     assert tune(path, "--only", "label=a", "--rates", "1e-3,3e-3", "--extend", "0").exit_code == 0
     assert starts(settings) == before, "both had finished"
     assert found(tmp_path)["a"]["perplexities"] == [3.0, 2.0]
+
+
+BROKEN = {"100.0": "diverged", "300.0": 626.0, "1000.0": "diverged"}
+
+
+def test_a_best_rate_above_failures_is_no_end_of_the_search(
+    tmp_path: Path, tune: Tune, settings: runner.Settings
+) -> None:
+    """Rates far too high: a trial that happens to end is not the best because those around it failed."""
+    lower = {"30.0": "diverged", "10.0": 9.0, "3.0": 4.0, "1.0": 5.0}
+    path = suite(tmp_path, row("a", {**BROKEN, **lower}))
+    said = tune(path, "--rates", "100,300,1000", "--extend", "1")
+    assert said.exit_code == 0
+    assert "a: 300, below it every trial failed; next: 30" in said.output
+    assert "300, below it every trial failed" in said.output.splitlines()[-2]
+    assert len(starts(settings)) == 3 + 1
+    said = tune(path, "--rates", "100,300,1000")
+    assert found(tmp_path)["a"]["rates"] == [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
+    assert found(tmp_path)["a"]["lr"] == 3.0
+    assert len(starts(settings)) == 3 + 4
+
+
+def test_a_best_rate_that_leaves_the_model_as_it_was_is_said(tmp_path: Path, tune: Tune) -> None:
+    """By the loss of the first update, which is in the record of every trial."""
+    rows = [row("a", BROKEN), row("b", INSIDE), row("c", BROKEN)]
+    rows[0]["method"]["stub:Stub"]["first_loss"] = math.log(600.1)
+    rows[1]["method"]["stub:Stub"]["first_loss"] = math.log(600.1)
+    said = tune(suite(tmp_path, *rows), "--rates", "1e-3,3e-3,300", "--extend", "0", "--only", "label=a")
+    assert said.exit_code == 0
+    assert "no better" not in said.output, "50 at 0.001 and 0.003"
+    said = tune(suite(tmp_path, *rows), "--rates", "100,300,1000", "--extend", "0")
+    assert said.exit_code == 0
+    doubts = [line for line in said.output.splitlines() if "no better" in line]
+    assert doubts == [
+        "a: its best rate 300 leaves the model no better than before training: perplexity 626.000 on "
+        "validation text, and 600.100 before on the first batch; try other rates by --rates"
+    ]
+
+
+def test_a_command_that_finds_no_rate_at_all_fails(tmp_path: Path, tune: Tune) -> None:
+    said = tune(suite(tmp_path, row("a", dict.fromkeys(("0.001", "0.003"), "oom"))), "--rates", "1e-3,3e-3")
+    assert said.exit_code == 1
+    last = said.output.strip().splitlines()[-1]
+    assert last.endswith("rates.yaml; none for these rows, as every trial failed; try others by --rates")
+    assert found(tmp_path)["a"]["lr"] is None
 
 
 def test_a_row_without_a_rate_is_said_and_can_be_left_out(tmp_path: Path, tune: Tune) -> None:

@@ -21,6 +21,7 @@ from harness.engine.run import checks
 from harness.engine.sweep import resolution
 from harness.errors import UserError
 from harness.inputs import as_of
+from harness.record import Training
 from tests.docs.sources import ROOT
 
 RAW = ROOT / "results" / "raw"
@@ -61,6 +62,16 @@ def test_rates_go_on_by_the_series_over_the_decades() -> None:
         assert tuning.neighbour(0.9 * higher, above=False) == lower
 
 
+def test_the_search_ends_where_rates_are_no_longer_allowed() -> None:
+    """So the command in a record, with its rate under `--rates`, is not refused."""
+    assert (tuning.neighbour(3e-9, above=False), tuning.neighbour(300, above=True)) == (1e-9, 1e3)
+    assert (tuning.neighbour(1e-9, above=False), tuning.neighbour(1e3, above=True)) == (None, None)
+    assert tuning.beyond({1e-9: 2.0, 3e-9: 3.0}, diverged=True) == []
+    assert tuning.beyond({300.0: 3.0, 1e3: 2.0}, diverged=True) == []
+    assert tuning.beyond({1e-9: math.inf, 3e-9: 3.0}, diverged=True) == [1e-8]
+    assert tuning.beyond({1e-9: math.inf}, diverged=True) == []
+
+
 @pytest.mark.parametrize(
     ("tried", "best", "beyond"),
     [
@@ -70,7 +81,11 @@ def test_rates_go_on_by_the_series_over_the_decades() -> None:
         ({0.005: 3.0}, 0.005, [0.003, 0.01]),
         ({0.001: 2.0, 0.003: 2.0, 0.01: 2.0}, 0.003, []),
         ({0.001: 2.0, 0.003: math.inf}, 0.001, [0.0003]),
-        ({0.001: math.inf, 0.003: 2.0, 0.01: math.inf}, 0.003, []),
+        ({0.001: 3.0, 0.003: 2.0, 0.01: math.inf}, 0.003, []),
+        ({0.001: 3.0, 0.003: math.inf, 0.01: 2.0, 0.03: 4.0}, 0.01, []),
+        ({100.0: math.inf, 300.0: 626.0, 1000.0: math.inf}, 300.0, [30.0]),
+        ({10.0: 9.0, 30.0: math.inf, 100.0: math.inf, 300.0: 626.0}, 10.0, [3.0]),
+        ({0.001: math.inf, 0.003: 2.0, 0.01: 2.0, 0.03: 4.0}, 0.01, []),
         ({0.001: math.inf, 0.003: math.inf}, None, [0.0003]),
     ],
 )
@@ -80,6 +95,49 @@ def test_the_grid_goes_on_where_the_best_rate_is_at_its_edge(
     assert tuning.best(tried) == best
     assert tuning.beyond(tried, diverged=True) == beyond
     assert tuning.beyond(tried, diverged=False) == ([] if best is None else beyond)
+
+
+@pytest.mark.parametrize(
+    ("tried", "says"),
+    [
+        ({0.001: 3.0, 0.003: 2.0, 0.01: 4.0}, "0.003"),
+        ({0.001: 3.0, 0.003: 2.0, 0.01: math.inf}, "0.003"),
+        ({0.001: 2.0, 0.003: 3.0}, "0.001, the lowest tried"),
+        ({0.001: 3.0, 0.003: 2.0}, "0.003, the highest tried"),
+        ({0.005: 3.0}, "0.005, the lowest tried and the highest tried"),
+        ({100: math.inf, 300: 626.0, 1000: math.inf}, "300, below it every trial failed"),
+        ({100: math.inf, 300: 626.0}, "300, below it every trial failed and the highest tried"),
+        ({1e-9: 2.0, 3e-9: 3.0}, "1e-09, the lowest allowed"),
+        (
+            {1e-9: math.inf, 3e-9: 3.0, 1e-8: 4.0},
+            "3e-09, below it every trial failed, down to the lowest allowed",
+        ),
+        ({300: 3.0, 1000: 2.0}, "1000, the highest allowed"),
+        ({0.001: math.inf}, "none: every trial failed"),
+        ({1e-9: math.inf}, "none: every trial failed, down to the lowest allowed"),
+    ],
+)
+def test_what_bounds_no_better_rate_is_said(tried: dict[float, float], says: str) -> None:
+    assert tuning.in_words(tried) == says
+
+
+@pytest.mark.parametrize(
+    ("training", "before"),
+    [
+        ({"steps": 1, "tokens": 8, "first_loss": math.log(600.0), "last_loss": 1.0}, 600.0),
+        ({"steps": 2, "tokens": 8, "loss": [math.log(600.0), 1.0]}, 600.0),
+        ({"steps": 1, "tokens": 8, "first_loss": 1e4, "last_loss": 1.0}, math.inf),
+        ({"steps": 0, "tokens": 0}, None),
+        (None, None),
+    ],
+)
+def test_the_first_loss_tells_what_the_model_was_before_training(
+    tmp_path: Path, training: dict[str, Any] | None, before: float | None
+) -> None:
+    record = Job(Run.model_validate({"method": "full"}), "some", tmp_path / "x", "cpu", tmp_path, "").blank()
+    record.training = None if training is None else Training.model_validate(training)
+    found = tuning.untrained(record)
+    assert found == (None if before is None else pytest.approx(before))
 
 
 # ------------------------------------------------------------------------------------------- file

@@ -278,7 +278,8 @@ def _with_earlier(found: Rates, path: Path) -> Rates:
     """Return rates with those of other rows that a file has; one that cannot be read is replaced."""
     try:
         return found.after(read(path)) if path.is_file() else found
-    except UserError:
+    except UserError as error:
+        show.say(f"{path}: replaced without what it held, as it cannot be read: {error}")
         return found
 
 

@@ -162,7 +162,7 @@ def test_rows_of_one_label_are_told_apart(tmp_path: Path, tune: Tune) -> None:
     file = tmp_path / "results/stub-1/some_lr/rates.yaml"
     rows = yaml.safe_load(file.read_text())["tuned"][0]["rows"]
     assert [each["only"] for each in rows] == [["train.steps=5"], ["train.steps=6"]]
-    rows[1]["lr"] = 0.01
+    rows[1] |= {"lr": 0.01, "perplexities": [3.0, 2.0, 1.5, None]}
     content = yaml.safe_load(file.read_text())
     content["tuned"][0]["rows"] = rows
     file.write_text(json.dumps(content))
@@ -231,6 +231,19 @@ def test_a_file_that_holds_something_else_is_not_replaced(
     assert tune(path, "--out", str(file)).exit_code == 0
     assert "has rates of suite 'some'" in str(tune(other, "--out", str(file)).exception)
     assert path.read_bytes() == before
+
+
+def test_a_file_that_was_edited_into_nonsense_is_replaced_and_that_is_said(
+    tmp_path: Path, tune: Tune
+) -> None:
+    path = suite(tmp_path, row("inside", INSIDE), row("high", HIGH))
+    tune(path)
+    file = tmp_path / "results/stub-1/some_lr/rates.yaml"
+    file.write_text(file.read_text().replace("lr: 0.003", "lr: 0.01"))
+    said = tune(path, "--only", "label=high")
+    assert "rates.yaml: replaced without what it held, as it cannot be read: " in said.output
+    assert "row 'inside': lr 0.01 is not the best by its perplexities, 0.003" in said.output
+    assert list(found(tmp_path)) == ["high"]
 
 
 def test_two_that_write_one_file_at_once_lose_no_row(
@@ -336,9 +349,11 @@ def test_a_row_without_a_rate_is_said_and_can_be_left_out(tmp_path: Path, tune: 
     assert "none: every trial failed" in said.output
     file = tmp_path / "results/stub-1/some_lr/rates.yaml"
     with pytest.raises(
-        UserError, match="all 4 trials of row 'big' failed, so there is no rate; select other"
-    ):
+        UserError,
+        match="all 4 trials of row 'big' failed, so there is no rate; tune it with other --rates \\(row",
+    ) as caught:
         Selection(str(path), rates=file).load()
+    assert str(caught.value).count("--only") == 1
     assert {run.train.lr for run in Selection(str(path), rates=file, only=["label=inside"]).load().runs} == {
         0.003
     }

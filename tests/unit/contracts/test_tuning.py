@@ -193,9 +193,10 @@ def test_the_id_of_a_run_is_that_of_its_rate_alone(place: Path) -> None:
 def test_a_row_without_a_rate_is_refused_unless_it_is_left_out(place: Path) -> None:
     file = written(place, labels=("a",))
     with pytest.raises(
-        UserError, match=r"rates.yaml: no rate for row '1e-3'; it has a: tune that row, too, or"
-    ):
+        UserError, match=r"rates.yaml: no rate for row '1e-3'; it has a: tune that row, too \(row '1e-3'; sel"
+    ) as caught:
         Selection(str(place), rates=file).load()
+    assert str(caught.value).count("--only") == 1
     assert len(Selection(str(place), rates=file, only=["label=a", "label=base"]).load().runs) == 2
 
 
@@ -320,6 +321,31 @@ def edited(place: Path, change: Callable[[list[Any]], Any]) -> Path:
         (lambda tuned: tuned.clear(), "tuned: give a list with at least 1"),
         (lambda tuned: tuned[0]["rows"].clear(), "rows: give a list with at least 1"),
         (lambda tuned: tuned[0]["rows"][0].update(lr="x"), "lr: give a number"),
+        (
+            lambda tuned: tuned[0]["rows"][0].update(lr=0.02),
+            "row 'a': lr 0.02 is not the best by its perplexities, 1e-05; run `lorebench tune` again, "
+            "or give a rate of your own by --set train.lr=RATE in place of --rates$",
+        ),
+        (
+            lambda tuned: tuned[0]["rows"][0].update(lr=0.5),
+            "row 'a': lr 0.5 is none of its rates; run `lorebench tune` again, or give a rate of your own by",
+        ),
+        (
+            lambda tuned: tuned[0]["rows"][0].update(perplexities=[2.5, 2.4]),
+            "row 'a': lr 1e-05 is not the best by its perplexities, 0.02; run",
+        ),
+        (
+            lambda tuned: tuned[0]["rows"][0].update(perplexities=[None, None]),
+            "row 'a': lr 1e-05 is not the best by its perplexities, null, as every trial failed; run",
+        ),
+        (
+            lambda tuned: tuned[0]["rows"][0].update(lr=None),
+            "row 'a': lr null is not the best by its perplexities, 1e-05; run",
+        ),
+        (
+            lambda tuned: tuned[0]["rows"][0].update(rates=[1e-5, 1e-5]),
+            "row 'a': rate 1e-05 is given twice; leave one, with its perplexity",
+        ),
     ],
 )
 def test_a_file_that_was_edited_into_nonsense_is_refused(
@@ -330,9 +356,28 @@ def test_a_file_that_was_edited_into_nonsense_is_refused(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("seed", "says"), [(-5, "number of at least 0"), (1.5, "whole number")])
+def test_a_file_of_rates_has_a_seed_that_trials_can_have(place: Path, seed: float, says: str) -> None:
+    file = written(place)
+    file.write_text(json.dumps({**yaml.safe_load(file.read_text()), "seed": seed}))
+    with pytest.raises(UserError, match=rf"rates.yaml:\d+: seed: give a .*{says}"):
+        Selection(str(place), rates=file).load()
+
+
+def test_of_equally_good_rates_a_file_may_give_each() -> None:
+    for rate in (1e-5, 0.02):
+        row = {"label": "a", "lr": rate, "rates": (1e-5, 0.02), "perplexities": (2.5, 2.5)}
+        assert rates.Row.model_validate(row).lr == rate
+
+
+def test_rates_and_suites_may_be_named_yml(place: Path) -> None:
+    file, mine = written(place).rename(place.with_name("rates.yml")), place.rename(place.with_suffix(".yml"))
+    assert Selection(str(mine), rates=file).load().runs[0].train.lr == 1e-5
+
+
 def test_of_many_rows_with_a_rate_some_are_named(place: Path) -> None:
     file = written(place, labels=tuple(f"r{number}" for number in range(500)))
-    with pytest.raises(UserError, match=r"it has r0, r1, .*, r19 and 480 more: tune that row, too"):
+    with pytest.raises(UserError, match=r"it has r0, r1, .*, r19 and 480 more: tune that row, too \("):
         Selection(str(place), rates=file).load()
 
 

@@ -91,7 +91,7 @@ def profile(given: str) -> DeviceProfile:
     path = FOLDER / f"{given}.yaml"
     if given not in names():
         path = from_user(given)
-        if not (path.suffix == ".yaml" and path.is_file()):
+        if not (path.suffix in strict_yaml.ENDINGS and path.is_file()):
             raise UserError(
                 f"--on {given}: neither a device profile nor a file of one; {nearest(given, names())}"
             )

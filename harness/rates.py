@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -12,11 +14,11 @@ import yaml
 from pydantic import Field, model_validator
 
 from harness import files, identity, strict_yaml
-from harness.config import DataConfig, MethodChoice, ModelConfig, Run, Strict
+from harness.config import LARGEST_SEED, DataConfig, MethodChoice, ModelConfig, Run, Strict
 from harness.credentials import shown
 from harness.errors import UserError, listed
 from harness.suite import Override, Suite, check_each_once, fits
-from harness.tuning import LR
+from harness.tuning import LR, best
 from harness.validation import validate
 
 Rate = Annotated[float, Field(gt=0)]
@@ -26,13 +28,15 @@ GIVEN = (LR, "tuning")
 MOST_SHOWN, MOST_LABELS = 4, 20
 #: Settings of training that a rate may be used with other values of: a run may be longer than its trials.
 FREE = {"lr", "steps", "activation_checkpointing"}
+_WAY_OUT = "run `lorebench tune` again, or give a rate of your own by --set train.lr=RATE in place of --rates"
 
 
 class Row(Strict):
     """A row with its best rate and all that were tried; None is the perplexity of a trial that failed.
 
     `only` are conditions beside the label, where several rows have it. `method` is the stack as the suite
-    writes it; older files do not know it. `lr` is None where all trials failed.
+    writes it; older files do not know it. `lr` is None where all trials failed. A rate of one's own, which no
+    trial found best, has no place here: a run at the `lr` of a file says that it was tuned.
     """
 
     label: str
@@ -46,8 +50,20 @@ class Row(Strict):
     def _consistent(self) -> Self:
         if len(self.rates) != len(self.perplexities):
             raise ValueError(f"row {shown(self.label)}: give as many perplexities as rates")
+        ((most, times),) = Counter(self.rates).most_common(1)
+        if times > 1:
+            raise ValueError(
+                f"row {shown(self.label)}: rate {most:g} is given twice; leave one, with its perplexity"
+            )
         if self.lr is not None and self.lr not in self.rates:
-            raise ValueError(f"row {shown(self.label)}: lr {self.lr:g} is none of its rates")
+            raise ValueError(f"row {shown(self.label)}: lr {self.lr:g} is none of its rates; {_WAY_OUT}")
+        tried = {rate: math.inf if each is None else each for rate, each in self.tried}
+        right = best(tried)
+        if self.lr != right and (self.lr is None or right is None or tried[self.lr] > tried[right]):
+            given = "null" if self.lr is None else f"{self.lr:g}"
+            allowed = "null, as every trial failed" if right is None else f"{right:g}"
+            said = f"lr {given} is not the best by its perplexities, {allowed}"
+            raise ValueError(f"row {shown(self.label)}: {said}; {_WAY_OUT}")
         return self
 
     @property
@@ -90,7 +106,7 @@ class Rates(Strict):
 
     suite: str
     trials: str
-    seed: int
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
     tuned: tuple[TunedOn, ...] = Field(min_length=1)
 
     @classmethod
@@ -150,10 +166,7 @@ class Rates(Strict):
             labels = dict.fromkeys(row.label for each in self.tuned for row in each.rows)
             more = f" and {len(labels) - MOST_LABELS} more" if len(labels) > MOST_LABELS else ""
             has = listed(list(labels)[:MOST_LABELS]) + more
-            raise UserError(
-                f"{where}: no rate for row {shown(run.name)}; it has {has}: tune that row, too, "
-                "or select others by --only"
-            )
+            raise UserError(f"{where}: no rate for row {shown(run.name)}; it has {has}: tune that row, too")
         fitting = [each for each in found if not _differences(each, run)]
         if not fitting:
             was, now = _differences(found[0], run)
@@ -169,7 +182,7 @@ class Rates(Strict):
         if row.lr is None:
             raise UserError(
                 f"{where}: all {len(row.rates)} trials of row {shown(run.name)} failed, so there is no rate; "
-                "select other rows by --only"
+                "tune it with other --rates"
             )
         tuning = strict_yaml.lift(
             {"suite": self.trials, "grid": list(row.rates), "inputs": each.inputs or None}, where

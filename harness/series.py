@@ -80,6 +80,14 @@ def times(time: Time, refreshed: bool) -> StepTimes | None:
     return time.refresh_steps if refreshed else time.plain_steps
 
 
+def first_loss(record: Record) -> float | None:
+    """Return the loss of the first update of a record, whichever form it has; None without an update."""
+    training = record.training
+    if training is None:
+        return None
+    return training.first_loss if training.first_loss is not None else next(iter(training.loss), None)
+
+
 def timed(time: Time) -> int:
     """Return how many updates of a record were timed."""
     return len(time.step_s) + sum(part.count for part in (time.plain_steps, time.refresh_steps) if part)

@@ -24,6 +24,8 @@ from yaml.scanner import Scanner
 from harness.credentials import refuse_secrets
 from harness.errors import UserError, one_line
 
+#: What the name of a file that people write may end in.
+ENDINGS = (".yaml", ".yml")
 #: Characters of a text once every alias is written out. The largest file that ships has 40,000.
 LARGEST = 1 << 21
 DEEPEST = 40

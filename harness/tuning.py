@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from harness import strict_yaml
+from harness import series, strict_yaml
 from harness.config import LARGEST_SEED, EmbeddedData, RandomData, Run
 from harness.credentials import shown
 from harness.errors import UserError
@@ -24,7 +24,7 @@ SEED = 100
 #: The share of the documents to train on that trials are judged by, where the data says none.
 VALIDATION = 0.1
 LR = "train.lr"
-#: Rates that a training may have.
+#: Rates that may be tried: the limits of `--rates`, and of the search beyond it.
 LEAST, MOST = 1e-9, 1e3
 #: What a row's trials have in common with those of another, or not with its reported runs.
 _NOT_OF_A_ROW = (LR, "data.validation", "evaluate", "tuning", "save_weights", "repeat")
@@ -120,11 +120,15 @@ def at_rate(trial: Suite, rate: float) -> Run:
 
 
 # ------------------------------------------------------------------------------------------- rates
-def neighbour(rate: float, *, above: bool) -> float:
-    """Return the next rate of the series … 1e-3, 3e-3, 1e-2, 3e-2, … above or below one."""
+def neighbour(rate: float, *, above: bool) -> float | None:
+    """Return the next rate of the series … 1e-3, 3e-3, 1e-2, 3e-2, … above or below one.
+
+    None where that is beyond what may be tried, `LEAST` to `MOST`.
+    """
     power = math.floor(math.log10(rate))
     near = [float(f"{digit}e{power + step}") for step in (-1, 0, 1, 2) for digit in (1, 3)]
-    return min(x for x in near if x > rate) if above else max(x for x in near if x < rate)
+    found = min(x for x in near if x > rate) if above else max(x for x in near if x < rate)
+    return found if LEAST <= found <= MOST else None
 
 
 def perplexity(record: Record) -> float:
@@ -134,21 +138,61 @@ def perplexity(record: Record) -> float:
     return found if math.isfinite(found) else math.inf
 
 
+def untrained(record: Record) -> float | None:
+    """Return the perplexity of the model before its first update, on the batch of that update.
+
+    That is another text than a trial is judged by, so only a rough measure of it. None where the record has
+    no loss of it.
+    """
+    loss = series.first_loss(record)
+    try:
+        return None if loss is None else math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
 def best(tried: Mapping[float, float]) -> float | None:
-    """Return the rate with the lowest perplexity, None where every trial failed."""
-    inner = sorted(tried)[1:-1]
-    found = min(sorted(tried), key=lambda rate: (tried[rate], rate not in inner))
-    return found if math.isfinite(tried[found]) else None
+    """Return the rate with the lowest perplexity, None where every trial failed; of equal ones one inside."""
+    lowest = min(tried.values())
+    equal = sorted(rate for rate in tried if tried[rate] == lowest)
+    inside = next((rate for rate in equal if not any(_open(tried, rate))), equal[0])
+    return inside if math.isfinite(lowest) else None
+
+
+def _open(tried: Mapping[float, float], rate: float) -> tuple[bool, bool]:
+    """Return whether nothing tried below a rate, and above it, bounds the search for a better one.
+
+    Below only a trial that succeeded does: one that failed may have failed as its rate was too high, too.
+    """
+    below = not any(math.isfinite(tried[other]) for other in tried if other < rate)
+    return below, rate == max(tried)
 
 
 def beyond(tried: Mapping[float, float], diverged: bool) -> list[float]:
-    """Return the rates to try next: beyond an edge at which the best one is, none where it is inside.
+    """Return the rates to try next, none where the best one is inside or its edge is the limit.
 
-    Where every trial failed, and some diverged, the next lower rate may not.
+    Below, the search goes on until a rate succeeds and is worse; above, one that failed ends it, too. Where
+    every trial failed, and some diverged, the next lower rate may not.
     """
     found = best(tried)
+    below, above = (diverged, False) if found is None else _open(tried, found)
+    lower = neighbour(min(tried), above=False) if below else None
+    higher = neighbour(max(tried), above=True) if above else None
+    return [rate for rate in (lower, higher) if rate is not None]
+
+
+def in_words(tried: Mapping[float, float]) -> str:
+    """Return the best rate, and at which edges of what was tried it is."""
+    found, lowest, highest = best(tried), min(tried), max(tried)
+    end = neighbour(lowest, above=False) is None
     if found is None:
-        return [neighbour(min(tried), above=False)] if diverged else []
-    return [
-        neighbour(found, above=above) for above, edge in ((False, min), (True, max)) if found == edge(tried)
-    ]
+        return f"none: every trial failed{', down to the lowest allowed' if end else ''}"
+    below, above = _open(tried, found)
+    said = [f"{found:g}"]
+    if below and found == lowest:
+        said.append(f"the lowest {'allowed' if end else 'tried'}")
+    elif below:
+        said.append(f"below it every trial failed{', down to the lowest allowed' if end else ''}")
+    if above:
+        said.append(f"the highest {'allowed' if neighbour(highest, above=True) is None else 'tried'}")
+    return f"{said[0]}, {' and '.join(said[1:])}" if said[1:] else said[0]

@@ -36,8 +36,8 @@ def devices(
             raise UserError("--out goes with --calibrate; add it")
         show.table(*_listed())
         return
-    if out is not None and (out.suffix != ".yaml" or not files.can_be_replaced(out)):
-        raise UserError(f"--out {out}: name a .yaml file in a folder that can be written to")
+    if out is not None:
+        options.check_yaml(out)
     answer = _calibrated(device)
     path = out or Path(f"{answer['machine']}.yaml")
     files.replace(path, as_yaml(answer["profile"]))

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness import endings, rates
+from harness import endings, files, rates, strict_yaml
 from harness import suite as suites
 from harness.config import HUB_ID, Run
 from harness.credentials import refuse_secrets, shown
@@ -102,6 +102,15 @@ def seconds(text: str, option: str) -> float:
             f"{option} {shown(text)} is not a duration; write for example 90s, 25m or 6h (at most a year)"
         )
     return value
+
+
+def check_yaml(path: Path) -> None:
+    """Raise UserError for a file of `--out` that is not named as YAML, or that cannot be written."""
+    if path.suffix not in strict_yaml.ENDINGS or not files.can_be_replaced(path):
+        allowed = " or ".join(strict_yaml.ENDINGS)
+        raise UserError(
+            f"--out {path}: name a file that ends in {allowed}, in a folder that can be written to"
+        )
 
 
 def method_options(settings: Sequence[str] | None) -> dict[str, Any]:

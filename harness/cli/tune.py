@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 MOST_EXTENSIONS = 20
 #: What marks the best rate of a row.
 BEST = "*"
+NONE = "none for these rows, as every trial failed; try others by --rates"
 
 Grid = Annotated[str, typer.Option(metavar="RATES", help="Learning rates to try, with commas between.")]
 Extend = Annotated[
     int,
-    typer.Option(metavar="N", help="How often to go on where the best rate is the lowest or highest tried."),
+    typer.Option(metavar="N", help="How often to go on where nothing tried bounds the best rate."),
 ]
 Seed = Annotated[
     int | None, typer.Option(metavar="N", help="Seed of the trials. [default: 100, or the next unused one]")
@@ -70,12 +71,22 @@ class _Row:
 
     @property
     def found(self) -> str:
-        """The best rate in words, and whether it is at the edge of what was tried."""
+        """The best rate in words, and whether it is at an edge of what was tried."""
+        return tuning.in_words(self.tried)
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the best rate is none to train at: it leaves the model no better than it was."""
         best = tuning.best(self.tried)
-        if best is None:
-            return "none: every trial failed"
-        edge = {min(self.tried): "the lowest tried", max(self.tried): "the highest tried"}.get(best)
-        return f"{best:g}, {edge}" if edge else f"{best:g}"
+        before = None if best is None else tuning.untrained(self.records[best])
+        if best is None or before is None or self.tried[best] < before:
+            return None
+        reached, was = fixed(3)(self.tried[best]), fixed(3)(before)
+        return (
+            f"{self.name}: its best rate {best:g} leaves the model no better than before training: "
+            f"perplexity {reached} on validation text, and {was} before on the first batch; "
+            "try other rates by --rates"
+        )
 
 
 @options.selects
@@ -121,18 +132,25 @@ def tune(
     folder = _try(trials, rows, first, extend, settings, rerun)
     path = out or folder / "rates.yaml"
     show.table(*_table(rows))
-    _write(_file(whole.name, trials, rows), path)
+    for doubt in filter(None, (row.doubt for row in rows)):
+        show.say(doubt)
+    found = _file(whole.name, trials, rows)
+    usable = _usable(found, _write(found, path))
+    typer.echo(f"rates: {path}; {_next(selection, path, device) if usable else NONE}")
+    if not usable or any(record.outcome.status == "error" for row in rows for record in row.records.values()):
+        raise typer.Exit(1)
+
+
+def _next(selection: options.Selection, path: Path, device: str) -> str:
+    """Return the command that runs the same rows at the rates of a file."""
     given = replace(selection, rates=path).forwarded(device)
     given += [f"--only={item}" for item in selection.only or ()]
-    typer.echo(f"rates: {path}; use them: {shlex.join(['lorebench', 'run', selection.suite, *given])}")
-    if any(record.outcome.status == "error" for row in rows for record in row.records.values()):
-        raise typer.Exit(1)
+    return f"use them: {shlex.join(['lorebench', 'run', selection.suite, *given])}"
 
 
 def _check_out(path: Path, suite: str) -> None:
     """Raise UserError for a file of rates that cannot be written, or that is something else already."""
-    if path.suffix not in (".yaml", ".yml") or not files.can_be_replaced(path):
-        raise UserError(f"--out {path}: name a file that ends in .yaml and can be written")
+    options.check_yaml(path)
     if not path.exists():
         return
     try:
@@ -233,23 +251,35 @@ def _file(suite: str, trials: Suite, rows: Sequence[_Row]) -> Rates:
     return Rates.of(suite, trials.name, trials.runs[0].seed, found)
 
 
-def _write(found: Rates, path: Path) -> None:
-    """Write rates and keep those of other rows that the file has; another `tune` may be writing them."""
+def _usable(found: Rates, written: Rates) -> bool:
+    """Return whether a file has a rate for one of the rows that were tuned, if only from before."""
+    own = [each for each in written.rows if any(row.replaces(each) for row in found.rows)]
+    return any(each.rows[0].lr is not None for each in own)
+
+
+def _write(found: Rates, path: Path) -> Rates:
+    """Write rates and keep those of other rows that the file has; another `tune` may be writing them.
+
+    Return what was written.
+    """
     from harness.engine.process.lock import Lock
 
     lock = Lock(path.with_name(f".{path.name}.lock"))
     lock.wait(lambda: show.say(f"waiting: {lock.holder} writes {path}"))
     try:
-        _with_earlier(found, path).write(path)
+        whole = _with_earlier(found, path)
+        whole.write(path)
     finally:
         lock.give()
+    return whole
 
 
 def _with_earlier(found: Rates, path: Path) -> Rates:
     """Return rates with those of other rows that a file has; one that cannot be read is replaced."""
     try:
         return found.after(read(path)) if path.is_file() else found
-    except UserError:
+    except UserError as error:
+        show.say(f"{path}: replaced without what it held, as it cannot be read: {error}")
         return found
 
 

@@ -104,6 +104,8 @@ def run(job):
     )
     print("a line for the log", file=sys.stderr, flush=True)
     do = options.get("do", "ok")
+    if "first_loss" in options:
+        record["training"] = {"steps": 1, "tokens": 8, "first_loss": options["first_loss"]}
     if "perplexity" in options:
         do = score(record, options["perplexity"].get(repr(job["run"]["train"]["lr"]), 50.0))
     if do == "as read":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import signal
 import subprocess
@@ -161,7 +162,7 @@ def test_rows_of_one_label_are_told_apart(tmp_path: Path, tune: Tune) -> None:
     file = tmp_path / "results/stub-1/some_lr/rates.yaml"
     rows = yaml.safe_load(file.read_text())["tuned"][0]["rows"]
     assert [each["only"] for each in rows] == [["train.steps=5"], ["train.steps=6"]]
-    rows[1]["lr"] = 0.01
+    rows[1] |= {"lr": 0.01, "perplexities": [3.0, 2.0, 1.5, None]}
     content = yaml.safe_load(file.read_text())
     content["tuned"][0]["rows"] = rows
     file.write_text(json.dumps(content))
@@ -232,6 +233,19 @@ def test_a_file_that_holds_something_else_is_not_replaced(
     assert path.read_bytes() == before
 
 
+def test_a_file_that_was_edited_into_nonsense_is_replaced_and_that_is_said(
+    tmp_path: Path, tune: Tune
+) -> None:
+    path = suite(tmp_path, row("inside", INSIDE), row("high", HIGH))
+    tune(path)
+    file = tmp_path / "results/stub-1/some_lr/rates.yaml"
+    file.write_text(file.read_text().replace("lr: 0.003", "lr: 0.01"))
+    said = tune(path, "--only", "label=high")
+    assert "rates.yaml: replaced without what it held, as it cannot be read: " in said.output
+    assert "row 'inside': lr 0.01 is not the best by its perplexities, 0.003" in said.output
+    assert list(found(tmp_path)) == ["high"]
+
+
 def test_two_that_write_one_file_at_once_lose_no_row(
     tmp_path: Path, tune: Tune, settings: runner.Settings
 ) -> None:
@@ -282,6 +296,51 @@ def test_what_had_finished_when_it_was_killed_is_not_tried_again(
     assert found(tmp_path)["a"]["perplexities"] == [3.0, 2.0]
 
 
+BROKEN = {"100.0": "diverged", "300.0": 626.0, "1000.0": "diverged"}
+
+
+def test_a_best_rate_above_failures_is_no_end_of_the_search(
+    tmp_path: Path, tune: Tune, settings: runner.Settings
+) -> None:
+    """Rates far too high: a trial that happens to end is not the best because those around it failed."""
+    lower = {"30.0": "diverged", "10.0": 9.0, "3.0": 4.0, "1.0": 5.0}
+    path = suite(tmp_path, row("a", {**BROKEN, **lower}))
+    said = tune(path, "--rates", "100,300,1000", "--extend", "1")
+    assert said.exit_code == 0
+    assert "a: 300, below it every trial failed; next: 30" in said.output
+    assert "300, below it every trial failed" in said.output.splitlines()[-2]
+    assert len(starts(settings)) == 3 + 1
+    said = tune(path, "--rates", "100,300,1000")
+    assert found(tmp_path)["a"]["rates"] == [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
+    assert found(tmp_path)["a"]["lr"] == 3.0
+    assert len(starts(settings)) == 3 + 4
+
+
+def test_a_best_rate_that_leaves_the_model_as_it_was_is_said(tmp_path: Path, tune: Tune) -> None:
+    """By the loss of the first update, which is in the record of every trial."""
+    rows = [row("a", BROKEN), row("b", INSIDE), row("c", BROKEN)]
+    rows[0]["method"]["stub:Stub"]["first_loss"] = math.log(600.1)
+    rows[1]["method"]["stub:Stub"]["first_loss"] = math.log(600.1)
+    said = tune(suite(tmp_path, *rows), "--rates", "1e-3,3e-3,300", "--extend", "0", "--only", "label=a")
+    assert said.exit_code == 0
+    assert "no better" not in said.output, "50 at 0.001 and 0.003"
+    said = tune(suite(tmp_path, *rows), "--rates", "100,300,1000", "--extend", "0")
+    assert said.exit_code == 0
+    doubts = [line for line in said.output.splitlines() if "no better" in line]
+    assert doubts == [
+        "a: its best rate 300 leaves the model no better than before training: perplexity 626.000 on "
+        "validation text, and 600.100 before on the first batch; try other rates by --rates"
+    ]
+
+
+def test_a_command_that_finds_no_rate_at_all_fails(tmp_path: Path, tune: Tune) -> None:
+    said = tune(suite(tmp_path, row("a", dict.fromkeys(("0.001", "0.003"), "oom"))), "--rates", "1e-3,3e-3")
+    assert said.exit_code == 1
+    last = said.output.strip().splitlines()[-1]
+    assert last.endswith("rates.yaml; none for these rows, as every trial failed; try others by --rates")
+    assert found(tmp_path)["a"]["lr"] is None
+
+
 def test_a_row_without_a_rate_is_said_and_can_be_left_out(tmp_path: Path, tune: Tune) -> None:
     failing = dict.fromkeys(("0.001", "0.003", "0.01", "0.03"), "oom")
     path = suite(tmp_path, row("big", failing), row("inside", INSIDE))
@@ -290,9 +349,11 @@ def test_a_row_without_a_rate_is_said_and_can_be_left_out(tmp_path: Path, tune: 
     assert "none: every trial failed" in said.output
     file = tmp_path / "results/stub-1/some_lr/rates.yaml"
     with pytest.raises(
-        UserError, match="all 4 trials of row 'big' failed, so there is no rate; select other"
-    ):
+        UserError,
+        match="all 4 trials of row 'big' failed, so there is no rate; tune it with other --rates \\(row",
+    ) as caught:
         Selection(str(path), rates=file).load()
+    assert str(caught.value).count("--only") == 1
     assert {run.train.lr for run in Selection(str(path), rates=file, only=["label=inside"]).load().runs} == {
         0.003
     }
@@ -321,7 +382,7 @@ def test_a_refused_trial_ends_the_search_and_keeps_what_is_finished(
         (["--rates", "0.1,1e-1"], "a rate is given twice"),
         (["--rates", ""], "'' is no learning rate"),
         (["--extend", "-1"], "--extend -1: give a number from 0 to 20"),
-        (["--out", "rates.txt"], "name a file that ends in .yaml"),
+        (["--out", "rates.txt"], "name a file that ends in .yaml or .yml, in a folder"),
         (
             ["--set", "data={source: random, seq_len: 8}"],
             "row 'inside' trains on random tokens, so there is no",

@@ -76,7 +76,7 @@ def test_what_a_worker_refuses_is_one_line(
     ("arguments", "said"),
     [
         (("--out", "mine.yaml"), "--out goes with --calibrate"),
-        (("--calibrate", "--out", "mine.json"), "name a .yaml file"),
+        (("--calibrate", "--out", "mine.json"), "name a file that ends in .yaml or .yml"),
         (("--calibrate", "--out", "nowhere/mine.yaml"), "folder that can be written to"),
     ],
 )

@@ -52,6 +52,15 @@ def test_a_curve_is_linear_in_logarithms_and_constant_beyond_its_points() -> Non
     assert at([(7.0, 3.0)], 7) == at([(7.0, 3.0)], 1) == 3.0
 
 
+def test_a_profile_of_one_s_own_may_be_named_yaml_or_yml(tmp_path: Path) -> None:
+    for name in ("mine.yaml", "mine.yml"):
+        (tmp_path / name).write_bytes((FOLDER / "h100.yaml").read_bytes())
+        assert profile(str(tmp_path / name)) == profile("h100")
+    (tmp_path / "mine.json").write_bytes((FOLDER / "h100.yaml").read_bytes())
+    with pytest.raises(UserError, match="neither a device profile nor a file of one"):
+        profile(str(tmp_path / "mine.json"))
+
+
 def test_points_may_be_written_in_any_order(tmp_path: Path) -> None:
     content = yaml.safe_load((FOLDER / "h100.yaml").read_text())
     content["bandwidth"] = [[2000, 20], [1000, 10]]

@@ -21,6 +21,7 @@ from harness.engine.run import checks
 from harness.engine.sweep import resolution
 from harness.errors import UserError
 from harness.inputs import as_of
+from harness.record import Training
 from tests.docs.sources import ROOT
 
 RAW = ROOT / "results" / "raw"
@@ -61,6 +62,16 @@ def test_rates_go_on_by_the_series_over_the_decades() -> None:
         assert tuning.neighbour(0.9 * higher, above=False) == lower
 
 
+def test_the_search_ends_where_rates_are_no_longer_allowed() -> None:
+    """So the command in a record, with its rate under `--rates`, is not refused."""
+    assert (tuning.neighbour(3e-9, above=False), tuning.neighbour(300, above=True)) == (1e-9, 1e3)
+    assert (tuning.neighbour(1e-9, above=False), tuning.neighbour(1e3, above=True)) == (None, None)
+    assert tuning.beyond({1e-9: 2.0, 3e-9: 3.0}, diverged=True) == []
+    assert tuning.beyond({300.0: 3.0, 1e3: 2.0}, diverged=True) == []
+    assert tuning.beyond({1e-9: math.inf, 3e-9: 3.0}, diverged=True) == [1e-8]
+    assert tuning.beyond({1e-9: math.inf}, diverged=True) == []
+
+
 @pytest.mark.parametrize(
     ("tried", "best", "beyond"),
     [
@@ -70,7 +81,11 @@ def test_rates_go_on_by_the_series_over_the_decades() -> None:
         ({0.005: 3.0}, 0.005, [0.003, 0.01]),
         ({0.001: 2.0, 0.003: 2.0, 0.01: 2.0}, 0.003, []),
         ({0.001: 2.0, 0.003: math.inf}, 0.001, [0.0003]),
-        ({0.001: math.inf, 0.003: 2.0, 0.01: math.inf}, 0.003, []),
+        ({0.001: 3.0, 0.003: 2.0, 0.01: math.inf}, 0.003, []),
+        ({0.001: 3.0, 0.003: math.inf, 0.01: 2.0, 0.03: 4.0}, 0.01, []),
+        ({100.0: math.inf, 300.0: 626.0, 1000.0: math.inf}, 300.0, [30.0]),
+        ({10.0: 9.0, 30.0: math.inf, 100.0: math.inf, 300.0: 626.0}, 10.0, [3.0]),
+        ({0.001: math.inf, 0.003: 2.0, 0.01: 2.0, 0.03: 4.0}, 0.01, []),
         ({0.001: math.inf, 0.003: math.inf}, None, [0.0003]),
     ],
 )
@@ -80,6 +95,49 @@ def test_the_grid_goes_on_where_the_best_rate_is_at_its_edge(
     assert tuning.best(tried) == best
     assert tuning.beyond(tried, diverged=True) == beyond
     assert tuning.beyond(tried, diverged=False) == ([] if best is None else beyond)
+
+
+@pytest.mark.parametrize(
+    ("tried", "says"),
+    [
+        ({0.001: 3.0, 0.003: 2.0, 0.01: 4.0}, "0.003"),
+        ({0.001: 3.0, 0.003: 2.0, 0.01: math.inf}, "0.003"),
+        ({0.001: 2.0, 0.003: 3.0}, "0.001, the lowest tried"),
+        ({0.001: 3.0, 0.003: 2.0}, "0.003, the highest tried"),
+        ({0.005: 3.0}, "0.005, the lowest tried and the highest tried"),
+        ({100: math.inf, 300: 626.0, 1000: math.inf}, "300, below it every trial failed"),
+        ({100: math.inf, 300: 626.0}, "300, below it every trial failed and the highest tried"),
+        ({1e-9: 2.0, 3e-9: 3.0}, "1e-09, the lowest allowed"),
+        (
+            {1e-9: math.inf, 3e-9: 3.0, 1e-8: 4.0},
+            "3e-09, below it every trial failed, down to the lowest allowed",
+        ),
+        ({300: 3.0, 1000: 2.0}, "1000, the highest allowed"),
+        ({0.001: math.inf}, "none: every trial failed"),
+        ({1e-9: math.inf}, "none: every trial failed, down to the lowest allowed"),
+    ],
+)
+def test_what_bounds_no_better_rate_is_said(tried: dict[float, float], says: str) -> None:
+    assert tuning.in_words(tried) == says
+
+
+@pytest.mark.parametrize(
+    ("training", "before"),
+    [
+        ({"steps": 1, "tokens": 8, "first_loss": math.log(600.0), "last_loss": 1.0}, 600.0),
+        ({"steps": 2, "tokens": 8, "loss": [math.log(600.0), 1.0]}, 600.0),
+        ({"steps": 1, "tokens": 8, "first_loss": 1e4, "last_loss": 1.0}, math.inf),
+        ({"steps": 0, "tokens": 0}, None),
+        (None, None),
+    ],
+)
+def test_the_first_loss_tells_what_the_model_was_before_training(
+    tmp_path: Path, training: dict[str, Any] | None, before: float | None
+) -> None:
+    record = Job(Run.model_validate({"method": "full"}), "some", tmp_path / "x", "cpu", tmp_path, "").blank()
+    record.training = None if training is None else Training.model_validate(training)
+    found = tuning.untrained(record)
+    assert found == (None if before is None else pytest.approx(before))
 
 
 # ------------------------------------------------------------------------------------------- file
@@ -135,9 +193,10 @@ def test_the_id_of_a_run_is_that_of_its_rate_alone(place: Path) -> None:
 def test_a_row_without_a_rate_is_refused_unless_it_is_left_out(place: Path) -> None:
     file = written(place, labels=("a",))
     with pytest.raises(
-        UserError, match=r"rates.yaml: no rate for row '1e-3'; it has a: tune that row, too, or"
-    ):
+        UserError, match=r"rates.yaml: no rate for row '1e-3'; it has a: tune that row, too \(row '1e-3'; sel"
+    ) as caught:
         Selection(str(place), rates=file).load()
+    assert str(caught.value).count("--only") == 1
     assert len(Selection(str(place), rates=file, only=["label=a", "label=base"]).load().runs) == 2
 
 
@@ -262,6 +321,31 @@ def edited(place: Path, change: Callable[[list[Any]], Any]) -> Path:
         (lambda tuned: tuned.clear(), "tuned: give a list with at least 1"),
         (lambda tuned: tuned[0]["rows"].clear(), "rows: give a list with at least 1"),
         (lambda tuned: tuned[0]["rows"][0].update(lr="x"), "lr: give a number"),
+        (
+            lambda tuned: tuned[0]["rows"][0].update(lr=0.02),
+            "row 'a': lr 0.02 is not the best by its perplexities, 1e-05; run `lorebench tune` again, "
+            "or give a rate of your own by --set train.lr=RATE in place of --rates$",
+        ),
+        (
+            lambda tuned: tuned[0]["rows"][0].update(lr=0.5),
+            "row 'a': lr 0.5 is none of its rates; run `lorebench tune` again, or give a rate of your own by",
+        ),
+        (
+            lambda tuned: tuned[0]["rows"][0].update(perplexities=[2.5, 2.4]),
+            "row 'a': lr 1e-05 is not the best by its perplexities, 0.02; run",
+        ),
+        (
+            lambda tuned: tuned[0]["rows"][0].update(perplexities=[None, None]),
+            "row 'a': lr 1e-05 is not the best by its perplexities, null, as every trial failed; run",
+        ),
+        (
+            lambda tuned: tuned[0]["rows"][0].update(lr=None),
+            "row 'a': lr null is not the best by its perplexities, 1e-05; run",
+        ),
+        (
+            lambda tuned: tuned[0]["rows"][0].update(rates=[1e-5, 1e-5]),
+            "row 'a': rate 1e-05 is given twice; leave one, with its perplexity",
+        ),
     ],
 )
 def test_a_file_that_was_edited_into_nonsense_is_refused(
@@ -272,9 +356,28 @@ def test_a_file_that_was_edited_into_nonsense_is_refused(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("seed", "says"), [(-5, "number of at least 0"), (1.5, "whole number")])
+def test_a_file_of_rates_has_a_seed_that_trials_can_have(place: Path, seed: float, says: str) -> None:
+    file = written(place)
+    file.write_text(json.dumps({**yaml.safe_load(file.read_text()), "seed": seed}))
+    with pytest.raises(UserError, match=rf"rates.yaml:\d+: seed: give a .*{says}"):
+        Selection(str(place), rates=file).load()
+
+
+def test_of_equally_good_rates_a_file_may_give_each() -> None:
+    for rate in (1e-5, 0.02):
+        row = {"label": "a", "lr": rate, "rates": (1e-5, 0.02), "perplexities": (2.5, 2.5)}
+        assert rates.Row.model_validate(row).lr == rate
+
+
+def test_rates_and_suites_may_be_named_yml(place: Path) -> None:
+    file, mine = written(place).rename(place.with_name("rates.yml")), place.rename(place.with_suffix(".yml"))
+    assert Selection(str(mine), rates=file).load().runs[0].train.lr == 1e-5
+
+
 def test_of_many_rows_with_a_rate_some_are_named(place: Path) -> None:
     file = written(place, labels=tuple(f"r{number}" for number in range(500)))
-    with pytest.raises(UserError, match=r"it has r0, r1, .*, r19 and 480 more: tune that row, too"):
+    with pytest.raises(UserError, match=r"it has r0, r1, .*, r19 and 480 more: tune that row, too \("):
         Selection(str(place), rates=file).load()
 
 

@@ -48,6 +48,28 @@ def refuse_shared(runs: Sequence[Run], of_options: bool = False) -> None:
             raise UserError(f"{place}: {shared.setting} has no effect: {shared.because}")
 
 
+def warm_up_alone(train: TrainConfig) -> list[str]:
+    """Return a warning where the warm-up leaves no update to the schedule, as in a short trial."""
+    if train.warmup < train.steps:
+        return []
+    return [
+        f"{train.warmup} updates of warm-up leave none of {train.steps}: "
+        f"the learning rate never reaches {train.lr:g}"
+    ]
+
+
+def doubts(runs: Sequence[Run]) -> list[str]:
+    """Return such warnings of all runs that train, each once, with the rows that it is about."""
+    rows: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for text in [] if run.train.stage == "compress" else warm_up_alone(run.train):
+            rows.setdefault(text, {})[run.name] = None
+    every = {run.name for run in runs if run.train.stage != "compress"}
+    return [
+        f"{'all rows' if set(names) == every else ', '.join(names)}: {text}" for text, names in rows.items()
+    ]
+
+
 def _of_a_row(run: Run) -> Iterator[tuple[str, str]]:
     train = run.train
     if train.stage != "compress":

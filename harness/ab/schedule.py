@@ -114,7 +114,7 @@ def carry_out(
             seconds = time.monotonic() - began
             *others, last = ((_shown(each), _verified(each, sides[each.side], request)) for each in group)
             for run, record in others:
-                display.note(progress.verdict(run, record, seconds))
+                display.note(progress.verdict(display.title(run), record, seconds))
             display.end(*last, seconds)
 
 

@@ -62,6 +62,7 @@ def run(
         keep_old=keep_old,
         force=force,
     )
+    show.doubts(chosen.runs)
     if dry_run:
         show_runs(chosen, settings)
         return

@@ -16,6 +16,7 @@ from harness.plain_text import plain
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from harness.config import Run
     from harness.suite import Suite
     from harness.tables.history.series import History
     from harness.tables.report.at_scale import AtScale
@@ -112,6 +113,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def say(text: str) -> None:
     """Print a line on standard error; labels and names of files in it do no harm to a terminal or a build."""
     typer.echo(plain(text), err=True)
+
+
+def doubts(runs: Sequence[Run]) -> None:
+    """Print what is doubtful in the settings of runs, before any of them starts."""
+    from harness import no_effect
+
+    for text in no_effect.doubts(runs):
+        say(text)
 
 
 def show(built: Report, full: bool = True) -> None:

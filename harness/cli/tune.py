@@ -120,6 +120,7 @@ def tune(
     rows = [_Row(run, tuning.conditions(whole, run)) for run in trials.runs]
     cache, limit = files.cache_folder(), options.seconds(deadline, "--deadline")
     settings = runner.Settings(results, cache, device, limit, retry=retry, force=force)
+    show.doubts(trials.runs)
     if dry_run:
         show_runs(_suite(trials, [(row, rate) for row in rows for rate in first])[0], settings)
         return

@@ -110,6 +110,7 @@ def sweep(suite: Suite, settings: Settings, display: Display, rerun: Callable[[R
             Job(run, suite.name, folder / key, plan.device, cache, "", plan.inputs.get(key, {}))
             for key, run in runs
         ]
+        display.names = suite.names(plan.runs)
         with display, device_lock(plan.device, settings.cache, display, plan.device_id) as device:
             result = _carry_out_all(jobs, rerun, settings, display, plan, device)
         result.run_ids = [run.run_id for run in plan.runs]

@@ -94,16 +94,17 @@ def test_events_before_the_first_run_and_with_odd_values_do_no_harm() -> None:
 
 
 def test_a_failure_without_a_message_still_names_its_phase() -> None:
-    assert verdict(stub_run(label="a"), ended("timeout"), 3.0) == "a seed 0: timeout after 3.0 s, in train"
-    assert verdict(stub_run(label="a", repeat=2), ended("ok"), 3.0) == "a seed 0 repeat 2: ok after 3.0 s"
+    assert verdict("a seed 0", ended("timeout"), 3.0) == "a seed 0: timeout after 3.0 s, in train"
+    repeated = Display().title(stub_run(label="a", repeat=2))
+    assert verdict(repeated, ended("ok"), 3.0) == "a seed 0 repeat 2: ok after 3.0 s"
 
 
 def test_what_a_worker_refused_is_not_called_interrupted_and_what_was_killed_is() -> None:
     refused, killed = ended("interrupted"), ended("interrupted")
     refused.outcome.message, killed.outcome.attempts = "d.txt: no such file", 1
-    assert verdict(stub_run(label="a"), refused, 3.0).startswith("a seed 0: refused after 3.0 s, in")
-    assert verdict(stub_run(label="a"), refused, 3.0).endswith(": d.txt: no such file")
-    assert verdict(stub_run(label="a"), killed, 3.0).startswith("a seed 0: interrupted after 3.0 s")
+    assert verdict("a seed 0", refused, 3.0).startswith("a seed 0: refused after 3.0 s, in")
+    assert verdict("a seed 0", refused, 3.0).endswith(": d.txt: no such file")
+    assert verdict("a seed 0", killed, 3.0).startswith("a seed 0: interrupted after 3.0 s")
 
 
 @pytest.mark.parametrize(
@@ -112,3 +113,13 @@ def test_what_a_worker_refused_is_not_called_interrupted_and_what_was_killed_is(
 )
 def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_runs_of_one_label_are_told_apart() -> None:
+    """As the trials of `tune` are, which differ in their rate."""
+    console = Console(file=io.StringIO(), width=200)
+    display = Plain(console)
+    run = stub_run(label="a")
+    display.names = {("a", run.config_id): "a train.lr=0.01"}
+    display.start(run, None)
+    assert "a train.lr=0.01 seed 0: started" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -16,10 +16,14 @@ from harness.record import Record
 
 
 class Display:
-    """Base class that shows no progress, and notes only on a console; a context manager around one sweep."""
+    """Base class that shows no progress, and notes only on a console; a context manager around one sweep.
+
+    `names` are those of the runs by label and config, where they are not the labels.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console
+        self.names: Mapping[tuple[str, str], str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -46,7 +50,12 @@ class Display:
 
     def adopt(self, run: Run, record: Record) -> None:
         """Count a run that another sweep has carried out meanwhile."""
-        self.note(f"{title(run)}: {record.outcome.status}, by another sweep")
+        self.note(f"{self.title(run)}: {record.outcome.status}, by another sweep")
+
+    def title(self, run: Run) -> str:
+        """Return the name of a run with its seed and repeat."""
+        name = self.names.get((run.name, run.config_id), run.name)
+        return plain(f"{name} seed {run.seed}" + (f" repeat {run.repeat}" if run.repeat else ""))
 
 
 class Plain(Display):
@@ -66,7 +75,7 @@ class Plain(Display):
         """Print the run with its number."""
         self._number, self._phase = self._number + 1, None
         eta = "" if eta_s is None else f", about {duration(eta_s)} left"
-        self.note(f"[{self._number}/{self._total}] {title(run)}: started{eta}")
+        self.note(f"[{self._number}/{self._total}] {self.title(run)}: started{eta}")
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Print a phase when it changes."""
@@ -77,12 +86,14 @@ class Plain(Display):
 
     def end(self, run: Run, record: Record, seconds: float) -> None:
         """Print the outcome."""
-        self.note(f"[{self._number}/{self._total}] {verdict(run, record, seconds)}")
+        self.note(f"[{self._number}/{self._total}] {verdict(self.title(run), record, seconds)}")
 
     def adopt(self, run: Run, record: Record) -> None:
         """Print the outcome with the number of the run."""
         self._number += 1
-        self.note(f"[{self._number}/{self._total}] {title(run)}: {record.outcome.status}, by another sweep")
+        self.note(
+            f"[{self._number}/{self._total}] {self.title(run)}: {record.outcome.status}, by another sweep"
+        )
 
 
 class Live(Display):
@@ -118,7 +129,7 @@ class Live(Display):
         """Create the bar of the run."""
         if self._sweep is not None:
             self._bars.update(self._sweep, status="" if eta_s is None else f"about {duration(eta_s)} left")
-        self._run = self._bars.add_task(title(run), total=1, status="starts")
+        self._run = self._bars.add_task(self.title(run), total=1, status="starts")
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Move the bar of the run."""
@@ -129,7 +140,7 @@ class Live(Display):
 
     def end(self, run: Run, record: Record, seconds: float) -> None:
         """Print the outcome above the bars and remove the bar of the run."""
-        self.note(verdict(run, record, seconds))
+        self.note(verdict(self.title(run), record, seconds))
         if self._run is not None:
             self._bars.remove_task(self._run)
             self._run = None
@@ -149,16 +160,11 @@ def choose(console: Console | None = None) -> Display:
     return Live(console) if console.is_terminal else Plain(console)
 
 
-def title(run: Run) -> str:
-    """Return the name of a run with its seed and repeat."""
-    return plain(f"{run.name} seed {run.seed}" + (f" repeat {run.repeat}" if run.repeat else ""))
-
-
-def verdict(run: Run, record: Record, seconds: float) -> str:
+def verdict(title: str, record: Record, seconds: float) -> str:
     """Describe the outcome of a run in one line; one that gave up by itself lacked an input or room."""
     outcome = record.outcome
     refused = outcome.status == "interrupted" and not outcome.attempts
-    line = f"{title(run)}: {'refused' if refused else outcome.status} after {duration(seconds)}"
+    line = f"{title}: {'refused' if refused else outcome.status} after {duration(seconds)}"
     if outcome.status == "ok":
         return line
     reason = (outcome.message.splitlines() or [""])[0]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness import no_effect
 from harness import series as serieses
 from harness.digests import Digests
 from harness.engine.contract import members
@@ -27,7 +28,7 @@ from harness.engine.quality.tasks import evaluate_tasks
 from harness.engine.run import checks, environment
 from harness.engine.run.inputs import verify
 from harness.engine.run.prepare import assemble, keys, load_stack
-from harness.engine.run.train import Trainer, TrainResult, Turn, peak_not_reached
+from harness.engine.run.train import Trainer, TrainResult, Turn
 from harness.errors import DivergedError, UserError, one_line
 from harness.method import Caps, Context
 from harness.record import Data, Memory, Perplexity, Quality, Training
@@ -132,7 +133,7 @@ class RunInProgress:
         self.model, self.record.parameters = assembly.model, assembly.parameters
         self.record.warnings += assembly.warnings
         if assembly.trainer is not None:
-            self.record.warnings += peak_not_reached(self.run.train)
+            self.record.warnings += no_effect.warm_up_alone(self.run.train)
         return assembly.trainer
 
     def train(self, trainer: Trainer) -> None:

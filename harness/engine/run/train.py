@@ -49,16 +49,6 @@ def lr_at(step: int, config: TrainConfig) -> float:
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * shape)
 
 
-def peak_not_reached(config: TrainConfig) -> list[str]:
-    """Return a warning where the warm-up leaves no update to the schedule, as in a short trial."""
-    if config.warmup < config.steps:
-        return []
-    return [
-        f"{config.warmup} updates of warm-up leave none of {config.steps}: "
-        f"the learning rate never reaches {config.lr:g}"
-    ]
-
-
 @dataclass
 class MemoryWindow:
     """Peak and components over the metered updates (counted from 1); None before the first."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import suite
+from harness import no_effect, suite
 from harness.errors import UserError
 from harness.suite import parse_override
 
@@ -126,3 +126,13 @@ def test_a_baseline_that_names_no_row_is_refused(tmp_path: Path) -> None:
     text = "suite: s\nbaseline: full\nrows:\n- {label: all, method: full}\n"
     with pytest.raises(UserError, match=r"some.yaml:2: baseline 'full' names no row; the labels are: all$"):
         load(tmp_path, text=text)
+
+
+def test_a_warm_up_that_leaves_no_update_is_said_once_with_its_rows(tmp_path: Path) -> None:
+    rows = "rows: [{label: a}, {label: b, train.stage: compress}, {label: c, train.warmup: 1}, {label: d, train.batch: 3}]\n"
+    matrix = "matrix: {seed: [0, 1]}\n"
+    found = load(tmp_path, "train.steps=2", text=SUITE + matrix + rows)
+    text = "2 updates of warm-up leave none of 2: the learning rate never reaches 0.001"
+    assert no_effect.doubts(found.runs) == [f"a, d: {text}"]
+    assert no_effect.doubts(found.only(["label=d"]).runs) == [f"all rows: {text}"]
+    assert no_effect.doubts(load(tmp_path).runs) == []

@@ -25,10 +25,10 @@ from harness.engine.run.train import (
     Trainer,
     TrainResult,
     lr_at,
-    peak_not_reached,
 )
 from harness.errors import DivergedError
 from harness.method import StepInfo
+from harness.no_effect import warm_up_alone
 from harness.plugins import build
 from tests.support.tiny import tiny_llama
 
@@ -70,9 +70,9 @@ def test_the_linear_schedule_falls_by_equal_steps_to_its_floor() -> None:
 def test_a_warm_up_longer_than_the_training_never_reaches_the_peak() -> None:
     assert max(rates(steps=3, warmup=10)) < 2.0
     for steps in (10, 3):
-        (warning,) = peak_not_reached(TrainConfig(steps=steps, warmup=10))
+        (warning,) = warm_up_alone(TrainConfig(steps=steps, warmup=10))
         assert warning.startswith(f"10 updates of warm-up leave none of {steps}")
-    assert peak_not_reached(TrainConfig(steps=11, warmup=10)) == []
+    assert warm_up_alone(TrainConfig(steps=11, warmup=10)) == []
 
 
 # ----------------------------------------------------------------------------------------- a watched loop

@@ -49,6 +49,8 @@ def find_class(what: str, target: str, base: type[T], plug_in: bool = True) -> t
     module_name, _, class_name = target.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), class_name]):
         raise UserError(f"{what}: write module:Class, as in my_method:MyMethod")
+    if plug_in:
+        imports.add_plugins()
     module = _import(what, module_name)
     if plug_in:
         _check_not_hidden(what, module_name)

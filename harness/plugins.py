@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import logging
 import sys
 import sysconfig
 import traceback
@@ -31,6 +32,9 @@ CALLED = {
     member: tuple(inspect.signature(getattr(Method, member)).parameters)[1:]
     for member in ("prepare", "stepper", "export")
 }
+#: A logger that says at import that an optional package is missing, which nothing here needs: on CPUs with
+#: AVX-512 in bfloat16, bitsandbytes would multiply matrices of 4 bits by its kernels.
+LOGS_AT_IMPORT = ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward")
 #: The fields of `Caps` that are yes or no.
 SWITCHES = ("grad_accum", "grad_clip", "ddp", "value_dependent", "per_layer", "own_updates", "merges")
 
@@ -119,8 +123,28 @@ def complete_options(name: str, method: Method) -> dict[str, Any]:
 def import_libraries(name: str, method: Method) -> None:
     """Import the packages that a method names in `libraries`."""
     for library in method.libraries:
-        import_one = functools.partial(importlib.import_module, library)
+        import_one = functools.partial(import_library, library)
         calling(f"method {name}: library {library}", import_one, type(method))
+
+
+def import_library(name: str) -> ModuleType:
+    """Import a module that may import bitsandbytes, whose line on an optional package that is missing is no
+    news to anyone; whatever else is said or raised stays.
+    """
+    if (known := sys.modules.get(name)) is not None:
+        return known
+    logger = logging.getLogger(LOGS_AT_IMPORT[0])
+    logger.addFilter(_is_news)
+    try:
+        return importlib.import_module(name)
+    finally:
+        logger.removeFilter(_is_news)
+
+
+def _is_news(said: logging.LogRecord) -> bool:
+    error = said.args[0] if isinstance(said.args, tuple) and said.args else None
+    lacking = isinstance(error, ModuleNotFoundError) and error.name == "kernels"
+    return not (lacking and str(said.msg).startswith(LOGS_AT_IMPORT[1]))
 
 
 # ------------------------------------------------------------------------------------- what is said
@@ -192,7 +216,7 @@ def _file_of(module: ModuleType) -> str:
 # ------------------------------------------------------------------------------------------- checks
 def _import(what: str, module_name: str) -> ModuleType:
     try:
-        return importlib.import_module(module_name)
+        return import_library(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise UserError(

@@ -159,27 +159,43 @@ def calling(what: str, call: Callable[[], Any], near: object) -> Any:
         raise UserError(f"{what}: {said}{place_of(error, near)}") from error
 
 
-def place(thing: object) -> str:
-    """Return where a class or function is defined as " (file:line)", "" where that is unknown."""
+def place(*things: object) -> str:
+    """Return where the first of some classes, functions or objects is defined as " (file:line)".
+
+    First is one in an author's own file, for a member that is inherited its class, then one that ships or is
+    installed; a place in the harness would name nothing that an author wrote. "" where there is none.
+    """
+    owners = (getattr(thing, "__self__", None) for thing in things)
+    found = [_defined(thing) for thing in (*things, *owners) if thing is not None]
+    known = [each for each in found if each and not _is_of_harness(each[0])]
+    own = [each for each in known if _is_author_file(each[0])]
+    return next((f" ({_short(file)}:{line})" for file, line in [*own, *known]), "")
+
+
+def _defined(thing: object) -> tuple[str, int] | None:
+    """Return the file and line where a class or function, or the class of an object, is defined."""
     thing = thing.fget if isinstance(thing, property) else getattr(thing, "__func__", thing)
     thing = inspect.unwrap(thing) if inspect.isfunction(thing) else thing  # as by @torch.no_grad()
     if not (inspect.isclass(thing) or inspect.isroutine(thing)):
         thing = type(thing)
     try:
         file = inspect.getsourcefile(thing)
-        line = inspect.getsourcelines(thing)[1]
+        return (file, inspect.getsourcelines(thing)[1]) if file else None
     except (OSError, TypeError):
-        return ""
-    return f" ({_short(file)}:{line})" if file else ""
+        return None
 
 
 def place_of(error: BaseException, near: object = None) -> str:
-    """Return the last line of an author's own files that an exception passed, else the place of `near`."""
+    """Return the last line of an author's own files that an exception passed, else of a method that ships,
+    else the place of `near`.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({_short(error.filename)}:{error.lineno})"
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if _is_author_file(frame.filename):
-            return f" ({_short(frame.filename)}:{frame.lineno})"
+    passed = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [each for each in passed if _is_author_file(each[0])]
+    shipped = [each for each in passed if _is_within(each[0], imports.ROOT / "methods")]
+    for file, line in [*own[-1:], *shipped[-1:]]:
+        return f" ({_short(file)}:{line})"
     return place(near) if near is not None else ""
 
 
@@ -193,11 +209,18 @@ def shown(value: object) -> str:
 
 
 def _is_author_file(file: str) -> bool:
-    """Return whether a file is neither of the harness nor of Python and what is installed."""
+    """Return whether a file is neither of the harness and what ships nor of Python and what is installed."""
     installed = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-    known = (imports.ROOT / "harness", *map(Path, installed))
-    resolved = Path(file).resolve()
-    return resolved.is_file() and not any(resolved.is_relative_to(folder.resolve()) for folder in known)
+    known = (imports.ROOT / "harness", imports.ROOT / "methods", *map(Path, installed))
+    return Path(file).is_file() and not any(_is_within(file, folder) for folder in known)
+
+
+def _is_of_harness(file: str) -> bool:
+    return _is_within(file, imports.ROOT / "harness")
+
+
+def _is_within(file: str, folder: Path) -> bool:
+    return Path(file).resolve().is_relative_to(folder.resolve())
 
 
 def _short(file: str) -> str:

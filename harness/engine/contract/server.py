@@ -15,6 +15,8 @@ from harness.errors import MethodError, UnsupportedError, UserError, one_line
 from harness.plugins import build, complete_options, import_libraries, place_of
 
 Send = Callable[[dict[str, Any]], None]
+#: Said of a method that changes the model and brings no optimizer.
+ALONE = "it has no stepper, so alone it trains nothing; stack a method that trains on it, or return one"
 ALL = {**CHECKS, "forecast": forecast}
 
 
@@ -41,6 +43,9 @@ def answer(request: dict[str, Any], send: Send) -> None:
         if outcome == "failed" and key in ("model", "updates"):
             send({"stopped": "the other checks need a model that trains"})
             break
+    else:
+        if checks is ALL and not subject.trains:
+            send({"note": ALONE})
     send({"done": True})
 
 

@@ -43,6 +43,12 @@ def plugin_folder() -> Path:
     return Path(os.environ.get(PLUGINS) or Path.cwd()).absolute()
 
 
+def add_plugins() -> None:
+    """Let modules in the folder of plug-ins be found, after all others."""
+    if (folder := str(plugin_folder())) not in sys.path:
+        sys.path.append(folder)
+
+
 def secure() -> None:
     """Take `OURS` from beside this file, and entries of PYTHONPATH that are not absolute off the path."""
     named = named_folders()

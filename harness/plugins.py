@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import logging
 import sys
 import sysconfig
 import traceback
@@ -31,6 +32,9 @@ CALLED = {
     member: tuple(inspect.signature(getattr(Method, member)).parameters)[1:]
     for member in ("prepare", "stepper", "export")
 }
+#: A logger that says at import that an optional package is missing, which nothing here needs: on CPUs with
+#: AVX-512 in bfloat16, bitsandbytes would multiply matrices of 4 bits by its kernels.
+LOGS_AT_IMPORT = ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward")
 #: The fields of `Caps` that are yes or no.
 SWITCHES = ("grad_accum", "grad_clip", "ddp", "value_dependent", "per_layer", "own_updates", "merges")
 
@@ -49,6 +53,8 @@ def find_class(what: str, target: str, base: type[T], plug_in: bool = True) -> t
     module_name, _, class_name = target.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), class_name]):
         raise UserError(f"{what}: write module:Class, as in my_method:MyMethod")
+    if plug_in:
+        imports.add_plugins()
     module = _import(what, module_name)
     if plug_in:
         _check_not_hidden(what, module_name)
@@ -117,8 +123,28 @@ def complete_options(name: str, method: Method) -> dict[str, Any]:
 def import_libraries(name: str, method: Method) -> None:
     """Import the packages that a method names in `libraries`."""
     for library in method.libraries:
-        import_one = functools.partial(importlib.import_module, library)
+        import_one = functools.partial(import_library, library)
         calling(f"method {name}: library {library}", import_one, type(method))
+
+
+def import_library(name: str) -> ModuleType:
+    """Import a module that may import bitsandbytes, whose line on an optional package that is missing is no
+    news to anyone; whatever else is said or raised stays.
+    """
+    if (known := sys.modules.get(name)) is not None:
+        return known
+    logger = logging.getLogger(LOGS_AT_IMPORT[0])
+    logger.addFilter(_is_news)
+    try:
+        return importlib.import_module(name)
+    finally:
+        logger.removeFilter(_is_news)
+
+
+def _is_news(said: logging.LogRecord) -> bool:
+    error = said.args[0] if isinstance(said.args, tuple) and said.args else None
+    lacking = isinstance(error, ModuleNotFoundError) and error.name == "kernels"
+    return not (lacking and str(said.msg).startswith(LOGS_AT_IMPORT[1]))
 
 
 # ------------------------------------------------------------------------------------- what is said
@@ -133,27 +159,43 @@ def calling(what: str, call: Callable[[], Any], near: object) -> Any:
         raise UserError(f"{what}: {said}{place_of(error, near)}") from error
 
 
-def place(thing: object) -> str:
-    """Return where a class or function is defined as " (file:line)", "" where that is unknown."""
+def place(*things: object) -> str:
+    """Return where the first of some classes, functions or objects is defined as " (file:line)".
+
+    First is one in an author's own file, for a member that is inherited its class, then one that ships or is
+    installed; a place in the harness would name nothing that an author wrote. "" where there is none.
+    """
+    owners = (getattr(thing, "__self__", None) for thing in things)
+    found = [_defined(thing) for thing in (*things, *owners) if thing is not None]
+    known = [each for each in found if each and not _is_of_harness(each[0])]
+    own = [each for each in known if _is_author_file(each[0])]
+    return next((f" ({_short(file)}:{line})" for file, line in [*own, *known]), "")
+
+
+def _defined(thing: object) -> tuple[str, int] | None:
+    """Return the file and line where a class or function, or the class of an object, is defined."""
     thing = thing.fget if isinstance(thing, property) else getattr(thing, "__func__", thing)
     thing = inspect.unwrap(thing) if inspect.isfunction(thing) else thing  # as by @torch.no_grad()
     if not (inspect.isclass(thing) or inspect.isroutine(thing)):
         thing = type(thing)
     try:
         file = inspect.getsourcefile(thing)
-        line = inspect.getsourcelines(thing)[1]
+        return (file, inspect.getsourcelines(thing)[1]) if file else None
     except (OSError, TypeError):
-        return ""
-    return f" ({_short(file)}:{line})" if file else ""
+        return None
 
 
 def place_of(error: BaseException, near: object = None) -> str:
-    """Return the last line of an author's own files that an exception passed, else the place of `near`."""
+    """Return the last line of an author's own files that an exception passed, else of a method that ships,
+    else the place of `near`.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({_short(error.filename)}:{error.lineno})"
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if _is_author_file(frame.filename):
-            return f" ({_short(frame.filename)}:{frame.lineno})"
+    passed = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [each for each in passed if _is_author_file(each[0])]
+    shipped = [each for each in passed if _is_within(each[0], imports.ROOT / "methods")]
+    for file, line in [*own[-1:], *shipped[-1:]]:
+        return f" ({_short(file)}:{line})"
     return place(near) if near is not None else ""
 
 
@@ -167,11 +209,18 @@ def shown(value: object) -> str:
 
 
 def _is_author_file(file: str) -> bool:
-    """Return whether a file is neither of the harness nor of Python and what is installed."""
+    """Return whether a file is neither of the harness and what ships nor of Python and what is installed."""
     installed = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-    known = (imports.ROOT / "harness", *map(Path, installed))
-    resolved = Path(file).resolve()
-    return resolved.is_file() and not any(resolved.is_relative_to(folder.resolve()) for folder in known)
+    known = (imports.ROOT / "harness", imports.ROOT / "methods", *map(Path, installed))
+    return Path(file).is_file() and not any(_is_within(file, folder) for folder in known)
+
+
+def _is_of_harness(file: str) -> bool:
+    return _is_within(file, imports.ROOT / "harness")
+
+
+def _is_within(file: str, folder: Path) -> bool:
+    return Path(file).resolve().is_relative_to(folder.resolve())
 
 
 def _short(file: str) -> str:
@@ -190,7 +239,7 @@ def _file_of(module: ModuleType) -> str:
 # ------------------------------------------------------------------------------------------- checks
 def _import(what: str, module_name: str) -> ModuleType:
     try:
-        return importlib.import_module(module_name)
+        return import_library(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise UserError(

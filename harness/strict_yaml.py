@@ -7,9 +7,12 @@ known. Sizes are bounded, so that no text of a few lines fills the memory.
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,8 @@ _FORMS = {
         r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
     ),
 }
+#: Text that means itself without quotes, also within a list.
+_PLAIN = re.compile(r"[A-Za-z_./]([\w./:-]*[\w./])?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +105,22 @@ def lift(value: Any, where: str) -> Written:
     elif isinstance(value, list | tuple):
         value = [lift(item, where) for item in value]
     return Written(value, where)
+
+
+def in_line(value: Any) -> str:
+    """Return a value as it may be written here on one line: `[a, b]`, `{a: 1}`, `null`, `true`, `1e-06`."""
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{in_line(key)}: {in_line(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple | set | frozenset):
+        return f"[{', '.join(map(in_line, value))}]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
+    if isinstance(value, str):
+        means_itself = _PLAIN.fullmatch(value) and not any(form.fullmatch(value) for form in _FORMS.values())
+        return value if means_itself else json.dumps(value, ensure_ascii=not value.isprintable())
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def read(path: Path) -> Written:

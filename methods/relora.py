@@ -71,10 +71,12 @@ class ReLoRA(LoRA):
         model = super().prepare(model, context)
         if context.updates is not None:
             context.facts["merges"] = merges = context.updates // self.config.period
-            if not merges:
+            if context.updates <= self.config.period:  # a merge at its end would not be trained on
+                ends = "before" if not merges else "with"
+                shorter = f"a period of at most {context.updates - 1}, or " if context.updates > 1 else ""
                 context.warn(
-                    f"relora: a run of {context.updates} updates ends before the first merge, so it is lora; "
-                    f"set a period below {self.config.period}"
+                    f"relora: a run of {context.updates} updates ends {ends} the first merge, so it is lora; "
+                    f"set {shorter}more than {self.config.period} updates"
                 )
         return model
 

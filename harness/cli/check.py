@@ -35,6 +35,8 @@ def check(
             raise UserError(str(event["error"]))
         if "stopped" in event:
             typer.echo(f"stopped: {event['stopped']}")
+        elif "note" in event:
+            typer.echo(f"note: {event['note']}")
         elif "done" in event:
             done.append(event)
         else:

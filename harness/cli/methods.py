@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
 import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,11 +14,15 @@ import typer
 
 from harness.cli.options import method_options
 from harness.errors import UserError, nearest
+from harness.strict_yaml import in_line
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from harness.method import Method, MethodConfig
 
-WRAP = textwrap.TextWrapper(100, subsequent_indent="  ", break_on_hyphens=False)
+#: Columns of a line of text at most, also on a terminal that has more.
+WIDTH = 100
 #: Bounds of JSON schemas as signs.
 BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 TYPES = {
@@ -62,19 +65,31 @@ def methods(
     from harness.registry import available
 
     if name is not None:
-        typer.echo("\n".join(explained(name, find(name), method_options(settings))))
+        lines = explained(name, find(name), method_options(settings))
+        width = min(WIDTH, show.console().width)
+        typer.echo("\n".join(part for line in lines for part in _wrapped(line, width)))
         return
     if settings:
         raise UserError("--set is about the options of one method; name it, as in lorebench methods METHOD")
     rows = []
     for known in sorted(available()):
         cls = find(known)
-        options = {
-            key: item.get_default(call_default_factory=True) for key, item in cls.Config.model_fields.items()
-        }
-        shown = "\n".join(f"{key} ({value})" for key, value in options.items())
-        rows.append((known, shown, _stages(cls), _source(cls)))
-    show.table(("name", "options (default)", "stages", "source"), rows)
+        fields = {key: field for key, field in cls.Config.model_fields.items() if not field.exclude}
+        options = "\n".join(f"{key}: {_default(field)}" for key, field in fields.items())
+        rows.append((known, options, _stages(cls), _source(cls)))
+    show.table(("name", "options, with defaults", "stages", "source"), rows)
+
+
+def _default(field: FieldInfo) -> str:
+    """Return the default of an option as a suite would have it."""
+    return "required" if field.is_required() else in_line(field.get_default(call_default_factory=True))
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """Return a line as several, broken at blanks where it is longer; all but the first are indented."""
+    return textwrap.wrap(
+        line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    ) or [""]
 
 
 def _stages(cls: type[Method]) -> str:
@@ -95,7 +110,7 @@ def _source(cls: type[Method]) -> str:
 
 
 def explained(name: str, cls: type[Method], given: Mapping[str, Any]) -> list[str]:
-    """Return lines on a method: its stages, its source, and of each option what it may be and does.
+    """Return lines of any length: a method's stages, its source, and of each option what it may be and does.
 
     `given` are options that may decide which others there are; without any, the choices follow. UserError for
     one that the method does not have.
@@ -105,10 +120,11 @@ def explained(name: str, cls: type[Method], given: Mapping[str, Any]) -> list[st
     config = options_class(name, given) if given else cls.Config
     if unknown := next((key for key in given if key not in config.model_fields), None):
         raise UserError(f"method {name}: unknown key {unknown!r}; {nearest(unknown, config.model_fields)}")
-    lines = [f"{name}: {' '.join((inspect.getdoc(cls) or '').split())}", f"stages: {_stages(cls)}"]
-    lines += WRAP.wrap(f"source: {_source(cls)}")
+    said = cls.__doc__ or getattr(inspect.getmodule(cls), "__doc__", None) or ""
+    lines = [f"{name}: {' '.join(said.split())}".removesuffix(": "), f"stages: {_stages(cls)}"]
+    lines += [f"source: {_source(cls)}"]
     choices = {} if given else calling(f"method {name}: choices", cls.choices, cls.choices)
-    lines += [""] * bool(choices) + [line for item in choices.items() for line in WRAP.wrap(": ".join(item))]
+    lines += [""] * bool(choices) + [": ".join(item) for item in choices.items()]
     schemas: dict[str, Any] = {}
     with suppress(ValueError):  # a type of a plug-in that has no schema
         schemas = config.model_json_schema(mode="validation")["properties"]
@@ -116,11 +132,11 @@ def explained(name: str, cls: type[Method], given: Mapping[str, Any]) -> list[st
     for option, field in config.model_fields.items():
         if field.exclude:  # it only says why it cannot be used
             continue
-        default = field.get_default(call_default_factory=True)
-        required = "required" if field.is_required() else f"default {_shown(default)}"
+        required = "required" if field.is_required() else f"default {_default(field)}"
         may_be = allowed(schemas[option]) if option in schemas else str(field.annotation)
         lines += ["", f"{option}: {may_be}; {required}"]
-        lines += WRAP.wrap(f"  {described.get(option, field.description or '')}".rstrip())
+        if said := described.get(option, field.description or ""):
+            lines += [f"  {said}"]
     return lines
 
 
@@ -129,18 +145,12 @@ def allowed(schema: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(map(allowed, schema["anyOf"]))
     if "enum" in schema or "const" in schema:
-        return " or ".join(map(_shown, schema.get("enum", [schema.get("const")])))
+        return " or ".join(map(in_line, schema.get("enum", [schema.get("const")])))
     if schema.get("type") == "array":
         return f"list of {allowed(schema.get('items', {}))}"
     kind = TYPES.get(schema.get("type", "anything"), schema.get("type", "anything"))
     bounds = " and ".join(f"{sign} {schema[key]:g}" for key, sign in BOUNDS.items() if key in schema)
     return f"{kind} {bounds}".rstrip()
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_shown, value))}]"
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def descriptions(cls: type[MethodConfig]) -> dict[str, str]:

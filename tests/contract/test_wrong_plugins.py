@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from harness import imports
-from harness.config import Run
-from harness.engine.contract import members
+from harness.config import OptimConfig, Run
+from harness.engine.contract import checks, members
 from harness.engine.contract.server import ALL, answer, tried
-from harness.engine.contract.subject import Subject
+from harness.engine.contract.subject import Descent, Subject
 from harness.engine.forecast.count import count
 from harness.engine.run.checks import resolve
 from harness.engine.run.outcome import classify
 from harness.errors import MethodError, UserError
-from harness.plugins import build
+from harness.plugins import build, place
 from tests.support import forked
 from tests.support.tiny import tiny_llama
 
@@ -379,6 +379,66 @@ def test_a_right_plugin_passes_every_check(folder: Path) -> None:
 def test_what_only_observes_the_model_fails_no_check(folder: Path, observes: str) -> None:
     name = plugin(folder, PREPARE, PREPARE.replace("return", f"{observes}\n        return"))
     assert tried(Subject(((name, {}),)), ALL["export"])[0] == "ok"
+
+
+#: The plug-in without its stepper, whose prepare draws weights from the global random numbers.
+DRAWN = """
+    def prepare(self, model, context):
+        torch.nn.init.normal_(model.lm_head.weight)
+        return model
+
+    def export(self, model):
+        return model
+"""
+
+
+def without_stepper(folder: Path) -> str:
+    start, _, rest = RIGHT.partition("    def prepare(")
+    name = f"plugin_{next(NUMBER)}"
+    (folder / f"{name}.py").write_text(
+        start + DRAWN.lstrip("\n") + "\n\nclass Momentum" + rest.partition("class Momentum")[2]
+    )
+    return f"{name}:Mine"
+
+
+@pytest.mark.parametrize("stepper", [True, False])
+def test_models_that_differ_by_chance_are_not_compared(folder: Path, stepper: bool) -> None:
+    drawing = PREPARE.replace("return", "torch.nn.init.normal_(model.lm_head.weight)\n        return")
+    found = checked(plugin(folder, PREPARE, drawing) if stepper else without_stepper(folder))
+    assert [key for key, (outcome, _) in found.items() if outcome == "failed"] == ["randomness"]
+    skipped = {key for key, (_, said) in found.items() if said == "randomness failed"}
+    assert skipped == {"resume", "rate", "accumulation", "clipping", "state bits", "forecast"}
+
+
+def test_what_fails_without_a_stepper_names_a_place_of_the_author(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The descent that trains it is a part of the harness."""
+    monkeypatch.setattr(checks, "SAME_UPDATE", 0.0)
+    name = without_stepper(folder)
+    outcome, said = tried(Subject(((name, {}),)), ALL["accumulation"])
+    assert outcome == "failed"
+    assert said.endswith(f"promises the same update ({name.partition(':')[0]}.py:29)")
+
+
+def test_a_member_that_is_inherited_from_a_part_of_ours_names_the_class_of_the_author(folder: Path) -> None:
+    shipped = "from methods.parts.optim.adamw import AdamWStepper\n\n\nclass Mine("
+    name = plugin(folder, "class Mine(", shipped)
+    file = folder / f"{name.partition(':')[0]}.py"
+    start, _, rest = file.read_text().partition("        return Momentum(")
+    file.write_text(f"{start}        return AdamWStepper(model, optim)\n{rest.partition(chr(10))[2]}")
+    method = build(name, {})
+    stepper = method.stepper(tiny_llama(), OptimConfig())
+    assert stepper is not None
+    assert place(stepper.step, method.stepper) == f" ({file.name}:35)"
+    assert place(stepper.step).startswith(" (adamw.py:")
+
+
+def test_a_member_of_the_base_class_names_the_class_of_the_author(folder: Path) -> None:
+    name = plugin(folder, PREPARE, "")
+    method = build(name, {})
+    assert place(method.prepare) == f" ({name.partition(':')[0]}.py:19)"
+    assert place(Descent.step) == ""
 
 
 @pytest.mark.parametrize("case", BY_CHECK)

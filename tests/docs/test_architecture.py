@@ -135,7 +135,7 @@ MAY_IMPORT = {
     "methods": (
         "methods",
         *(f"harness.{name}" for name in ("method", "config", "errors", "factored", "files", "spectrum")),
-        *(f"harness.{name}" for name in ("plugins", "reachable", "registry")),
+        *(f"harness.{name}" for name in ("plugins", "reachable", "registry", "strict_yaml")),
     ),
     "benchmarks.embedded": ("benchmarks.embedded", "harness.files"),
 }

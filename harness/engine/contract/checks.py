@@ -80,7 +80,7 @@ def updates(subject: Subject) -> str:
         changed = {name for name, weight in after.items() if not weight.equal(before[name])}
         trained, moved = trained | trainable, moved | changed
         wrongly |= set() if merges else changed - trainable
-    near = place(trial.stepper.step)
+    near = _near(subject, trial.stepper.step)
     broken = [name for name, weight in after.items() if not weight.isfinite().all()]
     if broken or not all(map(math.isfinite, losses)):
         where = f" in {broken[0]}" if broken else ""
@@ -100,7 +100,7 @@ def states(subject: Subject) -> str:
     trial = subject.trial()
     trial.train(0, STEPS)
     gc.collect()
-    near = place(trial.stepper.state_tensors)
+    near = _near(subject, trial.stepper.state_tensors)
     named = list(members.state_tensors(trial.stepper))
     names = [name for name, _ in named]
     if double := sorted({name for name in names if names.count(name) > 1}):
@@ -108,7 +108,7 @@ def states(subject: Subject) -> str:
     if left := [name for name, parameter in trial.model.named_parameters() if parameter.grad is not None]:
         raise MethodError(
             f"{len(left)} gradients outlive zero_grad, such as that of {left[0]}; free them, as by "
-            f"grad = None{place(trial.stepper.zero_grad)}"
+            f"grad = None{_near(subject, trial.stepper.zero_grad)}"
         )
     known = keys([*trial.model.parameters(), *trial.model.buffers(), *(tensor for _, tensor in named)])
     paths = {key: path for path, tensor in tensors_within(trial.stepper) for key in keys([tensor])}
@@ -130,7 +130,7 @@ def resume(subject: Subject) -> str:
     """A state saved to disk by torch and loaded safely continues bit for bit."""
     trial = subject.trial()
     trial.train(0, STEPS)
-    near = place(trial.stepper.state_dict)
+    near = _near(subject, trial.stepper.state_dict)
     checkpoint = _saved_and_loaded(
         {"model": trial.model.state_dict(), "stepper": trial.stepper.state_dict()}, near
     )
@@ -158,7 +158,7 @@ def copy(subject: Subject) -> str:
     other.stepper.load_state_dict(trial.stepper.state_dict())
     mine, theirs = (keys(tensor for _, tensor in each.stepper.state_tensors()) for each in (trial, other))
     if mine & theirs:
-        near = place(other.stepper.load_state_dict)
+        near = _near(subject, other.stepper.load_state_dict)
         raise MethodError(
             f"a loaded state shares {len(mine & theirs)} tensors with the one that it came from; "
             f"load_state_dict copies{near}"
@@ -169,7 +169,7 @@ def copy(subject: Subject) -> str:
 def rate(subject: Subject) -> str:
     """The rate of `set_lr` scales every update: another rate moves otherwise, zero moves nothing."""
     trials = [subject.trial(), subject.trial()]
-    near = place(trials[0].stepper.set_lr)
+    near = _near(subject, trials[0].stepper.set_lr)
     for trial, lr in zip(trials, (LR, 2 * LR), strict=True):
         trial.update(0, lr)
     if _first_difference(trials[0].weights(), trials[1].weights()) is None:
@@ -202,7 +202,7 @@ def randomness(subject: Subject) -> str:
     first, second = (_seeded_around(subject, outside) for outside in (1000, 2000))
     for what, mine, theirs, near in (
         ("prepare", first[0], second[0], _prepare(subject)),
-        ("the stepper", first[1], second[1], place(subject.stepper(subject.prepared()).step)),
+        ("the stepper", first[1], second[1], _near(subject, subject.stepper(subject.prepared()).step)),
     ):
         if name := _first_difference(mine, theirs):
             raise MethodError(
@@ -224,7 +224,7 @@ def accumulation(subject: Subject) -> str:
         trial.stepper.set_lr(LR)
         for ids in tiny_batch(1, batch=8).split(8 // count):
             (trial.model(input_ids=ids, labels=ids).loss / count).backward()
-        near = place(trial.stepper.step)
+        near = _near(subject, trial.stepper.step)
         if name := _first_difference(before, trial.weights()):
             raise MethodError(
                 f"{name} moves in the backward pass, so grad_accum cannot work; caps.grad_accum "
@@ -256,7 +256,7 @@ def clipping(subject: Subject) -> str:
     if _first_difference(*found) is None:
         raise MethodError(
             f"train.clip is ignored: at {TINY_CLIP} the updates are those without it; honour "
-            f"optim.clip, or set caps.grad_clip to False{place(trial.stepper.step)}"
+            f"optim.clip, or set caps.grad_clip to False{_near(subject, trial.stepper.step)}"
         )
     return f"a clip of {TINY_CLIP} changes the update"
 
@@ -269,7 +269,7 @@ def per_layer(subject: Subject) -> str:
     trial = subject.trial(subject.optim.model_copy(update={"per_layer": True, "clip": None}))
     before = trial.weights()
     trial.backward(0)
-    near = place(trial.stepper.step)
+    near = _near(subject, trial.stepper.step)
     left = [name for name, parameter in trial.model.named_parameters() if parameter.grad is not None]
     if left:
         raise MethodError(
@@ -302,7 +302,7 @@ def state_bits(subject: Subject) -> str:
         if not sizes[bits] < sizes[None]:
             raise MethodError(
                 f"states take {sizes[bits]:,} bytes with train.state_bits={bits} and {sizes[None]:,} "
-                f"without; caps.state_bits promises {bits} bits{place(trial.stepper.state_tensors)}"
+                f"without; caps.state_bits promises {bits} bits{_near(subject, trial.stepper.state_tensors)}"
             )
     return ", ".join(f"{bits or 'its own'}: {size:,} bytes" for bits, size in sizes.items())
 
@@ -311,7 +311,7 @@ def period(subject: Subject) -> str:
     """caps.period: refreshes are reported, no further apart than promised, and come when asked for."""
     wanted = subject.caps.period
     trial = subject.trial()
-    near = place(trial.stepper.step)
+    near = _near(subject, trial.stepper.step)
     ask = getattr(trial.stepper, "refresh_soon", None)
     if ask is None and wanted is None:
         raise NotTried("it has no refreshes of a fixed period")
@@ -346,7 +346,7 @@ def exported(subject: Subject) -> str:
     stack = list(zip(subject.stack, subject.methods(), strict=True))
     for (name, _), method in reversed(stack):
         result = members.export(name, method, result)
-    near = place(stack[-1][1].export)
+    near = _near(subject, stack[-1][1].export)
     if left := checkpoint.not_saved(result, code=False):
         raise MethodError(f"the exported model has {left}; export returns a plain one{near}")
     again = logits(checkpoint.reloaded(factored.merge(result)))
@@ -365,11 +365,11 @@ def exported(subject: Subject) -> str:
 CHECKS: dict[str, Callable[[Subject], str]] = {
     "model": model,
     "updates": updates,
+    "randomness": randomness,
     "states": states,
     "resume": resume,
     "copy": copy,
     "rate": rate,
-    "randomness": randomness,
     "accumulation": accumulation,
     "clipping": clipping,
     "per layer": per_layer,
@@ -377,6 +377,8 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "period": period,
     "export": exported,
 }
+#: The checks that compare two models, each prepared anew: what differs without reason differs there, too.
+COMPARING = frozenset({"resume", "rate", "accumulation", "clipping", "state bits", "forecast"})
 
 
 # -------------------------------------------------------------------------------------------- parts
@@ -389,6 +391,12 @@ def needs_a_stepper(subject: Subject) -> None:
 def keys(tensors: Iterable[Tensor]) -> set[int]:
     """Return what identifies the storages of tensors."""
     return {part.untyped_storage()._cdata for tensor in tensors for part in parts(tensor)}
+
+
+def _near(subject: Subject, member: object) -> str:
+    """Return the place of a member, or of the method that brings it where its author did not write it."""
+    method = subject.methods()[-1]
+    return place(member, method.stepper, method.prepare)
 
 
 def _prepare(subject: Subject) -> str:

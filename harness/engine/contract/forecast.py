@@ -25,7 +25,7 @@ def forecast(subject: Subject) -> str:
     for name in (name for name in TrainMemory.model_fields if name.endswith("_bytes")):
         mine, live = getattr(predicted, name), getattr(counted, name)
         if mine != live:
-            near = place(methods[-1].stepper)
+            near = place(methods[-1].stepper, methods[-1].prepare)
             raise MethodError(
                 f"{name} is {mine:,} in a forecast and {live:,} in a run; what prepare and "
                 f"the stepper allocate must not depend on values{near}"

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
-from harness.engine.contract.checks import CHECKS, NotTried
+from harness.engine.contract.checks import CHECKS, COMPARING, NotTried
 from harness.engine.contract.forecast import forecast
 from harness.engine.contract.subject import OPTIM, Subject
 from harness.errors import MethodError, UnsupportedError, UserError, one_line
 from harness.plugins import build, complete_options, import_libraries, place_of
 
 Send = Callable[[dict[str, Any]], None]
+#: Said of a method that changes the model and brings no optimizer.
+ALONE = "it has no stepper, so alone it trains nothing; stack a method that trains on it, or return one"
 ALL = {**CHECKS, "forecast": forecast}
 
 
@@ -30,12 +32,20 @@ def answer(request: dict[str, Any], send: Send) -> None:
     checks = ALL
     if method.caps.stages == {"compress"}:
         checks = {key: check for key, check in checks.items() if key in ("model", "randomness", "export")}
+    random = False
     for key, check in checks.items():
-        outcome, said = tried(subject, check)
+        if random and key in COMPARING:
+            outcome, said = "not tried", "randomness failed"
+        else:
+            outcome, said = tried(subject, check)
+        random |= key == "randomness" and outcome == "failed"
         send({"check": key, "outcome": outcome, "said": said})
         if outcome == "failed" and key in ("model", "updates"):
             send({"stopped": "the other checks need a model that trains"})
             break
+    else:
+        if checks is ALL and not subject.trains:
+            send({"note": ALONE})
     send({"done": True})
 
 

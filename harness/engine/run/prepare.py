@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from harness.engine.run import checks
 from harness.engine.run.train import Trainer
 from harness.errors import UnsupportedError
 from harness.method import Caps, Context, Method, Stepper, stack_caps
-from harness.plugins import import_libraries
+from harness.plugins import import_libraries, import_library
 from harness.record import Parameters
 
 #: The context of a method, by its key in the stack.
@@ -50,7 +49,7 @@ def load_stack(run: Run) -> tuple[list[Method], Caps]:
         import_libraries(key, method)
     if run.train.state_bits == 8:
         with suppress(ImportError):  # the optimizer says what to install
-            importlib.import_module("bitsandbytes")
+            import_library("bitsandbytes")
     return methods, checks.supported(run, methods)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import UserError
+from harness.plugins import import_library
 
 BLOCK = 256  # as in bitsandbytes' own optimizers
 #: Each moment with its scales.
@@ -108,7 +109,6 @@ def code(signed: bool) -> list[float]:
 def library() -> ModuleType:
     """Import bitsandbytes, which takes seconds; UserError where it is not installed."""
     try:
-        import bitsandbytes
+        return import_library("bitsandbytes")
     except ImportError as error:
         raise UserError(f"state_bits 8 needs bitsandbytes ({error}); pip install bitsandbytes") from error
-    return bitsandbytes

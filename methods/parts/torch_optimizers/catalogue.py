@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -15,7 +14,7 @@ from torch.optim import Optimizer
 
 from harness.errors import UserError, nearest
 from harness.files import ABSENT, installed
-from harness.plugins import find_class
+from harness.plugins import find_class, import_library
 from harness.registry import class_named
 from methods.parts.torch_optimizers.signature import OptimizerClass, arguments
 
@@ -56,7 +55,7 @@ def find_optimizer(name: str) -> tuple[str, OptimizerClass]:
 def classes_of(module: str) -> Mapping[str, OptimizerClass]:
     """Return the optimizers of a module by name, none where it cannot be imported."""
     with suppress(Exception):  # a package may be broken in its own way; named in full, it says how
-        found = vars(importlib.import_module(module)).items()
+        found = vars(import_library(module)).items()
         return {name: item for name, item in found if _is_optimizer(item) and not name.startswith("_")}
     return {}
 

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from harness.errors import UserError
 from harness.method import MethodConfig
+from harness.strict_yaml import in_line
 from methods.parts.library_options import unusable
 from methods.parts.targets import LINEAR_KINDS
 from methods.parts.torch_optimizers.catalogue import (
@@ -106,7 +107,8 @@ def choices() -> dict[str, str]:
                 found[key] = f"refused: {error}"
                 continue
             shown = (
-                f"{key} {'required' if f.is_required() else f.default}" for key, (_, f) in fields.items()
+                f"{key} {'required' if f.is_required() else in_line(f.default)}"
+                for key, (_, f) in fields.items()
             )
             found[key] = ", ".join(shown) or "no options"
     return found

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from harness.plugins import import_library
+
 if TYPE_CHECKING:
     from peft import PeftConfig
     from peft.tuners.tuners_utils import BaseTuner
@@ -54,6 +56,7 @@ NO_FORECAST = {
 @functools.cache
 def installed() -> dict[str, tuple[type[PeftConfig], type[BaseTuner] | None]]:
     """Return the configuration and the tuner of every type of the installed peft, by its name."""
+    import_library("peft")
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
     return {

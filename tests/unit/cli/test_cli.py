@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,9 +18,10 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from harness import record, series
-from harness.cli import commands, plan
+from harness.cli import commands, plan, show
 from harness.cli import main as cli
 from harness.config import Run
 from harness.engine import runner, worker
@@ -352,6 +354,32 @@ def test_every_option_of_a_method_that_ships_is_explained(lorebench: Lorebench, 
     for option in find(name).Config.model_fields:
         (place,) = [number for number, line in enumerate(lines) if line.startswith(f"{option}: ")]
         assert len(lines[place + 1].split()) >= 3
+
+
+def test_options_are_listed_as_a_suite_would_have_them(lorebench: Lorebench) -> None:
+    listed = lorebench("methods").out
+    assert "\ngalore       rank: 128 " in listed
+    edge = listed.index("stages")
+    said = " ".join(word for line in listed.splitlines() for word in line[:edge].split())
+    assert " targets: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] " in said
+    assert " lazy: null " in said
+    assert " train_head: true " in said
+    assert not re.search(r"\b(None|True|False)\b|\('", listed)
+
+
+def test_optimizers_have_their_options_as_a_suite_would_have_them(lorebench: Lorebench) -> None:
+    said = " ".join(lorebench("methods", "optim").out.split())
+    assert " Adafactor: beta2_decay -0.8, eps [null, 0.001], d 1.0, foreach false, maximize false " in said
+    assert not re.search(r" (None|True|False)[,\n]", said)
+
+
+def test_what_explains_a_method_is_as_wide_as_the_terminal(
+    lorebench: Lorebench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show, "console", lambda: Console(width=60))
+    said = lorebench("methods", "galore").out
+    assert 50 < max(map(len, said.splitlines())) <= 60
+    assert "\ntargets: list of text; default [q_proj, k_proj, v_proj,\n  o_proj, " in said
 
 
 def test_one_option_of_a_method_may_decide_which_others_are_explained(lorebench: Lorebench) -> None:

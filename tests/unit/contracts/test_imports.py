@@ -18,6 +18,7 @@ NAMES = (
 #: Names that Python itself looks up while it starts, so that only a safe path keeps them out.
 EARLY = ("types", "re", "pathlib", "runpy", "functools")
 PLUGIN = """
+'''Nothing moves.'''
 from harness.method import Method, StepInfo
 
 class Still(Method):
@@ -81,6 +82,23 @@ def test_a_run_takes_nothing_from_the_current_folder_but_its_plugin(folder: Path
     )
     assert (said.returncode, marks(folder)) == (0, ""), said.stderr
     assert "mine" in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "first"),
+    [
+        (("mine:Still",), "mine:Still: Nothing moves."),
+        (("optim", "--set", "type=optimizer.py:Mine"), "optim: Train what has"),
+    ],
+    ids=["method", "optimizer"],
+)
+def test_a_command_that_starts_no_worker_finds_a_plugin_in_the_current_folder(
+    folder: Path, arguments: tuple[str, ...], first: str
+) -> None:
+    (folder / "optimizer.py").write_text("from torch.optim import SGD\n\nclass Mine(SGD):\n    pass\n")
+    said = call(folder, "-m", "harness.cli", "methods", *arguments)
+    assert (said.returncode, marks(folder)) == (0, ""), said.stderr
+    assert said.stdout.startswith(first)
 
 
 def test_without_any_care_of_the_caller_only_our_own_name_can_be_taken(folder: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import UserError
-from harness.strict_yaml import DEEPEST, LARGEST_INTEGER, parse, read
+from harness.strict_yaml import DEEPEST, LARGEST_INTEGER, in_line, parse, read
 
 Read = Callable[[str | bytes], Any]
 
@@ -81,24 +81,50 @@ def test_nan_is_a_number() -> None:
     assert math.isnan(parse(".nan", "--set x").plain())
 
 
-@given(
-    st.recursive(
-        st.none()
-        | st.booleans()
-        | st.integers(-(2**63) + 1, 2**63 - 1)
-        | st.floats(allow_nan=False)
-        | st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=20),
-        lambda inner: (
-            st.lists(inner, max_size=4) | st.dictionaries(st.text("abcdef", max_size=8), inner, max_size=4)
-        ),
-        max_leaves=20,
-    )
+#: Values of every kind, within one another.
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63) + 1, 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text("abcdef", max_size=8), inner, max_size=4)
+    ),
+    max_leaves=20,
 )
+
+
+@given(VALUES)
 def test_json_means_what_it_means_elsewhere(value: Any) -> None:
     """JSON is a part of YAML 1.2; infinity is no part of JSON."""
     text = json.dumps(value)
     if "Infinity" not in text and "\x7f" not in text:
         assert parse(text, "--set x").plain() == json.loads(text)
+
+
+@given(
+    VALUES | st.sampled_from(["null", "no", "1e-3", "0x1F", "a:", "a: b", "- a", "#", "module:Class", "\n"])
+)
+def test_what_is_written_on_a_line_is_read_as_what_it_was(value: Any) -> None:
+    text = in_line(value)
+    assert "\n" not in text
+    assert parse(text, "--set x").plain() == value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (("q_proj", None, True), "[q_proj, null, true]"),
+        ({"rank": 8, "scale": 1e-6, "names": []}, "{rank: 8, scale: 1e-06, names: []}"),
+        ("my_file.py:Class", "my_file.py:Class"),
+        ("true", '"true"'),
+        ("an é, no", '"an é, no"'),
+        (math.inf, ".inf"),
+    ],
+)
+def test_a_value_on_a_line_has_no_more_quotes_than_it_needs(value: Any, text: str) -> None:
+    assert in_line(value) == text
 
 
 # ------------------------------------------------------------------------------------------ what is refused

@@ -676,6 +676,6 @@ def test_the_optimizer_is_freed_with_its_stepper_once_the_model_evaluates() -> N
 def test_the_command_lists_what_is_installed() -> None:
     named = find("optim").choices()
     assert named["torch.optim"] == f"torch {version('torch')}"
-    assert named["Muon"].startswith("momentum 0.95, nesterov True")
+    assert named["Muon"].startswith("momentum 0.95, nesterov true")
     assert named["LBFGS"].startswith("refused: its step needs")
     assert "optim_bits 32" in named["bitsandbytes.optim:Adam8bit"]

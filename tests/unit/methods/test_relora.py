@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -135,6 +136,24 @@ def test_a_run_without_a_merge_says_so() -> None:
     build("relora", {"rank": 4, "period": 20}).prepare(tiny_llama(), context)
     assert context.facts["merges"] == 2
     assert not context.warnings
+
+
+@pytest.mark.parametrize(("updates", "period"), [(20, 60), (20, 20), (2, 1000), (1, 1)])
+def test_what_is_advised_against_a_run_without_a_merge_makes_one(updates: int, period: int) -> None:
+    def warned(updates: int, period: int) -> list[str]:
+        context = Context(seed=1, updates=updates)
+        build("relora", {"rank": 4, "period": period}).prepare(tiny_llama(), context)
+        assert (context.facts["merges"] > 0) or context.warnings
+        return context.warnings
+
+    [said] = warned(updates, period)
+    advice = said.partition("; set ")[2]
+    shorter, longer = re.search(r"period of at most (\d+)", advice), re.search(r"more than (\d+) upd", advice)
+    assert bool(shorter) == (updates > 1)
+    if shorter:
+        assert not warned(updates, int(shorter[1]))
+    assert longer
+    assert not warned(int(longer[1]) + 1, period)
 
 
 def test_random_numbers_follow_from_the_seed_and_the_layer() -> None:

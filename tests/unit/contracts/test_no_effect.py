@@ -129,7 +129,8 @@ def test_a_baseline_that_names_no_row_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_warm_up_that_leaves_no_update_is_said_once_with_its_rows(tmp_path: Path) -> None:
-    rows = "rows: [{label: a}, {label: b, train.stage: compress}, {label: c, train.warmup: 1}, {label: d, train.batch: 3}]\n"
+    others = "{label: b, train.stage: compress}, {label: c, train.warmup: 1}, {label: d, train.batch: 3}"
+    rows = f"rows: [{{label: a}}, {others}]\n"
     matrix = "matrix: {seed: [0, 1]}\n"
     found = load(tmp_path, "train.steps=2", text=SUITE + matrix + rows)
     text = "2 updates of warm-up leave none of 2: the learning rate never reaches 0.001"

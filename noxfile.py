@@ -123,6 +123,14 @@ MODULES = {
             "harness.cli tune compressed",
         ],
     ),
+    "tune-related": (
+        "Find the learning rates of the suites of bench-related.",
+        [
+            "harness.cli tune related",
+            "harness.cli tune related_pretrain --rates 3e-3,1e-2,3e-2,1e-1",
+        ],
+    ),
+    "tune-zoo": ("Find the learning rates of the suite on tuners and optimizers.", ["harness.cli tune zoo"]),
     "gate": (
         "Fail when the peak memory of any method has grown; `-- --write` stores today's peaks as baselines.",
         ["harness.cli gate --baselines"],

@@ -37,6 +37,7 @@ BUILDERS: dict[str, str] = {
     "results/tables/SUITE.md, .csv and .tex": "harness.tables.generated:suite_pages",
     "results/tables/papers/*.md": "harness.tables.generated:paper_pages",
     "results/tables/*-loss.svg": "benchmarks.studies.curves:pages",
+    "results/tables/*-front.svg": "benchmarks.studies.fronts:pages",
     "results/tables/peers.md": "benchmarks.studies.peers.table:pages",
     "results/tables/alarms.md": "benchmarks.studies.alarms:pages",
     "results/tables/shapes-*": "benchmarks.studies.memory.table:pages",

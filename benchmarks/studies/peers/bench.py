@@ -6,7 +6,6 @@ shared slows both alike. The median of the ratios and their quartiles are report
 
 from __future__ import annotations
 
-import importlib
 import math
 import statistics
 import time
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from harness.plugins import import_library
 
 #: Shortest time of a round, filled with calls, so that the clock's resolution does not matter.
 ROUND_S = 0.05
@@ -90,7 +91,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 def peer_package(module: str, package: str) -> Any:
     """Import the module of a peer; PeerMissingError where it is not installed."""
     try:
-        return importlib.import_module(module)
+        return import_library(module)
     except ImportError as error:
         raise PeerMissingError(f"{package} is not installed") from error
 

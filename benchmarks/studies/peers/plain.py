@@ -134,7 +134,7 @@ def training_step(
     return step
 
 
-def duel(ours: Callable[[], Tensor], peer: Callable[[], Tensor]) -> Duel:
+def duel(ours: Callable[[], Tensor], peer: Callable[[], Tensor], tolerance: float = 1e-4) -> Duel:
     """Return both steps, once their first losses have been compared."""
     mine, theirs = (torch.stack([step() for _ in range(STEPS)]) for step in (ours, peer))
-    return Duel(ours, peer, {f"losses of {STEPS} steps differ by": agreement(mine, theirs, 1e-4)})
+    return Duel(ours, peer, {f"losses of {STEPS} steps differ by": agreement(mine, theirs, tolerance)})

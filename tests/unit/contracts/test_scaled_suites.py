@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from harness import suite as suites
+from harness.cli import plan
 from harness.config import ShapeModel
 from harness.errors import UserError
+from harness.tables.plan import plan as plan_values
 
 SUITE: dict[str, Any] = {
     "suite": "small",
@@ -139,3 +141,16 @@ def test_each_row_of_a_label_is_a_run_at_scale_unless_it_is_the_same_there(tmp_p
     assert scaled is not None
     assert len(scaled.runs) == 2  # one for each rate; batch and length are those of the section
     assert {run.train.lr for run in scaled.runs} == {1e-3, 1e-2}
+
+
+@pytest.mark.parametrize(("text", "other"), [("model.source=embedded", True), ("train.steps=3", False)])
+def test_what_is_measured_of_another_model_is_shown_and_no_forecast_of_the_suites_large_one(
+    text: str, other: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forecasts: list[object] = []
+    monkeypatch.setattr(plan, "plan_suite", lambda *given, **named: forecasts.append(given))
+    monkeypatch.setattr(plan_values, "as_dict", lambda made: {"rows": []})
+    suite = suites.load(written(tmp_path), [suites.parse_override(text)])
+    assert suite.other_model == other
+    assert (plan.forecast_at_scale(suite) is None) == other
+    assert len(forecasts) == int(not other)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import io
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -233,14 +233,7 @@ def test_an_8_bit_second_moment_is_never_negative_and_the_first_keeps_its_signs(
 def test_without_the_kernels_library_8_bits_are_refused_with_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.partition(".")[0] == "bitsandbytes":
-            raise ImportError("No module named 'bitsandbytes'")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # importing it fails
     with pytest.raises(UserError, match="pip install bitsandbytes") as caught:
         AdamWStepper(tiny_llama(), OptimConfig(state_bits=8))
     assert "\n" not in str(caught.value)

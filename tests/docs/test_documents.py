@@ -264,8 +264,14 @@ def test_the_workflow_that_is_shown_passes_without_a_verdict_but_not_without_a_c
 @pytest.mark.parametrize(
     ("name", "suites_shown"),
     [
-        ("README.md", ["welore"]),
-        ("docs/results.md", ["welore", "pretrain", "finetune", "compressed", "pretrain_small"]),
+        ("README.md", ["welore", "zoo"]),
+        (
+            "docs/results.md",
+            [
+                *("welore", "pretrain", "finetune", "related", "related_pretrain", "zoo", "compressed"),
+                "pretrain_small",
+            ],
+        ),
     ],
 )
 def test_the_tables_of_suites_are_in_marked_places_that_are_filled(

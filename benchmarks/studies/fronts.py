@@ -62,9 +62,10 @@ def draw(name: str, text: str, points: Mapping[str, Point]) -> Any:
         colour = charts.LINES[0] if place in best else charts.COLOURS["weights, frozen"]
         axes.plot(*point, "o", color=colour, markersize=5, label=f"{place + 1}  {label}")
         axes.annotate(str(place + 1), point, (3, 3), textcoords="offset points", fontsize=8, color=charts.INK)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
     axes.set_xlabel("GiB at the peak of training LLaMA-2 7B, forecast")
     axes.set_ylabel(f"perplexity on {text}, embedded model")
     axes.grid(True, which="both", color=charts.FAINT, linewidth=0.8)

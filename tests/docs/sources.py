@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -150,3 +151,11 @@ def texts() -> Iterator[tuple[Path, str]]:
 def document(name: str) -> str:
     """The text of one of the documents."""
     return (ROOT / name).read_text(encoding="utf-8")
+
+
+def block(heading: str, language: str) -> str:
+    """The only block of a language below a heading of `docs/methods.md`, up to the next heading."""
+    _, below = document("docs/methods.md").split(f"\n{heading}\n")
+    section = re.split(r"^#{2,3} ", below, maxsplit=1, flags=re.MULTILINE)[0]
+    [found] = re.findall(rf"^```{language}\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    return str(found)

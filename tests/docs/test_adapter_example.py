@@ -13,7 +13,7 @@ import yaml
 
 from harness.record import Record
 from harness.record_index import read_all
-from tests.docs.sources import ROOT, document
+from tests.docs.sources import ROOT, block, document
 from tests.support import forked
 
 NAME = "query_adapter:QueryAdapter"
@@ -35,7 +35,7 @@ SUITE: dict[str, Any] = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the method as the page names it, and another without its stepper."""
     made = tmp_path_factory.mktemp("adapter")
-    [code] = re.findall(r"^```python\n(.*?)^```", document("docs/methods.md"), re.DOTALL | re.MULTILINE)
+    code = block("### An adapter with its AdamW", "python")
     (made / "query_adapter.py").write_text(code)
     without = re.sub(r"    def stepper.*?\n\n", "", code, flags=re.DOTALL)
     assert without != code

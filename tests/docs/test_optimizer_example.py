@@ -1,9 +1,8 @@
-"""The method of the README: its code and its suite, as printed there, run outside the project's folder."""
+"""The optimizer of docs/methods.md: code and suite as printed there, run outside the project's folder."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import yaml
 
 from harness.record import Record
 from harness.record_index import read_all
-from tests.docs.sources import ROOT, document
+from tests.docs.sources import ROOT, block
 
 SMALL = (
     "--set=model={source: shape, name: nano}",
@@ -25,19 +24,16 @@ SMALL = (
 )
 
 
-def block(language: str) -> str:
-    found = re.findall(rf"^```{language}\n(.*?)^```", document("README.md"), re.DOTALL | re.MULTILINE)
-    assert len(found) == 1, f"the README has {len(found)} blocks of {language}"
-    return str(found[0])
+HEADING = "### An optimizer with its suite"
 
 
 @pytest.fixture
 def record(tmp_path: Path) -> Record:
     folder = tmp_path
-    suite = yaml.safe_load(block("yaml"))
+    suite = yaml.safe_load(block(HEADING, "yaml"))
     targets = [row["method"] for row in suite["rows"] if ":" in row["method"]]
-    (folder / f"{targets[0].partition(':')[0]}.py").write_text(block("python"))
-    (folder / "mine.yaml").write_text(block("yaml"))
+    (folder / f"{targets[0].partition(':')[0]}.py").write_text(block(HEADING, "python"))
+    (folder / "mine.yaml").write_text(block(HEADING, "yaml"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LOREBENCH_CACHE": str(folder / "cache")}
     command = [sys.executable, "-m", "harness.cli", "run", "mine.yaml", "--device=cpu", *SMALL]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -47,7 +43,7 @@ def record(tmp_path: Path) -> Record:
     return found
 
 
-def test_it_has_a_row_of_its_own_and_keeps_no_optimizer_state_as_the_readme_says(record: Record) -> None:
+def test_it_has_a_row_of_its_own_and_keeps_no_optimizer_state_as_the_page_says(record: Record) -> None:
     assert (record.outcome.status, record.label) == ("ok", "sign")
     assert record.training is not None
     assert record.training.steps == 8
@@ -59,4 +55,4 @@ def test_it_has_a_row_of_its_own_and_keeps_no_optimizer_state_as_the_readme_says
 
 def test_the_whole_example_is_about_as_long_as_promised() -> None:
     """One file, read at a glance: no more lines of code than fit beside the text about them."""
-    assert len([line for line in block("python").splitlines() if line.strip()]) <= 30
+    assert len([line for line in block(HEADING, "python").splitlines() if line.strip()]) <= 30

@@ -117,9 +117,9 @@ def bytes_text(value: float) -> str:
 
 # ------------------------------------------------------------------------------------------- text
 def first(lines: Sequence[str], most: int, more: str) -> list[str]:
-    """Return the first lines; `more` is a line with `{}` for the number of the others."""
+    """Return the first lines; `more` is a line with `{}` for the number of the others, at least two."""
     left = len(lines) - most
-    return [*lines[:most], more.format(left)] if left > 0 else list(lines)
+    return [*lines[:most], more.format(left)] if left > 1 else list(lines)
 
 
 def component(key: str) -> str:

@@ -6,6 +6,7 @@ shared slows both alike. The median of the ratios and their quartiles are report
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.engine.measure.peak import LiveMeter
 from harness.plugins import import_library
 
 #: Shortest time of a round, filled with calls, so that the clock's resolution does not matter.
@@ -102,6 +104,17 @@ def agreement(ours: Tensor, peer: Tensor, tolerance: float) -> str:
     if not distance <= tolerance:
         raise ValueError(f"ours and the peer do different work: they lie {distance:.1e} apart")
     return f"{distance:.0e}"
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return the peak of live bytes during the work, less those alive before."""
+    meter = LiveMeter(torch.device("cpu"))
+    gc.collect()
+    with meter.window() as window:
+        torch.zeros(())
+        before = window.peak_allocated_bytes
+        work()
+    return window.peak_allocated_bytes - before
 
 
 def _elapsed(work: Callable[[], Any], calls: int, clock: Callable[[], float]) -> float:

@@ -1,7 +1,11 @@
-"""QLoRA beside peft on layers of bitsandbytes: a training step of adapters on weights of about 4 bits.
+"""Weights of few bits: QLoRA's training step beside peft on bitsandbytes, and an update of int8 weights.
 
-Both store NormalFloat with scales of 8 bits. Those of bitsandbytes are of a dynamic format, ours equally
-spaced as in LQ-LoRA, so weights and losses differ a little.
+QLoRA: both store NormalFloat with scales of 8 bits. Those of bitsandbytes are of a dynamic format, ours
+equally spaced as in LQ-LoRA, so weights and losses differ a little.
+
+int8: the update of Q-GaLore, which its official code (PyPI: q-galore-torch) does for one matrix after the
+other too but which does not run with current versions of bitsandbytes; so the peer converts all matrices to
+floats, updates them together, and rounds them, as an optimizer that knows nothing of int8 would.
 """
 
 from __future__ import annotations
@@ -14,13 +18,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from benchmarks.studies.peers.bench import Case, Duel, peer_package
+from benchmarks.studies.peers.bench import Case, Duel, agreement, peak_bytes, peer_package
 from benchmarks.studies.peers.plain import LORA_RANK, LR, duel, loop, new_model, our_step
+from methods.parts.quantisation.gridded import gridded
 from methods.parts.targets import LINEAR_KINDS, target_linears
 
 PEER = "peft on bitsandbytes"
 #: Relative difference of losses that other scales may make.
 NEAR = 1e-2
+FLOATS = "float copies of all matrices"
+MATRICES = 4
 
 
 def cases(quick: bool) -> Iterator[Case]:
@@ -28,6 +35,9 @@ def cases(quick: bool) -> Iterator[Case]:
     shape, batch = ("nano", (1, 4)) if quick else ("9m", (4, 128))
     tokens = f"LLaMA {shape}, {batch[0]} x {batch[1]} tokens"
     yield Case("qlora", "training step", tokens, PEER, partial(qlora, shape, batch))
+    out, inputs, group = (8, 16, 16) if quick else (4096, 4096, 256)
+    matrices = f"{MATRICES} matrices of {out} x {inputs}, float32"
+    yield Case("qgalore", "write-back", matrices, FLOATS, partial(write_back, out, inputs, group))
 
 
 def qlora(shape: str, batch: tuple[int, int]) -> Duel:
@@ -56,3 +66,31 @@ def four_bits(layer: nn.Linear) -> Any:
         weight, requires_grad=False, compress_statistics=True, quant_type="nf4"
     )
     return made.to("cpu")
+
+
+def write_back(out: int, inputs: int, group: int) -> Duel:
+    """Add updates to int8 matrices, and say how many bytes that needs beside the weights and the updates."""
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(out, inputs, generator=generator) for _ in range(MATRICES)]
+    updates = [LR * torch.randn(out, inputs, generator=generator) for _ in range(MATRICES)]
+    mine, theirs = ([gridded(each, group, 8) for each in values] for _ in range(2))
+
+    def ours() -> None:
+        for weight, update in zip(mine, updates, strict=True):
+            weight.add_(update)
+
+    def peer() -> None:
+        floats = [weight.floats(weight.dtype) for weight in theirs]
+        torch._foreach_add_(floats, updates)
+        for weight, new in zip(theirs, floats, strict=True):
+            weight.write(new)
+
+    needed = peak_bytes(ours), peak_bytes(peer)
+    after, expected = (torch.cat([weight.floats(weight.dtype) for weight in each]) for each in (mine, theirs))
+    facts = {
+        "weights differ by": agreement(after, expected, 1e-6),
+        "bytes beside the weights, ours": str(needed[0]),
+        "bytes beside the weights, peer": str(needed[1]),
+        "bytes of one matrix in floats": str(updates[0].nbytes),
+    }
+    return Duel(ours, peer, facts)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from peft import LoraConfig, VeloraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from benchmarks.studies.peers.bench import Case, Duel
-from harness.engine.measure.peak import LiveMeter
+from benchmarks.studies.peers.bench import Case, Duel, peak_bytes
 from harness.method import Context
 from harness.plugins import build
 from methods.parts.layers.subtoken import project, weight_gradient
@@ -62,8 +60,8 @@ def _gradient(out: int, width: int, groups: int, sequences: int, tokens: int) ->
 
     facts = {
         "largest relative difference": f"{_difference(ours(), peer()):.1e}",
-        "peak bytes, result included, ours": str(_peak_bytes(ours)),
-        "peak bytes, result included, peer": str(_peak_bytes(peer)),
+        "peak bytes, result included, ours": str(peak_bytes(ours)),
+        "peak bytes, result included, peer": str(peak_bytes(peer)),
         "bytes of the result": str(4 * out * width),
         "bytes of the input": str(4 * sequences * tokens * width),
     }
@@ -86,8 +84,8 @@ def _adapter(out: int, width: int, groups: int, sequences: int, tokens: int) -> 
     ours, peer = (partial(work, model) for model in models)
     facts = {
         "largest relative difference": f"{max(map(_difference, ours(), peer())):.1e}",
-        "peak bytes, ours": str(_peak_bytes(ours)),
-        "peak bytes, peer": str(_peak_bytes(peer)),
+        "peak bytes, ours": str(peak_bytes(ours)),
+        "peak bytes, peer": str(peak_bytes(peer)),
     }
     return Duel(ours, peer, facts)
 
@@ -112,14 +110,3 @@ def _adapted(out: int, width: int, rank: int, groups: int | None) -> nn.ModuleDi
 def _difference(ours: Tensor, peer: Tensor) -> float:
     """Return the largest difference of two results over the largest entry."""
     return ((ours - peer).abs().max() / peer.abs().max()).item()
-
-
-def _peak_bytes(work: Callable[[], object]) -> int:
-    """Return the peak of live bytes during the work, less those alive before."""
-    meter = LiveMeter(torch.device("cpu"))
-    gc.collect()
-    with meter.window() as window:
-        torch.zeros(())
-        before = window.peak_allocated_bytes
-        work()
-    return window.peak_allocated_bytes - before

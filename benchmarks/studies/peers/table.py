@@ -97,8 +97,8 @@ REASONS = {
         "only tens of milliseconds. A warm start saves one pass, and is near or below the target from 1B on."
     ),
     ("sltrain", "forward and backward"): (
-        "On the smallest square matrix nothing is cheaper than what the official code does too, to build the "
-        "dense weight and its gradient, so that is what `auto` does there."
+        "On the smallest matrices nothing is much cheaper than what the official code does too, to build the "
+        "dense weight and its gradient, so that is what `auto` does with square ones."
     ),
     ("full", "AdamW"): "Both call the same fused kernel of torch; the rest is noise, as the quartiles show.",
 }

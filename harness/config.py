@@ -402,6 +402,25 @@ class TuningConfig(Strict):
     inputs: dict[str, str] | None = Field(default=None, exclude_if=_absent)
 
 
+class CalibrationConfig(Strict):
+    """The text that methods look at before training, and how much of it; matters to methods that look at any.
+
+    `data` is that text, as for training; None takes the training text itself. A method takes `sequences` of
+    it (or as many as an option of its own says), and chooses settings by `validation` others; which ones
+    follows from `seed`, None being that of the run.
+    """
+
+    data: DataConfig | None = None
+    sequences: Positive = 128
+    validation: Positive = 32
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = None
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _embedded_by_default(cls, value: Any) -> Any:
+        return {"source": "embedded", **value} if isinstance(value, dict) else value
+
+
 class Run(Strict):
     """One model, one method stack, one data set, one seed. The identity leaves out seed, repeat and label."""
 
@@ -410,6 +429,7 @@ class Run(Strict):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     method: tuple[MethodChoice, ...] = Field(min_length=1)
+    calibration: CalibrationConfig | None = Field(default=None, exclude_if=_absent)
     save_weights: bool = False
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
     repeat: Annotated[int, Field(ge=0, le=MOST)] = 0
@@ -467,6 +487,8 @@ class Run(Strict):
             data, evaluate, model, train = map(_text, (self.data, self.evaluate, self.model, self.train))
             method = ",".join(map(_text, self.method))
             parts = f'"data":{data},"evaluate":{evaluate},"method":[{method}],"model":{model},"train":{train}'
+            if self.calibration is not None:  # the first of the keys
+                parts = f'"calibration":{_text(self.calibration)},{parts}'
             known = self.__dict__[_ID] = identity.of_text(f"{{{parts}}}")
         return known
 

@@ -5,7 +5,8 @@ This is a data structure, not a method: several methods make such layers, checkp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,28 +57,31 @@ def _empty_linear(inputs: int, outputs: int, bias: bool, like: Tensor) -> nn.Lin
     return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=like.device, dtype=like.dtype)
 
 
-def _empty_factors(dense: nn.Linear, rank: int) -> FactoredLinear:
+def empty_factors(dense: nn.Linear, rank: int, bias: bool = False) -> FactoredLinear:
+    """Return uninitialised factors in place of a dense layer, with a bias where that has one or `bias`."""
     down = _empty_linear(dense.in_features, rank, False, dense.weight)
-    up = _empty_linear(rank, dense.out_features, dense.bias is not None, dense.weight)
+    up = _empty_linear(rank, dense.out_features, bias or dense.bias is not None, dense.weight)
     return FactoredLinear(down, up)
 
 
 @torch.no_grad()
-def factor(dense: nn.Linear, up: Tensor, down: Tensor) -> FactoredLinear:
+def factor(dense: nn.Linear, up: Tensor, down: Tensor, offset: Tensor | None = None) -> FactoredLinear:
     """Return `up` (out, rank) and `down` (rank, in) as a layer in the dtype and on the device of `dense`.
 
-    ValueError where the shapes do not fit `dense`.
+    The bias is that of `dense`, plus `offset` (out,) where it is given. ValueError where the shapes do not
+    fit `dense`.
     """
     outputs, inputs = dense.weight.shape
     rank = down.shape[0]
     if up.shape != (outputs, rank) or down.shape != (rank, inputs):
         given = f"{tuple(up.shape)} and {tuple(down.shape)}"
         raise ValueError(f"factors {given} do not make {outputs} x {inputs}")
-    made = _empty_factors(dense, rank)
+    made = empty_factors(dense, rank, offset is not None)
     made.down.weight.copy_(down)
     made.up.weight.copy_(up)
-    if dense.bias is not None:
-        made.up.bias.copy_(dense.bias)
+    parts = [part for part in (dense.bias, offset) if part is not None]
+    if parts:
+        made.up.bias.copy_(torch.stack([part.double() for part in parts]).sum(0))
     return made
 
 
@@ -86,8 +90,16 @@ def ranks(model: nn.Module) -> dict[str, int]:
     return {name: layer.rank for name, layer in model.named_modules() if isinstance(layer, FactoredLinear)}
 
 
-def restructure(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
-    """Replace dense layers by empty factored ones; UserError for what is no such layer or no rank of it."""
+def biased(model: nn.Module) -> list[str]:
+    """Return the names of the factored layers that have a bias."""
+    return [name for name in ranks(model) if model.get_submodule(name).up.bias is not None]  # type: ignore[union-attr]
+
+
+def restructure(model: nn.Module, ranks: Mapping[str, int], biased: Collection[str] = ()) -> nn.Module:
+    """Replace dense layers by empty factored ones, those that are `biased` with a bias in any case.
+
+    UserError for what is no such layer or no rank of it.
+    """
     for name, rank in ranks.items():
         try:
             dense = model.get_submodule(name)
@@ -101,14 +113,48 @@ def restructure(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
                 f"the manifest of factors gives {name!r} the rank {str(rank)[:40]}; this layer "
                 f"takes 1 to {largest}"
             )
-        model.set_submodule(name, _empty_factors(dense, rank))
+        model.set_submodule(name, empty_factors(dense, rank, name in biased))
     return model
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Replace every factored layer by its dense product, in place; the result is a plain model."""
+    """Replace every factored layer by its dense product, in place; the result is a plain model.
+
+    Where layers have biases that the config of the model does not know, it says so afterwards, and all layers
+    that the same setting is about have biases. UserError where it has no such setting.
+    """
+    added = biased(model)
     for name in ranks(model):
         layer = model.get_submodule(name)
         assert isinstance(layer, FactoredLinear)
         model.set_submodule(name, layer.merged())
+    if added:
+        _settle_biases(model, {name.rpartition(".")[2] for name in added})
     return model
+
+
+#: The settings of a LLaMA's config, and the layers that have biases with them.
+_BIASES = {
+    "attention_bias": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp_bias": ("gate_proj", "up_proj", "down_proj"),
+}
+
+
+def _settle_biases(model: nn.Module, kinds: Collection[str]) -> None:
+    """Let the config of a plain model say that layers of these kinds have biases; zero ones where none
+    are."""
+    config: Any = getattr(model, "config", None)
+    for setting, together in _BIASES.items():
+        if not {*kinds} & {*together}:
+            continue
+        if not hasattr(config, setting):
+            raise UserError(
+                f"a dense model of this kind has no biases in its config ({setting}), and its factors have; "
+                "keep the factors"
+            )
+        setattr(config, setting, True)
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.Linear) and layer.bias is None and name.rpartition(".")[2] in together:
+                layer.bias = nn.Parameter(
+                    layer.weight.new_zeros(layer.out_features), layer.weight.requires_grad
+                )

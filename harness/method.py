@@ -16,7 +16,7 @@ model and `UnsupportedError` for a feature that the method lacks; the latter bec
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -119,6 +119,28 @@ class Batch(NamedTuple):
     """What the loss counts: the same ids, with -100 in place of padding."""
 
 
+class Calibration(Protocol):
+    """Text that a method may look at before training, the same whenever it is asked for."""
+
+    @property
+    def source(self) -> str:
+        """The name of the text."""
+
+    @property
+    def count(self) -> int:
+        """Sequences for statistics, as the run declares them."""
+
+    @property
+    def length(self) -> int:
+        """Tokens in a sequence."""
+
+    def batches(self, count: int | None = None) -> Iterator[Batch]:
+        """Yield `count` sequences, by default the declared ones; UserError where the text has fewer."""
+
+    def validation(self) -> Iterator[Batch]:
+        """Yield other sequences, to choose settings by; UserError where the text has too few."""
+
+
 @dataclass
 class Context:
     """Inputs of `Method.prepare`, and the place where it reports results for the record of the run."""
@@ -132,8 +154,8 @@ class Context:
     updates: int | None = None
     """Updates of the training that follows; None where it is not known."""
 
-    calibration: Callable[[], Iterator[Batch]] | None = None
-    """Return an iterator over batches of training text, from the first one; None where there is none."""
+    calibration: Calibration | None = None
+    """Text to look at; None where there is none."""
 
     simulated: Simulated | None = None
     """Set in a simulation, where tensors have no values."""

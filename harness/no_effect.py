@@ -112,7 +112,9 @@ class _Shared:
 
 
 def _reads_text(run: Run) -> bool:
-    return not isinstance(run.data, RandomData) or bool(run.evaluate.perplexity or run.evaluate.tasks)
+    looked_at = run.calibration is not None and run.calibration.data is not None
+    scored = run.evaluate.perplexity or run.evaluate.tasks
+    return not isinstance(run.data, RandomData) or looked_at or bool(scored)
 
 
 _NO_TASKS = "no row scores tasks; add evaluate.tasks or leave it out"

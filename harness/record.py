@@ -359,6 +359,17 @@ class Environment(Part):
     flags: dict[str, str | bool | int] = {}
 
 
+class Calibration(Part):
+    """The text that methods looked at before training: sequences of `length` tokens, `counts` by purpose
+    (`sequences` for statistics, `validation` for choices), which follow from `seed`, and a hash of each."""
+
+    name: str
+    seed: Count
+    length: Count
+    counts: dict[str, Count]
+    sha256: dict[str, str]
+
+
 class Data(Part):
     """The training tokens and the base model, by name and hash.
 
@@ -376,6 +387,7 @@ class Data(Part):
     dropped_rows: Count | None = None
     model: str
     model_sha256: str | None = None
+    calibration: Calibration | None = None
 
 
 class SeriesFile(Part):

@@ -18,6 +18,7 @@ from harness.files import ROOT, visible
 REGISTRY: dict[str, str] = {
     "adarankgrad": "methods.adarankgrad:AdaRankGrad",
     "apollo": "methods.apollo:Apollo",
+    "compress": "methods.compress:Compress",
     "fira": "methods.fira:Fira",
     "full": "methods.full:Full",
     "galore": "methods.galore:GaLore",

@@ -111,7 +111,9 @@ class LQLoRA(QLoRA):
         if context.calibration is None:
             context.warn(f"{self.name}: without text there are no gradients, so all errors weigh alike")
             return {}
-        return fisher_diagonals(model, layers, context.calibration(), self.config.fisher)
+        return fisher_diagonals(
+            model, layers, context.calibration.batches(self.config.fisher), self.config.fisher
+        )
 
     def _layouts(
         self, layers: Mapping[str, nn.Linear], fisher: Mapping[str, Tensor], context: Context

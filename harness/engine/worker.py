@@ -142,13 +142,14 @@ def _go_offline_where_nothing_is_remote(*runs: Run) -> bool:
 
 
 def _names_something_remote(run: Run) -> bool:
-    names_hub = isinstance(run.model, HubModel) or isinstance(run.data, DatasetsData)
+    texts = [run.data, None if run.calibration is None else run.calibration.data]
+    names_hub = isinstance(run.model, HubModel) or any(isinstance(text, DatasetsData) for text in texts)
     from harness.engine.quality.protocols import reads_the_hub
 
     protocol = any(map(reads_the_hub, run.evaluate.perplexity))
     local = ("embedded", "paper_") if run.evaluate.task_data else ("embedded",)
     tasks = any(not name.startswith(local) for name in run.evaluate.tasks) and not run.evaluate.task_paths
-    task_data = isinstance(run.data, TaskData) and run.data.folder is None
+    task_data = any(isinstance(text, TaskData) and text.folder is None for text in texts)
     return names_hub or protocol or tasks or task_data
 
 

@@ -27,7 +27,7 @@ from harness.engine.quality import perplexity
 from harness.method import Context
 from harness.plugins import build
 from harness.registry import REGISTRY
-from tests.support.tiny import tiny_batch, tiny_llama, train
+from tests.support.tiny import TinyText, tiny_batch, tiny_llama, train
 
 CPU = torch.device("cpu")
 SEQUENCES = [tiny_batch(100 + number, batch=1, length=9 + number)[0].tolist() for number in range(4)]
@@ -150,7 +150,7 @@ def run_of(folder: Path, stack: Stack, path: Path) -> tuple[float, bool]:
     ).model
     methods = [build(name, options) for name, options in stack]
     for method in methods:
-        model = method.prepare(model, Context(seed=1))
+        model = method.prepare(model, Context(seed=1, calibration=TinyText()))
     steppers = [method.stepper(model, OptimConfig(lr=3e-3)) for method in methods]
     stepper = [found for found in steppers if found is not None][-1]
     model.train()

@@ -22,7 +22,7 @@ from harness.errors import UnsupportedError
 from harness.method import Context, Method, Stepper, stack_caps
 from harness.plugins import build
 from harness.registry import REGISTRY
-from tests.support.tiny import logits, tiny_llama, train
+from tests.support.tiny import TinyText, logits, tiny_llama, train
 
 STEPS = 3
 DEFAULT = OptimConfig(lr=1e-2, weight_decay=0.01, clip=1.0)
@@ -81,6 +81,9 @@ CASES = {
     "int8 + relora": Case([INT8, RELORA]),
     "uniform": Case([("uniform", {})]),
     "welore": Case([("welore", {})]),
+    "compress, lrc": Case([("compress", {"train": "lrc"})]),
+    "compress by components + lora": Case([("compress", {"factoriser": "pca", "reduction": 0.5}), LORA]),
+    "compress + galore": Case([("compress", {"factoriser": "asvd"}), GALORE]),
     "welore + lora": Case([COMPRESSED, LORA]),
     "welore + galore": Case([COMPRESSED, GALORE]),
     "galore": Case([GALORE]),
@@ -155,7 +158,7 @@ def scaffold(case: Case, **shape: Any) -> nn.Module:
     """A tiny model as the stack prepares it."""
     model: nn.Module = tiny_llama(**shape)
     for method in case.methods():
-        model = method.prepare(model, Context(seed=1))
+        model = method.prepare(model, Context(seed=1, calibration=TinyText()))
     return model
 
 
@@ -233,7 +236,7 @@ def test_the_exported_model_is_plain_and_says_what_the_trained_one_said(
         "torch",
         "transformers",
     }
-    assert set(exported.state_dict()) == set(tiny_llama(**shape).state_dict())
+    assert set(exported.state_dict()) == set(LlamaForCausalLM(exported.config).state_dict())
     torch.testing.assert_close(logits(exported), wanted, atol=1e-4, rtol=1e-4)
 
     exported.save_pretrained(tmp_path)
@@ -246,7 +249,7 @@ def test_the_exported_model_is_plain_and_says_what_the_trained_one_said(
 def test_a_bfloat16_model_trains_in_bfloat16(case: Case) -> None:
     model: nn.Module = tiny_llama().to(torch.bfloat16)
     for method in case.methods():
-        model = method.prepare(model, Context(seed=1))
+        model = method.prepare(model, Context(seed=1, calibration=TinyText()))
     stepper = stepper_for(case, model)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     losses = [train(model, stepper, 0, 1)[0] for _ in range(12)]

@@ -18,6 +18,7 @@ from harness.record import TrainMemory
 from methods.parts.optim import eightbit
 from methods.parts.tuners.catalogue import NO_FORECAST
 from tests.contract.test_methods import CASES, Case
+from tests.support.tiny import TinyText
 from tests.unit.methods import test_peft
 
 CPU = torch.device("cpu")
@@ -82,7 +83,8 @@ def watched(run: Run) -> tuple[MemoryWindow, dict[str, dict[str, int]]]:
 def same_ranks_at_every_refresh(key: str, method: Method) -> Context:
     """Weights may decide about ranks here, gradients not: they would at each refresh anew."""
     follows_gradients = method.caps.value_dependent and "pretrain" in method.caps.stages
-    return Context(simulated=Simulated(ranks=SmallRanks()) if follows_gradients else None)
+    simulated = Simulated(ranks=SmallRanks()) if follows_gradients else None
+    return Context(simulated=simulated, calibration=TinyText())
 
 
 class SmallRanks(dict[str, int]):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from harness.engine.contract.tiny import logits, tiny_batch, tiny_llama, train
+from harness.engine.contract.tiny import TinyText, logits, tiny_batch, tiny_llama, train
 
-__all__ = ["logits", "sentence", "tiny_batch", "tiny_llama", "tiny_tokenizer", "train"]
+__all__ = ["TinyText", "logits", "sentence", "tiny_batch", "tiny_llama", "tiny_tokenizer", "train"]
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from harness.config import OptimConfig
 from harness.engine.contract import members
-from harness.engine.contract.tiny import tiny_batch, tiny_llama
+from harness.engine.contract.tiny import TinyText, tiny_batch, tiny_llama
 from harness.errors import MethodError
-from harness.method import Batch, Caps, Context, Method, StepInfo, Stepper, stack_caps
+from harness.method import Caps, Context, Method, StepInfo, Stepper, stack_caps
 from harness.plugins import build
 
 LR = 1e-2
@@ -80,7 +80,7 @@ class Subject:
         """Return a tiny model as the stack prepares it."""
         model: nn.Module = tiny_llama(**self.shape)
         for (name, _), method in zip(self.stack, self.methods(), strict=True):
-            model = members.prepare(name, method, model, Context(seed=SEED, calibration=_calibration))
+            model = members.prepare(name, method, model, Context(seed=SEED, calibration=TinyText()))
         return model
 
     def stepper(self, model: nn.Module, optim: OptimConfig | None = None) -> Stepper:
@@ -149,10 +149,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def _calibration() -> Iterator[Batch]:
-    step = 0
-    while True:
-        yield Batch(ids := tiny_batch(step), ids)
-        step += 1

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.engine.contract import members
-from harness.method import Stepper
+from harness.method import Batch, Stepper
+
+#: Tokens in a sequence.
+LENGTH = 12
 
 
 def tiny_llama(
@@ -38,7 +43,7 @@ def tiny_llama(
         return LlamaForCausalLM(config)
 
 
-def tiny_batch(step: int = 0, batch: int = 2, length: int = 12, vocab: int = 64) -> Tensor:
+def tiny_batch(step: int = 0, batch: int = 2, length: int = LENGTH, vocab: int = 64) -> Tensor:
     """Token ids (batch, length) that depend on the step alone."""
     return torch.randint(vocab, (batch, length), generator=torch.Generator().manual_seed(step))
 
@@ -61,3 +66,23 @@ def train(model: nn.Module, stepper: Stepper, first: int, last: int, lr: float =
 def logits(model: nn.Module) -> Tensor:
     """Logits (batch, length, vocab) in evaluation mode, as float32."""
     return model.eval()(input_ids=tiny_batch()).logits.float()
+
+
+class TinyText:
+    """Calibration text of random tokens; implements `harness.method.Calibration`."""
+
+    source, count, length, validation_count = "random tokens", 8, LENGTH, 8
+
+    def batches(self, count: int | None = None) -> Iterator[Batch]:
+        """Yield `count` sequences, two at a time."""
+        return self._from(0, self.count if count is None else count)
+
+    def validation(self) -> Iterator[Batch]:
+        """Yield others."""
+        return self._from(1000, self.validation_count)
+
+    def _from(self, step: int, left: int) -> Iterator[Batch]:
+        while left > 0:
+            ids = tiny_batch(step)[:left]
+            yield Batch(ids, ids)
+            step, left = step + 1, left - len(ids)

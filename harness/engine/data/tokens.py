@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from harness import registry
 from harness.config import DataConfig, DatasetsData, EmbeddedData, FilesData, RandomData, TaskData
@@ -24,7 +23,6 @@ from harness.engine.data.documents import documents_of_dataset, documents_of_fil
 from harness.engine.data.tasks import training_texts
 from harness.engine.data.token_cache import Blocks, TokenCache, cached, text_sha256
 from harness.errors import UserError
-from harness.method import Batch
 
 RANDOM_WINDOWS = 512  # enough that no window repeats within a speed run
 #: A tokenizer returns Python integers, which take five times the bytes of an array's.
@@ -64,12 +62,6 @@ class Tokens:
     def padded(self) -> bool:
         """Return whether the windows may hold padding, written as `PAD`."""
         return self.real_tokens is not None
-
-    def calibration(self, batch: int, seed: int, device: torch.device) -> Iterator[Batch]:
-        """Yield the same batches as a method sees them before training."""
-        for rows in self.batches(batch, seed):
-            ids, labels = (torch.from_numpy(each).to(device) for each in (token_ids(rows), rows))
-            yield Batch(ids, labels)
 
     def batches(self, batch: int, seed: int) -> Iterator[np.ndarray]:
         """Yield batches (batch, seq_len) without end: each epoch visits every window once in a new order."""

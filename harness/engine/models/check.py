@@ -343,19 +343,21 @@ def restructured(model: nn.Module, folder: Path) -> nn.Module:
     manifest = folder / FACTORS_MANIFEST
     if not manifest.exists():
         return model
-    ranks = _manifest_ranks(manifest)
+    ranks, biased = _structure(manifest)
     with refusing(f"{manifest}: not a manifest of factors"):
-        return factored.restructure(model, ranks)
+        return factored.restructure(model, ranks, biased)
 
 
-def _manifest_ranks(path: Path) -> dict[str, int]:
-    """Return the rank of each factored layer by name."""
+def _structure(path: Path) -> tuple[dict[str, int], list[str]]:
+    """Return the rank of each factored layer by name, and which layers have a bias that their model lacks."""
     with refusing(f"{path}: not a manifest of factors"):
         manifest = strict_json.read(path)
-        written_as, ranks = manifest["format"], dict(manifest["ranks"])
+        written_as, ranks, biased = manifest["format"], dict(manifest["ranks"]), manifest.get("biased", [])
+        if not isinstance(biased, list) or not set(biased) <= ranks.keys():
+            raise ValueError("biased must list layers of ranks")
     if written_as != 1:
         raise UserError(f"{path}: format {written_as}, this lorebench reads 1")
-    return ranks
+    return ranks, biased
 
 
 def check_state(folder: Path, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -89,7 +89,8 @@ def not_saved(model: nn.Module, code: bool = True) -> str:
     counts; hooks of transformers, by which it collects hidden states, change nothing. Without `code`, hooks
     and replaced functions are passed over: they may only observe.
     """
-    plain = factored.restructure(folders.empty_model(model.config), factored.ranks(model))
+    structure = factored.ranks(model), factored.biased(model)
+    plain = factored.restructure(folders.empty_model(model.config), *structure)
     kinds, mine = (dict(each.named_modules(remove_duplicate=False)) for each in (plain, model))
     for name, layer in mine.items():
         where = name or "the model itself"
@@ -123,12 +124,12 @@ def save(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     plain: Any = model  # a transformers model
     _settle_tying(plain)
     with _complete(folder) as temporary:
-        ranks = factored.ranks(model)
+        ranks, biased = factored.ranks(model), factored.biased(model)
         if ranks:
             state = {key: value.contiguous() for key, value in folders.stored_state(model).items()}
             plain.config.save_pretrained(temporary)
             save_file(state, temporary / FACTORED_WEIGHTS, metadata={"format": "pt"})
-            manifest = {"format": 1, "ranks": ranks}
+            manifest = {"format": 1, "ranks": ranks, **({"biased": biased} if biased else {})}
             (temporary / FACTORS_MANIFEST).write_text(strict_json.text(manifest, indent=1))
             if getattr(plain, "generation_config", None) is not None:
                 plain.generation_config.to_json_file(temporary / "generation_config.json")

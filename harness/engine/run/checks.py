@@ -61,7 +61,9 @@ def check_inputs(runs: Sequence[Run], text: bool = True) -> None:
     """Raise UserError for a model, a text or a protocol that cannot be used."""
     for model in _unique(run.model for run in runs):
         check_model(model)
-    for data in _unique(run.data for run in runs) if text else ():
+    calibrated = [run.calibration.data for run in runs if run.calibration is not None]
+    texts = [*(run.data for run in runs), *(data for data in calibrated if data is not None)]
+    for data in _unique(texts) if text else ():
         if isinstance(data, FilesData):
             documents.documents_of_files(data)
         if isinstance(data, TaskData):
@@ -74,7 +76,8 @@ def check_inputs(runs: Sequence[Run], text: bool = True) -> None:
 def reads_text(run: Run) -> bool:
     """Return whether a run needs a tokenizer, to train or to evaluate."""
     wanted = run.evaluate
-    return not isinstance(run.data, RandomData) or bool(wanted.perplexity or wanted.tasks)
+    looked_at = run.calibration is not None and run.calibration.data is not None
+    return not isinstance(run.data, RandomData) or looked_at or bool(wanted.perplexity or wanted.tasks)
 
 
 def _unique(values: Iterable[T]) -> Iterable[T]:

@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from harness.config import DatasetsData, EvaluateConfig, FilesData, HubModel, Run, ShapeModel, TaskData
+from harness.config import (
+    DataConfig,
+    DatasetsData,
+    EvaluateConfig,
+    FilesData,
+    HubModel,
+    Run,
+    ShapeModel,
+    TaskData,
+)
 from harness.digests import Digests
 from harness.engine.data.task_files import data_sets_of_tasks, files_of_tasks
 from harness.engine.data.tasks import PAPER_TASKS
@@ -47,7 +56,8 @@ class InputHashes:
 
     def of(self, run: Run) -> dict[str, str]:
         """Return the hashes of a run by name, none of a missing file; UserError for an unreadable one."""
-        key = repr((run.model, run.train.stage == "pretrain", run.data, run.evaluate, run.method))
+        scratch = run.train.stage == "pretrain"
+        key = repr((run.model, scratch, run.data, run.calibration, run.evaluate, run.method))
         if key not in self._known:
             found: dict[str, str] = {}
             for name, value in self._all(run):
@@ -58,7 +68,9 @@ class InputHashes:
 
     def _all(self, run: Run) -> Named:
         yield from self._model(run)
-        yield from self._data(run)
+        yield from self._data(run.data)
+        if run.calibration is not None and run.calibration.data is not None:
+            yield from self._data(run.calibration.data)
         yield from self._evaluation(run.evaluate)
         yield from self._code(run)
 
@@ -89,8 +101,7 @@ class InputHashes:
             yield CONFIG, self._matching(place, CONFIG_FILES)
             yield TOKENIZER, self._matching(place, TOKENIZER_FILES)
 
-    def _data(self, run: Run) -> Named:
-        data = run.data
+    def _data(self, data: DataConfig) -> Named:
         if isinstance(data, FilesData):
             yield from self._texts(data.paths)
         elif isinstance(data, DatasetsData):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import shutil
@@ -12,8 +11,10 @@ import torch
 
 from harness import no_effect
 from harness import series as serieses
+from harness.config import CalibrationConfig
 from harness.digests import Digests
 from harness.engine.contract import members
+from harness.engine.data.calibration import CalibrationText, repeated, sha256_of
 from harness.engine.data.tasks import SHIPPED_TASKS, check_room, existing_folder, load_tasks
 from harness.engine.data.token_cache import TokenCache
 from harness.engine.data.tokens import Tokens, load_tokens
@@ -31,7 +32,7 @@ from harness.engine.run.prepare import assemble, keys, load_stack
 from harness.engine.run.train import Trainer, TrainResult, Turn
 from harness.errors import DivergedError, UserError, one_line
 from harness.method import Caps, Context
-from harness.record import Data, Memory, Perplexity, Quality, Training
+from harness.record import Calibration, Data, Memory, Perplexity, Quality, Training
 
 if TYPE_CHECKING:
     from harness.engine.models.load import LoadedModel
@@ -49,6 +50,7 @@ class RunInProgress:
     model: Any  # a transformers causal LM; the methods see an nn.Module
     tokenizer: Any
     tokens: Tokens
+    calibration: CalibrationText
     texts: dict[str, ScoredText]
     caps: Caps
 
@@ -93,6 +95,7 @@ class RunInProgress:
         cache = TokenCache(self.job.cache / "tokens", self.record.warnings.append)
         vocabulary = self.model.config.get_text_config().vocab_size
         self.tokens = load_tokens(run.data, self.tokenizer, vocabulary, run.seed, cache)
+        self.calibration = self._load_calibration(cache, vocabulary)
         self.writer.reading = "evaluate"
         # Read now, though scored at the end: a missing text or task must not cost a training first.
         wanted = run.evaluate
@@ -130,6 +133,7 @@ class RunInProgress:
                 self.run, self.methods, self.model, lambda key, method: self._context(), batches, self.meter
             )
         self._peak("prepare", window.peak_allocated_bytes)
+        self._note_calibration()
         self.model, self.record.parameters = assembly.model, assembly.parameters
         self.record.warnings += assembly.warnings
         if assembly.trainer is not None:
@@ -219,6 +223,16 @@ class RunInProgress:
         self._check_loaded(loaded)
         return loaded
 
+    def _load_calibration(self, cache: TokenCache, vocabulary: int) -> CalibrationText:
+        """Return the text that methods may look at: the training text, or one of its own."""
+        run, wanted, tokens = self.run, self.run.calibration or CalibrationConfig(), self.tokens
+        if wanted.data is not None:
+            self.writer.reading = "calibration"
+            tokens = load_tokens(wanted.data, self.tokenizer, vocabulary, run.seed, cache)
+            self.record.warnings += tokens.warnings
+        seed = run.seed if wanted.seed is None else wanted.seed
+        return CalibrationText(tokens, wanted, run.train.batch, seed, self.device)
+
     def _check_loaded(self, loaded: LoadedModel) -> None:
         """Raise UserError for what shows once a model is loaded and would cost a whole training later."""
         if loaded.sha256 is not None:
@@ -247,8 +261,32 @@ class RunInProgress:
 
     def _context(self) -> Context:
         run = self.run
-        calibration = functools.partial(self.tokens.calibration, run.train.batch, run.seed, self.device)
-        return Context(seed=run.seed, cache=self.job.cache, updates=run.train.steps, calibration=calibration)
+        return Context(
+            seed=run.seed, cache=self.job.cache, updates=run.train.steps, calibration=self.calibration
+        )
+
+    def _note_calibration(self) -> None:
+        """Record the text that methods looked at, and warn where it is text to be scored."""
+        read = self.calibration.windows()
+        assert self.record.data is not None
+        if not read:
+            if self.run.calibration is not None:
+                self.record.warnings.append("calibration: no method of this run looks at text; leave it out")
+            return
+        self.record.data.calibration = Calibration(
+            name=self.calibration.source,
+            seed=self.calibration.seed,
+            length=self.calibration.length,
+            counts={what: len(windows) for what, windows in read.items()},
+            sha256={what: sha256_of(windows) for what, windows in read.items()},
+        )
+        texts = {name: text.sequences for name, text in self.texts.items()}
+        for what, windows in read.items():
+            for name, count in repeated(windows, texts).items():
+                self.record.warnings.append(
+                    f"calibration: {count} of {len(windows)} {what} occur in the text of {name}, which is "
+                    "therefore no unseen text; calibrate on other text"
+                )
 
     def _note_training(self, trained: TrainResult) -> None:
         window = trained.memory

@@ -77,7 +77,7 @@ class LowRankCompression(Method):
             model, chosen, lambda name, dense, rank: factor(dense, *truncated_svd(name, dense.weight, rank))
         )
         if self.config.train == "lrc":
-            _train_factors_and_norms(model)
+            train_factors_and_norms(model)
         self._report(shapes, chosen, context)
         context.facts.update(ratios)
         return model
@@ -156,7 +156,7 @@ def reduction_facts(shapes: Shapes, chosen: Mapping[str, int]) -> dict[str, Any]
     }
 
 
-def _train_factors_and_norms(model: nn.Module) -> None:
+def train_factors_and_norms(model: nn.Module) -> None:
     """Freeze all but the weights of both factors of every factored layer and of every RMSNorm."""
     model.requires_grad_(False)
     for module in model.modules():

@@ -82,7 +82,9 @@ class WeightedMethod(SamplingMethod):
             assert context.calibration is not None
             assert config.samples is not None
             assert config.threshold is not None
-            scores = outlier_scores(model, context.calibration(), config.samples, config.threshold)
+            scores = outlier_scores(
+                model, context.calibration.batches(config.samples), config.samples, config.threshold
+            )
             context.facts["scores"] = [round(score, 6) for score in scores]
         if not any(scores):
             at = config.threshold

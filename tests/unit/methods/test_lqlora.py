@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from methods.parts.quantisation.decomposition import decompose, weighted_factors
 from methods.parts.quantisation.layouts import candidates
 from methods.parts.quantisation.normal_float import Layout, normal_floats
 from methods.parts.targets import target_linears
-from tests.support.tiny import logits, tiny_batch, tiny_llama, train
+from tests.support.tiny import TinyText, logits, tiny_batch, tiny_llama, train
 from tests.unit.methods.test_qlora import stored_weights, weights
 
 NF3 = Layout(bits=3)
@@ -240,10 +239,7 @@ def test_invariant_6_a_budget_misses_less_than_any_one_layout_within_it() -> Non
 
 
 def test_text_weights_the_errors_and_without_text_it_says_that_it_does_not() -> None:
-    def text() -> Iterator[Batch]:
-        return (Batch(ids, ids) for ids in map(tiny_batch, itertools.count()))
-
-    weighted, plain, without = Context(seed=1, calibration=text), Context(seed=1), Context(seed=1)
+    weighted, plain, without = Context(seed=1, calibration=TinyText()), Context(seed=1), Context(seed=1)
     prepared(weighted, fisher=6)
     prepared(plain)
     prepared(without, fisher=6)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from harness.method import Batch, Context, StepInfo
 from harness.plugins import build
 from methods.owlore import OwLoreStepper
 from methods.parts.sampling.outliers import outlier_scores, score
-from tests.support.tiny import tiny_batch, tiny_llama, train
+from tests.support.tiny import TinyText, tiny_batch, tiny_llama, train
 from tests.unit.methods.test_galore import Momentum
 from tests.unit.methods.test_lisa import LAYERS, LR, assert_equal, layer_of, moved, state_bytes, stored
 
@@ -49,10 +48,6 @@ def infos(model: nn.Module, stepper: Any, steps: int) -> Iterator[StepInfo]:
         model(input_ids=ids, labels=ids).loss.backward()
         yield stepper.step()
         stepper.zero_grad()
-
-
-def batches() -> Iterator[Batch]:
-    return (Batch(ids, ids) for ids in map(tiny_batch, itertools.count()))
 
 
 # ------------------------------------------------------------------------------ what it is equal to
@@ -137,7 +132,7 @@ def by_hand(model: nn.Module, samples: Sequence[Tensor], threshold: float) -> li
 def scored(threshold: float, samples: int = 3) -> tuple[Any, Context]:
     """A method and its context, prepared on three sequences: a batch of two and one of the next."""
     options = {"layers": 1, "sampling": "outliers", "threshold": threshold, "samples": samples}
-    method, context = build("owlore", options), Context(seed=3, calibration=batches)
+    method, context = build("owlore", options), Context(seed=3, calibration=TinyText())
     method.prepare(tiny_llama(layers=LAYERS).double(), context)
     return method, context
 
@@ -168,7 +163,7 @@ def test_counting_leaves_the_model_as_it_was() -> None:
     for mode in (True, False):
         model.train(mode)
         options = {"layers": 1, "threshold": 2, "samples": 2}
-        build("owlore", options).prepare(model, Context(calibration=batches))
+        build("owlore", options).prepare(model, Context(calibration=TinyText()))
         assert all(module.training == mode for module in model.modules())
         assert not any(module._forward_pre_hooks for module in model.modules())
 
@@ -354,7 +349,7 @@ def test_what_a_layer_was_away_for_is_told_where_it_matters() -> None:
 def test_what_the_model_does_not_fit_is_refused(options: dict[str, Any], said: str) -> None:
     method = build("owlore", {"layers": 1, **options})
     with pytest.raises(UserError, match=said):
-        method.prepare(tiny_llama(layers=LAYERS), Context(calibration=batches))
+        method.prepare(tiny_llama(layers=LAYERS), Context(calibration=TinyText()))
 
 
 @pytest.mark.parametrize(

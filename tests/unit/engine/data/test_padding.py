@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.config import DatasetsData, FilesData, RandomData, Run, TaskData, TrainConfig
+from harness.config import CalibrationConfig, DatasetsData, FilesData, RandomData, Run, TaskData, TrainConfig
 from harness.engine import worker
 from harness.engine.data import tokens
+from harness.engine.data.calibration import CalibrationText
 from harness.engine.data.tasks import training_texts
 from harness.engine.data.tokens import PAD
 from harness.engine.forecast.dry_run import simulate
@@ -105,7 +106,8 @@ def test_packed_windows_hold_no_padding_and_say_so(lines: Path) -> None:
 
 def test_what_a_method_calibrates_on_says_what_is_padding(lines: Path) -> None:
     found = tokens.load_tokens(files(lines, layout="rows", seq_len=64), tiny_tokenizer(), 64, seed=0)
-    trained, (ids, labels) = next(found.batches(8, seed=0)), next(found.calibration(8, 0, CPU))
+    text = CalibrationText(found, CalibrationConfig(sequences=8), 8, 0, CPU)
+    trained, (ids, labels) = next(found.batches(8, seed=0)), next(text.batches())
     assert (trained == PAD).any()
     assert labels.tolist() == trained.tolist()
     assert (ids >= 0).all()

@@ -1,0 +1,1 @@
+"""How much of each matrix a compression keeps: what a ratio means, and who decides."""

@@ -1,0 +1,54 @@
+"""The interface of allocators: what they may look at, and what they decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from torch import nn
+
+from harness.method import Context, MethodConfig
+from methods.parts.allocation.budget import Budget
+from methods.parts.factors.factorisers import Factoriser
+from methods.parts.factors.svd_cache import SingularValues, singular_values
+from methods.parts.targets import Shapes
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an allocator decides about: the layers of a model, the budget, and how they will be factored."""
+
+    model: nn.Module
+    layers: Mapping[str, nn.Linear]
+    budget: Budget
+    factoriser: Factoriser
+    context: Context
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shape (out, in) of each target matrix by name."""
+        return self.budget.shapes
+
+    @cached_property
+    def singular_values(self) -> SingularValues:
+        """Singular values of every target by name, descending."""
+        return singular_values(self.layers, self.context)
+
+
+class Allocator(MethodConfig):
+    """Options of an allocator, and its decision."""
+
+    value_dependent: ClassVar[bool] = False
+    """Whether values of weights or text decide; a simulation then takes equal shares."""
+
+    reads_text: ClassVar[bool] = False
+    """Whether it looks at calibration text."""
+
+    def allocate(self, problem: Problem) -> dict[str, int]:
+        """Return the rank of every matrix to factor by name; those that are left out stay dense.
+
+        Facts worth recording go to `problem.context`. UserError where the options fit no layer.
+        """
+        raise NotImplementedError

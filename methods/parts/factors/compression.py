@@ -1,0 +1,192 @@
+"""Compression by any allocator with any factoriser: the base of all methods that are such a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+from torch import nn
+
+from harness.config import OptimConfig, Share
+from harness.errors import UserError
+from harness.factored import empty_factors, factor, ranks
+from harness.method import Calibration, Caps, Context, Method, MethodConfig
+from methods.parts.allocation.allocator import Problem
+from methods.parts.allocation.budget import Budget, Counted
+from methods.parts.allocation.catalogue import AnyAllocator
+from methods.parts.allocation.uniform import Uniform
+from methods.parts.calibration.blocks import Place, walk
+from methods.parts.calibration.statistics import InputStatistics
+from methods.parts.factors.factorisers import AnyFactoriser, Whiten
+from methods.parts.factors.method import parameters, reduction_facts, train_factors_and_norms
+from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
+from methods.parts.targets import LINEAR_KINDS, shapes_of, target_linears
+
+#: Tokens for each feature of an input, below which second moments are doubtful.
+ENOUGH = 4
+#: What is then added to their diagonal, times its mean.
+DAMPING = 0.01
+
+
+class CompressionConfig(MethodConfig):
+    """Options of all compressions by an allocator and a factoriser."""
+
+    allocator: AnyAllocator = Uniform()
+    """How much of each matrix is kept: `uniform`, or a section with its `type` and options."""
+
+    factoriser: AnyFactoriser = Whiten()
+    """How a matrix is factored: `svd`, `asvd`, `awsvd`, `whiten`, `pca`, or a section with `type` and
+    options."""
+
+    reduction: Share = 0.2
+    """The share that is taken away."""
+
+    counted: Counted = "linears"
+    """Of what: of the parameters of the targets (`linears`), of `all` parameters of the model, or of the
+    `ranks` of the targets (WeLore's ERR)."""
+
+    multiple: Annotated[int, Field(gt=0)] = 1
+    """Every rank is a multiple of this number; 8 suits tensor cores."""
+
+    sequential: bool = False
+    """Take the statistics of a block from the outputs of the compressed blocks before it, not of the whole
+    model."""
+
+    damping: Annotated[float, Field(ge=0)] | None = None
+    """What is added to the diagonal of second moments, times its mean. Null is 0.01 where an input has fewer
+    than 4 tokens for each feature, with a warning, else 0."""
+
+    place: Place = "device"
+    """Where the hidden states of the calibration text wait between two blocks: on the `device`, or on the
+    `host`."""
+
+    train: Literal["lrc", "none"] = "none"
+    """`lrc` trains the factors and all RMSNorm weights; `none` leaves training to a method on top."""
+
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = LINEAR_KINDS
+    """Kinds of linear layers that take part; embeddings and the output head never do."""
+
+    @field_validator("allocator", "factoriser", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
+
+class Compression(Method):
+    """Factor linear layers at ranks that an allocator chooses."""
+
+    Config: ClassVar[type[MethodConfig]] = CompressionConfig
+    config: CompressionConfig
+    name: ClassVar[str] = "compress"
+
+    approximations: ClassVar[Mapping[str, str]] = {"uniform": "every matrix keeps the same share"}
+
+    @property
+    def caps(self) -> Caps:
+        """Return the stages that start from trained weights."""
+        because = "random weights have nothing to leave out"
+        depends = self.config.allocator.value_dependent
+        stages = frozenset({"finetune", "compress"})
+        return Caps(stages=stages, because=because, value_dependent=depends, **TRAIN_OPTIONS)
+
+    def prepare(self, model: nn.Module, context: Context) -> nn.Module:
+        """Choose ranks, then factor block after block, in place."""
+        layers = target_linears(model, self.config.targets)
+        if ranks(model) or any(type(layer) is not nn.Linear for layer in layers.values()):
+            raise UserError("layers are factored already, or replaced; put one low-rank method first")
+        config, before = self.config, parameters(model)
+        budget = Budget(shapes_of(layers), before, config.reduction, config.counted, config.multiple)
+        chosen = self._choose(model, layers, budget, context)
+        if context.simulated:
+            for name, rank in chosen.items():
+                made = empty_factors(layers[name], rank, config.factoriser.centred)
+                model.set_submodule(name, made.requires_grad_(layers[name].weight.requires_grad))
+        else:
+            self._factor(model, {name: layers[name] for name in chosen}, chosen, context)
+        if config.train == "lrc":
+            train_factors_and_norms(model)
+        context.ranks.update(chosen)
+        context.facts.update(
+            reduction_facts(budget.shapes, chosen),
+            target_reduction=config.reduction,
+            counted=config.counted,
+            measured_reduction=budget.measured(chosen),
+            parameter_ratio=parameters(model) / before,
+            lrc=list(chosen),
+        )
+        return model
+
+    def stepper(self, model: nn.Module, optim: OptimConfig) -> AdamWStepper | None:
+        """Return AdamW over factors and norms, or None when `train` is `none`."""
+        return AdamWStepper(model, optim) if self.config.train == "lrc" else None
+
+    def text(self, context: Context) -> Calibration:
+        """Return the calibration text; UserError where there is none."""
+        if context.calibration is None:
+            raise UserError(f"{self.name}: this needs calibration text, and the run has none")
+        return context.calibration
+
+    def _choose(
+        self, model: nn.Module, layers: Mapping[str, nn.Linear], budget: Budget, context: Context
+    ) -> dict[str, int]:
+        given = None if context.simulated is None else context.simulated.ranks
+        if given is not None:
+            for name, rank in given.items():
+                if not 0 < rank <= min(budget.shapes.get(name, (0,))):
+                    raise UserError(f"the given rank {rank} of {name} fits no target layer of this model")
+            return dict(given)
+        allocator = self.config.allocator
+        if context.simulated and allocator.value_dependent:
+            allocator = Uniform()
+        return allocator.allocate(Problem(model, layers, budget, self.config.factoriser, context))
+
+    def _factor(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, nn.Linear],
+        chosen: Mapping[str, int],
+        context: Context,
+    ) -> None:
+        """Replace layers by their factors, block after block."""
+        factoriser = self.config.factoriser
+        if factoriser.need == "nothing":
+            for name, layer in layers.items():
+                self._replace(model, name, layer, None, chosen[name], context)
+            return
+        second = factoriser.need == "products"
+        blocks = walk(
+            model, layers, self.text(context).batches(), second, self.config.sequential, self.config.place
+        )
+        for found in blocks:
+            for name, inputs in found.items():
+                self._replace(model, name, layers[name], inputs, chosen[name], context)
+
+    def _replace(
+        self,
+        model: nn.Module,
+        name: str,
+        layer: nn.Linear,
+        inputs: InputStatistics | None,
+        rank: int,
+        context: Context,
+    ) -> None:
+        damping = self._damping(inputs, context)
+        found = self.config.factoriser.decompose(layer.weight, inputs, rank, damping, name).factors(rank)
+        made = factor(layer, found.up, found.down, found.offset)
+        model.set_submodule(name, made.requires_grad_(layer.weight.requires_grad))
+
+    def _damping(self, inputs: InputStatistics | None, context: Context) -> float:
+        """Return the damping of second moments, with one warning where there are few tokens."""
+        if self.config.damping is not None or inputs is None or not inputs.second_moments:
+            return self.config.damping or 0.0
+        if inputs.tokens >= ENOUGH * inputs.width:
+            return 0.0
+        if "damped" not in context.facts:
+            context.warn(
+                f"{self.name}: {inputs.tokens:,} tokens of calibration text are fewer than {ENOUGH} for each "
+                f"of {inputs.width:,} features, so second moments are damped by {DAMPING}; give more "
+                "(calibration.sequences)"
+            )
+        context.facts["damped"] = DAMPING
+        return DAMPING

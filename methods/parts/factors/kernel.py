@@ -1,0 +1,114 @@
+"""The best factors of a weight for inputs of given statistics, at any rank.
+
+A layer y = W x + b is replaced by y = B (A x) + c with B = U_k and A = U_k^T W, where U_k are the k leading
+eigenvectors of W M W^T. M weights the errors: the identity (plain SVD), a diagonal (ASVD, LoRAP's AWSVD), the
+mean of x x^T (SVD-LLM's whitening, and the projection of features on their principal components) or the
+covariance of x with c = b + (I - U_k U_k^T) W mean(x) (LORD, Bolaco). For each M this is the minimum of the
+mean squared error tr((W - B A) M (W - B A)^T), also where M is singular, and nothing is inverted (Eckart &
+Young 1936: B A R is the best approximation of W R for every R with R R^T = M).
+
+Eigenvectors come from the smaller one of two problems, W M W^T (out, out) or R^T W^T W R (in, in), in
+float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.errors import UserError
+
+#: Float64 matrix (in, in), its diagonal (in,), or None for the identity.
+Metric = Tensor | None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Factors `up` (out, rank) and `down` (rank, in) of a weight, and what is added to its bias (out,)."""
+
+    up: Tensor
+    down: Tensor
+    offset: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Directions of a layer's outputs, the leading one first: factors of every rank are slices of them."""
+
+    weight: Tensor
+    """The weight (out, in)."""
+
+    directions: Tensor
+    """Orthonormal columns (out, most)."""
+
+    energies: Tensor
+    """What each of all min(out, in) directions holds of tr(W M W^T), descending, float64."""
+
+    mean: Tensor | None = None
+    """Mean output W mean(x) (out,) of a decomposition about it, else None."""
+
+    def factors(self, rank: int) -> Factors:
+        """Return factors of a rank up to `most`; along each direction both have the same length."""
+        kept = self.directions[:, :rank]
+        down = kept.T @ self.weight.to(kept.dtype)
+        length = torch.linalg.vector_norm(down, dim=1).sqrt()
+        length = torch.where(length > 0, length, torch.ones_like(length))
+        offset = None if self.mean is None else self.mean - kept @ (kept.T @ self.mean)
+        return Factors(kept * length, down / length[:, None], offset)
+
+    def error(self, rank: int) -> float:
+        """Return the mean squared error of factors of a rank, summed over outputs: what is left out."""
+        return float(self.energies[rank:].sum())
+
+
+def factor(weight: Tensor, metric: Metric, rank: int, mean: Tensor | None = None, name: str = "") -> Factors:
+    """Return the best factors of one rank; arguments as of `decompose`."""
+    return decompose(weight, metric, rank, mean, name).factors(rank)
+
+
+@torch.no_grad()
+def decompose(
+    weight: Tensor, metric: Metric, most: int | None = None, mean: Tensor | None = None, name: str = ""
+) -> Decomposition:
+    """Decompose a weight (out, in) up to rank `most` (null: all) by a metric of its inputs.
+
+    `mean` (in,) is the mean input that a covariance as metric leaves out: then the bias takes the mean of
+    what a rank drops. UserError for a weight that holds NaN or infinity.
+    """
+    if not weight.isfinite().all():
+        raise UserError(f"the weight of {name or 'a layer'} holds NaN or infinity, so it has no factors")
+    exact = weight.double()
+    out, inputs = exact.shape
+    most = min(out, inputs) if most is None else most
+    if out <= inputs:
+        energies, vectors = torch.linalg.eigh(_weighted(exact, metric) @ exact.T)
+        directions = vectors.flip(1)[:, :most]
+    else:
+        rooted = _times_root(exact, metric)
+        energies, vectors = torch.linalg.eigh(rooted.T @ rooted)
+        # orthonormal also where an energy is zero, so that no direction is divided by its length
+        directions = torch.linalg.qr(rooted @ vectors.flip(1)[:, :most]).Q
+    centre = None if mean is None else exact @ mean.double()
+    return Decomposition(weight, directions.contiguous(), energies.flip(0).clamp(min=0), centre)
+
+
+def _weighted(weight: Tensor, metric: Metric) -> Tensor:
+    """Return W M (out, in)."""
+    if metric is None:
+        return weight
+    return weight * metric if metric.dim() == 1 else weight @ metric
+
+
+def _times_root(weight: Tensor, metric: Metric) -> Tensor:
+    """Return W R (out, in) for a root R R^T = M: Cholesky's, or that by eigenvectors where M is singular."""
+    if metric is None:
+        return weight
+    if metric.dim() == 1:
+        return weight * metric.clamp(min=0).sqrt()
+    lower, failed = torch.linalg.cholesky_ex(metric)
+    if not failed:
+        return weight @ lower
+    energies, vectors = torch.linalg.eigh(metric)
+    return weight @ (vectors * energies.clamp(min=0).sqrt())

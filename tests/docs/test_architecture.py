@@ -25,6 +25,8 @@ from tests.docs.sources import (
 
 #: Methods named by a word of English or by a dtype; only a string that is exactly the name would mean them.
 PLAIN_WORDS = {"full", "int8", "optim", "uniform"}
+#: A method named as the stage that it is mostly used in.
+STAGES = {"compress"}
 #: Methods named after the package that they adapt, whose version records hold.
 PACKAGES = {"peft"}
 HEAVY = ("torch", "transformers", "lm_eval", "peft", "datasets", "safetensors", "tokenizers")
@@ -228,7 +230,7 @@ def registry_lines(module: Module) -> set[int]:
 @pytest.mark.parametrize("module", of("harness"), ids=lambda module: module.name)
 def test_the_harness_names_no_method(module: Module) -> None:
     """A docstring or comment may cite the paper of a method as a source, with its number."""
-    distinct = "|".join(map(re.escape, sorted(set(REGISTRY) - PLAIN_WORDS - PACKAGES)))
+    distinct = "|".join(map(re.escape, sorted(set(REGISTRY) - PLAIN_WORDS - STAGES - PACKAGES)))
     plain = "|".join(map(re.escape, sorted(PLAIN_WORDS)))
     mention = re.compile(rf"(?<![a-z])(?:{distinct})(?![a-z])", re.IGNORECASE)
     exact = re.compile(rf"[rbuf]*(['\"]+)(?:{plain}|{distinct})\1")

@@ -24,6 +24,7 @@ HOLDERS = {
     "TrainConfig": {"config", "train"},
     "PerplexityConfig": {"config", "item", "protocol"},
     "EvaluateConfig": {"wanted", "evaluate"},
+    "CalibrationConfig": {"wanted", "calibration"},
     "TuningConfig": {"tuning"},
     "MethodChoice": {"choice"},
     "Run": {"run"},
@@ -89,7 +90,7 @@ def defaults(section: type[Strict]) -> list[tuple[str, str]]:
     return [
         (name, "required" if field.is_required() else as_yaml(field.default))
         for name, field in section.model_fields.items()
-        if name not in SECTION_NAMES
+        if name not in SECTION_NAMES or field.default is None
     ]
 
 
@@ -108,6 +109,7 @@ SOURCES = {
 PLACES = {
     "Run": config.Run,
     "Training": config.TrainConfig,
+    "Calibration": config.CalibrationConfig,
     "Evaluation": config.EvaluateConfig,
     "Protocol options": config.PerplexityConfig,
     **SOURCES,

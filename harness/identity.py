@@ -12,6 +12,8 @@ from typing import Any
 
 #: The sections that an id hashes: not seed and repeat, which stand beside it, nor what changes no figure.
 SECTIONS = ("data", "evaluate", "method", "model", "train")
+#: A section that an id hashes where there is one.
+CALIBRATION = "calibration"
 
 
 def text_of(part: Any) -> str:
@@ -26,7 +28,10 @@ def of_text(text: str) -> str:
 
 def config_id(config: Mapping[str, Any]) -> str:
     """Return the id of a config."""
-    return of_text(text_of({name: config.get(name) for name in SECTIONS}))
+    found = {name: config.get(name) for name in SECTIONS}
+    if config.get(CALIBRATION) is not None:
+        found[CALIBRATION] = config[CALIBRATION]
+    return of_text(text_of(found))
 
 
 def run_id(config: Mapping[str, Any]) -> str:

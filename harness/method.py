@@ -58,6 +58,9 @@ class Caps:
     value_dependent: bool = False
     """Shapes depend on the values of weights or gradients, so a simulation takes ranks from `Simulated`."""
 
+    reads_text: bool = False
+    """`prepare` looks at `context.calibration`."""
+
     per_layer: bool = False
     """The stepper honours `train.per_layer`: it updates each parameter inside the backward pass."""
 
@@ -88,6 +91,7 @@ class Caps:
             period=max(periods, default=None),
             mean_period=max(means, default=None),
             value_dependent=self.value_dependent or other.value_dependent,
+            reads_text=self.reads_text or other.reads_text,
             per_layer=self.per_layer and other.per_layer,
             state_bits=self.state_bits & other.state_bits,
             no_export=self.no_export or other.no_export,

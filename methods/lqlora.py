@@ -80,8 +80,11 @@ class LQLoRA(QLoRA):
 
     @property
     def caps(self) -> Caps:
-        """Return that a budget is spent by the values of the weights."""
-        return replace(super().caps, value_dependent=self.config.budget is not None)
+        """Return that a budget is spent by the values of the weights, and that text weights the errors."""
+        config = self.config
+        return replace(
+            super().caps, value_dependent=config.budget is not None, reads_text=config.fisher is not None
+        )
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Split each target, one after the other, in place."""

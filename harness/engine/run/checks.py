@@ -52,6 +52,8 @@ def resolve(runs: Sequence[Run], text: bool = True, model: bool = True) -> list[
     if model:
         check_inputs(runs, text)
     resolved = [completed(run, number) for number, run in enumerate(runs)]
+    if any(run.calibration for run in resolved) and not any(map(_looks_at_text, resolved)):
+        raise UserError("calibration: no method of these rows looks at text before training; leave it out")
     for each in _unique(run.model for run in runs if reads_text(run)) if model and text else ():
         check_tokenizer(each)
     return resolved
@@ -78,6 +80,10 @@ def reads_text(run: Run) -> bool:
     wanted = run.evaluate
     looked_at = run.calibration is not None and run.calibration.data is not None
     return not isinstance(run.data, RandomData) or looked_at or bool(wanted.perplexity or wanted.tasks)
+
+
+def _looks_at_text(run: Run) -> bool:
+    return stack_caps(stack(run)).reads_text
 
 
 def _unique(values: Iterable[T]) -> Iterable[T]:

@@ -270,8 +270,6 @@ class RunInProgress:
         read = self.calibration.windows()
         assert self.record.data is not None
         if not read:
-            if self.run.calibration is not None:
-                self.record.warnings.append("calibration: no method of this run looks at text; leave it out")
             return
         self.record.data.calibration = Calibration(
             name=self.calibration.source,

@@ -18,7 +18,7 @@ from methods.parts.allocation.catalogue import AnyAllocator
 from methods.parts.allocation.uniform import Uniform
 from methods.parts.calibration.blocks import Place, walk
 from methods.parts.calibration.statistics import InputStatistics
-from methods.parts.factors.factorisers import AnyFactoriser, Whiten
+from methods.parts.factors.factorisers import AnyFactoriser, Whiten, relative_error
 from methods.parts.factors.method import parameters, reduction_facts, train_factors_and_norms
 from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
 from methods.parts.targets import LINEAR_KINDS, shapes_of, target_linears
@@ -57,6 +57,10 @@ class CompressionConfig(MethodConfig):
     """What is added to the diagonal of second moments, times its mean. Null is 0.01 where an input has fewer
     than 4 tokens for each feature, with a warning, else 0."""
 
+    errors: bool = False
+    """Record the relative error of each layer's output on the calibration text; takes products of features,
+    which not every factoriser needs."""
+
     place: Place = "device"
     """Where the hidden states of the calibration text wait between two blocks: on the `device`, or on the
     `host`."""
@@ -86,9 +90,14 @@ class Compression(Method):
     def caps(self) -> Caps:
         """Return the stages that start from trained weights."""
         because = "random weights have nothing to leave out"
-        depends = self.config.allocator.value_dependent
-        stages = frozenset({"finetune", "compress"})
-        return Caps(stages=stages, because=because, value_dependent=depends, **TRAIN_OPTIONS)
+        allocator, factoriser = self.config.allocator, self.config.factoriser
+        return Caps(
+            stages=frozenset({"finetune", "compress"}),
+            because=because,
+            value_dependent=allocator.value_dependent,
+            reads_text=allocator.reads_text or factoriser.need != "nothing",
+            **TRAIN_OPTIONS,
+        )
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Choose ranks, then factor block after block, in place."""
@@ -150,11 +159,11 @@ class Compression(Method):
     ) -> None:
         """Replace layers by their factors, block after block."""
         factoriser = self.config.factoriser
-        if factoriser.need == "nothing":
+        if factoriser.need == "nothing" and not self.config.errors:
             for name, layer in layers.items():
                 self._replace(model, name, layer, None, chosen[name], context)
             return
-        second = factoriser.need == "products"
+        second = factoriser.need == "products" or self.config.errors
         blocks = walk(
             model, layers, self.text(context).batches(), second, self.config.sequential, self.config.place
         )
@@ -173,6 +182,9 @@ class Compression(Method):
     ) -> None:
         damping = self._damping(inputs, context)
         found = self.config.factoriser.decompose(layer.weight, inputs, rank, damping, name).factors(rank)
+        if self.config.errors:
+            assert inputs is not None
+            context.facts.setdefault("output_errors", {})[name] = relative_error(layer.weight, found, inputs)
         made = factor(layer, found.up, found.down, found.offset)
         model.set_submodule(name, made.requires_grad_(layer.weight.requires_grad))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.method import MethodConfig
 from methods.parts.calibration.statistics import InputStatistics
-from methods.parts.factors.kernel import Decomposition, Metric, decompose
+from methods.parts.factors.kernel import Decomposition, Factors, Metric, decompose
 
 #: What a factoriser reads of the inputs: nothing, sums for each feature, or of products of features too.
 Need = Literal["nothing", "features", "products"]
@@ -111,3 +111,19 @@ class Pca(Factoriser):
 #: Every factoriser that ships.
 FACTORISERS: tuple[type[Factoriser], ...] = (Svd, Asvd, Awsvd, Whiten, Pca)
 AnyFactoriser = Annotated[Svd | Asvd | Awsvd | Whiten | Pca, Field(discriminator="type")]
+
+
+def relative_error(weight: Tensor, factors: Factors, inputs: InputStatistics) -> float:
+    """Return |Y - Y'| / |Y| of the outputs Y = W X of a layer and of its factors, on the text of the
+    statistics.
+
+    These hold products of features.
+    """
+    dense, moments = weight.double(), inputs.second_moment()
+    missed = dense - factors.up.double() @ factors.down.double()
+    error = ((missed @ moments) * missed).sum()
+    if factors.offset is not None:
+        offset = factors.offset.double()
+        error += offset @ offset - 2 * offset @ (missed @ inputs.mean)
+    whole = ((dense @ moments) * dense).sum()
+    return float((error.clamp(min=0) / whole).sqrt()) if whole > 0 else 0.0

@@ -8,6 +8,7 @@ OWL, ICML 2024, arXiv 2310.05175, equation 1).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -15,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from harness.method import Batch, Context, MethodConfig
+from harness.method import Batch, Caps, Context, MethodConfig
 from methods.parts.sampling.method import Positive, SamplingConfig, SamplingMethod
 from methods.parts.sampling.schedule import layers_of
 
@@ -59,6 +60,12 @@ class WeightedMethod(SamplingMethod):
 
     Config: ClassVar[type[MethodConfig]] = WeightedConfig
     config: WeightedConfig
+
+    @property
+    def caps(self) -> Caps:
+        """Return that outliers are counted on text."""
+        counted = self.config.sampling == "outliers" and self.config.scores is None
+        return replace(super().caps, reads_text=counted)
 
     def find_weights(self, model: nn.Module, context: Context) -> tuple[float, ...]:
         """Return what layers are drawn in proportion to; UserError for scores that cannot be used.

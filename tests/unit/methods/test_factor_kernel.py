@@ -11,7 +11,16 @@ from torch import Tensor
 
 from harness.errors import UserError
 from methods.parts.calibration.statistics import InputStatistics
-from methods.parts.factors.factorisers import FACTORISERS, Asvd, Awsvd, Factoriser, Pca, Svd, Whiten
+from methods.parts.factors.factorisers import (
+    FACTORISERS,
+    Asvd,
+    Awsvd,
+    Factoriser,
+    Pca,
+    Svd,
+    Whiten,
+    relative_error,
+)
 from methods.parts.factors.kernel import Factors
 
 #: (out, in): both routes of the kernel, and a square one.
@@ -228,3 +237,14 @@ def test_a_weight_that_is_not_finite_is_refused() -> None:
     weight[3, 3] = float("nan")
     with pytest.raises(UserError, match=r"^the weight of layers\.0 holds NaN or infinity"):
         Svd().decompose(weight, summed(inputs), name="layers.0")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("factoriser", ALL, ids=lambda each: each.type)
+def test_the_relative_error_is_that_of_the_outputs(factoriser: Factoriser, shape: tuple[int, int]) -> None:
+    weight, inputs = drawn(shape)
+    sums = summed(inputs)
+    factors = factoriser.decompose(weight, sums).factors(5)
+    whole = float((inputs @ weight.T).square().sum(1).mean())
+    wanted = (error(factors, weight, inputs) / whole) ** 0.5
+    assert relative_error(weight, factors, sums) == pytest.approx(wanted, rel=1e-9)

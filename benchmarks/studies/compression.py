@@ -37,7 +37,8 @@ ABOUT = (
     "suite `compression`: {model}, calibrated on {calibration}, scored on {text}. Cells are means over seeds "
     "({seeds}), which draw the calibration text. The error is that of all outputs of a layer, "
     "|Y - Y'| / |Y|, as the root of its mean square over the layers; the layers see inputs of the whole "
-    "model. The seconds are those of preparing the model on {machine}, with the pass over the text and the search of an allocator.",
+    "model. The seconds are those of preparing the model on {machine}, with the pass over the text and the "
+    "search of an allocator.",
     "Without compression the perplexity is {dense:.4g}.",
     "In each layer, `pca` is never worse than `whiten` at equal ranks, nor `whiten` than the others: that is "
     "a theorem. Between allocators nothing is promised, nor for the perplexity.",

@@ -44,7 +44,7 @@ REGISTRY: dict[str, str] = {
 #: Every perplexity protocol (harness/engine/quality/protocols.py).
 PROTOCOLS = (
     *("world-a", "world-b", "world-a-validation", "world-b-validation", "heldout", "validation"),
-    *("wikitext2-2048", "wikitext2-4096", "c4-256", "c4-256-legacy", "c4-joined"),
+    *("wikitext2-2048", "wikitext2-4096", "wikitext2-128", "c4-256", "c4-256-legacy", "c4-joined"),
 )
 ENTRY_POINTS = "lorebench.methods"
 #: The text that ships: a module with `documents(world, split, count)` and WORLD_VERSION.

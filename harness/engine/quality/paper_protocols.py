@@ -16,7 +16,7 @@ from harness.engine.quality import corpora
 from harness.engine.quality.scored_text import ScoredText
 from harness.errors import UserError
 
-WIKITEXT = {"wikitext2-2048": 2048, "wikitext2-4096": 4096}
+WIKITEXT = {"wikitext2-2048": 2048, "wikitext2-4096": 4096, "wikitext2-128": 128}
 #: The C4 column of the WeLore paper (arXiv 2407.11239, code): documents, window, most windows.
 JOINED_DOCUMENTS, JOINED_CONTEXT, JOINED_WINDOWS = 1100, 4096, 256
 #: Evaluation of GaLore and its successors (arXiv 2403.03507, code): tokens/document, tokens in all, rows.

@@ -80,7 +80,9 @@ def test_nothing_is_held_out_of_the_embedded_world_or_of_random_tokens(source: D
 @pytest.mark.parametrize("name", ["world-a", "heldout"])
 def test_paths_are_refused_where_no_file_is_read(name: str) -> None:
     source = FilesData(source="files", paths=("text.txt",))
-    with pytest.raises(UserError, match="takes no paths; only wikitext2-2048, wikitext2-4096, c4-256"):
+    with pytest.raises(
+        UserError, match="takes no paths; only wikitext2-2048, wikitext2-4096, wikitext2-128, c4-256"
+    ):
         protocols.check(PerplexityConfig(protocol=name, paths=("text.txt",)), source)
 
 

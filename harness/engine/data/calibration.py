@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ from harness.engine.data.tokens import Tokens, token_ids
 from harness.errors import UserError
 from harness.method import Batch
 
-#: Tokens in a row from which a text is taken to be the same text.
-ALIKE = 64
+#: Tokens of the pieces in which windows are looked for in other texts.
+PIECE = 64
 
 
 @dataclass
@@ -98,18 +99,26 @@ def sha256_of(windows: np.ndarray) -> str:
 
 
 def repeated(windows: np.ndarray, texts: Mapping[str, Sequence[np.ndarray]]) -> dict[str, int]:
-    """Return how many windows (count, length) begin with tokens that occur in a text, by its name.
+    """Return how many windows (count, length) are part of a text, by its name: most of their pieces occur in
+    it.
 
     A text is a list of sequences of ids; what spans two of them is not found. Texts without any are left out.
     """
-    starts = [np.ascontiguousarray(window[:ALIKE], dtype="<i8").tobytes() for window in windows]
+    pieces = [_pieces(window) for window in windows]
     found = {}
     for name, sequences in texts.items():
         whole = [np.ascontiguousarray(sequence, dtype="<i8").tobytes() for sequence in sequences]
-        count = sum(any(_aligned(text, start) for text in whole) for start in starts)
-        if count:
+        shares = (fmean(any(_aligned(text, part) for text in whole) for part in parts) for parts in pieces)
+        if count := sum(share > 0.5 for share in shares):
             found[name] = count
     return found
+
+
+def _pieces(window: np.ndarray) -> list[bytes]:
+    """Return the whole pieces of a window, or all of a shorter one."""
+    numbers = np.ascontiguousarray(window, dtype="<i8")
+    ends = range(PIECE, max(len(numbers), PIECE) + 1, PIECE)
+    return [numbers[end - PIECE : end].tobytes() for end in ends]
 
 
 def _aligned(text: bytes, part: bytes) -> bool:

@@ -65,5 +65,8 @@ def test_what_was_read_is_told_with_a_hash_of_its_tokens() -> None:
 def test_windows_that_occur_in_a_scored_text_are_counted() -> None:
     scored = [np.arange(2, 30), np.array([7, 7, 7])]
     assert repeated(WINDOWS, {"other": [np.arange(500, 600)], "same": scored}) == {"same": 6}
+    long = np.arange(1000, 1256).reshape(1, 256)  # four pieces, the first two of them in the scored text
+    assert repeated(long, {"half": [np.arange(1000, 1128)]}) == {}
+    assert repeated(long, {"most": [np.arange(1000, 1192)]}) == {"most": 1}
     shifted = np.frombuffer(b"\0" + WINDOWS[:2].astype("<i8").tobytes()[:-1], dtype="<i8")
     assert repeated(WINDOWS, {"bytes between numbers": [shifted]}) == {}

@@ -68,5 +68,16 @@ def test_windows_that_occur_in_a_scored_text_are_counted() -> None:
     long = np.arange(1000, 1256).reshape(1, 256)  # four pieces, the first two of them in the scored text
     assert repeated(long, {"half": [np.arange(1000, 1128)]}) == {}
     assert repeated(long, {"most": [np.arange(1000, 1192)]}) == {"most": 1}
-    shifted = np.frombuffer(b"\0" + WINDOWS[:2].astype("<i8").tobytes()[:-1], dtype="<i8")
-    assert repeated(WINDOWS, {"bytes between numbers": [shifted]}) == {}
+
+
+def test_windows_are_found_as_by_a_loop_over_all_places() -> None:
+    rng = np.random.default_rng(0)
+    scored = [rng.integers(0, 3, 300), rng.integers(0, 3, 200)]  # three words, so that some occur by chance
+    short = rng.integers(0, 3, (40, 5))
+    lists = [text.tolist() for text in scored]
+    by_hand = sum(
+        any(window == text[at : at + 5] for text in lists for at in range(len(text) - 4))
+        for window in short.tolist()
+    )
+    assert repeated(short, {"scored": scored}) == {"scored": by_hand}
+    assert 0 < by_hand < 40

@@ -83,6 +83,10 @@ MODULES = {
         ["harness.cli run related", "harness.cli run related_pretrain"],
     ),
     "bench-zoo": ("Run the suite on tuners and optimizers by their names.", ["harness.cli run zoo"]),
+    "bench-compression": (
+        "Run every allocator of ranks with every factoriser; arguments as for bench-welore.",
+        ["harness.cli run compression"],
+    ),
     "bench-all": (
         "Compare all methods: from scratch, in fine-tuning, and on a compressed model (three suites).",
         ["harness.cli run pretrain", "harness.cli run finetune", "harness.cli run compressed"],

@@ -38,6 +38,7 @@ BUILDERS: dict[str, str] = {
     "results/tables/papers/*.md": "harness.tables.generated:paper_pages",
     "results/tables/*-loss.svg": "benchmarks.studies.curves:pages",
     "results/tables/*-front.svg": "benchmarks.studies.fronts:pages",
+    "results/tables/compression-*": "benchmarks.studies.compression:pages",
     "results/tables/peers.md": "benchmarks.studies.peers.table:pages",
     "results/tables/alarms.md": "benchmarks.studies.alarms:pages",
     "results/tables/shapes-*": "benchmarks.studies.memory.table:pages",

@@ -10,9 +10,10 @@ also as papers write it (llama_60m, 60M, LLaMA 60M, LLaMA-2 7B, 13B).
 {lowrank: {rank: 128}}, {sltrain: {rank: 128, delta: 0.03}}, {welore: {err: 0.5}}, [velora, full], ….
 
 `python -m benchmarks.papers.calculations` lists them with arguments and defaults, which the docstring of
-each function explains. Counts of parameters are in `parameters` and `matrices`, bytes in `states` (by
-conventions that each have a name) and `activations`, errors of evaluation in `bias`, means, ratios and
-formulas over published values in `arithmetic`; `value` has the units.
+each function explains. Counts of parameters are in `parameters` and `matrices`, those of factors by ranks in
+`ranks`, bytes in `states` (by conventions that each have a name) and `activations`, errors of evaluation in
+`bias`, of other procedures in `procedures`, means, ratios and formulas over published values in
+`arithmetic`; `value` has the units.
 """
 
 from benchmarks.papers.calculations.calling import CALCULATIONS, evaluate

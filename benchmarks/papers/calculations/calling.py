@@ -9,7 +9,16 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from benchmarks.papers.calculations import activations, arithmetic, bias, matrices, parameters, states
+from benchmarks.papers.calculations import (
+    activations,
+    arithmetic,
+    bias,
+    matrices,
+    parameters,
+    procedures,
+    ranks,
+    states,
+)
 from benchmarks.papers.calculations.value import Value
 from harness.errors import UserError, nearest
 from harness.validation import validate
@@ -17,7 +26,7 @@ from harness.validation import validate
 #: Every calculation by its name: each function of these modules that returns a `Value`.
 CALCULATIONS: dict[str, Callable[..., Value]] = {
     name: function
-    for module in (parameters, matrices, states, activations, bias, arithmetic)
+    for module in (parameters, ranks, matrices, states, activations, bias, procedures, arithmetic)
     for name, function in vars(module).items()
     if inspect.isfunction(function) and inspect.get_annotations(function).get("return") == "Value"
 }

@@ -42,7 +42,7 @@ def factored_parameters(
         raise UserError(f"{len(groups)} groups do not divide {sizes.layers} blocks; give as many as divide")
     blocks = [group for group in groups for _ in range(sizes.layers // len(groups))]
     how = f"k (m + n) numbers for each factored matrix{' and m of its bias' if biases else ''}, v dense"
-    return _given(sizes, (_block(sizes, block, biases) for block in blocks), give, unit, how)
+    return Value(*_counted(sizes, (_block(sizes, block, biases) for block in blocks), give, unit, how))
 
 
 def uniform_parameters(
@@ -66,7 +66,7 @@ def uniform_parameters(
     beyond = rank["head"] * sum(matrices["head"]) - prod(matrices["head"]) if head else 0
     blocks = (_block(sizes, rank, biases=False) for _ in range(sizes.layers))
     how = f"each matrix keeps {kept:g} of its {counted}{', the head too' if head else ''}, as two factors"
-    return _given(sizes, blocks, give, unit, how, beyond)
+    return Value(*_counted(sizes, blocks, give, unit, how, beyond))
 
 
 def uniform_bytes(shape: str, kept: Kept, unit: str, bits: PositiveInt = 16) -> Value:
@@ -130,7 +130,7 @@ def lorap_parameters(shape: str, removed: Removed, give: Give = "total", unit: s
     ranks = {"q": least, "k": least, **(dict.fromkeys("vo", most) if most else {})}
     channels = 3 * (sizes.intermediate - width) * sizes.hidden
     blocks = (_block(sizes, ranks, biases=False) - channels for _ in range(sizes.layers))
-    return _given(sizes, blocks, give, unit, LORAP)
+    return Value(*_counted(sizes, blocks, give, unit, LORAP))
 
 
 def _lorap(shape: Shape, removed: float) -> tuple[int, int | None, int]:
@@ -208,12 +208,14 @@ def _dense(shape: Shape) -> int:
     return _linears(shape) + _beside(shape)
 
 
-def _given(shape: Shape, blocks: Iterable[int], give: Give, unit: str, how: str, beyond: int = 0) -> Value:
-    """Return a count or a share of what the blocks hold; `beyond` is what else changed."""
+def _counted(
+    shape: Shape, blocks: Iterable[int], give: Give, unit: str, how: str, beyond: int = 0
+) -> tuple[float, str, str]:
+    """Return a count or a share of what the blocks hold, its unit and how; `beyond` is what else changed."""
     linears = sum(blocks)
     if give == "linears":
-        return Value(linears / _linears(shape), "ratio", f"{how}; over the dense matrices of all blocks")
+        return linears / _linears(shape), "ratio", f"{how}; over the dense matrices of all blocks"
     found = linears + _beside(shape) + beyond
     if give == "share":
-        return Value(found / _dense(shape), "ratio", f"{how}; over all parameters of the dense model")
-    return Value(in_unit(found, unit), unit, f"{how}; with embeddings, head and norms")
+        return found / _dense(shape), "ratio", f"{how}; over all parameters of the dense model"
+    return in_unit(found, unit), unit, f"{how}; with embeddings, head and norms"

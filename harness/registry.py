@@ -25,6 +25,7 @@ REGISTRY: dict[str, str] = {
     "int8": "methods.int8:Int8",
     "lisa": "methods.lisa:Lisa",
     "lora": "methods.lora:LoRA",
+    "lorap": "methods.lorap:LoRAP",
     "lotr": "methods.lotr:LoTR",
     "lowrank": "methods.lowrank:LowRankPretraining",
     "lqlora": "methods.lqlora:LQLoRA",

@@ -86,6 +86,10 @@ CASES = {
     "compress + galore": Case([("compress", {"factoriser": "asvd"}), GALORE]),
     "welore + lora": Case([COMPRESSED, LORA]),
     "welore + galore": Case([COMPRESSED, GALORE]),
+    "lorap": Case([("lorap", {"sparsity": 0.5}), ("full", {})]),
+    "lorap + lora": Case([("lorap", {"sparsity": 0.3}), LORA]),
+    "lorap, dense until its export + lora": Case([("lorap", {"sparsity": 0.6, "added_rank": 4}), LORA]),
+    "lorap + galore": Case([("lorap", {"sparsity": 0.4}), GALORE]),
     "galore": Case([GALORE]),
     "galore, randomized and staggered": Case(
         [("galore", {**GALORE[1], "refresh": "randomized", "stagger": True, "moments": "rotate"})]

@@ -26,6 +26,7 @@ REGISTRY: dict[str, str] = {
     "lisa": "methods.lisa:Lisa",
     "lora": "methods.lora:LoRA",
     "lorap": "methods.lorap:LoRAP",
+    "loraprune": "methods.loraprune:LoRAPrune",
     "lotr": "methods.lotr:LoTR",
     "lowrank": "methods.lowrank:LowRankPretraining",
     "lqlora": "methods.lqlora:LQLoRA",

@@ -44,6 +44,7 @@ QLORA = ("qlora", {"rank": 4, "block": 8})
 LQLORA = ("lqlora", {"rank": 4, "bits": 3, "block": 16, "turns": 4})
 RELORA = ("relora", {"rank": 4, "alpha": 4, "period": 2, "warmup": 4, "kept": 0})
 SLTRAIN = ("sltrain", {"rank": 8, "delta": 0.1})
+LORAPRUNE = ("loraprune", {"rank": 4, "period": 2, "updates": 3, "exempt_last": 0, "ratio": 0.5})
 COMPRESSED = ("welore", {"err": 0.5, "train": "none"})
 
 
@@ -90,6 +91,10 @@ CASES = {
     "lorap + lora": Case([("lorap", {"sparsity": 0.3}), LORA]),
     "lorap, dense until its export + lora": Case([("lorap", {"sparsity": 0.6, "added_rank": 4}), LORA]),
     "lorap + galore": Case([("lorap", {"sparsity": 0.4}), GALORE]),
+    "loraprune": Case([LORAPRUNE]),
+    "loraprune, blocks exempt, 16 bits": Case(
+        [("loraprune", {**LORAPRUNE[1], "updates": 8, "exempt_last": 1})], SIXTEEN_BITS
+    ),
     "galore": Case([GALORE]),
     "galore, randomized and staggered": Case(
         [("galore", {**GALORE[1], "refresh": "randomized", "stagger": True, "moments": "rotate"})]
@@ -189,7 +194,7 @@ def test_every_check_for_strangers_passes(case: Case, check: str) -> None:
     try:
         CHECKS[check](Subject(tuple(case.stack), case.optim))
     except NotTried as reason:
-        if check not in ("accumulation", "clipping", "state bits", "period"):
+        if check not in ("accumulation", "clipping", "per layer", "state bits", "period"):
             raise
         pytest.skip(str(reason))
 

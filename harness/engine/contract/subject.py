@@ -20,6 +20,8 @@ from harness.plugins import build
 
 LR = 1e-2
 SEED = 1
+#: Updates that a method is told will follow: enough to see a period of 10 twice.
+UPDATES = 50
 OPTIM = OptimConfig(lr=LR, weight_decay=0.01, clip=1.0)
 
 
@@ -80,7 +82,8 @@ class Subject:
         """Return a tiny model as the stack prepares it."""
         model: nn.Module = tiny_llama(**self.shape)
         for (name, _), method in zip(self.stack, self.methods(), strict=True):
-            model = members.prepare(name, method, model, Context(seed=SEED, calibration=TinyText()))
+            context = Context(seed=SEED, updates=UPDATES, calibration=TinyText())
+            model = members.prepare(name, method, model, context)
         return model
 
     def stepper(self, model: nn.Module, optim: OptimConfig | None = None) -> Stepper:

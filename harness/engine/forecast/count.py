@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from harness.config import Run
+from harness.engine.contract.tiny import TinyText
 from harness.engine.measure.peak import LiveMeter
 from harness.engine.models import load as models
 from harness.engine.run import prepare
@@ -36,7 +38,7 @@ def count(run: Run) -> MemoryReport:
         torch.empty(0)
     model: Any = models.load_model(run.model, dtype=models.DTYPES[run.train.dtype], device=CPU, seed=0).model
     tokens = _tokens(model.config.vocab_size, (run.train.batch, run.data.seq_len))
-    made = prepare.assemble(run, methods, model, _context, tokens, meter)
+    made = prepare.assemble(run, methods, model, functools.partial(_context, run), tokens, meter)
     if made.trainer is None:
         raise UnsupportedError("the run only compresses, so it has no updates to count")
     seen = made.trainer.measure_memory(UPDATES).memory
@@ -51,10 +53,11 @@ def count(run: Run) -> MemoryReport:
     )
 
 
-def _context(key: str, method: Method) -> Context:
-    if not method.caps.value_dependent:
-        return Context(seed=0)
-    return Context(seed=0, simulated=Simulated(approximation=next(iter(method.approximations))))
+def _context(run: Run, key: str, method: Method) -> Context:
+    context = Context(seed=0, updates=run.train.steps, calibration=TinyText())
+    if method.caps.value_dependent:
+        context.simulated = Simulated(approximation=next(iter(method.approximations)))
+    return context
 
 
 def _tokens(vocabulary: int, shape: tuple[int, int]) -> Iterator[np.ndarray]:

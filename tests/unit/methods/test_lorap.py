@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness import factored
-from harness.config import OptimConfig
+from harness.config import OptimConfig, Run
+from harness.engine.forecast.count import count
+from harness.engine.forecast.dry_run import simulate
 from harness.engine.models import checkpoint
 from harness.errors import UserError
 from harness.factored import FactoredLinear
@@ -263,3 +265,22 @@ def test_options_that_cannot_work_are_refused_in_one_line(options: dict[str, Any
 def test_a_run_without_calibration_text_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match=r"^lorap: this needs calibration text, and the run has none$"):
         build("lorap", {}).prepare(tiny_llama(), Context())
+
+
+@pytest.mark.parametrize(
+    "method", [[{"lorap": {}}, {"lora": {"rank": 4}}], {"loraprune": {"rank": 4}}], ids=["lorap", "loraprune"]
+)
+def test_a_count_of_memory_gives_the_text_and_the_length_that_a_run_gives(method: Any) -> None:
+    """`lorebench gate` and `lorebench check` count, outside of a run."""
+    run = Run.model_validate(
+        {
+            "model": {"source": "shape", "name": "nano"},
+            "data": {"source": "random", "seq_len": 24},
+            "train": {"stage": "finetune", "batch": 2},
+            "method": method,
+        }
+    )
+    predicted, counted = simulate(run, granularity=1).train, count(run).train
+    assert predicted is not None
+    assert counted is not None
+    assert predicted.peak_allocated_bytes == counted.peak_allocated_bytes

@@ -352,6 +352,13 @@ def test_models_and_runs_that_cannot_work_are_refused_in_one_line() -> None:
     )
 
 
+def test_a_state_of_other_parts_is_refused() -> None:
+    _, first, _ = prepared({"exempt_last": 1})
+    _, second, _ = prepared({})
+    with pytest.raises(ValueError, match="prunes other parts of a model"):
+        second.load_state_dict(first.state_dict())
+
+
 def test_updates_per_layer_and_pretraining_are_unsupported() -> None:
     for train, said in (
         (TrainConfig(stage="finetune", per_layer=True), "per_layer"),

@@ -81,10 +81,8 @@ class LQLoRA(QLoRA):
     @property
     def caps(self) -> Caps:
         """Return that a budget is spent by the values of the weights, and that text weights the errors."""
-        config = self.config
-        return replace(
-            super().caps, value_dependent=config.budget is not None, reads_text=config.fisher is not None
-        )
+        budget, text = self.config.budget is not None, self.config.fisher is not None
+        return replace(super().caps, value_dependent=budget, reads_text=text)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Split each target, one after the other, in place."""
@@ -109,14 +107,13 @@ class LQLoRA(QLoRA):
         self, model: nn.Module, layers: Mapping[str, nn.Linear], context: Context
     ) -> dict[str, Tensor]:
         """Return the weights of the errors by layer; none for those that weigh all alike."""
-        if self.config.fisher is None or context.simulated:
+        samples = self.config.fisher
+        if samples is None or context.simulated:
             return {}
         if context.calibration is None:
             context.warn(f"{self.name}: without text there are no gradients, so all errors weigh alike")
             return {}
-        return fisher_diagonals(
-            model, layers, context.calibration.batches(self.config.fisher), self.config.fisher
-        )
+        return fisher_diagonals(model, layers, context.calibration.batches(samples), samples)
 
     def _layouts(
         self, layers: Mapping[str, nn.Linear], fisher: Mapping[str, Tensor], context: Context

@@ -6,6 +6,8 @@ matrices, of their parameters, or of all parameters of the model.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -16,6 +18,8 @@ from methods.parts.targets import Shapes
 
 #: What is counted: ranks of the targets, parameters of the targets, all parameters of the model.
 Counted = Literal["ranks", "linears", "all"]
+#: How far rounding of float64 may take ranks and, relative to it, a target from whole numbers.
+OF_RANKS, OF_TARGET = 1e-9, 1e-12
 
 
 @dataclass(frozen=True)
@@ -68,38 +72,68 @@ class Budget:
     def ranks(self, shares: Mapping[str, float]) -> dict[str, int]:
         """Return ranks in proportion to the shares that matrices keep, which together meet the target.
 
-        Shares are scaled by one factor so that they do, no matrix above all of itself. Ranks are rounded down
-        to multiples, and what that leaves over goes to the matrices that lost most by it; the cost is never
-        above the target but where every matrix is at its least rank, one `multiple`.
+        One factor scales all shares so that they do, no matrix above all of itself nor below its least rank,
+        one `multiple`; a share of infinity stays dense. Ranks are rounded down to multiples, and what that
+        leaves over goes to the matrices that lost most by it: so the cost is less than one step of a matrix
+        below the target, and above it only where all that may shrink are at their least.
         """
         kept = self._scaled(shares)
-        exact = {
-            name: share * self.whole(name) / self.unit(name) / self.multiple
-            for name, share in kept.items()
-            if share < 1
-        }
-        steps = {name: max(1, int(value)) for name, value in exact.items()}
-        left = self.target - self.cost({name: step * self.multiple for name, step in steps.items()})
+        exact = {name: kept[name] * self.whole(name) / self._step(name) for name in kept if kept[name] < 1}
+        steps = {name: max(1, math.floor(value + OF_RANKS)) for name, value in exact.items()}
+        left = math.floor(self.target * (1 + OF_TARGET)) - self.cost(self.rounded(steps))
         for name in sorted(exact, key=lambda name: steps[name] - exact[name]):
-            price = self.unit(name) * self.multiple
-            if price <= left and exact[name] > steps[name]:
+            price = self._price(name, steps[name] + 1) - self._price(name, steps[name])
+            if price <= left and exact[name] > steps[name] + OF_RANKS:
                 steps[name] += 1
                 left -= price
-        ranks = {name: min(step * self.multiple, min(self.shapes[name])) for name, step in steps.items()}
-        return {name: rank for name, rank in ranks.items() if rank * self.unit(name) < self.whole(name)}
+        return self.rounded(steps)
+
+    def rounded(self, steps: Mapping[str, int]) -> dict[str, int]:
+        """Return the ranks of so many multiples by matrix; those whose factors would not be smaller stay
+        dense, and so they have none.
+        """
+        return {
+            name: min(step * self.multiple, *self.shapes[name])
+            for name, step in steps.items()
+            if self._price(name, step) < self.whole(name)
+        }
+
+    def _step(self, name: str) -> int:
+        """Return what one multiple of ranks costs."""
+        return self.unit(name) * self.multiple
+
+    def _price(self, name: str, steps: int) -> int:
+        """Return what so many multiples cost; a matrix that they do not make smaller is dense."""
+        rank = min(steps * self.multiple, *self.shapes[name])
+        return min(rank * self.unit(name), self.whole(name))
 
     def _scaled(self, shares: Mapping[str, float]) -> dict[str, float]:
-        """Return min(1, c share) with the c for which the costs of all matrices are the target."""
-        rising = sorted(self.shapes, key=lambda name: -shares[name])  # those that are whole first
-        whole, rest = 0.0, sum(shares[name] * self.whole(name) for name in rising)
-        factor = 1.0
-        for name in rising:
-            factor = (self.target - whole) / rest if rest > 0 else 0.0
-            if factor * shares[name] <= 1:
-                break
-            whole += self.whole(name)
-            rest -= shares[name] * self.whole(name)
-        return {name: min(1.0, factor * share) for name, share in shares.items()}
+        """Return min(1, max(least, c share)) with the c for which the costs of all are the target.
+
+        Their cost as a function of c is linear between the points where a matrix leaves its least or becomes
+        whole, so these are searched and the c between two of them is exact.
+        """
+        least = {name: self._price(name, 1) / self.whole(name) for name in self.shapes}
+
+        def kept(factor: float) -> dict[str, float]:
+            return {name: min(1.0, max(least[name], factor * shares[name])) for name in self.shapes}
+
+        def spent(factor: float) -> float:
+            return sum(share * self.whole(name) for name, share in kept(factor).items())
+
+        bends = {
+            bound / shares[name]
+            for name in self.shapes
+            for bound in (least[name], 1.0)
+            if 0 < shares[name] < math.inf
+        }
+        ascending = sorted(bends) or [1.0]
+        above = bisect_left(ascending, self.target, key=spent)
+        if above in (0, len(ascending)):
+            return kept(ascending[max(0, above - 1)])
+        low, high = ascending[above - 1], ascending[above]
+        part = (self.target - spent(low)) / (spent(high) - spent(low))
+        return kept(low + part * (high - low))
 
     def measured(self, ranks: Mapping[str, int]) -> dict[str, float]:
         """Return what is taken away by ranks, as a share of each of the three."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from math import prod
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from harness.errors import UserError
 from methods.parts.allocation.budget import Budget, Counted
@@ -80,3 +83,51 @@ def test_a_target_beyond_what_the_matrices_hold_is_refused() -> None:
         UserError, match=f"^reduction 0.9 of all parameters .* {share} of them; ask for less$"
     ):
         budget(0.9, "all")
+
+
+def cheapest(mine: Budget, name: str) -> int:
+    """What a matrix costs at its least rank, or dense where that is no more."""
+    return min(min(mine.multiple, *mine.shapes[name]) * mine.unit(name), mine.whole(name))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40), st.floats(1e-3, 1e3)), min_size=1, max_size=6),
+    st.floats(0.01, 0.99),
+    st.sampled_from(["ranks", "linears", "all"]),
+    st.sampled_from([1, 2, 8]),
+    st.integers(0, 500),
+)
+def test_14_any_shares_meet_the_target_from_below_within_one_step_of_the_largest_matrix(
+    drawn: list[tuple[int, int, float]], reduction: float, counted: Counted, multiple: int, others: int
+) -> None:
+    shapes = {str(index): (out, width) for index, (out, width, _) in enumerate(drawn)}
+    linears = sum(map(prod, shapes.values()))
+    assume(counted != "all" or reduction * (linears + others) < linears)
+    mine = Budget(shapes, linears + others, reduction, counted, multiple)
+    ranks = mine.ranks({str(index): share for index, (_, _, share) in enumerate(drawn)})
+    cost, least = mine.cost(ranks), sum(cheapest(mine, name) for name in shapes)
+    step = multiple * max(map(mine.unit, shapes))
+    if least <= mine.target:
+        assert mine.target - step - 1e-6 < cost <= mine.target + 1e-6
+    else:
+        assert cost == least
+    for name, rank in ranks.items():
+        assert rank % multiple == 0 or rank == min(shapes[name])
+        assert 0 < rank * mine.unit(name) < mine.whole(name)
+
+
+def test_a_matrix_of_a_small_share_gets_its_least_rank_at_the_cost_of_the_others() -> None:
+    """In proportion `k` gets 0.7 of 105.9 ranks and the others 35.07 each: with 1 for `k` 106."""
+    mine = budget(1 - 105.9 / RANKS, "ranks")
+    ranks = mine.ranks({"q": 1.0, "k": 0.0798, "up": 1.0, "down": 1.0})
+    assert ranks["k"] == 1
+    assert sum(ranks.values()) == 105
+
+
+def test_a_share_of_infinity_stays_dense_and_the_others_keep_their_proportions() -> None:
+    mine = budget(0.4)
+    ranks = mine.ranks({"q": math.inf, "k": 0.5, "up": 0.5, "down": 0.5})
+    assert set(ranks) == {"k", "up", "down"}
+    assert abs(ranks["up"] - ranks["down"]) <= 1
+    assert mine.measured(ranks)["linears"] == pytest.approx(0.4, abs=224 / LINEARS)

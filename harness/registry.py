@@ -27,6 +27,7 @@ REGISTRY: dict[str, str] = {
     "lora": "methods.lora:LoRA",
     "lorap": "methods.lorap:LoRAP",
     "loraprune": "methods.loraprune:LoRAPrune",
+    "lord": "methods.lord:Lord",
     "lotr": "methods.lotr:LoTR",
     "lowrank": "methods.lowrank:LowRankPretraining",
     "lqlora": "methods.lqlora:LQLoRA",

@@ -7,23 +7,19 @@ model, are pruned. A matrix that loses more than `min_ratio` of its ranks is a l
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
 from typing import Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
 from harness import spectrum
 from harness.method import Caps, Context
+from methods.parts.allocation.threshold import Spectra, around, kept_ranks, normalised
 from methods.parts.factors.method import LowRankCompression, LowRankCompressionConfig
 from methods.parts.factors.svd_cache import SingularValues
 from methods.parts.targets import Shapes
-
-#: Normalised singular values of each target layer by name, ascending.
-Spectra = Mapping[str, list[float]]
 
 
 class WeLoreConfig(LowRankCompressionConfig):
@@ -80,7 +76,7 @@ class WeLore(LowRankCompression):
 
     def components(self, shapes: Shapes, spectra: Spectra, tau: float) -> dict[str, int]:
         """Return the rank of each LRC at a threshold. As tau grows LRCs only join and ranks only fall."""
-        kept = {name: max(1, len(values) - bisect_left(values, tau)) for name, values in spectra.items()}
+        kept = kept_ranks(spectra, tau)
         return {name: rank for name, rank in kept.items() if self._is_component(rank, shapes[name])}
 
     def _is_component(self, rank: int, shape: tuple[int, ...]) -> bool:
@@ -90,9 +86,8 @@ class WeLore(LowRankCompression):
     def find_tau(self, shapes: Shapes, spectra: Spectra) -> float:
         """Return the threshold whose reduction is nearest to `err`; the smaller of two that are equally near.
 
-        The reduction is a step function of tau that never falls and steps only behind the values
-        themselves, so bisection over the pooled values is exact. With `min_ratio` 0 the result is
-        the err-quantile of these values; else ERR misses by at most half of what one matrix adds.
+        The reduction is a step function of tau that never falls. With `min_ratio` 0 the result is the
+        err-quantile of the pooled values; else ERR misses by at most half of what one matrix adds.
         """
         total = sum(map(min, shapes.values()))
 
@@ -100,14 +95,5 @@ class WeLore(LowRankCompression):
             kept = self.components(shapes, spectra, tau)
             return sum(min(shapes[name]) - rank for name, rank in kept.items()) / total
 
-        candidates = sorted({value for values in spectra.values() for value in values})
-        first = bisect_left(candidates, self.config.err, key=reduction)
-        near = candidates[max(0, first - 1) : first + 1]
+        near = around(spectra, reduction, self.config.err)
         return min(near, key=lambda tau: (abs(reduction(tau) - self.config.err), tau))
-
-
-def normalised(values: Tensor | Sequence[float]) -> list[float]:
-    """Return singular values of one matrix, scaled to [0, 1], ascending; equal ones are all 1."""
-    found = sorted(values.double().tolist() if isinstance(values, Tensor) else values)
-    low, high = found[0], found[-1]
-    return [(value - low) / (high - low) if high > low else 1.0 for value in found]

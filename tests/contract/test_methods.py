@@ -85,6 +85,11 @@ CASES = {
     "compress, lrc": Case([("compress", {"train": "lrc"})]),
     "compress by components + lora": Case([("compress", {"factoriser": "pca", "reduction": 0.5}), LORA]),
     "compress + galore": Case([("compress", {"factoriser": "asvd"}), GALORE]),
+    "compress by outliers, lrc": Case(
+        [("compress", {"allocator": {"type": "owl", "threshold": 2}, "train": "lrc"})]
+    ),
+    "compress by a threshold + lora": Case([("compress", {"allocator": "welore", "reduction": 0.4}), LORA]),
+    "lord + lora": Case([("lord", {"multiple": 2}), LORA]),
     "welore + lora": Case([COMPRESSED, LORA]),
     "welore + galore": Case([COMPRESSED, GALORE]),
     "lorap": Case([("lorap", {"sparsity": 0.5}), ("full", {})]),

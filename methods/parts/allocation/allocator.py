@@ -9,10 +9,12 @@ from typing import ClassVar
 
 from torch import nn
 
-from harness.method import Context, MethodConfig
+from harness.errors import UserError
+from harness.method import Calibration, Context, MethodConfig
 from methods.parts.allocation.budget import Budget
 from methods.parts.factors.factorisers import Factoriser
 from methods.parts.factors.svd_cache import SingularValues, singular_values
+from methods.parts.sampling.schedule import layers_of
 from methods.parts.targets import Shapes
 
 
@@ -35,6 +37,27 @@ class Problem:
     def singular_values(self) -> SingularValues:
         """Singular values of every target by name, descending."""
         return singular_values(self.layers, self.context)
+
+    @property
+    def blocks(self) -> int:
+        """How many decoder blocks the model has; UserError for one without."""
+        return len(layers_of(self.model))
+
+    @cached_property
+    def block_of(self) -> dict[str, int]:
+        """Number of the block, from 0, of each target by name; those outside of blocks are left out."""
+        numbers = {
+            id(module): number
+            for number, block in enumerate(layers_of(self.model))
+            for module in block.modules()
+        }
+        return {name: numbers[id(layer)] for name, layer in self.layers.items() if id(layer) in numbers}
+
+    def text(self, asking: str) -> Calibration:
+        """Return the calibration text; UserError, which begins with who asks, where there is none."""
+        if self.context.calibration is None:
+            raise UserError(f"{asking}: this needs calibration text, and the run has none")
+        return self.context.calibration
 
 
 class Allocator(MethodConfig):

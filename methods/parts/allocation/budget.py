@@ -98,6 +98,11 @@ class Budget:
             if self._price(name, step) < self.whole(name)
         }
 
+    @property
+    def least(self) -> float:
+        """Share that all matrices keep together at their least ranks."""
+        return sum(self._price(name, 1) for name in self.shapes) / self.whole_model
+
     def _step(self, name: str) -> int:
         """Return what one multiple of ranks costs."""
         return self.unit(name) * self.multiple

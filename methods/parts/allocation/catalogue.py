@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from methods.parts.allocation.uniform import Uniform
+from typing import Annotated
 
-AnyAllocator = Uniform
+from pydantic import Field
+
+from methods.parts.allocation.owl import Owl
+from methods.parts.allocation.per_type import PerType
+from methods.parts.allocation.uniform import Uniform
+from methods.parts.allocation.welore import WeLoreThreshold
+
+AnyAllocator = Annotated[Uniform | PerType | WeLoreThreshold | Owl, Field(discriminator="type")]

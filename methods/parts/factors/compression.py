@@ -23,6 +23,7 @@ from methods.parts.factors.method import parameters, reduction_facts, train_fact
 from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
 from methods.parts.targets import LINEAR_KINDS, shapes_of, target_linears
 
+Positive = Annotated[int, Field(gt=0)]
 #: Tokens for each feature of an input, below which second moments are doubtful.
 ENOUGH = 4
 #: What is then added to their diagonal, times its mean.
@@ -33,7 +34,8 @@ class CompressionConfig(MethodConfig):
     """Options of all compressions by an allocator and a factoriser."""
 
     allocator: AnyAllocator = Uniform()
-    """How much of each matrix is kept: `uniform`, or a section with its `type` and options."""
+    """How much of each matrix is kept: `uniform`, `welore`, `owl`, or a section with `type` and options, as
+    `{type: per_type, keep: {q_proj: 0.5, o_proj: 0.7}}`."""
 
     factoriser: AnyFactoriser = Whiten()
     """How a matrix is factored: `svd`, `asvd`, `awsvd`, `whiten`, `pca`, or a section with `type` and
@@ -46,7 +48,7 @@ class CompressionConfig(MethodConfig):
     """Of what: of the parameters of the targets (`linears`), of `all` parameters of the model, or of the
     `ranks` of the targets (WeLore's ERR)."""
 
-    multiple: Annotated[int, Field(gt=0)] = 1
+    multiple: Positive = 1
     """Every rank is a multiple of this number; 8 suits tensor cores."""
 
     sequential: bool = False

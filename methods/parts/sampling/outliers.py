@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from harness.errors import UserError
 from harness.method import Batch, Caps, Context, MethodConfig
+from methods.parts.calibration.outliers import score
 from methods.parts.sampling.method import Positive, SamplingConfig, SamplingMethod
 from methods.parts.sampling.schedule import layers_of
 
@@ -139,14 +140,3 @@ def outlier_scores(
 def _decoder(model: Any) -> Any:
     """Return the model without its head, whose logits nothing reads."""
     return getattr(model, "base_model", model)
-
-
-def score(pairs: list[tuple[Tensor, Tensor]], threshold: float) -> float:
-    """Return the percentage of entries |W| |X| above `threshold` times the mean of all.
-
-    A pair is a weight (out, in) and the norms of its inputs (in). One matrix of entries exists at a time.
-    """
-    entries = sum(weight.numel() for weight, _ in pairs)
-    mean = sum(float((weight.abs() * norms).double().sum()) for weight, norms in pairs) / entries
-    above = sum(int((weight.abs() * norms > threshold * mean).sum()) for weight, norms in pairs)
-    return 100 * above / entries

@@ -16,7 +16,8 @@ from harness.errors import UserError
 from harness.method import Batch, Context, StepInfo
 from harness.plugins import build
 from methods.owlore import OwLoreStepper
-from methods.parts.sampling.outliers import outlier_scores, score
+from methods.parts.calibration.outliers import score
+from methods.parts.sampling.outliers import outlier_scores
 from tests.support.tiny import TinyText, tiny_batch, tiny_llama, train
 from tests.unit.methods.test_galore import Momentum
 from tests.unit.methods.test_lisa import LAYERS, LR, assert_equal, layer_of, moved, state_bytes, stored

@@ -19,9 +19,10 @@ from harness import factored
 from harness.errors import UnsupportedError, UserError
 from harness.method import Context
 from harness.plugins import build
+from methods.parts.allocation.threshold import normalised
 from methods.parts.factors.svd_cache import truncated_svd
 from methods.parts.targets import LINEAR_KINDS
-from methods.welore import WeLore, normalised
+from methods.welore import WeLore
 from tests.support.tiny import logits, tiny_llama
 
 ERRS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)

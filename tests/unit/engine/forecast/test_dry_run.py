@@ -25,8 +25,9 @@ from harness.forecast import MemoryReport
 from harness.method import Caps, Context, Method
 from harness.plugins import build
 from harness.spectrum import like_llama
+from methods.parts.allocation.threshold import normalised
 from methods.parts.optim.adamw import AdamWStepper
-from methods.welore import WeLore, WeLoreConfig, normalised
+from methods.welore import WeLore, WeLoreConfig
 from tests.support.tiny import tiny_llama
 
 MIB = 1 << 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
@@ -50,9 +49,7 @@ class Owl(Allocator):
             block_shares=[round(each, 6) for each in shares.values()],
         )
         kept = {name: shares[block] for name, block in problem.block_of.items()}
-        return budget.ranks(
-            {name: math.inf if kept.get(name, mean) >= 1 else kept.get(name, mean) for name in problem.shapes}
-        )
+        return budget.ranks({name: kept.get(name, mean) for name in problem.shapes})
 
     @torch.no_grad()
     def scores(self, problem: Problem) -> dict[int, float]:

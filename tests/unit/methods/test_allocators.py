@@ -275,6 +275,14 @@ def test_a_threshold_takes_the_smallest_normalised_singular_values_of_the_model(
     assert set(context.spectra) == set(spectra)
 
 
+def test_ranks_at_a_threshold_are_rounded_down_to_multiples() -> None:
+    _, context = compressed(uneven_llama(), "welore", reduction=0.45, multiple=4)
+    for name, weight in targets(uneven_llama()).items():
+        values = normalised(torch.linalg.svdvals(weight.detach()))
+        kept = max(4, sum(value >= context.facts["tau"] for value in values) // 4 * 4)
+        assert context.ranks.get(name) == (kept if kept * sum(weight.shape) < weight.numel() else None)
+
+
 def test_equal_singular_values_that_no_threshold_parts_are_said() -> None:
     model = tiny_llama()
     for weight in targets(model).values():
@@ -331,6 +339,23 @@ def test_28_the_mean_stays_and_the_range_is_twice_the_strength(scores: list[floa
     assert sorted(range(len(scores)), key=shares.__getitem__) == sorted(
         range(len(scores)), key=scores.__getitem__
     )
+
+
+@pytest.mark.parametrize("counted", ["linears", "all"])
+def test_28_a_block_whose_share_is_cut_at_1_stays_dense_and_the_others_make_up_for_it(counted: str) -> None:
+    _, context = compressed(
+        uneven_llama(), {"type": "owl", "threshold": 2, "strength": 0.6}, reduction=0.2, counted=counted
+    )
+    dense = uneven_llama()
+    weights = targets(dense)
+    held = sum(w.numel() for w in weights.values())
+    whole = held if counted == "linears" else sum(p.numel() for p in dense.parameters())
+    shares = context.facts["block_shares"]
+    assert sum(shares) / 4 == pytest.approx(1 - 0.2 * whole / held, abs=1e-6)
+    assert min(shares) < 0.8
+    cut = {block for block, share in enumerate(shares) if share == 1}
+    assert cut
+    assert not {block_of(name) for name in context.ranks} & cut
 
 
 @pytest.mark.parametrize("scores", [[1.5] * 3, [0.0] * 3, [7.0]])

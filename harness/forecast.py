@@ -60,13 +60,34 @@ class Peak(BaseModel):
     groups: dict[str, int]
 
 
+class Scoring(BaseModel):
+    """Scoring one batch of text by a prepared model, as the evaluation does: forward only, no gradients.
+
+    `tokens` are those that the batch predicts, which is all but the first of each sequence. Weights, buffers
+    and transient bytes (activations, logits, the batch) add up to the peak; `peak` says what was alive then.
+    `flops_per_token` are those of a forward pass of the dense model, for utilisation.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    tokens: int
+    peak_allocated_bytes: int
+    weights_bytes: int
+    buffers_bytes: int
+    transient_bytes: int
+    peak: Peak
+    work: list[Work] = []
+    flops_per_token: float
+
+
 class MemoryReport(BaseModel):
     """The memory of a run by phase, by component and at its peak.
 
-    `train` is absent for a run that only compresses. `ranks` names by method the source of ranks that depend
-    on values; every tensor is rounded up to `granularity` bytes. `work` is that of one update without a
-    refresh, `refresh_work` that of one with it, which comes every `period` updates. `flops_per_token` are
-    those of full training, for utilisation.
+    `train` is absent for a run that only compresses, and only that has `scoring`, whose peak is also that of
+    phase `evaluate`. `ranks` names by method the source of ranks that depend on values; every tensor is
+    rounded up to `granularity` bytes. `work` is that of one update without a refresh, `refresh_work` that of
+    one with it, which comes every `period` updates. `flops_per_token` are those of full training, for
+    utilisation.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -84,14 +105,24 @@ class MemoryReport(BaseModel):
     refresh_work: list[Work] = []
     period: int | None = None
     flops_per_token: float | None = None
+    scoring: Scoring | None = None
     ranks: dict[str, str] = {}
     warnings: list[str] = []
     packages: dict[str, str] = {}
 
     @property
     def peak_allocated_bytes(self) -> int:
-        """The highest peak of all phases: what a device must have free, beside what is not modelled."""
-        return max(self.phase_peak_allocated_bytes.values())
+        """The highest peak up to the end of training: what a device must have free, beside what is unseen.
+
+        The peak of phase `evaluate` is left out: it is that of a batch of training, and a run scores batches
+        of its own (`evaluate.batch`, the windows of each protocol), or none.
+        """
+        return max(self.run_peaks.values())
+
+    @property
+    def run_peaks(self) -> dict[Phase, int]:
+        """The peak of each phase that a run goes through in any case, in bytes."""
+        return {name: size for name, size in self.phase_peak_allocated_bytes.items() if name != "evaluate"}
 
 
 Setting = Literal["batch", "seq_len"]

@@ -1,4 +1,4 @@
-"""Forecast the speed of training from its operations and the rates of a device. No torch.
+"""Forecast the speed of training and of scoring text from operations and the rates of a device. No torch.
 
 Each operation takes the longer of computing and of moving its bytes, plus the latency of a kernel (the
 roofline model, Williams, Waterman and Patterson 2009). One operation runs at a time, none is fused.
@@ -6,12 +6,12 @@ roofline model, Williams, Waterman and Patterson 2009). One operation runs at a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.devices import DECOMPOSITIONS, DeviceProfile, at
 from harness.errors import UnsupportedError
-from harness.forecast import MemoryReport, Work
+from harness.forecast import MemoryReport, Scoring, Work
 
 #: Parts of an update in a forecast; a refresh counts with what it takes beyond an update without.
 TIMED = ("forward", "backward", "update", "refresh")
@@ -19,11 +19,12 @@ TIMED = ("forward", "backward", "update", "refresh")
 
 @dataclass(frozen=True)
 class SpeedForecast:
-    """The forecast time of a mean update, with refreshes as often as they come.
+    """The forecast time of a mean update, with refreshes as often as they come, or of scoring one batch.
 
     `parts` are seconds by part, `operations` by operation and dtype, the costliest first. `mfu` is the share
-    of the peak that the arithmetic of full training of the dense model takes, `hfu` that of all operations
-    counted; None where the profile has no peak for the dtype.
+    of the peak that the dense model's arithmetic takes, of full training (6 operations for each weight and
+    token) or of a forward pass (2), `hfu` that of all operations counted; None where the profile has no peak
+    for the dtype.
     """
 
     tokens: int
@@ -34,28 +35,46 @@ class SpeedForecast:
 
     @property
     def step_s(self) -> float:
-        """Return the seconds of a mean update."""
+        """Return the seconds of a mean update, or of a batch that is scored."""
         return sum(self.parts.values())
 
     @property
     def tokens_per_s(self) -> float:
-        """Return tokens per second, padding included."""
+        """Return tokens per second: trained on, padding included, or scored."""
         return self.tokens / self.step_s
 
 
 def forecast_speed(report: MemoryReport, device: DeviceProfile, tokens: int, dtype: str) -> SpeedForecast:
     """Forecast training by `tokens` per update; UnsupportedError where a rate or the period is not known."""
-    parts: dict[str, float] = dict.fromkeys(TIMED, 0.0)
+    return _forecast(_mean_update(report), report.flops_per_token, device, tokens, dtype, TIMED)
+
+
+def forecast_scoring(scoring: Scoring, device: DeviceProfile, dtype: str) -> SpeedForecast:
+    """Forecast how fast text is scored, a batch at a time; UnsupportedError where a rate is not known."""
+    passes = ((work, float(work.count), False) for work in scoring.work)
+    return _forecast(passes, scoring.flops_per_token, device, scoring.tokens, dtype, ("forward",))
+
+
+def _forecast(
+    works: Iterable[tuple[Work, float, bool]],
+    flops_per_token: float | None,
+    device: DeviceProfile,
+    tokens: int,
+    dtype: str,
+    timed: Sequence[str],
+) -> SpeedForecast:
+    """Add up work, given with how often it comes and whether a refresh adds it, by the parts `timed`."""
+    parts: dict[str, float] = dict.fromkeys(timed, 0.0)
     operations: dict[str, float] = {}
     flops = 0.0
-    for work, times, refreshes in _mean_update(report):
+    for work, times, refreshes in works:
         seconds = times * seconds_of(work, device)
         parts["refresh" if refreshes else work.part] += seconds
         name = f"{work.operation if work.kind in ('product', 'memory') else work.kind} {work.dtype}"
         operations[name] = operations.get(name, 0.0) + seconds
         flops += times * work.flops
     peak_flops_s = device.peak[dtype] * 1e12 * sum(parts.values()) if dtype in device.peak else None
-    own = None if report.flops_per_token is None else report.flops_per_token * tokens
+    own = None if flops_per_token is None else flops_per_token * tokens
     return SpeedForecast(
         tokens=tokens,
         parts=parts,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,13 +12,14 @@ from harness.config import Run
 from harness.engine.forecast.dry_run import simulate
 from harness.engine.measure.peak import LiveMeter
 from harness.engine.models.load import DTYPES, load_model
+from harness.engine.quality import perplexity
 from harness.engine.run import prepare
 from harness.engine.run.train import MemoryWindow
 from harness.method import Context, Method, Simulated, stack_caps
 from harness.record import TrainMemory
 from methods.parts.optim import eightbit
 from methods.parts.tuners.catalogue import NO_FORECAST
-from tests.contract.test_methods import CASES, Case
+from tests.contract.test_methods import CASES, COMPRESSED, Case
 from tests.support.tiny import TinyText
 from tests.unit.methods import test_peft
 
@@ -105,6 +107,36 @@ def test_the_simulated_peak_is_the_live_one_to_the_byte(name: str, checkpointing
 def test_every_tuner_of_peft_that_has_a_forecast_is_simulated_to_the_byte(name: str) -> None:
     options = {"type": name, **test_peft.SMALL.get(name, {}), **NANO.get(name, {})}
     check_simulated(run_of(Case([("peft", options)])))
+
+
+#: Stacks that may run without training, and some that cannot train.
+COMPRESSIONS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    **{
+        name: [*case.stack] for name, case in CASES.items() if "compress" in stack_caps(case.methods()).stages
+    },
+    "welore, not trained": [COMPRESSED],
+    "compress by whitening": [("compress", {"factoriser": "whiten", "reduction": 0.5})],
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", COMPRESSIONS)
+def test_the_simulated_peak_of_scoring_is_that_of_the_evaluation_to_the_byte(name: str, dtype: str) -> None:
+    run = run_of(Case(COMPRESSIONS[name]), stage="compress", dtype=dtype)
+    methods, _ = prepare.load_stack(run)
+    meter = LiveMeter(CPU)
+    with meter.window() as before:
+        torch.empty(0)
+    model: Any = load_model(run.model, dtype=DTYPES[dtype], device=CPU, seed=0).model
+    made = prepare.assemble(run, methods, model, same_ranks_at_every_refresh, iter(()), meter)
+    del model
+    sequences = list(np.random.default_rng(0).integers(64, size=(run.train.batch, 24)))
+    with meter.window() as window:
+        perplexity.score(made.model, sequences, run.train.batch, CPU)
+    report = simulate(run, made.parameters.chosen_ranks, granularity=1)
+    assert report.scoring is not None
+    seen = window.peak_allocated_bytes - before.peak_allocated_bytes
+    assert report.scoring.peak_allocated_bytes == report.phase_peak_allocated_bytes["evaluate"] == seen
 
 
 def check_simulated(run: Run) -> None:

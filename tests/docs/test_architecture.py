@@ -113,7 +113,8 @@ MAY_IMPORT = {
         *engine("run", "contract.members", "process.job", "models", "data", "measure", "quality"),
     ),
     "harness.engine.forecast": engine(
-        "forecast", "contract.members", "contract.tiny", "run", "process", "models", "data", "measure"
+        *("forecast", "contract.members", "contract.tiny", "run", "process", "models", "data", "measure"),
+        "quality.perplexity",
     ),
     "harness.engine.sweep": engine("sweep", "process"),
     "harness.engine.runner": engine("sweep", "process", "forecast.admission"),

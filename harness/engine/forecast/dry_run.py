@@ -3,7 +3,8 @@
 The model is built, prepared and trained as in a run, by the same methods, steppers and loop, so that the
 prediction is exact up to allocations inside kernels. A first update, from gradients of zeros instead of a
 backward pass, creates the optimizer state; the second is metered. It contains a refresh if the method has
-any, so it needs at least as much as an update without.
+any, so it needs at least as much as an update without. A run that only compresses makes no updates: there
+one batch is scored instead, by the code of the evaluation.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from harness.config import Run
 from harness.engine.contract import members
 from harness.engine.forecast.attribution import Attribution
 from harness.engine.forecast.fake_tensors import CUDA_GRANULARITY, Moment, SimulatedMeter, world
+from harness.engine.measure.components import components
 from harness.engine.measure.speed import flops_per_token
 from harness.engine.models.load import DTYPES, build_empty
+from harness.engine.quality import perplexity
 from harness.engine.run import prepare
 from harness.engine.run.train import Trainer
 from harness.errors import UserError
-from harness.forecast import PARTS, MemoryReport, Peak
+from harness.forecast import PARTS, MemoryReport, Peak, Scoring
 from harness.method import Context, Method, Simulated, StepInfo, Stepper
 from harness.record import Phase
 
@@ -61,10 +64,12 @@ class DryRun:
         self.sources: dict[str, str] = {}
 
     def report(self) -> MemoryReport:
-        """Load, prepare and train, and report the peak of each phase."""
+        """Load, prepare and train or score, and report the peak of each phase."""
         with self.meter.window() as window:
             model = self._load()
-        dense_flops = flops_per_token(model, self.run.data.seq_len)  # before methods replace its layers
+        length = self.run.data.seq_len
+        # Before methods replace layers. Of a sequence that is scored the last token is only predicted.
+        dense_flops, forward_flops = flops_per_token(model, length), flops_per_token(model, length - 1) / 3
         peaks: dict[Phase, int] = {"load": window.peak_allocated_bytes}
         with self.meter.window() as window:
             accumulated = min(MICRO_BATCHES, self.run.train.grad_accum)
@@ -86,6 +91,8 @@ class DryRun:
         )
         if made.trainer is not None:
             self._train(made.model, made.trainer, report)
+        else:
+            self._score(made.model, forward_flops, report)
         return report
 
     def _load(self) -> Any:
@@ -127,9 +134,30 @@ class DryRun:
         report.part_peak_allocated_bytes = {
             part: max(moment.part_peaks.get(part, 0) for moment in moments) for part in PARTS
         }
-        highest: Moment = max(moments, key=lambda moment: moment.peak_allocated_bytes)
-        groups = {group: size for group, size in highest.groups.items() if size}
-        report.peak = Peak(part=highest.part, operation=highest.operation, groups=groups)
+        report.peak = _peak(max(moments, key=lambda moment: moment.peak_allocated_bytes))
+
+    def _score(self, model: nn.Module, flops: float, report: MemoryReport) -> None:
+        """Score one batch as the evaluation does; its logits are in memory all at once."""
+        self.attribution.follow(model)
+        self.meter.storages.label(model.buffers(), "buffers")
+        self.meter.storages.label(model.parameters(), "weights")
+        batch, length = self.run.train.batch, self.run.data.seq_len
+        sequences = list(next(_batches(batch, length)))
+        parts = components(model, ())
+        with self.meter.window() as window:
+            perplexity.score(model, sequences, batch, self.meter.device)
+        moment, peak = self.meter.moments[-1], window.peak_allocated_bytes
+        report.phase_peak_allocated_bytes["evaluate"] = peak
+        report.scoring = Scoring(
+            tokens=batch * (length - 1),
+            peak_allocated_bytes=peak,
+            weights_bytes=parts.weights_trainable_bytes + parts.weights_frozen_bytes,
+            buffers_bytes=parts.buffers_bytes,
+            transient_bytes=peak - parts.resident_bytes,
+            peak=_peak(moment),
+            work=moment.operations.work(),
+            flops_per_token=flops,
+        )
 
     def _period(self, report: MemoryReport) -> int | None:
         """Return the updates that refreshes are spread over; warn where these are not fixed."""
@@ -208,6 +236,11 @@ def _first_update(trained: list[nn.Parameter], stepper: Any) -> None:
         parameter.view_as(parameter).backward(torch.zeros_like(parameter))
     stepper.step()
     stepper.zero_grad()
+
+
+def _peak(moment: Moment) -> Peak:
+    groups = {group: size for group, size in moment.groups.items() if size}
+    return Peak(part=moment.part, operation=moment.operation, groups=groups)
 
 
 def _batches(batch: int, length: int) -> Iterator[np.ndarray]:

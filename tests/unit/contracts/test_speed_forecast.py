@@ -8,8 +8,8 @@ import pytest
 
 from harness.devices import DeviceProfile
 from harness.errors import UnsupportedError
-from harness.forecast import MemoryReport, Work
-from harness.speed_forecast import forecast_speed, seconds_of
+from harness.forecast import MemoryReport, Peak, Scoring, Work
+from harness.speed_forecast import forecast_scoring, forecast_speed, seconds_of
 
 MILLION = 10**6
 #: 1 TFLOP/s for products, 2 for attention, 0.5 backward, 0.1 for decompositions; 1 GB/s.
@@ -91,6 +91,29 @@ def test_an_update_is_the_sum_of_its_calls() -> None:
     assert list(found.operations) == ["add float32", "mm float32", "mul float32"]
     assert found.mfu == pytest.approx(450 * 4e6 / 4.5e-3 / 2e12)
     assert found.hfu == pytest.approx(1997e6 / 4.5e-3 / 2e12)
+
+
+def test_scoring_is_the_sum_of_its_calls_per_token_that_it_predicts() -> None:
+    calls = [
+        work(bytes=997_000, count=2),  # 1 ms each
+        work(kind="product", operation="mm", size=800, flops=1997 * MILLION),  # 2 ms
+    ]
+    scored = Scoring(
+        tokens=100,
+        peak_allocated_bytes=3,
+        weights_bytes=1,
+        buffers_bytes=1,
+        transient_bytes=1,
+        peak=Peak(part="forward", operation="mm", groups={}),
+        work=calls,
+        flops_per_token=4e6,
+    )
+    found = forecast_scoring(scored, DEVICE, "float32")
+    assert found.parts == pytest.approx({"forward": 4e-3})
+    assert found.tokens_per_s == pytest.approx(25_000)
+    assert found.mfu == pytest.approx(100 * 4e6 / 4e-3 / 2e12)
+    assert found.hfu == pytest.approx(1997e6 / 4e-3 / 2e12)
+    assert list(found.operations) == ["add float32", "mm float32"]
 
 
 def test_a_refresh_is_spread_over_its_period() -> None:

@@ -157,8 +157,40 @@ def test_the_embedded_model_and_a_compression_are_simulated() -> None:
     report = simulate(run)
     assert report.train is None
     assert report.peak is None
-    assert set(report.phase_peak_allocated_bytes) == {"load", "prepare"}
+    assert set(report.phase_peak_allocated_bytes) == {"load", "prepare", "evaluate"}
     assert report.parameters_total < 1_046_400
+    assert report.ranks == {"welore": f"published: {WeLore.approximations['published']}"}
+
+
+def test_a_run_that_only_compresses_scores_a_batch_instead() -> None:
+    """At the peak it holds 2 x 63 x 32,000 logits, and half as many in float32, with their log-softmax."""
+    train = {"stage": "compress", "batch": 2, "dtype": "bfloat16"}
+    report = simulate(run_of([{"uniform": {"err": 0.5}}], train=train), granularity=1)
+    scored = report.scoring
+    assert scored is not None
+    assert scored.tokens == 2 * 63
+    assert scored.weights_bytes == 2 * report.parameters_total
+    held = scored.weights_bytes + scored.buffers_bytes + scored.transient_bytes
+    assert scored.peak_allocated_bytes == report.phase_peak_allocated_bytes["evaluate"] == held
+    assert sum(scored.peak.groups.values()) == held
+    assert scored.peak.groups["weights"] == scored.weights_bytes
+    logits = 2 * 63 * 32000 * 2 + 2 * 63 * 32000 * 4
+    assert logits <= scored.peak.groups["logits and loss"] < 1.01 * logits
+    assert {work.part for work in scored.work} == {"forward"}
+    assert not report.work, "scoring is no update"
+
+
+def test_scoring_is_no_part_of_the_peak_that_a_run_is_refused_for() -> None:
+    """A run scores batches of its own, which may be smaller."""
+    report = simulate(run_of(train={"stage": "compress", "batch": 64}))
+    peaks = report.phase_peak_allocated_bytes
+    assert peaks["evaluate"] > report.peak_allocated_bytes == max(peaks["load"], peaks["prepare"])
+
+
+def test_a_run_that_trains_scores_nothing() -> None:
+    report = simulate(run_of(shape="nano"))
+    assert report.scoring is None
+    assert "evaluate" not in report.phase_peak_allocated_bytes
 
 
 def test_a_factored_folder_keeps_its_factors(tmp_path: Path) -> None:

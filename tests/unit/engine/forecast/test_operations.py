@@ -13,14 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from harness.config import Run
+from harness.devices import DeviceProfile
 from harness.engine.forecast import dry_run
 from harness.engine.forecast.dry_run import _batches, simulate
 from harness.engine.forecast.operations import OperationLog
 from harness.engine.measure.peak import meter_for
 from harness.engine.models.load import DTYPES, load_model
+from harness.engine.quality import perplexity
 from harness.engine.run import prepare
 from harness.forecast import Work
 from harness.method import Context
+from harness.speed_forecast import forecast_scoring
 from tests.unit.engine.forecast.test_dry_run import run_of
 
 CPU = torch.device("cpu")
@@ -155,6 +158,50 @@ def test_operations_are_those_of_a_real_update_to_the_last(name: str) -> None:
     known = {str(op).removeprefix("aten.") for op in flop_registry}
     seen = sum(work.flops * work.count for work in report.work if work.operation in known)
     assert seen == counter.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("name", ["full", "uniform", "int8"])
+def test_operations_of_scoring_are_those_of_a_real_forward_pass_to_the_last(name: str) -> None:
+    train = {"stage": "compress", "batch": BATCH}
+    run = run_of(name, shape="nano", length=LENGTH, train=train)
+    model = load_model(run.model, dtype=DTYPES["float32"], device=CPU, seed=0).model
+    methods, _ = prepare.load_stack(run)
+    model = prepare.prepare(run, methods, model, lambda *_: Context(seed=0)).model
+    sequences = list(next(_batches(BATCH, LENGTH)))
+    with FlopCounterMode(display=False) as counter:
+        perplexity.score(model, sequences, BATCH, CPU)
+    scored = simulate(run).scoring
+    assert scored is not None
+    known = {str(op).removeprefix("aten.") for op in flop_registry}
+    seen = sum(work.flops * work.count for work in scored.work if work.operation in known)
+    assert seen == counter.get_total_flops() > 0
+    config: Any = model.config
+    layers, width = config.num_hidden_layers, config.hidden_size
+    assert flops(scored.work, "attention") == 4 * BATCH * (LENGTH - 1) ** 2 * width * layers  # torch has none
+
+
+def test_scoring_by_factors_takes_two_operations_for_each_of_their_weights_and_tokens() -> None:
+    """And the forecast of its speed follows, where only products take time."""
+    train = {"stage": "compress", "batch": BATCH}
+    method = {"uniform": {"err": 0.75}}
+    report = simulate(run_of(method, shape="nano", length=LENGTH, train=train))
+    scored = report.scoring
+    assert scored is not None
+    rank, width, inner, vocabulary, layers = 32 - 24, 32, 88, 64, 2
+    attention, feed_forward = 4 * rank * (width + width), 3 * rank * (width + inner)
+    weights = layers * (attention + feed_forward) + vocabulary * width
+    tokens = BATCH * (LENGTH - 1)
+    assert (scored.tokens, flops(scored.work, "product")) == (tokens, 2 * weights * tokens)
+    dense = layers * (4 * width**2 + 3 * width * inner) + vocabulary * width
+    assert scored.flops_per_token == 2 * dense + 4 * layers * width * (LENGTH - 1)
+    free: Any = {"bandwidth": [[1, 1e9]], "attention": {"float32": [[1, 1e9]]}, "latency_us": 0}
+    rates: Any = {"products": {"float32": [[1, 2.0]]}, "peak": {"float32": 4.0}, "decompositions": {}}
+    device = DeviceProfile.model_validate(
+        {"title": "d", "memory_gib": 1, "attention_backward": {}, "sources": {}, **free, **rates}
+    )
+    found = forecast_scoring(scored, device, "float32")
+    assert found.tokens_per_s == pytest.approx(2e12 / (2 * weights), rel=1e-3)
+    assert found.mfu == pytest.approx(scored.flops_per_token * found.tokens_per_s / 4e12)
 
 
 def test_an_update_is_six_operations_per_weight_and_token() -> None:

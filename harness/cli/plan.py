@@ -289,6 +289,7 @@ def _row(
         steps=None if train.stage == "compress" else train.steps,
         tokens_per_step=_tokens(runs[0]),
         speed=_speed(runs[0], answer.report, profiles) if answer.report else {},
+        scoring_speed=_scoring_speed(runs[0], answer.report, profiles) if answer.report else {},
     )
 
 
@@ -303,10 +304,29 @@ def _speed(
     """Return the forecast of speed by device, or the reason for having none; empty where nothing trains."""
     from harness.speed_forecast import forecast_speed
 
+    used = profiles if report.work else ()
+    return _by_device(used, lambda each: forecast_speed(report, each, _tokens(run), run.train.dtype))
+
+
+def _scoring_speed(
+    run: Run, report: MemoryReport, profiles: Sequence[DeviceProfile]
+) -> dict[str, SpeedForecast | str]:
+    """Return the same of scoring text; empty where the run trains."""
+    from harness.speed_forecast import forecast_scoring
+
+    scoring = report.scoring
+    if scoring is None:
+        return {}
+    return _by_device(profiles, lambda each: forecast_scoring(scoring, each, run.train.dtype))
+
+
+def _by_device(
+    profiles: Sequence[DeviceProfile], forecast: Callable[[DeviceProfile], SpeedForecast]
+) -> dict[str, SpeedForecast | str]:
     found: dict[str, SpeedForecast | str] = {}
-    for device in profiles if report.work else ():
+    for device in profiles:
         try:
-            found[device.title] = forecast_speed(report, device, _tokens(run), run.train.dtype)
+            found[device.title] = forecast(device)
         except UnsupportedError as error:
             found[device.title] = str(error)
     return found

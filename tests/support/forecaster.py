@@ -56,7 +56,7 @@ def simulate(folder: Path) -> int:
     """Answer each question by its label."""
     from harness.config import Run
     from harness.engine.forecast.capacity import largest
-    from harness.forecast import MemoryReport
+    from harness.forecast import MemoryReport, Peak, Scoring, Work
 
     request = json.loads(sys.stdin.readline())
     with (folder / "asked.txt").open("a") as file:
@@ -68,6 +68,23 @@ def simulate(folder: Path) -> int:
 
     def peak(run: Run) -> int:
         return run.train.batch * (run.data.seq_len - 1) * GIB
+
+    def scored(run: Run) -> Scoring:
+        """A quarter of the peak is weights, and reading it once is all the work."""
+        call = {"part": "forward", "kind": "memory", "operation": "add", "dtype": "float32", "size": 0}
+        work = Work.model_validate({**call, "count": 1, "flops": 0, "bytes": peak(run), "new_bytes": 0})
+        weights = peak(run) // 4
+        groups = {"weights": weights, "logits and loss": peak(run) - weights}
+        return Scoring(
+            tokens=run.train.batch * (run.data.seq_len - 1),
+            peak_allocated_bytes=peak(run),
+            weights_bytes=weights,
+            buffers_bytes=0,
+            transient_bytes=peak(run) - weights,
+            peak=Peak(part="forward", operation="add", groups=groups),
+            work=[work],
+            flops_per_token=1.0,
+        )
 
     for item in request["items"]:
         run = Run.model_validate(item["run"])
@@ -85,6 +102,8 @@ def simulate(folder: Path) -> int:
                 parameters_trainable=1,
                 phase_peak_allocated_bytes={"load": GIB // 2, "prepare": peak(run)},
             )
+            if run.train.stage == "compress":
+                report.scoring = scored(run)
             answer = {"kind": "report", "report": report.model_dump(mode="json")}
         else:
             bound = (64, "the bound")

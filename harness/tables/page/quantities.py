@@ -119,10 +119,13 @@ def quality(view: View) -> list[Quantity]:
 
 
 def memory(view: View, group: Group, scale: AtScale | None = None) -> Quantity:
-    """Return peak memory of training: forecast at scale, else measured in a unit for the group."""
+    """Return peak memory of training: forecast at scale, else measured in a unit for the group.
+
+    Where no row trains, the forecast is that of scoring text, and its name says so.
+    """
     key = "peak_allocated_bytes"
     if scale and any(each.peak_bytes for each in scale.rows.values()):
-        name = f"peak GiB of {short(scale.model)}, forecast"
+        name = f"peak GiB of {_forecast_of(scale)}, forecast"
         return Quantity(
             *(key, name, "lower", lambda size: fixed(1)(size / GIB), 1 / GIB),
             forecast=lambda row: scale.of(row).peak_bytes,
@@ -132,12 +135,16 @@ def memory(view: View, group: Group, scale: AtScale | None = None) -> Quantity:
 
 
 def speed(view: View, scale: AtScale | None = None) -> Quantity:
-    """Return throughput of training: the forecast at scale, else measured."""
+    """Return throughput of training: the forecast at scale, of scoring where no row trains, else measured."""
     key = "tokens_per_s"
     if scale and any(each.tokens_per_s for each in scale.rows.values()):
-        name = f"tokens/s of {short(scale.model)}, forecast"
+        name = f"tokens/s of {_forecast_of(scale)}, forecast"
         return Quantity(key, name, "higher", fixed(0), forecast=lambda row: scale.of(row).tokens_per_s)
     return Quantity(key, "throughput, tokens/s", "higher", _digits(view, key))
+
+
+def _forecast_of(scale: AtScale) -> str:
+    return f"scoring text by {short(scale.model)}" if scale.scoring else short(scale.model)
 
 
 def point(view: View, place: int, quantity: Quantity) -> Stat | None:

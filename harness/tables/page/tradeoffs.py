@@ -133,7 +133,7 @@ def _caption(
         unknown = "no forecast"
         on = f" on {scale.device}" if any(q.forecast and q.key == "tokens_per_s" for q in axes) else ""
         parts += [
-            f"values of {scale.model} are forecasts, not measured: training with {scale.setting}{on}; "
+            f"values of {scale.model} are forecasts, not measured: {scale.work} with {scale.setting}{on}; "
             "quality is measured on the suite's own model"
         ]
     full = names(view)

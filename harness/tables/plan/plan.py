@@ -17,7 +17,7 @@ from harness.tables.format import fixed
 
 if TYPE_CHECKING:
     from harness.devices import DeviceProfile
-    from harness.forecast import Capacity, MemoryReport
+    from harness.forecast import Capacity, MemoryReport, Scoring
     from harness.speed_forecast import SpeedForecast
 
 GIB = 1 << 30
@@ -31,7 +31,8 @@ class Row:
     `done` and `todo` count runs; `seconds` is the time of those to do, None where no equal run is known.
     `largest` maps a setting and then a device's GiB to a capacity, or to the reason for having none.
     `speed` maps a device's title to a forecast, or to the reason for having none. `steps` are the updates of
-    a run, None where nothing trains; `tokens_per_step` counts padding as well.
+    a run, None where nothing trains; `tokens_per_step` counts padding as well. `scoring_speed` is like
+    `speed`, of scoring text by a model that is compressed and not trained.
     """
 
     label: str
@@ -44,11 +45,17 @@ class Row:
     steps: int | None = None
     tokens_per_step: int = 0
     speed: Mapping[str, SpeedForecast | str] = field(default_factory=dict)
+    scoring_speed: Mapping[str, SpeedForecast | str] = field(default_factory=dict)
 
     @property
     def report(self) -> MemoryReport | None:
         """Return the forecast, None where there is only a reason."""
         return None if isinstance(self.forecast, str) else self.forecast
+
+    @property
+    def scoring(self) -> Scoring | None:
+        """Return the forecast of scoring text, None where the row trains or none is known."""
+        return None if self.report is None else self.report.scoring
 
 
 @dataclass(frozen=True)
@@ -73,9 +80,14 @@ class Plan:
 
     def spare(self, row: Row, gib: float) -> float | None:
         """Return the GiB left free on a device, negative where some are short; None without a forecast."""
-        if row.report is None:
-            return None
-        return gib - self.reserve_gib - row.report.peak_allocated_bytes / GIB
+        return None if row.report is None else self._left(gib, row.report.peak_allocated_bytes)
+
+    def spare_scoring(self, row: Row, gib: float) -> float | None:
+        """Return the same for scoring text."""
+        return None if row.scoring is None else self._left(gib, row.scoring.peak_allocated_bytes)
+
+    def _left(self, gib: float, peak_bytes: int) -> float:
+        return gib - self.reserve_gib - peak_bytes / GIB
 
 
 def fits(spare: float | None) -> str | None:
@@ -100,13 +112,13 @@ def components(report: MemoryReport) -> dict[str, int]:
 
 
 def phase_of_peak(report: MemoryReport) -> str:
-    """Return the phase with the highest peak, the last of several equal ones."""
-    peaks = report.phase_peak_allocated_bytes
+    """Return the phase with the highest peak up to the end of training, the last of several equal ones."""
+    peaks = report.run_peaks
     return max(reversed(list(peaks)), key=lambda phase: peaks[phase])
 
 
-def largest_groups(report: MemoryReport) -> dict[str, int]:
-    """Return the largest groups of bytes alive at the peak of training, largest first."""
+def largest_groups(report: MemoryReport | Scoring) -> dict[str, int]:
+    """Return the largest groups of bytes alive at the peak, of training or of scoring, largest first."""
     groups = report.peak.groups if report.peak else {}
     return dict(sorted(groups.items(), key=lambda item: -item[1])[:GROUPS])
 
@@ -154,7 +166,6 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 
 def _row_as_dict(plan: Plan, row: Row) -> dict[str, Any]:
     report = row.report
-    spare = {gib: plan.spare(row, gib) for gib in plan.device_gib}
     return {
         "label": row.label,
         "config_id": row.config_id,
@@ -167,12 +178,9 @@ def _row_as_dict(plan: Plan, row: Row) -> dict[str, Any]:
         "peak_allocated_bytes": report.peak_allocated_bytes if report else None,
         "peak_phase": phase_of_peak(report) if report else None,
         "components_bytes": components(report) if report else None,
-        "forecast": report.model_dump(mode="json", exclude={"work", "refresh_work"}) if report else None,
+        "forecast": _forecast_as_dict(report) if report else None,
         "reason": None if report else row.forecast,
-        "fits": [
-            {"device_gib": gib, "fits": None if left is None else left >= 0, "spare_gib": left}
-            for gib, left in spare.items()
-        ],
+        "fits": _fits_as_dicts({gib: plan.spare(row, gib) for gib in plan.device_gib}),
         "speed": [_speed_as_dict(device, found) for device, found in row.speed.items()],
         "largest": [
             {"device_gib": gib}
@@ -184,7 +192,36 @@ def _row_as_dict(plan: Plan, row: Row) -> dict[str, Any]:
             for setting, by_device in row.largest.items()
             for gib, found in by_device.items()
         ],
+        **({"scoring": _scoring_as_dict(plan, row, row.scoring)} if row.scoring else {}),
     }
+
+
+def _forecast_as_dict(report: MemoryReport) -> dict[str, Any]:
+    """Return a forecast without its operations; one that scores nothing does not mention it."""
+    left_out: dict[str, Any] = {"work": True, "refresh_work": True}
+    left_out["scoring"] = {"work"} if report.scoring else True
+    return report.model_dump(mode="json", exclude=left_out)
+
+
+def _scoring_as_dict(plan: Plan, row: Row, scoring: Scoring) -> dict[str, Any]:
+    return {
+        "tokens": scoring.tokens,
+        "peak_allocated_bytes": scoring.peak_allocated_bytes,
+        "components_bytes": {
+            "weights": scoring.weights_bytes,
+            "buffers": scoring.buffers_bytes,
+            "transient": scoring.transient_bytes,
+        },
+        "fits": _fits_as_dicts({gib: plan.spare_scoring(row, gib) for gib in plan.device_gib}),
+        "speed": [_speed_as_dict(device, found) for device, found in row.scoring_speed.items()],
+    }
+
+
+def _fits_as_dicts(spare: Mapping[float, float | None]) -> list[dict[str, Any]]:
+    return [
+        {"device_gib": gib, "fits": None if left is None else left >= 0, "spare_gib": left}
+        for gib, left in spare.items()
+    ]
 
 
 def _speed_as_dict(device: str, found: SpeedForecast | str) -> dict[str, Any]:

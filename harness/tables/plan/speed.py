@@ -29,25 +29,28 @@ def table(plan: Plan, device: DeviceProfile) -> Table:
         Column(f"fits {device.memory_gib:g} GiB", tuple(text or DASH for text in spare), numeric=False),
         column("tokens/s", lambda each: f"{each.tokens_per_s:,.0f}"),
         column("ratio", lambda each: f"{each.tokens_per_s / base.tokens_per_s:.2f}" if base else None),
-        column("MFU %", lambda each: _percent(each.mfu)),
-        column("HFU %", lambda each: _percent(each.hfu)),
-        column("ms", lambda each: _ms(each.step_s)),
-        *(column(f"{part} ms", lambda each, part=part: _ms(each.parts[part])) for part in TIMED),  # type: ignore[misc]
-        column("costliest operations, % of the time", _costliest, False),
+        column("MFU %", lambda each: percent(each.mfu)),
+        column("HFU %", lambda each: percent(each.hfu)),
+        column("ms", lambda each: ms(each.step_s)),
+        *(column(f"{part} ms", lambda each, part=part: ms(each.parts[part])) for part in TIMED),  # type: ignore[misc]
+        column("costliest operations, % of the time", costliest, False),
     ]
     stub = (Column("config", tuple(plain(row.label) for row in plan.rows), numeric=False),)
     return Table(f"Speed on {device.title}, forecast", stub, tuple(columns))
 
 
-def _ms(seconds: float) -> str | None:
+def ms(seconds: float) -> str | None:
+    """Write seconds as milliseconds, None for none."""
     return format.fixed(1)(1000 * seconds) if seconds else None
 
 
-def _percent(share: float | None) -> str | None:
+def percent(share: float | None) -> str | None:
+    """Write a share in percent, None where it is not known."""
     return None if share is None else format.fixed(0)(100 * share)
 
 
-def _costliest(speed: SpeedForecast) -> str:
+def costliest(speed: SpeedForecast) -> str:
+    """Write the operations that take most of the time, with their shares in percent."""
     shares = [(name, 100 * seconds / speed.step_s) for name, seconds in speed.operations.items()]
     return ", ".join(f"{name} {share:.0f}" for name, share in shares[:COSTLIEST] if share >= 0.5)
 

@@ -11,7 +11,7 @@ from harness.errors import counted
 from harness.forecast import LEAST
 from harness.tables import format
 from harness.tables.format import DASH, Column, Show, Table, plain
-from harness.tables.plan import speed
+from harness.tables.plan import scoring, speed
 from harness.tables.plan.plan import (
     GIB,
     Plan,
@@ -45,8 +45,11 @@ _gib = format.fixed(2)
 
 def build(plan: Plan) -> Report:
     """Return all tables with their caption and notes."""
-    speeds = [speed.table(plan, device) for device in plan.devices]
-    tables = [table for table in (_runs(plan), *speeds, _largest(plan), _components(plan)) if table]
+    trains = any(row.scoring is None for row in plan.rows)
+    speeds = [speed.table(plan, device) for device in plan.devices] if trains else []
+    scored = scoring.tables(plan, *_unit(plan))
+    made = (_runs(plan), *speeds, _largest(plan), _components(plan), *scored)
+    tables = [table for table in made if table]
     return Report(
         title=plain(f"{plan.suite}: what it needs"),
         question=plain(plan.question),
@@ -165,6 +168,8 @@ def _caption(plan: Plan) -> Iterator[str]:
     if any(row.report for row in plan.rows):
         yield "activations: activations and temporaries, all that is alive beside the other components"
         yield "all peaks are predicted, none is measured"
+    if any(row.scoring for row in plan.rows):
+        yield scoring.CAPTION
     if plan.devices:
         yield SPEED
     for device in plan.devices:
@@ -191,5 +196,5 @@ def _notes(plan: Plan) -> Iterator[str]:
             for found in by_device.values()
             if isinstance(found, str)
         ]
-        texts = dict.fromkeys([*reasons, *speed.notes(row), *row.report.warnings])
+        texts = dict.fromkeys([*reasons, *speed.notes(row), *scoring.notes(row), *row.report.warnings])
         yield from (f"{row.label}: {text}" for text in texts)

@@ -21,7 +21,10 @@ USABLE_GIB, RESERVE_GIB = {24: 23.6, 48: 47.5, 80: 79.1}, 1.0
 
 @dataclass(frozen=True)
 class Forecast:
-    """Peak bytes of training and tokens per second of a row; None where nothing trains or is known."""
+    """Peak bytes of training and tokens per second of a row; None where nothing trains or is known.
+
+    Where no row of the suite trains, both are those of scoring text.
+    """
 
     peak_bytes: int | None = None
     tokens_per_s: float | None = None
@@ -33,7 +36,7 @@ class AtScale:
     """The forecasts of a suite by name, of a `model` in a `setting`, the speed on a `device`.
 
     Names are labels; where several rows have one, `several` has their names by label, each with the settings
-    that tell it from the others.
+    that tell it from the others. `scoring` tells that no row trains and all values are those of scoring text.
     """
 
     model: str
@@ -42,6 +45,7 @@ class AtScale:
     rows: Mapping[str, Forecast]
     baseline: str | None = None
     several: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
+    scoring: bool = False
 
     def of(self, row: Row | None) -> Forecast:
         """Return the forecast of a row, or one without values where there is none or it cannot be told."""
@@ -61,10 +65,10 @@ class AtScale:
         """Yield a column of each value for rows in this order, each beside its baseline."""
         found, base = [self.of(row) for row in rows], [self.of(row) for row in bases]
         peaks, speeds = ([each.peak_bytes for each in found], [each.tokens_per_s for each in found])
-        yield _column(f"{self.short} GiB", [peak and format.fixed(1)(peak / GIB) for peak in peaks])
+        yield _column(f"{self.head} GiB", [peak and format.fixed(1)(peak / GIB) for peak in peaks])
         yield _column("ratio", _ratios(peaks, [each.peak_bytes for each in base]), spare=True)
         yield _column("fits", [peak and smallest(peak) for peak in peaks], joined=True)
-        yield _column(f"{self.short} tokens/s", [speed and f"{speed:,.0f}" for speed in speeds])
+        yield _column(f"{self.head} tokens/s", [speed and f"{speed:,.0f}" for speed in speeds])
         yield _column("ratio", _ratios(speeds, [each.tokens_per_s for each in base]), spare=True)
 
     @property
@@ -73,18 +77,31 @@ class AtScale:
         return self.model.rpartition("-")[2]
 
     @property
+    def head(self) -> str:
+        """Return the model as in the headings of its values, which say where they are not of training."""
+        return f"{self.short} scoring" if self.scoring else self.short
+
+    @property
+    def work(self) -> str:
+        """Return what the values are of, in words."""
+        return "scoring text" if self.scoring else "training"
+
+    @property
     def line_below(self) -> str:
         """Say in a line what the columns are, for where nothing else is said."""
+        scored = "scoring text, " if self.scoring else ""
         return (
-            f"{self.short}: forecast for {self.model}, {self.setting}, speed on {self.device}; not measured"
+            f"{self.short}: forecast for {self.model}, {scored}{self.setting}, speed on {self.device}; "
+            "not measured"
         )
 
     @property
     def caption(self) -> str:
         """Say what the columns are."""
         sold, usable = (" / ".join(map(str, sizes)) for sizes in (USABLE_GIB, USABLE_GIB.values()))
+        passes = f"{self.work} (forward only, without gradients)" if self.scoring else self.work
         return (
-            f"columns of {self.model}, forecast, not measured: peak of training and speed on {self.device} "
+            f"columns of {self.model}, forecast, not measured: peak of {passes} and speed on {self.device} "
             f"with {self.setting}, at rates that are partly assumed, those of decompositions above all "
             f"(lorebench plan --at-scale --on {DEVICE}); fits: GB of the smallest device of {sold} that has "
             f"{RESERVE_GIB:g} GiB to spare of the {usable} GiB that can be used"
@@ -103,18 +120,24 @@ class AtScale:
     def line(self, row: Row) -> dict[str, float | None]:
         """Return the values of a row for the CSV."""
         found = self.of(row)
-        return {"at_scale_peak_bytes": found.peak_bytes, "at_scale_tokens_per_s": found.tokens_per_s}
+        name = "at_scale_scoring" if self.scoring else "at_scale"
+        return {f"{name}_peak_bytes": found.peak_bytes, f"{name}_tokens_per_s": found.tokens_per_s}
 
 
 def of_plan(plan: Mapping[str, Any], suite: Suite) -> AtScale:
-    """Return the forecasts in a plan, as its JSON file has them, of a suite's runs at scale."""
+    """Return the forecasts in a plan, as its JSON file has them, of a suite's runs at scale.
+
+    Those of training, or of scoring text where no run trains.
+    """
     run, device = suite.runs[0], ""
+    scoring = all(run.train.stage == "compress" for run in suite.runs)
     rows: dict[str, Forecast] = {}
     for row in plan["rows"]:
-        speed: dict[str, Any] = next(iter(row["speed"]), {})
+        made: Mapping[str, Any] = row.get("scoring", {}) if scoring else row
+        speed: dict[str, Any] = next(iter(made.get("speed", ())), {})
         device = speed.get("device", device)
         rows[row["label"]] = Forecast(
-            peak_bytes=row["peak_allocated_bytes"] if row["steps"] is not None else None,
+            peak_bytes=made.get("peak_allocated_bytes") if scoring or row["steps"] is not None else None,
             tokens_per_s=speed.get("tokens_per_s"),
             reason=row["reason"] or speed.get("reason"),
         )
@@ -124,7 +147,7 @@ def of_plan(plan: Mapping[str, Any], suite: Suite) -> AtScale:
         label: {name: settings for name, settings in alike.items() if name in rows}
         for label, alike in told_apart(suite).items()
     }
-    return AtScale(model, setting, device, rows, suite.baseline, several)
+    return AtScale(model, setting, device, rows, suite.baseline, several, scoring)
 
 
 def told_apart(suite: Suite) -> dict[str, dict[str, dict[str, str]]]:

@@ -1,6 +1,7 @@
 """The first charts of a page: quality against memory and speed, and perplexity over the learning rate."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -88,6 +89,13 @@ def test_quality_stands_against_memory_and_speed_at_scale(axis) -> None:
     assert chart.content["layout"]["xaxis"]["title"]["text"].endswith("llama-2-7b, forecast")
     assert "forecasts, not measured" in chart.caption
     assert f"best is lower {('left', 'right')[axis]}" in chart.caption
+
+
+def test_forecasts_of_scoring_are_named_so() -> None:
+    for chart in tradeoffs.tradeoffs(view(records()), replace(scale(), scoring=True)):
+        title = chart.content["layout"]["xaxis"]["title"]["text"]
+        assert title.endswith("of scoring text by llama-2-7b, forecast")
+        assert "not measured: scoring text with 1 x 2,048 tokens" in chart.caption
 
 
 def test_a_single_seed_is_an_open_mark_and_others_have_whiskers() -> None:

@@ -189,6 +189,53 @@ def test_a_run_that_only_compresses_has_no_batch_to_find(
     assert cells_of(said[1], "nine")[0][4:6] == [DASH, DASH], "it makes no update"
 
 
+def test_rows_that_only_compress_have_a_table_of_scoring_text(
+    lorebench: Callable[..., Said], tmp_path: Path
+) -> None:
+    rows = [
+        {"label": "trains", "method": "full", "train.batch": 3},
+        {"label": "dense", "method": "full", "train.batch": 8, "train.stage": "compress"},
+        {"label": "less", "method": "full", "train.batch": 4, "train.stage": "compress"},
+        {"label": "unsupported", "method": "full", "train.batch": 5, "train.stage": "compress"},
+    ]
+    path = tmp_path / "mixed.yaml"
+    path.write_text(yaml.safe_dump({**SUITE, "rows": rows, "baseline": "dense"}))
+    asked = (path, "--on", "h200", "--device-gib", "6", "--results", tmp_path / "runs")
+    code, out, err = lorebench(*asked, "--format", "md")
+    assert code == 0, err
+    _, found = out.split("Scoring text, forward only, on NVIDIA H200 SXM 141 GB, forecast")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in found.splitlines() if "|" in line]
+    cells = {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
+    assert list(cells) == ["dense", "less", "unsupported"]
+    dense, less = cells["dense"], cells["less"]
+    assert (dense["tokens"], dense["peak GiB"], dense["fits 6 GiB"]) == ("8", "8.00", "no, 3.00 short")
+    assert dense["largest groups at the peak"] == "logits and loss 6.00; weights 2.00"
+    assert (dense["ratio"], less["ratio"]) == ("1.00", "1.00"), "half the work for half the tokens"
+    assert dense["costliest operations, % of the time"] == "add float32 100"
+    assert set(cells["unsupported"].values()) == {"unsupported", DASH}
+    assert "scoring text: a forward pass without gradients" in found
+    made = {row["label"]: row for row in json.loads(lorebench(*asked, "--format", "json")[1])["rows"]}
+    assert "scoring" not in made["trains"]
+    assert "scoring" not in made["trains"]["forecast"]
+    assert made["less"]["speed"] == []
+    scored = made["less"]["scoring"]
+    assert scored["components_bytes"] == {"weights": GIB, "buffers": 0, "transient": 3 * GIB}
+    assert scored["fits"] == [{"device_gib": 6.0, "fits": True, "spare_gib": 1.0}]
+    assert scored["speed"][0]["parts_s"].keys() == {"forward"}
+    assert f"{scored['speed'][0]['tokens_per_s']:,.0f}" == less["tokens/s"]
+
+
+def test_without_a_device_scoring_has_memory_alone_and_without_a_row_that_trains_training_has_no_speed(
+    lorebench: Callable[..., Said], suite: Path
+) -> None:
+    asked = (suite, "--set", "train.stage=compress", "--only", "label=nine")
+    plain, on = lorebench(*asked)[1], lorebench(*asked, "--on", "h200")[1]
+    assert "Scoring text, forward only, forecast" in plain
+    assert "tokens/s  " not in plain
+    assert "Speed on" not in on
+    assert "Scoring text, forward only, on NVIDIA H200 SXM 141 GB, forecast" in on
+
+
 def test_the_plan_as_json_has_the_same_rows_in_bytes(
     lorebench: Callable[..., Said], suite: Path, tmp_path: Path
 ) -> None:

@@ -86,12 +86,48 @@ def test_a_plan_is_read_with_its_reasons() -> None:
     found = of_plan({"rows": rows}, suite)
     assert (found.model, found.device, found.baseline) == ("llama-2-7b", "H", "welore")
     assert found.setting == f"1 {TIMES} 2,048 tokens in bfloat16"
+    assert not found.scoring, "one row trains"
     assert found.rows == {
         "welore": Forecast(5, 7.0),
         "untrained": Forecast(),
         "lora": Forecast(5, None, "no rate"),
         "galore": Forecast(None, None, "it failed"),
     }
+
+
+def test_where_no_row_trains_the_columns_are_those_of_scoring_and_say_so(tmp_path: Path) -> None:
+    scale = {"base": {"model": {"source": "shape", "name": "llama-2-7b"}, "train.batch": 2}}
+    rows = [{"label": "dense", "method": "full"}, {"label": "half", "method": "uniform"}]
+    base = {"model": {"source": "embedded"}, "train.stage": "compress"}
+    content = {"suite": "made", "base": base, "rows": rows, "baseline": "dense", "at_scale": scale}
+    path = tmp_path / "made.yaml"
+    path.write_text(yaml.safe_dump(content))
+    suite = suites.load(path).at_scale()
+    assert suite is not None
+
+    def row(label: str, gib: int, speed: float) -> dict[str, Any]:
+        speeds = [{"device": "H", "tokens_per_s": speed}]
+        scored = {"peak_allocated_bytes": gib * GIB, "speed": speeds}
+        nothing = {"steps": None, "peak_allocated_bytes": 99 * GIB, "speed": [], "reason": None}
+        return {"label": label, **nothing, "scoring": scored}
+
+    found = of_plan({"rows": [row("dense", 14, 100.0), row("half", 7, 150.0)]}, suite)
+    assert found.scoring
+    assert (found.device, found.rows["half"]) == ("H", Forecast(7 * GIB, 150.0))
+    columns = list(found.columns([row_of("dense"), row_of("half")], [None, None]))
+    assert [column.name for column in columns] == [
+        *("7b scoring GiB", "ratio", "fits", "7b scoring tokens/s", "ratio")
+    ]
+    assert [column.cells[1] for column in columns] == ["7.0", f"{TIMES}0.500", "24", "150", f"{TIMES}1.500"]
+    assert "peak of scoring text (forward only, without gradients)" in found.caption
+    assert "scoring text" in found.line_below
+    assert found.line(row_of("half")) == {
+        "at_scale_scoring_peak_bytes": 7 * GIB,
+        "at_scale_scoring_tokens_per_s": 150.0,
+    }
+    failed = {**row("half", 7, 1.0), "reason": "it failed"}
+    del failed["scoring"]
+    assert of_plan({"rows": [failed]}, suite).rows == {"half": Forecast(None, None, "it failed")}
 
 
 def test_rows_of_one_label_have_forecasts_of_their_own(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ REGISTRY: dict[str, str] = {
     "qlora": "methods.qlora:QLoRA",
     "relora": "methods.relora:ReLoRA",
     "sltrain": "methods.sltrain:SLTrain",
+    "svdllm": "methods.svdllm:SvdLlm",
     "uniform": "methods.uniform:Uniform",
     "velora": "methods.velora:VeLoRA",
     "welore": "methods.welore:WeLore",

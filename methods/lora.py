@@ -65,11 +65,15 @@ class LoRA(Method):
         """Return the factor of the adapters' output, the same for all matrices, clamped ranks included."""
         return (self.config.alpha or self.config.rank) / self.config.rank
 
+    def layers(self, model: nn.Module) -> dict[str, nn.Linear]:
+        """Return the layers that get an adapter, by full name."""
+        return target_linears(model, self.config.targets)
+
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Freeze the model and put an adapter around each target, in place, in the target's dtype."""
         from peft import inject_adapter_in_model
 
-        shapes = shapes_of(target_linears(model, self.config.targets))
+        shapes = shapes_of(self.layers(model))
         ranks = clamp_ranks("lora", self.config.rank, shapes, context)
         model.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # peft draws the adapters on the CPU

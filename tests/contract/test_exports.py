@@ -54,6 +54,7 @@ STACKS: dict[str, Stack] = {
     "qlora": [("qlora", {"rank": 4, "bits": 3, "block": 16})],
     "relora": [("relora", {"rank": 4, "period": 2, "warmup": 1})],
     "sltrain": [("sltrain", {"rank": 8, "delta": 0.1})],
+    "svdllm": [("svdllm", {"train": "stages", "reduction": 0.5})],
     "uniform": [("uniform", {})],
     "velora": [("velora", {"num_groups": 4}), ("full", {})],
     "welore": [("welore", {})],
@@ -150,7 +151,7 @@ def run_of(folder: Path, stack: Stack, path: Path) -> tuple[float, bool]:
     ).model
     methods = [build(name, options) for name, options in stack]
     for method in methods:
-        model = method.prepare(model, Context(seed=1, calibration=TinyText()))
+        model = method.prepare(model, Context(seed=1, updates=4, calibration=TinyText()))
     steppers = [method.stepper(model, OptimConfig(lr=3e-3)) for method in methods]
     stepper = [found for found in steppers if found is not None][-1]
     model.train()

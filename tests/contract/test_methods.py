@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from harness.registry import REGISTRY
 from tests.support.tiny import TinyText, logits, tiny_llama, train
 
 STEPS = 3
+UPDATES = 8
 DEFAULT = OptimConfig(lr=1e-2, weight_decay=0.01, clip=1.0)
 PER_LAYER = OptimConfig(lr=1e-2, weight_decay=0.01, per_layer=True)
 EIGHT_BITS = OptimConfig(lr=1e-2, weight_decay=0.01, per_layer=True, state_bits=8)
@@ -45,6 +47,7 @@ LQLORA = ("lqlora", {"rank": 4, "bits": 3, "block": 16, "turns": 4})
 RELORA = ("relora", {"rank": 4, "alpha": 4, "period": 2, "warmup": 4, "kept": 0})
 SLTRAIN = ("sltrain", {"rank": 8, "delta": 0.1})
 LORAPRUNE = ("loraprune", {"rank": 4, "period": 2, "updates": 3, "exempt_last": 0, "ratio": 0.5})
+STAGES = ("svdllm", {"reduction": 0.5, "train": "stages", "adapter_rank": 4})
 COMPRESSED = ("welore", {"err": 0.5, "train": "none"})
 
 
@@ -56,6 +59,11 @@ class Case:
     optim: OptimConfig = DEFAULT
 
     def methods(self) -> list[Method]:
+        """The same ones each time: a method may keep what `prepare` found for `stepper`."""
+        return self._methods
+
+    @cached_property
+    def _methods(self) -> list[Method]:
         return [build(name, options) for name, options in self.stack]
 
 
@@ -90,6 +98,11 @@ CASES = {
     ),
     "compress by a threshold + lora": Case([("compress", {"allocator": "welore", "reduction": 0.4}), LORA]),
     "lord + lora": Case([("lord", {"multiple": 2}), LORA]),
+    "svdllm in stages": Case([STAGES]),
+    "svdllm in stages, the other order, 8 bits per layer": Case(
+        [("svdllm", {**STAGES[1], "first": "down"})], EIGHT_BITS
+    ),
+    "svdllm, closed update + lora": Case([("svdllm", {"update": "closed", "reduction": 0.5}), LORA]),
     "welore + lora": Case([COMPRESSED, LORA]),
     "welore + galore": Case([COMPRESSED, GALORE]),
     "lorap": Case([("lorap", {"sparsity": 0.5}), ("full", {})]),
@@ -172,7 +185,7 @@ def scaffold(case: Case, **shape: Any) -> nn.Module:
     """A tiny model as the stack prepares it."""
     model: nn.Module = tiny_llama(**shape)
     for method in case.methods():
-        model = method.prepare(model, Context(seed=1, calibration=TinyText()))
+        model = method.prepare(model, Context(seed=1, updates=UPDATES, calibration=TinyText()))
     return model
 
 
@@ -263,7 +276,7 @@ def test_the_exported_model_is_plain_and_says_what_the_trained_one_said(
 def test_a_bfloat16_model_trains_in_bfloat16(case: Case) -> None:
     model: nn.Module = tiny_llama().to(torch.bfloat16)
     for method in case.methods():
-        model = method.prepare(model, Context(seed=1, calibration=TinyText()))
+        model = method.prepare(model, Context(seed=1, updates=UPDATES, calibration=TinyText()))
     stepper = stepper_for(case, model)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     losses = [train(model, stepper, 0, 1)[0] for _ in range(12)]

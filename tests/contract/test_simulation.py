@@ -26,6 +26,7 @@ from tests.unit.methods import test_peft
 CPU = torch.device("cpu")
 #: Blocks that divide the widths of the smallest shape.
 NANO = {"C3A": {"block_size": 8}, "OFT": {"oft_block_size": 8}}
+UPDATES = 8
 PLAIN_AND_REFRESH = 3  # the simulation does without the plain update
 
 
@@ -86,7 +87,7 @@ def same_ranks_at_every_refresh(key: str, method: Method) -> Context:
     """Weights may decide about ranks here, gradients not: they would at each refresh anew."""
     follows_gradients = method.caps.value_dependent and "pretrain" in method.caps.stages
     simulated = Simulated(ranks=SmallRanks()) if follows_gradients else None
-    return Context(simulated=simulated, calibration=TinyText())
+    return Context(updates=UPDATES, simulated=simulated, calibration=TinyText())
 
 
 class SmallRanks(dict[str, int]):

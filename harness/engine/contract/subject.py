@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,11 @@ class Subject:
     shape: Mapping[str, Any] = field(default_factory=dict)
 
     def methods(self) -> list[Method]:
-        """Build the methods."""
+        """Return the methods, the same ones each time, since `prepare` may keep something for `stepper`."""
+        return self._methods
+
+    @cached_property
+    def _methods(self) -> list[Method]:
         return [build(name, options) for name, options in self.stack]
 
     @property

@@ -6,7 +6,7 @@ sequences x length x width numbers in the dtype of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,7 +42,7 @@ def walk(
     second_moments: bool = True,
     sequential: bool = False,
     place: Place = "device",
-) -> Iterator[dict[str, InputStatistics]]:
+) -> Generator[dict[str, InputStatistics], None, None]:
     """Yield the statistics of the inputs of linear layers by name, block after block.
 
     Layers that read the same tensor share one object. Change the layers of a block when its statistics have
@@ -68,6 +68,28 @@ def walk(
                 for hidden in waiting:
                     hidden.states = _through(block, hidden, place)
     finally:
+        model.train(trains)
+
+
+def walk_twice(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    batches: Callable[[], Iterable[Batch]],
+    place: Place = "device",
+) -> Iterator[tuple[dict[str, InputStatistics], dict[str, InputStatistics]]]:
+    """Yield second moments of the inputs of layers in the unmodified model and behind the changed blocks.
+
+    Both are of the same block before it is changed, and both exist together. This keeps a second set of
+    hidden states and sends the text through each block three times: unmodified inputs through the unmodified
+    block, then inputs from the changed model through the block before and after its change.
+    """
+    trains = model.training
+    walks = [walk(model, layers, batches(), True, sequential, place) for sequential in (False, True)]
+    try:
+        yield from zip(*walks, strict=False)  # the text needs not pass the last block once more
+    finally:
+        for each in walks:
+            each.close()
         model.train(trains)
 
 

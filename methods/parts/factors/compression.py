@@ -10,7 +10,7 @@ from torch import nn
 
 from harness.config import OptimConfig, Share
 from harness.errors import UserError
-from harness.factored import empty_factors, factor, ranks
+from harness.factored import FactoredLinear, empty_factors, factor, ranks
 from harness.method import Calibration, Caps, Context, Method, MethodConfig
 from methods.parts.allocation.allocator import Problem
 from methods.parts.allocation.budget import Budget, Counted
@@ -181,7 +181,8 @@ class Compression(Method):
         inputs: InputStatistics | None,
         rank: int,
         context: Context,
-    ) -> None:
+    ) -> FactoredLinear:
+        """Replace a layer by its factors, and return these."""
         damping = self._damping(inputs, context)
         found = self.config.factoriser.decompose(layer.weight, inputs, rank, damping, name).factors(rank)
         if self.config.errors:
@@ -189,6 +190,7 @@ class Compression(Method):
             context.facts.setdefault("output_errors", {})[name] = relative_error(layer.weight, found, inputs)
         made = factor(layer, found.up, found.down, found.offset)
         model.set_submodule(name, made.requires_grad_(layer.weight.requires_grad))
+        return made
 
     def _damping(self, inputs: InputStatistics | None, context: Context) -> float:
         """Return the damping of second moments, with one warning where there are few tokens."""

@@ -47,6 +47,7 @@ LQLORA = ("lqlora", {"rank": 4, "bits": 3, "block": 16, "turns": 4})
 RELORA = ("relora", {"rank": 4, "alpha": 4, "period": 2, "warmup": 4, "kept": 0})
 SLTRAIN = ("sltrain", {"rank": 8, "delta": 0.1})
 LORAPRUNE = ("loraprune", {"rank": 4, "period": 2, "updates": 3, "exempt_last": 0, "ratio": 0.5})
+HALVED = ("compress", {"reduction": 0.5})
 STAGES = ("svdllm", {"reduction": 0.5, "train": "stages", "adapter_rank": 4})
 COMPRESSED = ("welore", {"err": 0.5, "train": "none"})
 
@@ -98,6 +99,11 @@ CASES = {
     ),
     "compress by a threshold + lora": Case([("compress", {"allocator": "welore", "reduction": 0.4}), LORA]),
     "lord + lora": Case([("lord", {"multiple": 2}), LORA]),
+    "compress + peft: DoRA": Case([HALVED, ("peft", {"type": "DORA", "r": 4})]),
+    "compress + lotr": Case([HALVED, ("lotr", {"rank": 4, "share": "shape"})]),
+    "compress + qlora": Case([HALVED, QLORA]),
+    "compress + velora + full": Case([HALVED, VELORA, ("full", {})]),
+    "compress + optim": Case([HALVED, ("optim", {"type": "Muon"})]),
     "svdllm in stages": Case([STAGES]),
     "svdllm in stages, the other order, 8 bits per layer": Case(
         [("svdllm", {**STAGES[1], "first": "down"})], EIGHT_BITS

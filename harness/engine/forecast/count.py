@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from harness.config import Run
-from harness.engine.contract.tiny import TinyText
+from harness.config import CalibrationConfig, RandomData, Run
+from harness.engine.data.calibration import CalibrationText
+from harness.engine.data.tokens import load_tokens
 from harness.engine.measure.peak import LiveMeter
 from harness.engine.models import load as models
 from harness.engine.run import prepare
 from harness.errors import UnsupportedError
 from harness.forecast import MemoryReport
-from harness.method import Context, Method, Simulated
+from harness.method import Calibration, Context, Method, Simulated
 
 CPU = torch.device("cpu")
 #: A warm-up, a plain update and one that holds a refresh, where the method has any.
@@ -38,7 +39,8 @@ def count(run: Run) -> MemoryReport:
         torch.empty(0)
     model: Any = models.load_model(run.model, dtype=models.DTYPES[run.train.dtype], device=CPU, seed=0).model
     tokens = _tokens(model.config.vocab_size, (run.train.batch, run.data.seq_len))
-    made = prepare.assemble(run, methods, model, functools.partial(_context, run), tokens, meter)
+    text = _calibration(run, model.config.vocab_size)
+    made = prepare.assemble(run, methods, model, partial(_context, run, text), tokens, meter)
     if made.trainer is None:
         raise UnsupportedError("the run only compresses, so it has no updates to count")
     seen = made.trainer.measure_memory(UPDATES).memory
@@ -53,11 +55,19 @@ def count(run: Run) -> MemoryReport:
     )
 
 
-def _context(run: Run, key: str, method: Method) -> Context:
-    context = Context(seed=0, updates=run.train.steps, calibration=TinyText())
+def _context(run: Run, text: Calibration, key: str, method: Method) -> Context:
+    context = Context(seed=0, updates=run.train.steps, calibration=text)
     if method.caps.value_dependent:
         context.simulated = Simulated(approximation=next(iter(method.approximations)))
     return context
+
+
+def _calibration(run: Run, vocabulary: int) -> Calibration:
+    """Return random tokens for methods that look at text."""
+    data = RandomData(source="random", seq_len=run.data.seq_len)
+    return CalibrationText(
+        load_tokens(data, None, vocabulary, 0), CalibrationConfig(), run.train.batch, 0, CPU
+    )
 
 
 def _tokens(vocabulary: int, shape: tuple[int, int]) -> Iterator[np.ndarray]:

@@ -112,6 +112,8 @@ class Compression(Method):
         if context.simulated:
             for name, rank in chosen.items():
                 made = empty_factors(layers[name], rank, config.factoriser.centred)
+                for parameter in made.parameters():  # real where a run is counted
+                    nn.init.zeros_(parameter)
                 model.set_submodule(name, made.requires_grad_(layers[name].weight.requires_grad))
         else:
             self._factor(model, {name: layers[name] for name in chosen}, chosen, context)

@@ -33,7 +33,17 @@ from harness.engine.run.environment import cpu_model, machine_slug
 from harness.tables import generated
 
 #: Modules of this package with a function `cases(quick)`, in the order of the table.
-MODULES = ("galore", "adarankgrad", "apollo", "sltrain", "velora", "plain", "quantised", "sampled")
+MODULES = (
+    "galore",
+    "adarankgrad",
+    "apollo",
+    "sltrain",
+    "velora",
+    "plain",
+    "quantised",
+    "sampled",
+    "whitening",
+)
 PACKAGES = ("torch", "galore-torch", "apollo-torch", "peft", "bitsandbytes")
 ROUNDS, HEAVY_ROUNDS = 7, 3
 

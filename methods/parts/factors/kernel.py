@@ -22,6 +22,8 @@ from harness.errors import UserError
 
 #: Float64 matrix (in, in), its diagonal (in,), or None for the identity.
 Metric = Tensor | None
+#: Parts of a symmetric product.
+PANELS = 8
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,28 @@ def decompose(
     out, inputs = exact.shape
     most = min(out, inputs) if most is None else most
     if out <= inputs:
-        energies, vectors = torch.linalg.eigh(_weighted(exact, metric) @ exact.T)
+        energies, vectors = torch.linalg.eigh(_lower(_weighted(exact, metric), exact.T))
         directions = vectors.flip(1)[:, :most]
     else:
         rooted = _times_root(exact, metric)
-        energies, vectors = torch.linalg.eigh(rooted.T @ rooted)
+        energies, vectors = torch.linalg.eigh(_lower(rooted.T, rooted))
         # orthonormal also where an energy is zero, so that no direction is divided by its length
         directions = torch.linalg.qr(rooted @ vectors.flip(1)[:, :most]).Q
     centre = None if mean is None else exact @ mean.double()
     return Decomposition(weight, directions.contiguous(), energies.flip(0).clamp(min=0), centre)
+
+
+def _lower(left: Tensor, right: Tensor) -> Tensor:
+    """Return the lower triangle of a symmetric product (n, n), which is all that `eigh` reads.
+
+    What stands above the panels of the diagonal is zero: eight of them take 56 % of the time of all of it.
+    """
+    size = len(left)
+    product = left.new_zeros(size, size)
+    step = -(-size // PANELS)
+    for first in range(0, size, step):
+        torch.mm(left[first:], right[:, first : first + step], out=product[first:, first : first + step])
+    return product
 
 
 def _weighted(weight: Tensor, metric: Metric) -> Tensor:

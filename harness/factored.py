@@ -5,6 +5,7 @@ This is a data structure, not a method: several methods make such layers, checkp
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -121,40 +122,59 @@ def merge(model: nn.Module) -> nn.Module:
     """Replace every factored layer by its dense product, in place; the result is a plain model.
 
     Where layers have biases that the config of the model does not know, it says so afterwards, and all layers
-    that the same setting is about have biases. UserError where it has no such setting.
+    that the same setting is about have biases. UserError, and an unchanged model, where it has no such
+    setting.
     """
-    added = biased(model)
-    for name in ranks(model):
-        layer = model.get_submodule(name)
+    factors = {name: model.get_submodule(name) for name in ranks(model)}
+    plain = _with_biases(model, biased(model))
+    for name, layer in factors.items():
         assert isinstance(layer, FactoredLinear)
         model.set_submodule(name, layer.merged())
-    if added:
-        _settle_biases(model, {name.rpartition(".")[2] for name in added})
+    if plain is not None:
+        model.config = plain.config
+        _add_zero_biases(model, plain)
     return model
 
 
-#: The settings of a LLaMA's config, and the layers that have biases with them.
+#: The settings of a config, and the layers that have biases with them.
 _BIASES = {
     "attention_bias": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "mlp_bias": ("gate_proj", "up_proj", "down_proj"),
 }
 
 
-def _settle_biases(model: nn.Module, kinds: Collection[str]) -> None:
-    """Let the config of a plain model say that layers of these kinds have biases; zero ones where none
-    are."""
-    config: Any = getattr(model, "config", None)
+def _with_biases(model: Any, names: Collection[str]) -> Any:
+    """Return a model without values like this one whose config says that these layers have biases.
+
+    None where its own config says so already, or where it has none. UserError where no setting says it.
+    """
+    config = copy.deepcopy(getattr(model, "config", None))
+    lacking = names if config is None else _lacking(type(model), config, names)[1]
+    if config is None or not lacking:
+        return None
     for setting, together in _BIASES.items():
-        if not {*kinds} & {*together}:
-            continue
-        if not hasattr(config, setting):
-            raise UserError(
-                f"a dense model of this kind has no biases in its config ({setting}), and its factors have; "
-                "keep the factors"
-            )
-        setattr(config, setting, True)
-        for name, layer in model.named_modules():
-            if isinstance(layer, nn.Linear) and layer.bias is None and name.rpartition(".")[2] in together:
-                layer.bias = nn.Parameter(
-                    layer.weight.new_zeros(layer.out_features), layer.weight.requires_grad
-                )
+        if any(name.rpartition(".")[2] in together for name in lacking) and hasattr(config, setting):
+            setattr(config, setting, True)
+    plain, lacking = _lacking(type(model), config, lacking)
+    if lacking:
+        raise UserError(
+            f"the factors of {lacking[0]} have a bias, and no dense {type(model).__name__} has one there; "
+            "keep the factors"
+        )
+    return plain
+
+
+def _lacking(kind: Any, config: Any, names: Collection[str]) -> tuple[Any, list[str]]:
+    """Return the model without values of a config, and which of these layers have no bias there."""
+    with torch.device("meta"):
+        plain = kind(copy.deepcopy(config))
+    return plain, [name for name in names if plain.get_submodule(name).bias is None]
+
+
+def _add_zero_biases(model: nn.Module, plain: nn.Module) -> None:
+    """Give layers of a model biases of zero where those of a plain one have biases and they have none."""
+    for name, like in plain.named_modules():
+        layer = model.get_submodule(name)
+        if isinstance(layer, nn.Linear) and layer.bias is None and getattr(like, "bias", None) is not None:
+            zeros = layer.weight.new_zeros(layer.out_features)
+            layer.bias = nn.Parameter(zeros, layer.weight.requires_grad)

@@ -11,7 +11,7 @@ import torch
 
 from harness import no_effect
 from harness import series as serieses
-from harness.config import CalibrationConfig
+from harness.config import CalibrationConfig, RandomData
 from harness.digests import Digests
 from harness.engine.contract import members
 from harness.engine.data.calibration import CalibrationText, repeated, sha256_of
@@ -278,6 +278,11 @@ class RunInProgress:
             counts={what: len(windows) for what, windows in read.items()},
             sha256={what: sha256_of(windows) for what, windows in read.items()},
         )
+        data = self.run.data if self.run.calibration is None else self.run.calibration.data or self.run.data
+        if isinstance(data, RandomData) and (self.texts or self.tasks):
+            self.record.warnings.append(
+                "calibration: random tokens say nothing about the text that is scored; give calibration.data"
+            )
         texts = {name: text.sequences for name, text in self.texts.items()}
         for what, windows in read.items():
             for name, count in repeated(windows, texts).items():

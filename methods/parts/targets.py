@@ -12,6 +12,7 @@ from torch import nn
 from harness.errors import UserError, nearest
 from harness.factored import FactoredLinear
 from harness.method import Context
+from methods.parts.quantisation.tensor import Quantised
 
 #: The seven linear layers of a LLaMA block: attention (first four) and feed-forward (last three).
 LINEAR_KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -40,6 +41,19 @@ def target_linears(model: nn.Module, kinds: Collection[str]) -> dict[str, nn.Lin
             found[name] = kind_of(parent if inside else name), layer
     check_kinds(kinds, {kind for kind, _ in found.values()})
     return {name: layer for name, (kind, layer) in found.items() if kind in kinds}
+
+
+def dense_linears(model: nn.Module, kinds: Collection[str]) -> dict[str, nn.Linear]:
+    """Return every linear layer of these kinds by full name, each of them as a plain model has it.
+
+    UserError where an earlier method has factored, replaced or quantised one, and as of `target_linears`.
+    """
+    chosen = [module for name, module in model.named_modules() if kind_of(name) in kinds]
+    if any(type(module) is not nn.Linear or isinstance(module.weight, Quantised) for module in chosen):
+        raise UserError(
+            "layers are factored already, replaced or quantised; put the compression first in the stack"
+        )
+    return target_linears(model, kinds)
 
 
 def target_matrices(model: nn.Module, kinds: Collection[str]) -> set[str]:

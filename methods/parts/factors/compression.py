@@ -10,7 +10,7 @@ from torch import nn
 
 from harness.config import OptimConfig, Share
 from harness.errors import UserError
-from harness.factored import FactoredLinear, empty_factors, factor, ranks
+from harness.factored import FactoredLinear, empty_factors, factor
 from harness.method import Calibration, Caps, Context, Method, MethodConfig
 from methods.parts.allocation.allocator import Problem
 from methods.parts.allocation.budget import Budget, Counted
@@ -21,7 +21,7 @@ from methods.parts.calibration.statistics import InputStatistics
 from methods.parts.factors.factorisers import AnyFactoriser, Whiten, relative_error
 from methods.parts.factors.method import parameters, reduction_facts, train_factors_and_norms
 from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
-from methods.parts.targets import LINEAR_KINDS, shapes_of, target_linears
+from methods.parts.targets import LINEAR_KINDS, dense_linears, shapes_of
 
 Positive = Annotated[int, Field(gt=0)]
 #: Tokens for each feature of an input, below which second moments are doubtful.
@@ -103,9 +103,7 @@ class Compression(Method):
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Choose ranks, then factor block after block, in place."""
-        layers = target_linears(model, self.config.targets)
-        if ranks(model) or any(type(layer) is not nn.Linear for layer in layers.values()):
-            raise UserError("layers are factored already, or replaced; put one low-rank method first")
+        layers = dense_linears(model, self.config.targets)
         config, before = self.config, parameters(model)
         budget = Budget(shapes_of(layers), before, config.reduction, config.counted, config.multiple)
         chosen = self._choose(model, layers, budget, context)

@@ -117,7 +117,7 @@ class SvdLlm(Compression):
     def _factor(
         self,
         model: nn.Module,
-        layers: Mapping[str, nn.Linear],
+        layers: dict[str, nn.Linear],
         chosen: Mapping[str, int],
         context: Context,
     ) -> None:
@@ -130,8 +130,9 @@ class SvdLlm(Compression):
             return
         for whole, shifted in walk_twice(model, layers, self.text(context).batches, self.config.place):
             for name, inputs in whole.items():
-                made = self._replace(model, name, layers[name], inputs, chosen[name], context)
+                dense = layers.pop(name)
+                made = self._replace(model, name, dense, inputs, chosen[name], context)
                 moment = shifted[name].second_moment()
                 moment.diagonal().add_(self._damping(inputs, context) * moment.diagonal().mean())
-                fitted = refitted(layers[name].weight, made.up.weight, made.down.weight, moment)
+                fitted = refitted(dense.weight, made.up.weight, made.down.weight, moment)
                 made.up.weight.copy_(fitted)

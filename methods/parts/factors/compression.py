@@ -114,7 +114,9 @@ class Compression(Method):
                     nn.init.zeros_(parameter)
                 model.set_submodule(name, made.requires_grad_(layers[name].weight.requires_grad))
         else:
-            self._factor(model, {name: layers[name] for name in chosen}, chosen, context)
+            for name in layers.keys() - chosen.keys():
+                del layers[name]
+            self._factor(model, layers, chosen, context)
         if config.train == "lrc":
             train_factors_and_norms(model)
         context.ranks.update(chosen)
@@ -155,15 +157,15 @@ class Compression(Method):
     def _factor(
         self,
         model: nn.Module,
-        layers: Mapping[str, nn.Linear],
+        layers: dict[str, nn.Linear],
         chosen: Mapping[str, int],
         context: Context,
     ) -> None:
-        """Replace layers by their factors, block after block."""
+        """Replace layers by their factors, block after block; each is taken out of `layers`, and so freed."""
         factoriser = self.config.factoriser
         if factoriser.need == "nothing" and not self.config.errors:
-            for name, layer in layers.items():
-                self._replace(model, name, layer, None, chosen[name], context)
+            for name in list(layers):
+                self._replace(model, name, layers.pop(name), None, chosen[name], context)
             return
         second = factoriser.need == "products" or self.config.errors
         blocks = walk(
@@ -171,7 +173,7 @@ class Compression(Method):
         )
         for found in blocks:
             for name, inputs in found.items():
-                self._replace(model, name, layers[name], inputs, chosen[name], context)
+                self._replace(model, name, layers.pop(name), inputs, chosen[name], context)
 
     def _replace(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from harness.errors import UserError
 from harness.factored import FactoredLinear, ranks
 from harness.method import Context
 from harness.plugins import build
+from methods.parts.factors.compression import Compression
 from tests.support.tiny import TinyText, tiny_llama
 
 TAKEN = "layers are factored already, replaced or quantised; put the compression first in the stack"
@@ -45,6 +47,28 @@ def test_layers_that_are_factored_quantised_or_replaced_are_refused(
     with pytest.raises(UserError) as caught:
         stacked(below, (compression, {}))
     assert str(caught.value) == TAKEN
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [("compress", {}), ("compress", {"factoriser": "svd"}), ("svdllm", {"update": "closed"})],
+    ids=str,
+)
+def test_dense_weights_are_freed_block_after_block(
+    stack: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = tiny_llama(layers=4)
+    dense = [weakref.ref(layer.mlp.up_proj.weight) for layer in model.model.layers]
+    alive: dict[str, int] = {}
+    replace = Compression._replace
+
+    def watched(self: Any, model: Any, name: str, *arguments: Any) -> Any:
+        alive[name] = sum(weight() is not None for weight in dense)
+        return replace(self, model, name, *arguments)
+
+    monkeypatch.setattr(Compression, "_replace", watched)
+    build(stack[0], stack[1]).prepare(model, Context(calibration=TinyText()))
+    assert [alive[f"model.layers.{block}.mlp.gate_proj"] for block in range(4)] == [4, 3, 2, 1]
 
 
 def test_without_text_a_compression_that_needs_any_is_refused_and_one_that_needs_none_is_not() -> None:

@@ -69,7 +69,7 @@ def paths_of(config: Mapping[str, Any], keys: Sequence[str] = PATHS) -> list[str
     What looks like a path among the options of a method is none.
     """
     found: list[str] = []
-    for section in ("model", "data", "evaluate", OPTIONAL):
+    for section in ("model", "data", "evaluate", CALIBRATION):
         _collect(config.get(section), keys, found)
     return found
 

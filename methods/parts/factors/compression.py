@@ -97,7 +97,7 @@ class Compression(Method):
             stages=frozenset({"finetune", "compress"}),
             because=because,
             value_dependent=allocator.value_dependent,
-            reads_text=allocator.reads_text or factoriser.need != "nothing",
+            reads_text=allocator.reads_text or factoriser.need != "nothing" or self.config.errors,
             **TRAIN_OPTIONS,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -11,7 +11,9 @@ from torch import nn
 
 from harness.method import Context, MethodConfig
 from methods.parts.allocation.budget import Budget
+from methods.parts.factors.decompositions import Decomposing
 from methods.parts.factors.factorisers import Factoriser
+from methods.parts.factors.kernel import Decomposition
 from methods.parts.factors.svd_cache import SingularValues, singular_values
 from methods.parts.targets import Shapes
 
@@ -25,6 +27,16 @@ class Problem:
     budget: Budget
     factoriser: Factoriser
     context: Context
+    decomposing: Decomposing | None = None
+    """How the factoriser's statistics are gathered; null gathers them with its defaults."""
+
+    def decompositions(self, names: Collection[str]) -> Iterator[tuple[str, Decomposition]]:
+        """Yield decompositions of these targets, up to the largest rank that costs less than a dense one."""
+        most = {name: (self.budget.whole(name) - 1) // self.budget.unit(name) for name in names}
+        layers = {name: self.layers[name] for name in names}
+        how = self.decomposing or Decomposing(self.factoriser)
+        for name, found, _ in how.each(self.model, layers, most, self.context):
+            yield name, found
 
     @property
     def shapes(self) -> Shapes:

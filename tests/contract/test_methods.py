@@ -45,6 +45,10 @@ LQLORA = ("lqlora", {"rank": 4, "bits": 3, "block": 16, "turns": 4})
 RELORA = ("relora", {"rank": 4, "alpha": 4, "period": 2, "warmup": 4, "kept": 0})
 SLTRAIN = ("sltrain", {"rank": 8, "delta": 0.1})
 LORAPRUNE = ("loraprune", {"rank": 4, "period": 2, "updates": 3, "exempt_last": 0, "ratio": 0.5})
+BOLACO = (
+    "bolaco",
+    {"allocator": {"type": "bayes", "evaluations": 4}, "multiple": 1, "train": "scales", "start": 1.0},
+)
 COMPRESSED = ("welore", {"err": 0.5, "train": "none"})
 
 
@@ -85,6 +89,9 @@ CASES = {
     "compress, lrc": Case([("compress", {"train": "lrc"})]),
     "compress by components + lora": Case([("compress", {"factoriser": "pca", "reduction": 0.5}), LORA]),
     "compress + galore": Case([("compress", {"factoriser": "asvd"}), GALORE]),
+    "asvd + lora": Case([("asvd", {"allocator": {"type": "strs", "candidates": [0.5, 0.9]}}), LORA]),
+    "bolaco, scales, 16 bits": Case([BOLACO], SIXTEEN_BITS),
+    "bolaco, scales per layer": Case([BOLACO], PER_LAYER),
     "welore + lora": Case([COMPRESSED, LORA]),
     "welore + galore": Case([COMPRESSED, GALORE]),
     "lorap": Case([("lorap", {"sparsity": 0.5}), ("full", {})]),

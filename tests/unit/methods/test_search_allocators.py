@@ -143,6 +143,21 @@ def test_the_last_step_meets_the_budget_exactly_and_keeps_dense_what_was_dense(
     assert facts["searched_cost"] <= facts["budgeted_cost"] <= task.budget.target
 
 
+def test_a_dense_matrix_stays_dense_where_the_search_meets_the_budget_by_rounding_alone() -> None:
+    """Exact shares cost more than the rounded ranks, which are the whole budget: shares shrink a little."""
+    task = problem(0.3)
+    draw = random.Random(3)
+    harms = {(name, share): draw.random() for name in task.shapes for share in CANDIDATES}
+    harms |= {(name, share): math.inf for name in list(task.shapes)[::3] for share in CANDIDATES}
+    shares, _ = search(harms, task.budget)
+    spent = cost(at_shares(shares, task.budget), task.budget)
+    tight = problem(1 - (spent + 0.5) / task.budget.whole_model)
+    assert search(harms, tight.budget)[0] == shares
+    ranks = told(harms).allocate(tight)
+    assert ranks.keys() <= shares.keys()
+    assert cost(ranks, tight.budget) <= tight.budget.target
+
+
 def test_harm_is_the_perplexity_with_one_matrix_factored_and_all_others_dense() -> None:
     task = problem(0.3)
     found = Strs(candidates=(0.9, 0.5), sequences=4)._perplexities(task)
@@ -220,6 +235,18 @@ def test_14_every_candidate_is_within_the_budget_after_rounding(
         shares = space.shares(point)
         exact = sum(min(1, shares[name]) * task.budget.whole(name) for name in task.shapes)
         assert task.budget.target - 0.1 * task.budget.whole_model - 1e-6 <= exact <= task.budget.target + 1e-6
+
+
+def test_14_candidates_whose_least_ranks_cost_more_than_the_budget_are_not_accepted() -> None:
+    """A rank of 8 is half of a matrix (32, 32), so a share of 0.2 is rounded up to 0.5."""
+    task, generator = problem(0.5, multiple=8), np.random.default_rng(0)
+    space = Space.of(task, Bayes())
+    drawn = space.band.sample(200, generator)
+    fits = [cost(space.ranks(point), task.budget) <= task.budget.target for point in drawn]
+    assert 0 < sum(fits) < 200
+    assert space.holds(drawn).tolist() == fits
+    for point in space.sample(100, generator):
+        assert cost(space.ranks(point), task.budget) <= task.budget.target
 
 
 def test_14_a_share_of_one_and_more_leaves_a_matrix_dense() -> None:

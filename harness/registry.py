@@ -18,6 +18,8 @@ from harness.files import ROOT, visible
 REGISTRY: dict[str, str] = {
     "adarankgrad": "methods.adarankgrad:AdaRankGrad",
     "apollo": "methods.apollo:Apollo",
+    "asvd": "methods.asvd:ASVD",
+    "bolaco": "methods.bolaco:Bolaco",
     "compress": "methods.compress:Compress",
     "fira": "methods.fira:Fira",
     "full": "methods.full:Full",

@@ -130,9 +130,11 @@ class SvdLlm(Compression):
             return
         for whole, shifted in walk_twice(model, layers, self.text(context).batches, self.config.place):
             for name, inputs in whole.items():
-                dense = layers.pop(name)
-                made = self._replace(model, name, dense, inputs, chosen[name], context)
+                dense, rank = layers.pop(name), chosen[name]
+                damping = self.decomposing.damping_of(inputs, context)
+                found = self.config.factoriser.decompose(dense.weight, inputs, rank, damping, name)
+                made = self._replace(model, name, dense, found.factors(rank), inputs, context)
                 moment = shifted[name].second_moment()
-                moment.diagonal().add_(self._damping(inputs, context) * moment.diagonal().mean())
+                moment.diagonal().add_(damping * moment.diagonal().mean())
                 fitted = refitted(dense.weight, made.up.weight, made.down.weight, moment)
                 made.up.weight.copy_(fitted)

@@ -49,6 +49,10 @@ SLTRAIN = ("sltrain", {"rank": 8, "delta": 0.1})
 LORAPRUNE = ("loraprune", {"rank": 4, "period": 2, "updates": 3, "exempt_last": 0, "ratio": 0.5})
 HALVED = ("compress", {"reduction": 0.5})
 STAGES = ("svdllm", {"reduction": 0.5, "train": "stages", "adapter_rank": 4})
+BOLACO = (
+    "bolaco",
+    {"allocator": {"type": "bayes", "evaluations": 4}, "multiple": 1, "train": "scales", "start": 1.0},
+)
 COMPRESSED = ("welore", {"err": 0.5, "train": "none"})
 
 
@@ -109,6 +113,9 @@ CASES = {
         [("svdllm", {**STAGES[1], "first": "down"})], EIGHT_BITS
     ),
     "svdllm, closed update + lora": Case([("svdllm", {"update": "closed", "reduction": 0.5}), LORA]),
+    "asvd + lora": Case([("asvd", {"allocator": {"type": "strs", "candidates": [0.5, 0.9]}}), LORA]),
+    "bolaco, scales, 16 bits": Case([BOLACO], SIXTEEN_BITS),
+    "bolaco, scales per layer": Case([BOLACO], PER_LAYER),
     "welore + lora": Case([COMPRESSED, LORA]),
     "welore + galore": Case([COMPRESSED, GALORE]),
     "lorap": Case([("lorap", {"sparsity": 0.5}), ("full", {})]),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
 from torch import nn
 
-from harness.errors import UserError
 from harness.method import Calibration, Context, MethodConfig
 from methods.parts.allocation.budget import Budget
+from methods.parts.factors.decompositions import Decomposing, text_of
 from methods.parts.factors.factorisers import Factoriser
+from methods.parts.factors.kernel import Decomposition
 from methods.parts.factors.svd_cache import SingularValues, singular_values
 from methods.parts.sampling.schedule import layers_of
 from methods.parts.targets import Shapes
@@ -27,6 +28,16 @@ class Problem:
     budget: Budget
     factoriser: Factoriser
     context: Context
+    decomposing: Decomposing | None = None
+    """How the factoriser's statistics are gathered; null gathers them with its defaults."""
+
+    def decompositions(self, names: Collection[str]) -> Iterator[tuple[str, Decomposition]]:
+        """Yield decompositions of these targets, up to the largest rank that costs less than a dense one."""
+        most = {name: (self.budget.whole(name) - 1) // self.budget.unit(name) for name in names}
+        layers = {name: self.layers[name] for name in names}
+        how = self.decomposing or Decomposing(self.factoriser)
+        for name, found, _ in how.each(self.model, layers, most, self.context):
+            yield name, found
 
     @property
     def shapes(self) -> Shapes:
@@ -55,9 +66,7 @@ class Problem:
 
     def text(self, asking: str) -> Calibration:
         """Return the calibration text; UserError, which begins with who asks, where there is none."""
-        if self.context.calibration is None:
-            raise UserError(f"{asking}: this needs calibration text, and the run has none")
-        return self.context.calibration
+        return text_of(self.context, asking)
 
 
 class Allocator(MethodConfig):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from harness.errors import UserError
 from harness.method import Batch
 from methods.parts.calibration.statistics import InputStatistics
 from methods.parts.sampling.schedule import layers_of
@@ -31,7 +32,10 @@ class Hidden:
     """What every block takes beside them."""
 
     counted: Tensor
-    """Which tokens (sequences * length,) are no padding."""
+    """Which tokens (sequences, length) are no padding."""
+
+    ends: frozenset[int] = frozenset()
+    """After how many of the sequences a group of them ends."""
 
 
 @torch.no_grad()
@@ -42,24 +46,29 @@ def walk(
     second_moments: bool = True,
     sequential: bool = False,
     place: Place = "device",
+    groups: int = 1,
 ) -> Generator[dict[str, InputStatistics], None, None]:
     """Yield the statistics of the inputs of linear layers by name, block after block.
 
     Layers that read the same tensor share one object. Change the layers of a block when its statistics have
     come: `sequential` then sends the text through the changed block; else every block sees what the unchanged
     model makes of the text. The model computes without dropout. Layers outside of blocks are left out.
+    The sequences are cut into `groups` of consecutive ones, as equally long as their number allows; each is
+    closed in the statistics. UserError for more groups than sequences.
     """
     trains = model.training
     model.eval()
     try:
         blocks = layers_of(model)
         waiting = list(_entering(model, blocks[0], batches, place))
+        if groups > 1:
+            _mark_groups(waiting, groups)
         for block in blocks:
             inside = {id(module) for module in block.modules()}
             watched = {name: layer for name, layer in layers.items() if id(layer) in inside}
             found: dict[str, InputStatistics] = {}
             for hidden in waiting:
-                with _watching(watched, found, second_moments, hidden.counted):
+                with _watching(watched, found, second_moments, hidden):
                     after = _through(block, hidden, place)
                 if not sequential:
                     hidden.states = after
@@ -106,7 +115,7 @@ def _watching(
     layers: Mapping[str, nn.Linear],
     found: dict[str, InputStatistics],
     second_moments: bool,
-    counted: Tensor,
+    hidden: Hidden,
 ) -> Iterator[None]:
     """Add the inputs of one pass to the statistics of each layer, once for layers that share them."""
     seen: list[tuple[Tensor, InputStatistics]] = []
@@ -119,7 +128,7 @@ def _watching(
                 found.setdefault(name, known)
                 return
             sums = found.setdefault(name, InputStatistics(tensor.shape[-1], second_moments))
-            sums.add(tensor.reshape(-1, tensor.shape[-1])[counted])
+            _add(sums, tensor, hidden)
             seen.append((tensor, sums))
 
         return add
@@ -130,6 +139,29 @@ def _watching(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _add(sums: InputStatistics, inputs: Tensor, hidden: Hidden) -> None:
+    """Add the inputs of all tokens, and close the groups of sequences that end among them."""
+    inputs, first = inputs.reshape(*hidden.counted.shape, -1), 0
+    for end in sorted({*hidden.ends, len(inputs)}):
+        sums.add(inputs[first:end][hidden.counted[first:end]])
+        if end in hidden.ends:
+            sums.close()
+        first = end
+
+
+def _mark_groups(waiting: list[Hidden], groups: int) -> None:
+    """Note in batches where groups of sequences end."""
+    sequences = sum(len(hidden.states) for hidden in waiting)
+    if groups > sequences:
+        raise UserError(f"{groups} groups of sequences cannot be made of {sequences}; ask for fewer groups")
+    ends = [sequences * group // groups for group in range(1, groups + 1)]
+    first = 0
+    for hidden in waiting:
+        last = first + len(hidden.states)
+        hidden.ends = frozenset(end - first for end in ends if first < end <= last)
+        first = last
 
 
 class _ReachedError(Exception):
@@ -153,7 +185,7 @@ def _entering(model: Any, first: nn.Module, batches: Iterable[Batch], place: Pla
                 decoder(input_ids=ids, use_cache=False)
             except _ReachedError:
                 hidden = caught.pop()
-                hidden.counted = labels.flatten() >= 0
+                hidden.counted = labels >= 0
                 yield hidden
     finally:
         hook.remove()

@@ -28,6 +28,8 @@ class InputStatistics:
     absolute: Tensor = field(init=False)
     #: Sum of x x^T (width, width), or of its diagonal (width,), in float32 or in the dtype of a wider input.
     products: Tensor = field(init=False)
+    #: Tokens and sum of x (width,) of each group that is closed.
+    closed: list[tuple[int, Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.total = self.absolute = self.products = torch.empty(0)
@@ -48,8 +50,16 @@ class InputStatistics:
         else:
             self.products += exact.square().sum(0)
 
+    def close(self) -> None:
+        """Make the tokens since the last closing a group of their own; without any it does nothing."""
+        if tokens := self.tokens - sum(tokens for tokens, _ in self.closed):
+            self.closed.append((tokens, self.total - sum(total for _, total in self.closed)))
+
     def merge(self, other: Self) -> None:
-        """Add what was summed elsewhere, as over another shard of the text."""
+        """Add what was summed elsewhere, as over another shard of the text.
+
+        Closed groups stay apart, and what neither has closed becomes one group.
+        """
         if not other.tokens:
             return
         if not self.tokens:
@@ -58,6 +68,7 @@ class InputStatistics:
             self.total, self.absolute = self.total + other.total, self.absolute + other.absolute
             self.products = self.products + other.products
         self.tokens += other.tokens
+        self.closed = [*self.closed, *other.closed]
 
     @property
     def mean(self) -> Tensor:
@@ -82,3 +93,18 @@ class InputStatistics:
     def covariance(self) -> Tensor:
         """Return the mean of (x - mean) (x - mean)^T (width, width), float64."""
         return self.second_moment().sub_(torch.outer(self.mean, self.mean))
+
+    def pooled_covariance(self) -> Tensor:
+        """Return the covariance (width, width) about the mean of each group, averaged over tokens, float64.
+
+        That is the plain average over groups where they are equally long. What is not closed is a group, too.
+        The tokens' covariance is this plus the covariance of the groups' means, which is left out.
+        """
+        rest = self.tokens - sum(tokens for tokens, _ in self.closed)
+        groups = list(self.closed)
+        if rest:
+            groups.append((rest, self.total - sum(total for _, total in self.closed)))
+        found = self.second_moment()
+        for tokens, total in groups:
+            found.sub_(torch.outer(total, total / tokens), alpha=1 / self.tokens)
+        return found

@@ -16,18 +16,16 @@ from methods.parts.allocation.allocator import Problem
 from methods.parts.allocation.budget import Budget, Counted
 from methods.parts.allocation.catalogue import AnyAllocator
 from methods.parts.allocation.uniform import Uniform
-from methods.parts.calibration.blocks import Place, walk
+from methods.parts.calibration.blocks import Place
 from methods.parts.calibration.statistics import InputStatistics
+from methods.parts.factors.decompositions import Decomposing, text_of
 from methods.parts.factors.factorisers import AnyFactoriser, Whiten, relative_error
+from methods.parts.factors.kernel import Factors
 from methods.parts.factors.method import parameters, reduction_facts, train_factors_and_norms
 from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
 from methods.parts.targets import LINEAR_KINDS, dense_linears, shapes_of
 
 Positive = Annotated[int, Field(gt=0)]
-#: Tokens for each feature of an input, below which second moments are doubtful.
-ENOUGH = 4
-#: What is then added to their diagonal, times its mean.
-DAMPING = 0.01
 
 
 class CompressionConfig(MethodConfig):
@@ -136,9 +134,12 @@ class Compression(Method):
 
     def text(self, context: Context) -> Calibration:
         """Return the calibration text; UserError where there is none."""
-        if context.calibration is None:
-            raise UserError(f"{self.name}: this needs calibration text, and the run has none")
-        return context.calibration
+        return text_of(context, self.name)
+
+    @property
+    def decomposing(self) -> Decomposing:
+        """How layers are decomposed."""
+        return Decomposing(self.config.factoriser, self.config.damping, self.config.place, self.name)
 
     def _choose(
         self, model: nn.Module, layers: Mapping[str, nn.Linear], budget: Budget, context: Context
@@ -152,7 +153,8 @@ class Compression(Method):
         allocator = self.config.allocator
         if context.simulated and allocator.value_dependent:
             allocator = Uniform()
-        return allocator.allocate(Problem(model, layers, budget, self.config.factoriser, context))
+        factoriser = self.config.factoriser
+        return allocator.allocate(Problem(model, layers, budget, factoriser, context, self.decomposing))
 
     def _factor(
         self,
@@ -162,49 +164,27 @@ class Compression(Method):
         context: Context,
     ) -> None:
         """Replace layers by their factors, block after block; each is taken out of `layers`, and so freed."""
-        factoriser = self.config.factoriser
-        if factoriser.need == "nothing" and not self.config.errors:
-            for name in list(layers):
-                self._replace(model, name, layers.pop(name), None, chosen[name], context)
-            return
-        second = factoriser.need == "products" or self.config.errors
-        blocks = walk(
-            model, layers, self.text(context).batches(), second, self.config.sequential, self.config.place
+        config = self.config
+        found = self.decomposing.each(
+            model, layers, chosen, context, config.sequential, products=config.errors
         )
-        for found in blocks:
-            for name, inputs in found.items():
-                self._replace(model, name, layers.pop(name), inputs, chosen[name], context)
+        for name, decomposition, inputs in found:
+            self._replace(model, name, layers.pop(name), decomposition.factors(chosen[name]), inputs, context)
 
     def _replace(
         self,
         model: nn.Module,
         name: str,
         layer: nn.Linear,
+        factors: Factors,
         inputs: InputStatistics | None,
-        rank: int,
         context: Context,
     ) -> FactoredLinear:
         """Replace a layer by its factors, and return these."""
-        damping = self._damping(inputs, context)
-        found = self.config.factoriser.decompose(layer.weight, inputs, rank, damping, name).factors(rank)
         if self.config.errors:
             assert inputs is not None
-            context.facts.setdefault("output_errors", {})[name] = relative_error(layer.weight, found, inputs)
-        made = factor(layer, found.up, found.down, found.offset)
+            errors = context.facts.setdefault("output_errors", {})
+            errors[name] = relative_error(layer.weight, factors, inputs)
+        made = factor(layer, factors.up, factors.down, factors.offset)
         model.set_submodule(name, made.requires_grad_(layer.weight.requires_grad))
         return made
-
-    def _damping(self, inputs: InputStatistics | None, context: Context) -> float:
-        """Return the damping of second moments, with one warning where there are few tokens."""
-        if self.config.damping is not None or inputs is None or not inputs.second_moments:
-            return self.config.damping or 0.0
-        if inputs.tokens >= ENOUGH * inputs.width:
-            return 0.0
-        if "damped" not in context.facts:
-            context.warn(
-                f"{self.name}: {inputs.tokens:,} tokens of calibration text are fewer than {ENOUGH} for each "
-                f"of {inputs.width:,} features, so second moments are damped by {DAMPING}; give more "
-                "(calibration.sequences)"
-            )
-        context.facts["damped"] = DAMPING
-        return DAMPING

@@ -25,6 +25,11 @@ class Factoriser(MethodConfig):
     centred: ClassVar[bool] = False
     """Whether factors come with an addition to the bias."""
 
+    @property
+    def pooled(self) -> int:
+        """How many groups of sequences the statistics keep apart."""
+        return 1
+
     def metric(self, inputs: InputStatistics | None) -> Metric:
         """Return the weights of errors: None for all alike, (in,) or (in, in)."""
         return None
@@ -102,10 +107,20 @@ class Pca(Factoriser):
     need = "products"
     centred = True
 
+    groups: Annotated[int, Field(gt=0)] = 1
+    """Average the covariances of so many groups of consecutive sequences (Bolaco: 32, equation 2), each about
+    its own mean; the bias keeps the mean of all. Group sizes differ by at most one sequence and none is left
+    out, where the paper's code drops what does not fill a group. 1 is the covariance itself."""
+
+    @property
+    def pooled(self) -> int:
+        """How many groups of sequences the statistics keep apart."""
+        return self.groups
+
     def metric(self, inputs: InputStatistics | None) -> Metric:
-        """Return the covariance of the inputs."""
+        """Return the covariance of the inputs, or the average of those of the groups."""
         assert inputs is not None
-        return inputs.covariance()
+        return inputs.pooled_covariance() if self.groups > 1 else inputs.covariance()
 
 
 #: Every factoriser that ships.

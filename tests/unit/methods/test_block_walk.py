@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.errors import UserError
 from harness.method import Batch
 from methods.parts.calibration.blocks import walk
 from methods.parts.targets import LINEAR_KINDS, target_linears
@@ -124,3 +126,26 @@ def test_the_model_is_left_in_its_mode_and_without_hooks() -> None:
             pass
         assert all(module.training == mode for module in language_model.modules())
         assert not any(module._forward_pre_hooks for module in language_model.modules())
+
+
+@pytest.mark.parametrize("groups", [2, 3, 7])
+def test_12_groups_are_consecutive_sequences_as_equally_long_as_they_can_be(groups: int) -> None:
+    """7 sequences in batches of 2, 3 and 2: groups end inside batches, and none is left out."""
+    language_model = model()
+    layers = target_linears(language_model, LINEAR_KINDS)
+    inputs = inputs_of(language_model, batches())
+    ends = [7 * number // groups for number in range(groups + 1)]
+    sizes = [12 * (last - first) for first, last in itertools.pairwise(ends)]
+    for block in walk(language_model, layers, batches(), groups=groups):
+        for name, sums in block.items():
+            wanted = [part.sum(0) for part in inputs[name].split(sizes)]
+            assert [tokens for tokens, _ in sums.closed] == sizes
+            for (_, total), right in zip(sums.closed, wanted, strict=True):
+                assert torch.allclose(total, right, atol=1e-9)
+            assert torch.allclose(sums.products, inputs[name].T @ inputs[name], rtol=1e-10)
+
+
+def test_more_groups_than_sequences_are_refused() -> None:
+    language_model = model()
+    with pytest.raises(UserError, match=r"^8 groups of sequences cannot be made of 7; ask for fewer groups$"):
+        next(walk(language_model, target_linears(language_model, LINEAR_KINDS), batches(), groups=8))

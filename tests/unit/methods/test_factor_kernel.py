@@ -248,3 +248,44 @@ def test_the_relative_error_is_that_of_the_outputs(factoriser: Factoriser, shape
     whole = float((inputs @ weight.T).square().sum(1).mean())
     wanted = (error(factors, weight, inputs) / whole) ** 0.5
     assert relative_error(weight, factors, sums) == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [(50, 50, 50, 50), (120, 60, 20)])
+def test_12_the_pooled_covariance_is_the_average_of_those_of_groups(sizes: tuple[int, ...]) -> None:
+    """Over tokens; where groups are equally long that is the plain average. One group: the covariance."""
+    weight, inputs = drawn((12, 20))
+    inputs[: sizes[0]] += 5  # so that means of groups differ
+    sums, wanted = InputStatistics(20), torch.zeros(20, 20, dtype=torch.float64)
+    for part in inputs.split(list(sizes)):
+        for batch in part.split(7):
+            sums.add(batch)
+        sums.close()
+        wanted += torch.cov(part.T, correction=0) * len(part) / 200
+    assert torch.allclose(sums.pooled_covariance(), wanted, atol=1e-9)
+    assert torch.allclose(sums.covariance(), torch.cov(inputs.T, correction=0), atol=1e-9)
+    assert not torch.allclose(sums.covariance(), wanted, atol=0.1)
+    assert torch.allclose(summed(inputs).pooled_covariance(), sums.covariance(), atol=1e-9)
+    pooled = Pca(groups=4).decompose(weight, sums).factors(12)
+    assert torch.allclose(outputs(pooled, inputs), inputs @ weight.T, atol=1e-9)
+
+
+def test_12_merged_groups_are_those_of_one_pass_and_what_is_open_is_a_group() -> None:
+    _, inputs = drawn((12, 20))
+    inputs[:60] += 5
+    once, shards = InputStatistics(20), [InputStatistics(20), InputStatistics(20)]
+    for part in inputs.split([60, 100, 40]):
+        once.add(part)
+        once.close()
+    once.close()  # nothing is open
+    assert len(once.closed) == 3
+    for shard, parts in zip(shards, (inputs[:60].split(60), inputs[60:].split([100, 40])), strict=True):
+        for part in parts:
+            shard.add(part)
+            if len(part) != 40:
+                shard.close()
+    shards[0].merge(shards[1])
+    assert len(shards[0].closed) == 2
+    assert torch.allclose(shards[0].pooled_covariance(), once.pooled_covariance(), rtol=1e-12)
+    empty = InputStatistics(20)
+    empty.merge(once)
+    assert torch.allclose(empty.pooled_covariance(), once.pooled_covariance(), rtol=1e-12)

@@ -36,6 +36,18 @@ Stack = list[tuple[str, dict[str, Any]]]
 STACKS: dict[str, Stack] = {
     "adarankgrad": [("adarankgrad", {"rank": 8, "period": 2})],
     "apollo": [("apollo", {"rank": 8, "period": 2})],
+    "asvd": [
+        (
+            "asvd",
+            {"allocator": {"type": "strs", "candidates": [0.5], "metric": "stable_rank"}, "train": "lrc"},
+        )
+    ],
+    "bolaco": [
+        (
+            "bolaco",
+            {"allocator": "uniform", "factoriser": "whiten", "multiple": 2, "train": "scales", "rank": 4},
+        )
+    ],
     "compress by components": [("compress", {"factoriser": "pca", "reduction": 0.5, "train": "lrc"})],
     "fira": [("fira", {"rank": 8, "period": 2})],
     "full": [("full", {})],
@@ -45,6 +57,9 @@ STACKS: dict[str, Stack] = {
     "int8, then lotr": [("int8", {}), ("lotr", {"rank": 4})],
     "lisa": [("lisa", {"layers": 1, "interval": 2})],
     "lora": [("lora", {"rank": 4})],
+    "lorap": [("lorap", {"sparsity": 0.4}), ("lora", {"rank": 4})],
+    "loraprune": [("loraprune", {"rank": 4, "period": 1, "updates": 3, "exempt_last": 0})],
+    "lord": [("lord", {"multiple": 2, "factoriser": "whiten", "train": "lrc"})],
     "lotr": [("lotr", {"rank": 4})],
     "lora, others too": [("lora", {"rank": 4, "others": "train"})],
     "lowrank": [("lowrank", {"rank": 8})],

@@ -8,9 +8,10 @@ import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from pydantic import BaseModel
 
 from harness.cli.options import method_options
 from harness.errors import UserError, nearest
@@ -82,13 +83,35 @@ def methods(
 
 def _default(field: FieldInfo) -> str:
     """Return the default of an option as a suite would have it."""
-    return "required" if field.is_required() else in_line(field.get_default(call_default_factory=True))
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):  # a section: its type alone where all else is as it would be
+        value = value.model_dump(include={"type", *_given(value)})
+        value = value.get("type") if len(value) == 1 and "type" in value else value
+    return in_line(value)
+
+
+def _given(section: BaseModel) -> list[str]:
+    """Return the options of a section that are not what they would be."""
+    fields = type(section).model_fields
+    return [name for name, field in fields.items() if getattr(section, name) != field.get_default()]
+
+
+def sections(annotation: Any) -> list[type[MethodConfig]]:
+    """Return the classes of the sections that an option may be."""
+    from harness.method import MethodConfig
+
+    if isinstance(annotation, type) and issubclass(annotation, MethodConfig):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in sections(part)]
 
 
 def _wrapped(line: str, width: int) -> list[str]:
     """Return a line as several, broken at blanks where it is longer; all but the first are indented."""
+    indent = " " * (len(line) - len(line.lstrip()) or 2)
     return textwrap.wrap(
-        line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     ) or [""]
 
 
@@ -132,11 +155,34 @@ def explained(name: str, cls: type[Method], given: Mapping[str, Any]) -> list[st
     for option, field in config.model_fields.items():
         if field.exclude:  # it only says why it cannot be used
             continue
-        required = "required" if field.is_required() else f"default {_default(field)}"
-        may_be = allowed(schemas[option]) if option in schemas else str(field.annotation)
-        lines += ["", f"{option}: {may_be}; {required}"]
+        within = sections(field.annotation)
+        types = " or ".join(str(each.model_fields["type"].default) for each in within if _typed(each))
+        may_be = types or (allowed(schemas[option]) if option in schemas else str(field.annotation))
+        lines += ["", _option(option, may_be, field)]
         if said := described.get(option, field.description or ""):
             lines += [f"  {said}"]
+        for each in filter(_typed, within):
+            lines += _section(each)
+    return lines
+
+
+def _typed(section: type[MethodConfig]) -> bool:
+    return "type" in section.model_fields
+
+
+def _option(name: str, may_be: str, field: FieldInfo) -> str:
+    required = "required" if field.is_required() else f"default {_default(field)}"
+    return f"{name}: {may_be}; {required}"
+
+
+def _section(section: type[MethodConfig]) -> list[str]:
+    """Return lines on a section: what it does, and its options."""
+    fields, described = section.model_fields, descriptions(section)
+    lines = [f"  {fields['type'].default}: {' '.join((section.__doc__ or '').split())}"]
+    schemas = section.model_json_schema(mode="validation")["properties"]
+    for name, field in fields.items():
+        if name != "type":
+            lines.append(f"    {_option(name, allowed(schemas[name]), field)}. {described.get(name, '')}")
     return lines
 
 
@@ -147,6 +193,8 @@ def allowed(schema: Mapping[str, Any]) -> str:
     if "enum" in schema or "const" in schema:
         return " or ".join(map(in_line, schema.get("enum", [schema.get("const")])))
     if schema.get("type") == "array":
+        if "prefixItems" in schema:  # of a fixed length
+            return f"list of {' and '.join(map(allowed, schema['prefixItems']))}"
         return f"list of {allowed(schema.get('items', {}))}"
     kind = TYPES.get(schema.get("type", "anything"), schema.get("type", "anything"))
     bounds = " and ".join(f"{sign} {schema[key]:g}" for key, sign in BOUNDS.items() if key in schema)

@@ -762,3 +762,13 @@ def test_the_kept_weights_of_a_run_are_exported_by_the_beginning_of_its_id(
     refused = lorebench("export", kept["full"], tmp_path / "other", "--results", results)
     assert refused.code == 2
     assert "saved no weights" in refused.err
+
+
+def test_options_of_a_section_are_explained_below_the_option_that_may_be_it(lorebench: Lorebench) -> None:
+    said, lord = (" ".join(lorebench("methods", name).out.split()) for name in ("compress", "lord"))
+    may_be = "allocator: uniform or per_type or welore or owl or strs or bayes; default "
+    assert f"{may_be}uniform How much of each matrix" in said
+    assert f"{may_be}{{type: per_type, preset: lord}}" in lord
+    assert "owl: One share for all matrices of a block" in said
+    assert "threshold: number >= 1; default 5.0. How many times the mean of its block" in said
+    assert "range: list of number > 0 and < 1 and number > 0; default [0.2, 1.001]." in said

@@ -427,7 +427,7 @@ def answers_to(ranks: Any, *runs: Run) -> list[dict[str, Any]]:
 def test_an_unknown_approximation_is_refused_with_those_that_exist() -> None:
     with pytest.raises(UserError, match=r"--ranks uper: neither a file .* did you mean 'upper'\?"):
         answers_to("uper")
-    with pytest.raises(UserError, match="known: filled, power-law, published, upper"):
+    with pytest.raises(UserError, match="known: filled, power-law, published, uniform, upper"):
         answers_to("x")
 
 

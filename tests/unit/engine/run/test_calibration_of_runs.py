@@ -100,12 +100,6 @@ def test_31_calibrating_on_the_text_that_is_scored_is_warned_about(place: Path, 
     assert len(found) == scored, record.warnings
 
 
-def test_a_calibration_that_no_method_reads_is_warned_about(place: Path) -> None:
-    _, record = ended(place, run(method="full", train={"stage": "finetune", "steps": 1, "batch": 1}))
-    assert record.outcome.status == "ok"
-    assert "calibration: no method of this run looks at text; leave it out" in record.warnings
-
-
 def test_random_tokens_calibrate_a_model_of_random_weights(place: Path) -> None:
     asked = run(
         model={"source": "shape", "name": "nano"},

@@ -55,8 +55,8 @@ def _check_replaced(model: nn.Module, missing: Collection[str]) -> None:
                 "stack, put what stores weights in fewer bits before it, and nothing that trains them all"
             )
         raise UserError(
-            f"targets: {kind!r} is a {type(layer).__name__} already, not a linear layer; leave out one of the "
-            "methods that replace it or train it"
+            f"targets: {kind!r} is a {type(layer).__name__} already, not a linear layer; leave out one of "
+            "the methods that replace it or train it"
         )
 
 

@@ -285,12 +285,16 @@ def test_an_optimizer_that_trains_the_stack_is_not_refused(stack: Any) -> None:
     ids=lambda stack: "+".join(name for name, _ in stack),
 )
 def test_what_cannot_follow_adapters_says_so(stack: Any) -> None:
-    with pytest.raises(UserError, match=r"^targets: the model has adapters already, around 'q_proj'; use one"):
+    with pytest.raises(
+        UserError, match=r"^targets: the model has adapters already, around 'q_proj'; use one"
+    ):
         scaffold(Case(stack))
 
 
 def test_what_cannot_follow_another_layer_names_it() -> None:
-    with pytest.raises(UserError, match=r"^targets: 'q_proj' is a \w+Linear already, not a linear layer; leave"):
+    with pytest.raises(
+        UserError, match=r"^targets: 'q_proj' is a \w+Linear already, not a linear layer; leave"
+    ):
         scaffold(Case([SLTRAIN, GALORE]))
 
 

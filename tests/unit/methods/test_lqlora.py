@@ -297,6 +297,8 @@ def test_a_forecast_fills_the_budget_without_values() -> None:
         ({"budget": 3, "bits": 2}, "`bits` matters only without a budget"),
         ({"search_turns": 3}, "`search_turns` matters only with a budget"),
         ({"budget": 0}, "budget"),
+        ({"budget": 1.0}, r"budget 1 is too small for any model; give 2\.0635 or more"),
+        ({"budget": 2.03, "candidates": "paper"}, r"is too small for any model; give 2\.0323 or more"),
         ({"fisher": 0}, "fisher"),
     ],
 )
@@ -306,5 +308,5 @@ def test_options_without_effect_are_refused(options: dict[str, Any], message: st
 
 
 def test_a_budget_that_is_too_small_is_refused_with_the_least() -> None:
-    with pytest.raises(UserError, match=r"budget 1\.5 is too small for this model; give 2\.\d+ or more"):
-        prepared(budget=1.5)
+    with pytest.raises(UserError, match=r"budget 2\.07 is too small for this model; give 2\.\d+ or more"):
+        prepared(budget=2.07)

@@ -80,6 +80,7 @@ class ShapeModel(Strict):
     intermediate: Annotated[int, Field(gt=0, le=1 << 18)] | None = Field(default=None, exclude_if=_absent)
     layers: Annotated[int, Field(gt=0, le=1 << 10)] | None = Field(default=None, exclude_if=_absent)
     heads: Annotated[int, Field(gt=0, le=1 << 10)] | None = Field(default=None, exclude_if=_absent)
+    kv_heads: Annotated[int, Field(gt=0, le=1 << 10)] | None = Field(default=None, exclude_if=_absent)
     vocab: Annotated[int, Field(gt=0, le=1 << 20)] | None = Field(default=None, exclude_if=_absent)
     context: Annotated[int, Field(gt=0, le=1 << 20)] | None = Field(default=None, exclude_if=_absent)
     spectrum: Literal["llama"] | None = Field(default=None, exclude_if=_absent)

@@ -18,7 +18,7 @@ from harness.method import Caps, Context
 from methods.lora import LoRAConfig
 from methods.parts.fisher import fisher_diagonals
 from methods.parts.quantisation.decomposition import Decomposition, decompose
-from methods.parts.quantisation.layouts import candidates, spend
+from methods.parts.quantisation.layouts import candidates, check_budget, spend
 from methods.parts.quantisation.normal_float import Layout
 from methods.parts.targets import shapes_of
 from methods.qlora import Positive, QLoRA, QLoRAConfig, start_adapters, store
@@ -57,6 +57,7 @@ class LQLoRAConfig(QLoRAConfig):
             names, where = ("candidates", "search_turns"), "with a budget"
         else:
             names, where = ("bits", "block", "scale_bits", "superblock", "scale_dtype"), "without a budget"
+            check_budget(self.budget, candidates(self.candidates))
         for name in names:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"`{name}` matters only {where}; leave it out")

@@ -39,7 +39,9 @@ def target_linears(model: nn.Module, kinds: Collection[str]) -> dict[str, nn.Lin
             parent = name.rpartition(".")[0]
             inside = isinstance(model.get_submodule(parent), FactoredLinear)
             found[name] = kind_of(parent if inside else name), layer
-    check_kinds(kinds, {kind for kind, _ in found.values()})
+    known = {kind for kind, _ in found.values()}
+    _check_replaced(model, {*kinds} - known)
+    check_kinds(kinds, known)
     return {name: layer for name, (kind, layer) in found.items() if kind in kinds}
 
 
@@ -54,6 +56,22 @@ def dense_linears(model: nn.Module, kinds: Collection[str]) -> dict[str, nn.Line
             "layers are factored already, replaced or quantised; put the compression first in the stack"
         )
     return target_linears(model, kinds)
+
+
+def _check_replaced(model: nn.Module, missing: Collection[str]) -> None:
+    """Raise UserError where layers of these kinds are no longer linear, because of an earlier method."""
+    for name, layer in model.named_modules():
+        if (kind := kind_of(name)) not in missing:
+            continue
+        if any(isinstance(getattr(layer, base, None), nn.Linear) for base in ("base_layer", "base")):
+            raise UserError(
+                f"targets: the model has adapters already, around {kind!r}; use one method of adapters in a "
+                "stack, put what stores weights in fewer bits before it, and nothing that trains them all"
+            )
+        raise UserError(
+            f"targets: {kind!r} is a {type(layer).__name__} already, not a linear layer; leave out one of "
+            "the methods that replace it or train it"
+        )
 
 
 def target_matrices(model: nn.Module, kinds: Collection[str]) -> set[str]:

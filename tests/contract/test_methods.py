@@ -19,7 +19,7 @@ from harness.engine.contract.checks import CHECKS, NotTried
 from harness.engine.contract.subject import Subject
 from harness.engine.run import checks
 from harness.engine.run.prepare import find_stepper
-from harness.errors import UnsupportedError
+from harness.errors import UnsupportedError, UserError
 from harness.method import Context, Method, Stepper, stack_caps
 from harness.plugins import build
 from harness.registry import REGISTRY
@@ -89,6 +89,10 @@ CASES = {
     "welore + qlora": Case([COMPRESSED, QLORA]),
     "qlora + velora": Case([QLORA, VELORA]),
     "lqlora": Case([LQLORA]),
+    "lqlora, 8 bits per layer": Case([LQLORA], EIGHT_BITS),
+    "lqlora, budget": Case([("lqlora", {"rank": 4, "budget": 3.5, "turns": 2})]),
+    "welore + lqlora": Case([COMPRESSED, ("lqlora", {**LQLORA[1], "block": 8})]),
+    "lqlora + velora": Case([LQLORA, VELORA]),
     "relora": Case([RELORA]),
     "relora, states in part, 16 bits": Case([("relora", {**RELORA[1], "kept": 0.1})], SIXTEEN_BITS),
     "relora, 8 bits per layer": Case([RELORA], EIGHT_BITS),
@@ -162,6 +166,9 @@ CASES = {
     "int8 + full": Case([INT8, ("full", {})]),
     "int8 + apollo, 8 bits per layer": Case([INT8, APOLLO], EIGHT_BITS),
     "int8 + lora": Case([INT8, LORA]),
+    "int8 + lisa": Case([INT8, LISA]),
+    "int8 + owlore": Case([INT8, OWLORE]),
+    "int8 + fira": Case([INT8, FIRA]),
     "int8 + velora + galore": Case([INT8, VELORA, GALORE]),
     "qgalore": Case([QGALORE]),
     "qgalore, as in its code": Case(
@@ -312,10 +319,29 @@ def test_an_optimizer_that_another_one_replaces_is_refused(stack: Any, said: str
         find_stepper(run, Case(stack).methods(), tiny_llama())
 
 
-@pytest.mark.parametrize("stack", [[GALORE, VELORA], [LORA, GALORE], [COMPRESSED, LISA], [INT8, APOLLO]])
+@pytest.mark.parametrize("stack", [[GALORE, VELORA], [COMPRESSED, LISA], [LORA, LISA], [INT8, APOLLO]])
 def test_an_optimizer_that_trains_the_stack_is_not_refused(stack: Any) -> None:
     run = Run(train=TrainConfig(stage="finetune"), method=[{name: options} for name, options in stack])
-    assert find_stepper(run, Case(stack).methods(), tiny_llama()) is not None
+    methods, model = Case(stack).methods(), scaffold(Case(stack))
+    assert find_stepper(run, methods, model) is not None
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        *([LORA, GALORE], [LORA, APOLLO], [QLORA, APOLLO], [QLORA, LQLORA], [LORA, INT8], [RELORA, FIRA]),
+        *([LORA, OWLORE], [("peft", {}), QGALORE], [("lotr", {}), INT8], [("lotr", {}), LORA]),
+    ],
+    ids=lambda stack: "+".join(name for name, _ in stack),
+)
+def test_what_cannot_follow_adapters_says_so(stack: Any) -> None:
+    with pytest.raises(UserError, match=r"^targets: the model has adapters already, around 'q_proj'; use"):
+        scaffold(Case(stack))
+
+
+def test_what_cannot_follow_another_layer_names_it() -> None:
+    with pytest.raises(UserError, match=r"^targets: 'q_proj' is a \w+Linear already, not a linear layer"):
+        scaffold(Case([SLTRAIN, GALORE]))
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))

@@ -84,7 +84,12 @@ def watched(run: Run) -> tuple[MemoryWindow, dict[str, dict[str, int]]]:
 
 
 def same_ranks_at_every_refresh(key: str, method: Method) -> Context:
-    """Weights may decide about ranks here, gradients not: they would at each refresh anew."""
+    """Weights may decide about ranks here, gradients not: they would at each refresh anew.
+
+    Nor may they decide about layouts, which cannot be given to a simulation.
+    """
+    if method.caps.value_dependent and "budget" in type(method.config).model_fields:
+        return Context(simulated=Simulated())
     follows_gradients = method.caps.value_dependent and "pretrain" in method.caps.stages
     simulated = Simulated(ranks=SmallRanks()) if follows_gradients else None
     return Context(updates=UPDATES, simulated=simulated, calibration=TinyText())

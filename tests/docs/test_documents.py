@@ -134,6 +134,13 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_heading_stands_between_empty_lines(name: str) -> None:
+    lines = ["", *prose(name).splitlines(), ""]
+    headings = [number for number, line in enumerate(lines) if HEADING.match(line)]
+    assert not [lines[number] for number in headings if lines[number - 1] or lines[number + 1]]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_link_leads_to_a_file_and_a_heading(name: str) -> None:
     """Links are relative to the page; mkdocs checks only those inside docs/."""
     wrong = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from benchmarks.papers.calculations.prepared import MethodChoice, prepared
 from benchmarks.papers.calculations.value import Value, in_unit, shape_name
@@ -51,6 +51,16 @@ def parameter_ratio(
     dense = "targets" if of == "targets" else "total"
     how = f"parameters ({ours}) over those of the dense model ({dense}){_assuming(after.assumption)}"
     return Value(after.counts[ours] / before.counts[dense], "ratio", how)
+
+
+def bits_with_adapters(
+    shape: str, bits: PositiveFloat, rank: PositiveInt, adapter_bits: PositiveFloat
+) -> Value:
+    """Return the bits of a weight of the targets, with those of LoRA adapters of a rank beside them."""
+    targets = prepared(shape, "full").counts["targets"]
+    adapters = prepared(shape, {"lora": {"rank": rank}}).counts["adapters"]
+    how = f"{bits:g} + {adapter_bits:g} x adapters / targets, both counted in the real modules without values"
+    return Value(bits + adapter_bits * adapters / targets, "bits", how)
 
 
 def rank_reduction_total(shape: str) -> Value:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.studies.peers.bench import Case, Duel
+from benchmarks.studies.peers.bench import Case, Duel, peak_bytes
 from benchmarks.studies.peers.plain import LR, duel, loop, new_model, training_step
 from harness.config import OptimConfig
 from harness.engine.contract import members
@@ -37,7 +37,11 @@ def cases(quick: bool) -> Iterator[Case]:
 
 
 def lisa(shape: str, batch: tuple[int, int]) -> Duel:
-    """Train one layer at a time with its states kept, and say how many bytes are there when they are not."""
+    """Train one layer at a time with its states kept, and say how many bytes are there when they are not.
+
+    The peaks are those of the next update, beyond the weights and states before it. Where states are dropped,
+    those of the layers that are drawn come anew.
+    """
     ours, mine, schedule = _ours(shape, batch, "keep")
     theirs = new_model(shape)
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=LR, weight_decay=0.0, fused=True)
@@ -53,6 +57,9 @@ def lisa(shape: str, batch: tuple[int, int]) -> Duel:
             "bytes of states, ours": str(_bytes(tensor for _, tensor in members.state_tensors(dropped))),
             "bytes of states, ours kept": str(_bytes(tensor for _, tensor in members.state_tensors(mine))),
             "bytes of states, peer": str(_bytes(moments)),
+            "peak of a step beyond what was there, ours": str(peak_bytes(dropping)),
+            "peak of a step beyond what was there, ours kept": str(peak_bytes(ours)),
+            "peak of a step beyond what was there, peer": str(peak_bytes(peer)),
         }
     )
     return both

@@ -1,8 +1,8 @@
 """What is known of a model without torch: LLaMA shapes by name, and the folder of its files.
 
 The sizes from 9m to 7b are the configurations of the GaLore and SLTrain code (GaLore, arXiv
-2403.03507, Table 5 and its configs); llama-2-7b and llama-2-13b are Touvron et al. 2023 (arXiv
-2307.09288). `nano` is for tests.
+2403.03507, Table 5 and its configs); llama-2-7b, llama-2-13b and llama-2-70b are Touvron et al. 2023
+(arXiv 2307.09288). `nano` is for tests.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def model_folder(model: ModelConfig) -> Path | None:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a LLaMA without grouped-query attention and with an untied head."""
+    """The sizes of a LLaMA with an untied head; `kv_heads`, of keys and values, are by default all heads."""
 
     hidden: int
     intermediate: int
@@ -36,6 +36,7 @@ class Shape:
     vocab: int = 32000
     context: int = 1024
     norm_eps: float = 1e-6
+    kv_heads: int | None = None
 
     def config(self) -> dict[str, Any]:
         """Return the keyword arguments of `transformers.LlamaConfig`."""
@@ -44,7 +45,7 @@ class Shape:
             "intermediate_size": self.intermediate,
             "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads,
-            "num_key_value_heads": self.heads,
+            "num_key_value_heads": self.kv_heads or self.heads,
             "vocab_size": self.vocab,
             "max_position_embeddings": self.context,
             "rms_norm_eps": self.norm_eps,
@@ -73,6 +74,7 @@ SHAPES: dict[str, Shape] = {
     "llama-13b": Shape(5120, 13824, 40, 40, context=2048),
     "llama-2-7b": Shape(4096, 11008, 32, 32, context=4096, norm_eps=1e-5),
     "llama-2-13b": Shape(5120, 13824, 40, 40, context=4096, norm_eps=1e-5),
+    "llama-2-70b": Shape(8192, 28672, 80, 64, context=4096, norm_eps=1e-5, kv_heads=8),
 }
 
 #: The shapes of published models, so that their memory can be predicted before they are downloaded.
@@ -81,6 +83,7 @@ PUBLISHED = {
     "huggyllama/llama-13b": "llama-13b",
     "meta-llama/Llama-2-7b-hf": "llama-2-7b",
     "meta-llama/Llama-2-13b-hf": "llama-2-13b",
+    "meta-llama/Llama-2-70b-hf": "llama-2-70b",
 }
 
 
@@ -100,6 +103,7 @@ def shape_of(model: ShapeModel) -> Shape:
         "intermediate": model.intermediate,
         "layers": model.layers,
         "heads": model.heads,
+        "kv_heads": model.kv_heads,
         "vocab": model.vocab,
         "context": model.context,
     }
@@ -109,5 +113,10 @@ def shape_of(model: ShapeModel) -> Shape:
         raise UserError(
             f"shape {model.name}: {shape.heads} heads do not divide the width {shape.hidden} into even parts"
             "; give another model.heads"
+        )
+    if shape.kv_heads and shape.heads % shape.kv_heads:
+        raise UserError(
+            f"shape {model.name}: {shape.kv_heads} heads of keys and values do not divide the {shape.heads} "
+            "heads; give another model.kv_heads"
         )
     return shape

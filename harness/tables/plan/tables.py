@@ -186,6 +186,8 @@ def _notes(plan: Plan) -> Iterator[str]:
             sources.setdefault(f"{method}, which depend on values, by {source}", []).append(row.label)
     for source, labels in sources.items():
         yield f"ranks of {source} ({'; '.join(dict.fromkeys(labels))})"
+    if alone := list(_training_alone(plan)):
+        yield f"the peak is before training, in load or prepare; training alone needs: {'; '.join(alone)}"
     for row in plan.rows:
         if row.report is None:
             yield f"{row.label}: no forecast: {row.forecast}"
@@ -198,3 +200,11 @@ def _notes(plan: Plan) -> Iterator[str]:
         ]
         texts = dict.fromkeys([*reasons, *speed.notes(row), *scoring.notes(row), *row.report.warnings])
         yield from (f"{row.label}: {text}" for text in texts)
+
+
+def _training_alone(plan: Plan) -> Iterator[str]:
+    """Yield "label: peak of training" of each row whose peak is in an earlier phase."""
+    unit, show = _unit(plan)
+    for row in plan.rows:
+        if row.report and row.report.train and phase_of_peak(row.report) in ("load", "prepare"):
+            yield f"{row.label}: {show(row.report.train.peak_allocated_bytes)} {unit}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import product
+from math import ceil
 
 import numpy as np
 
@@ -26,6 +27,18 @@ def candidates(name: str) -> list[Layout]:
     return [Layout(*values) for values in product(*CANDIDATES[name])]  # type: ignore[arg-type]
 
 
+def check_budget(budget: float, choices: list[Layout]) -> None:
+    """Raise UserError for bits per weight that no model can keep: small matrices take more than the least."""
+    least = min(layout.bits_per_weight for layout in choices)
+    if budget < least:
+        raise UserError(too_small(budget, "any", least))
+
+
+def too_small(budget: float, which: str, least: float) -> str:
+    """Return that a budget is too small for a model, with the least, rounded up, that is not."""
+    return f"budget {budget:g} is too small for {which} model; give {ceil(1e4 * least) / 1e4:.4f} or more"
+
+
 def spend(
     what: str,
     budget: float,
@@ -46,6 +59,6 @@ def spend(
     total = sum(elements.values())
     least = float(np.where(np.isfinite(costs), sizes, np.inf).min(axis=1).sum()) / total
     if least > budget:
-        raise UserError(f"{what}: budget {budget:g} is too small for this model; give {least:.4f} or more")
+        raise UserError(f"{what}: {too_small(budget, 'this', least)}")
     chosen = allocate(costs, sizes, budget * total)
     return {name: choices[choice] for name, choice in zip(elements, chosen, strict=True)}

@@ -23,6 +23,12 @@ MODULES = (
     *("torch.optim", "bitsandbytes.optim", "torchao.optim", "galore_torch", "apollo_torch"),
     *("pytorch_optimizer", "schedulefree", "lion_pytorch"),
 )
+#: Optimizers of torch that no options make usable, and why: the list of them does not try each.
+UNUSABLE = {
+    "ASGD": "an update does not use the rate that was set before it",
+    "Rprop": "an update does not use the rate that was set before it",
+    "SparseAdam": "SparseAdam does not support dense gradients",
+}
 WRITTEN = "write an optimizer of your own as module:Class or file.py:Class"
 
 

@@ -14,6 +14,7 @@ from methods.parts.library_options import unusable
 from methods.parts.targets import LINEAR_KINDS
 from methods.parts.torch_optimizers.catalogue import (
     MODULES,
+    UNUSABLE,
     Choice,
     classes_of,
     find_optimizer,
@@ -101,6 +102,9 @@ def choices() -> dict[str, str]:
         found[module] = package_and_version(module) or "not installed"
         for name, cls in sorted(classes_of(module).items()):
             key = name if module == MODULES[0] else f"{module}:{name}"
+            if key in UNUSABLE:
+                found[key] = f"refused: {UNUSABLE[key]}"
+                continue
             try:
                 fields = fields_of(cls, ELSEWHERE)
             except UserError as error:

@@ -38,6 +38,17 @@ def beside(shape: str) -> int:
     return 2 * 32000 * hidden + (2 * layers + 1) * hidden
 
 
+def test_bits_with_adapters_are_those_of_every_weight_and_its_share_of_them() -> None:
+    """LLaMA-2 70B: keys and values have 8 heads of 64."""
+    hidden, wide, kept = 8192, 28672, 1024
+    targets = 2 * hidden * hidden + 2 * hidden * kept + 3 * hidden * wide
+    adapters = 64 * (2 * 2 * hidden + 2 * (hidden + kept) + 3 * (hidden + wide))
+    for bits, wanted in ((8, 2.85), (16, 2.94)):
+        found = value("bits_with_adapters", shape="llama-2-70b", bits=2.75, rank=64, adapter_bits=bits)
+        assert found == pytest.approx(2.75 + bits * adapters / targets)
+        assert round(found, 2) == wanted
+
+
 # ------------------------------------------------------------------------------------------- counts
 @pytest.mark.parametrize(
     ("method", "printed"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.studies.peers import __main__ as peers
-from benchmarks.studies.peers import adarankgrad, apollo, bench, galore, plain
+from benchmarks.studies.peers import adarankgrad, apollo, bench, galore, plain, sampled
 from benchmarks.studies.peers.bench import (
     Case,
     Duel,
@@ -291,6 +291,20 @@ def test_a_case_can_be_set_up_and_both_sides_can_be_called_again_and_again(case:
     assert all(distance <= 1e-4 for distance in distances)
     if "energy" in " ".join(duel.facts):
         assert float(duel.facts["captured energy / exact"]) > 0.999
+
+
+def test_lisa_says_the_bytes_and_the_peaks_of_states_that_are_dropped_kept_and_the_peers() -> None:
+    (case,) = sampled.cases(quick=True)
+    found = {key: int(value) for key, value in case.set_up().facts.items() if "differ" not in key}
+    states, peaks = (
+        [found[f"{what}, {who}"] for who in ("ours", "ours kept", "peer")]
+        for what in ("bytes of states", "peak of a step beyond what was there")
+    )
+    assert states[1] == pytest.approx(states[2], rel=1e-2)
+    assert states[0] < 0.9 * states[1]
+    assert all(peak > 0 for peak in peaks)
+    totals = [state + peak for state, peak in zip(states, peaks, strict=True)]
+    assert totals[0] <= totals[2]
 
 
 def test_without_galore_torch_its_cases_say_so_and_all_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

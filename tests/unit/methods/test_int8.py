@@ -272,6 +272,28 @@ def test_invariant_6_gradients_are_those_of_the_values_and_backward_passes_add_u
         torch.testing.assert_close(x.grad, again.grad, rtol=close, atol=close)
 
 
+@pytest.mark.parametrize(
+    "stack", [(("int8", {"group": GROUP}), FULL), (("qgalore", {"rank": 8, "group": GROUP}),)]
+)
+def test_invariant_6_with_checkpointing_it_is_the_same(stack: Any) -> None:
+    runs = []
+    for checkpointing in (False, True):
+        model: Any = tiny_llama(hidden=64, layers=2)
+        for name, options in stack:
+            method = build(name, options)
+            model = method.prepare(model, Context(seed=2))
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        stepper = method.stepper(model, OptimConfig(clip=1.0))
+        assert stepper is not None
+        model.train()
+        runs.append((train(model, stepper, 0, 5), dict(model.named_parameters())))
+    assert runs[0][0] == runs[1][0]
+    assert any(isinstance(parameter.data, Quantised) for parameter in runs[0][1].values())
+    for name, parameter in runs[0][1].items():
+        assert parameter.equal(runs[1][1][name]), name
+
+
 def test_the_backward_pass_saves_codes_and_no_float_weight() -> None:
     layer = nn.Linear(32, 8)
     layer.weight = nn.Parameter(gridded(layer.weight, GROUP, 8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -133,6 +134,33 @@ def test_one_layer_with_the_identity_as_core_is_lora() -> None:
         (output * weights).sum().backward()
     torch.testing.assert_close(left.grad, b.grad)
     torch.testing.assert_close(right.grad, a.grad)
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_in_groups_of_one_with_identities_that_stay_it_trains_as_the_method_lora(per_layer: bool) -> None:
+    """Section 8 of the dossier: |G| = 1, C = I; L and R begin as LoRA's B and A, here not zero."""
+    optim = OptimConfig(lr=1e-2, weight_decay=0.1, clip=None if per_layer else 1.0, per_layer=per_layer)
+    lora = build("lora", {"rank": 4, "alpha": 6})
+    plain: Any = lora.prepare(tiny_llama(layers=1), Context(seed=3))
+    method, model = lotr(tiny_llama(layers=1), Context(seed=3), rank=4, alpha=6)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, layer in layers(model).items():
+            beside = plain.get_submodule(name)
+            beside.lora_B["default"].weight.normal_()
+            layer.left.copy_(beside.lora_B["default"].weight)
+            layer.right.copy_(beside.lora_A["default"].weight)
+            layer.core.copy_(torch.eye(4))
+            layer.core.requires_grad_(False)
+    assert len(layers(model)) == 7
+    runs = [(plain, lora.stepper(plain, optim)), (model, method.stepper(model, optim))]
+    losses = [train(each, stepper, 0, 5) for each, stepper in runs if stepper is not None]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-6)
+    assert losses[0][0] != losses[0][-1]
+    for name, layer in layers(model).items():
+        beside = plain.get_submodule(name)
+        torch.testing.assert_close(layer.left, beside.lora_B["default"].weight, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(layer.right, beside.lora_A["default"].weight, rtol=1e-3, atol=1e-4)
 
 
 def test_factors_depend_on_the_seed_and_their_group_alone() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from harness.method import Batch, Context, Simulated
 from harness.plugins import build
 from methods.parts.fisher import fisher_diagonals
 from methods.parts.quantisation.allocation import allocate
-from methods.parts.quantisation.decomposition import decompose, weighted_factors
+from methods.parts.quantisation.decomposition import Decomposition, decompose, weighted_factors
 from methods.parts.quantisation.layouts import candidates
 from methods.parts.quantisation.normal_float import Layout, normal_floats
 from methods.parts.targets import target_linears
@@ -151,6 +152,15 @@ def test_a_budget_that_sizes_meet_to_the_bit_is_kept() -> None:
     assert costs[np.arange(5), chosen].sum() == 10.0
 
 
+def test_invariant_6_a_budget_that_the_solver_would_exceed_by_its_tolerance_is_kept() -> None:
+    """Sizes that exceed it by one in 15 billion, which is nothing to a solver of 1e-6."""
+    sizes = np.array([[2.0, 3.0, 4.0]] * 5) * 1e9
+    costs = np.array([[4.0, 2.0, 1.0]] * 5)
+    chosen = allocate(costs, sizes, 15e9 - 1)
+    assert sizes[np.arange(5), chosen].sum() == 14e9
+    assert costs[np.arange(5), chosen].sum() == 12.0
+
+
 def test_the_candidates_of_the_paper_are_432() -> None:
     assert len(candidates("paper")) == len(set(candidates("paper"))) == 432
     assert len(candidates("few")) == 24
@@ -203,7 +213,30 @@ def test_invariant_7_it_begins_as_stored_weights_and_factors_and_the_stored_ones
         assert all(a.equal(b) for a, b in zip(stored.parts(), before[name].parts(), strict=True))
 
 
+def test_with_rank_0_it_is_the_method_qlora(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 8 of the dossier, and invariant 3: the same stored weights, and adapters that add nothing."""
+
+    def without_rank(weight: Tensor, rank: int, *given: Any, **named: Any) -> Decomposition:
+        found = decompose(weight, 0, *given, **named)
+        left, right = weight.new_zeros(weight.shape[0], rank), weight.new_zeros(rank, weight.shape[1])
+        return replace(found, left=left, right=right)
+
+    monkeypatch.setattr("methods.lqlora.decompose", without_rank)
+    model = prepared(bits=3)
+    plain = build("qlora", {"rank": 4, "bits": 3}).prepare(tiny_llama(), Context(seed=1))
+    ours, theirs = stored_weights(model), stored_weights(plain)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == 14
+    for name, stored in ours.items():
+        assert all(a.equal(b) for a, b in zip(stored.parts(), theirs[name].parts(), strict=True))
+    assert logits(model).equal(logits(plain))
+
+
 def test_invariants_2_and_3_with_full_rank_the_model_is_what_it_was() -> None:
+    """Invariant 2 is about weights that are not quantised, for which there is no option: `bits` is 8 at most.
+
+    With full rank, factors hold all, and there is nothing left to quantise.
+    """
     torch.testing.assert_close(logits(prepared(rank=32)), logits(tiny_llama()), atol=1e-5, rtol=1e-4)
 
 
@@ -260,6 +293,8 @@ def test_a_forecast_fills_the_budget_without_values() -> None:
         ({"budget": 3, "bits": 2}, "`bits` matters only without a budget"),
         ({"search_turns": 3}, "`search_turns` matters only with a budget"),
         ({"budget": 0}, "budget"),
+        ({"budget": 1.0}, r"budget 1 is too small for any model; give 2\.0635 or more"),
+        ({"budget": 2.03, "candidates": "paper"}, r"is too small for any model; give 2\.0323 or more"),
         ({"fisher": 0}, "fisher"),
     ],
 )
@@ -269,5 +304,5 @@ def test_options_without_effect_are_refused(options: dict[str, Any], message: st
 
 
 def test_a_budget_that_is_too_small_is_refused_with_the_least() -> None:
-    with pytest.raises(UserError, match=r"budget 1\.5 is too small for this model; give 2\.\d+ or more"):
-        prepared(budget=1.5)
+    with pytest.raises(UserError, match=r"budget 2\.07 is too small for this model; give 2\.\d+ or more"):
+        prepared(budget=2.07)

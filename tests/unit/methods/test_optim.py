@@ -679,3 +679,14 @@ def test_the_command_lists_what_is_installed() -> None:
     assert named["Muon"].startswith("momentum 0.95, nesterov true")
     assert named["LBFGS"].startswith("refused: its step needs")
     assert "optim_bits 32" in named["bitsandbytes.optim:Adam8bit"]
+
+
+@pytest.mark.parametrize("name", sorted(catalogue.classes_of("torch.optim")))
+def test_the_list_refuses_of_torch_what_the_trial_refuses(name: str) -> None:
+    listed = find("optim").choices()[name]
+    if not listed.startswith("refused: "):
+        build("optim", {"type": name})
+        return
+    with pytest.raises(UserError) as refused:
+        build("optim", {"type": name})
+    assert listed.removeprefix("refused: ") in str(refused.value)

@@ -29,6 +29,7 @@ from tests.unit.methods.test_galore import (
     noisy,
     official,
     orthogonal,
+    saved_and_loaded,
 )
 
 #: Matrices and bases of rank 4 that groups of 16 divide.
@@ -152,8 +153,12 @@ def test_invariant_8_the_bytes_are_those_of_codes_scales_and_moments() -> None:
 
 
 # ----------------------------------------------------------------------------------------- lazy refreshes
-def refreshes(model: Targets, stepper: Any, updates: int, gradient: Any) -> list[int]:
-    return [step for step in range(updates) if advance(model, stepper, step, step + 1, gradient)[0].refreshes]
+def refreshes(model: Targets, stepper: Any, updates: int, gradient: Any, first: int = 0) -> list[int]:
+    return [
+        step
+        for step in range(first, updates)
+        if advance(model, stepper, step, step + 1, gradient)[0].refreshes
+    ]
 
 
 def resting(_: int, index: int, shape: tuple[int, ...]) -> Tensor:
@@ -226,6 +231,24 @@ def test_updates_inside_backward_are_the_same_bit_for_bit(variant: dict[str, Any
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_invariant_9_a_run_saved_between_refreshes_goes_on_bit_for_bit(variant: dict[str, Any]) -> None:
     goes_on_bit_for_bit("qgalore", variant)
+
+
+def test_invariant_9_the_queue_of_similarities_goes_on_from_where_it_was_saved() -> None:
+    """Saved with three of five in it: two more refreshes, and the period doubles."""
+    options: dict[str, Any] = {**SMALL, "period": 2}
+    model, stepper = made("qgalore", *GROUPED, dtype=torch.float32, **options)
+    advance(model, stepper, 0, 7, resting)
+    assert {len(matrix.notes["overlaps"]) for matrix in matrices(stepper)} == {3}
+    saved = saved_and_loaded({"model": model.state_dict(), "stepper": stepper.state_dict()})
+    resumed, again = made("qgalore", *GROUPED, dtype=torch.float32, **options)
+    resumed.load_state_dict(saved["model"])
+    again.load_state_dict(saved["stepper"])
+    refreshed = [refreshes(*run, 14, resting, first=7) for run in ((model, stepper), (resumed, again))]
+    assert refreshed == [[8, 10, 12], [8, 10, 12]]
+    assert {matrix.period for matrix in matrices(stepper)} == {8}
+    assert [vars(matrix)["period"] for matrix in matrices(again)] == [8] * len(GROUPED)
+    for mine, theirs in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert mine.equal(theirs)
 
 
 # -------------------------------------------------------------------------------------------- the options

@@ -403,12 +403,12 @@ def test_a_published_model_is_planned_without_the_hub(name: str, monkeypatch: py
     with FakeTensorMode():  # else it would be made with all its values
         model = build_empty(HubModel(source="hub", id=name), torch.bfloat16)
     millions = round(sum(parameter.numel() for parameter in model.parameters()) / 1e6)
-    assert millions == (6738 if "7b" in name else 13016)
+    assert millions == (6738 if "7b" in name else 68977 if "70b" in name else 13016)
 
 
 # ---------------------------------------------------------------------------------------------- shapes
 #: Total parameters in millions: counted from the configurations of the code of GaLore and SLTrain; the
-#: 350m agrees with issue 67 there, the 7b and the 13b with 6.74 and 13.02 billion of LLaMA 2.
+#: 350m agrees with issue 67 there, the 7b, the 13b and the 70b with 6.74, 13.02 and 68.98 billion of LLaMA 2.
 TOTAL_MILLIONS = {
     "9m": 9.00,
     "20m": 19.55,
@@ -426,6 +426,7 @@ TOTAL_MILLIONS = {
     "llama-13b": 13015.86,
     "llama-2-7b": 6738.42,
     "llama-2-13b": 13015.86,
+    "llama-2-70b": 68976.65,
 }
 
 
@@ -435,10 +436,21 @@ def test_a_shape_has_the_parameters_of_its_closed_form_and_of_its_paper(name: st
     with torch.device("meta"):
         model = LlamaForCausalLM(shape_config(name))
     counted = sum(parameter.numel() for parameter in model.parameters())
-    layer = 4 * shape.hidden**2 + 3 * shape.hidden * shape.intermediate + 2 * shape.hidden
+    kept = (shape.kv_heads or shape.heads) / shape.heads  # of keys and values
+    layer = (2 + 2 * kept) * shape.hidden**2 + 3 * shape.hidden * shape.intermediate + 2 * shape.hidden
     assert counted == shape.layers * layer + 2 * shape.vocab * shape.hidden + shape.hidden
     if name != "nano":
         assert round(counted / 1e6, 2) == TOTAL_MILLIONS[name]
+
+
+def test_heads_of_keys_and_values_are_grouped_where_they_are_fewer() -> None:
+    given = ShapeModel(source="shape", name="nano", kv_heads=2)
+    attention = load(given).model.model.layers[0].self_attn
+    assert (attention.q_proj.out_features, attention.k_proj.out_features) == (32, 16)
+    assert shape_config("llama-2-70b").num_key_value_heads == 8
+    assert shape_config("llama-2-7b").num_key_value_heads == 32
+    with pytest.raises(UserError, match="3 heads of keys and values do not divide the 4 heads; give another"):
+        load(ShapeModel(source="shape", name="nano", kv_heads=3))
 
 
 def test_a_shape_has_weights_that_depend_on_the_seed_alone() -> None:

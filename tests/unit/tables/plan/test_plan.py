@@ -397,6 +397,21 @@ def test_a_peak_before_the_training_is_named_by_its_phase() -> None:
     assert report.tables[0].rows[0][-2:] == ("30.00", "no, 20.00 short")
 
 
+def test_a_note_says_what_training_alone_needs_where_the_peak_is_before_it() -> None:
+    compressed = trained().model_copy(update={"train": None, "peak": None, "ranks": {}, "warnings": []})
+    compressed.phase_peak_allocated_bytes.pop("train")
+    plain = {"ranks": {}, "warnings": []}
+    early, first, usual = (trained(gib).model_copy(update=plain) for gib in (10, 4, 7))
+    early.phase_peak_allocated_bytes["prepare"] = 30 * GIB
+    first.phase_peak_allocated_bytes["load"] = 6 * GIB + 1
+    report = tables.build(plan_of(early, usual, first, compressed, "no such thing"))
+    assert report.notes == (
+        "the peak is before training, in load or prepare; training alone needs: r0: 10.00 GiB; r2: 4.00 GiB",
+        "r4: no forecast: no such thing",
+    )
+    assert tables.build(plan_of(usual)).notes == ()
+
+
 def test_without_any_forecast_there_is_no_table_of_components() -> None:
     assert [table.title for table in tables.build(plan_of("x", device_gib=())).tables] == ["Runs"]
 

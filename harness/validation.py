@@ -7,7 +7,7 @@ import functools
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -133,7 +133,7 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> tuple[Path, bool, 
     if kind == "extra_forbidden":
         *parents, name = path
         inside = f" in {_dotted(parents)}" if parents else ""
-        source = [f" of source {_tag(model)}" for model in models if _tag(model) in first["loc"]]
+        source = [f" of {_tagged_by(model)} {_tag(model)}" for model in models if _tag(model) in first["loc"]]
         # Fields that a representation leaves out are filled by the code: nobody is told of them.
         known = {name for model in models for name, field in model.model_fields.items() if field.repr}
         misspelt = difflib.get_close_matches(str(name), known, cutoff=MISSPELT)
@@ -142,10 +142,15 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> tuple[Path, bool, 
         return path, True, f"unknown key {shown(name)}{inside}{''.join(source)}; {hint}"
     if kind == "missing":
         return path[:-1], False, f"{place} is required and missing"
-    if kind == "union_tag_invalid":
-        place = f"{place}.{context['discriminator'].strip(chr(39))}"
-        problem = f"give {context['expected_tags']}, not {shown(context['tag'])}"
-        return (*path, "source"), False, f"{place}: {problem}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        key, given = context["discriminator"].strip("'"), first["input"]
+        if kind == "union_tag_invalid":
+            problem = f"give {context['expected_tags']}, not {shown(context['tag'])}"
+            return (*path, key), False, f"{place}.{key}: {problem}"
+        tags = ", ".join(repr(_tag(model)) for model in models if _tag(model))
+        misspelt = difflib.get_close_matches(key, map(str, given), 1) if isinstance(given, dict) else []
+        instead = f", not {shown(misspelt[0])}" if misspelt else ""
+        return path, False, f"{place}: give a section with a {key}{instead}: one of {tags}"
     if kind in ("too_short", "too_long"):
         bound = f"least {context['min_length']}" if kind == "too_short" else f"most {context['max_length']}"
         problem = f"give a list with at {bound} of them, not {context['actual_length'] or 'an empty one'}"
@@ -192,9 +197,18 @@ def _walk(cls: type[BaseModel], location: Sequence[int | str]) -> tuple[Path, li
     return tuple(path), models
 
 
+def _tagged_by(model: type[BaseModel]) -> str | None:
+    """Return the field that tells a section from the others of its union, if there is one."""
+    for name in ("source", "type"):
+        field = model.model_fields.get(name)
+        if field is not None and get_origin(field.annotation) is Literal:
+            return name
+    return None
+
+
 def _tag(model: type[BaseModel]) -> str | None:
-    source = model.model_fields.get("source")
-    values = get_args(source.annotation) if source else ()
+    name = _tagged_by(model)
+    values = get_args(model.model_fields[name].annotation) if name else ()
     return values[0] if values and isinstance(values[0], str) else None
 
 
@@ -239,7 +253,7 @@ def _refuse_conversion(kinds: _Kinds, value: Any, path: Path) -> None:
     """Raise for one value, or for one within it."""
     if isinstance(value, dict):
         for model in kinds.models:
-            if _tag(model) in (None, value.get("source")):
+            if _tag(model) in (None, value.get(_tagged_by(model))):
                 _refuse_conversions(model, value, path)
     elif isinstance(value, list):
         for inner in kinds.items:

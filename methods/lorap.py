@@ -72,7 +72,8 @@ class LoRAP(Method):
     def caps(self) -> Caps:
         """Return the stages that start from trained weights."""
         because = "random weights have nothing to leave out"
-        return Caps(stages=frozenset({"finetune", "compress"}), because=because, **TRAIN_OPTIONS)
+        stages = frozenset({"finetune", "compress"})
+        return Caps(stages=stages, because=because, reads_text=True, **TRAIN_OPTIONS)
 
     def prepare(self, model: Any, context: Context) -> nn.Module:
         """Compress every block in place, and say in the config how wide its MLP is now."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -291,6 +291,23 @@ def test_the_exported_model_is_plain_and_says_what_the_trained_one_said(
     assert not notes["missing_keys"]
     assert not notes["unexpected_keys"]
     assert logits(loaded).equal(logits(exported))
+
+
+class WatchedText(TinyText):
+    """Calibration text that remembers whether anybody looked at it."""
+
+    seen = False
+
+    def _from(self, step: int, left: int) -> Any:
+        self.seen = True
+        return super()._from(step, left)
+
+
+def test_a_method_that_looks_at_text_says_so(case: Case) -> None:
+    text, model = WatchedText(), cast(nn.Module, tiny_llama())
+    for method in case.methods():
+        model = method.prepare(model, Context(seed=1, updates=UPDATES, calibration=text))
+    assert text.seen == stack_caps(case.methods()).reads_text
 
 
 def test_a_bfloat16_model_trains_in_bfloat16(case: Case) -> None:

@@ -121,7 +121,8 @@ def supported(run: Run, methods: Sequence[Method]) -> Caps:
     if run.train.stage not in caps.stages:
         allowed = ", ".join(sorted(caps.stages))
         reason = f": {caps.because}" if caps.because else ""
-        raise UnsupportedError(f"{names} does not do stage {run.train.stage!r} (it does: {allowed}){reason}")
+        does = f"it does: {allowed}" if allowed else "these methods have no stage in common"
+        raise UnsupportedError(f"{names} does not do stage {run.train.stage!r} ({does}){reason}")
     if run.train.grad_accum > 1 and not caps.grad_accum:
         raise UnsupportedError(
             f"{names} updates inside the backward pass: gradient accumulation is not possible"
@@ -145,10 +146,7 @@ def _check_train_options(run: Run, caps: Caps, names: str) -> None:
     if not train.per_layer:
         return
     if not caps.per_layer:
-        reason = f" ({caps.because})" if caps.because else ""
-        raise UnsupportedError(
-            f"{names} does not update inside the backward pass{reason}: leave out train.per_layer"
-        )
+        raise UnsupportedError(f"{names} does not update inside the backward pass: leave out train.per_layer")
     for setting, reason in (
         (train.grad_accum > 1, f"grad_accum {train.grad_accum} would update once per micro-batch; use 1"),
         (train.clip is not None, "the global norm is known only after the updates; leave out clip"),

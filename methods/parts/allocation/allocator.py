@@ -33,7 +33,7 @@ class Problem:
 
     def decompositions(self, names: Collection[str]) -> Iterator[tuple[str, Decomposition]]:
         """Yield decompositions of these targets, up to the largest rank that costs less than a dense one."""
-        most = {name: (self.budget.whole(name) - 1) // self.budget.unit(name) for name in names}
+        most = {name: self.budget.most(name) for name in names}
         layers = {name: self.layers[name] for name in names}
         how = self.decomposing or Decomposing(self.factoriser)
         for name, found, _ in how.each(self.model, layers, most, self.context):

@@ -193,7 +193,7 @@ class Space:
     def _may_round_up(self) -> bool:
         """Whether a least rank may cost more than the share that it is for."""
         budget, least = self.problem.budget, self.band.low
-        return any(least * budget.whole(name) < budget.multiple * budget.unit(name) for name in self.names)
+        return any(least * budget.whole(name) < budget.price(name, budget.multiple) for name in self.names)
 
     def sample(self, count: int, generator: np.random.Generator) -> Array:
         """Return allowed random points (count, variables); UserError where there are none."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -27,7 +27,8 @@ class Budget:
     """A share `reduction` to be taken away from matrices of these shapes (out, in).
 
     `parameters` are those of the whole model before, `multiple` divides every rank. A matrix that keeps all
-    of its share stays dense, and so it has no rank.
+    of its share stays dense, and so it has no rank. Factors of the matrices `biased` come with a bias that
+    the dense ones have not.
     """
 
     shapes: Shapes
@@ -35,6 +36,7 @@ class Budget:
     reduction: float
     counted: Counted = "linears"
     multiple: int = 1
+    biased: Collection[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.target <= 0:
@@ -47,6 +49,18 @@ class Budget:
     def unit(self, name: str) -> int:
         """Return what one rank of a matrix costs."""
         return 1 if self.counted == "ranks" else sum(self.shapes[name])
+
+    def fixed(self, name: str) -> int:
+        """Return what factors of a matrix cost beside their ranks: a bias, where they come with one."""
+        return self.shapes[name][0] if name in self.biased and self.counted != "ranks" else 0
+
+    def price(self, name: str, rank: int) -> int:
+        """Return what factors of a rank cost."""
+        return rank * self.unit(name) + self.fixed(name)
+
+    def most(self, name: str) -> int:
+        """Return the largest rank whose factors cost less than the dense matrix."""
+        return (self.whole(name) - self.fixed(name) - 1) // self.unit(name)
 
     def whole(self, name: str) -> int:
         """Return what a dense matrix costs."""
@@ -66,7 +80,7 @@ class Budget:
     def cost(self, ranks: Mapping[str, int]) -> int:
         """Return what ranks cost; a matrix without one is dense."""
         return sum(
-            ranks[name] * self.unit(name) if name in ranks else self.whole(name) for name in self.shapes
+            self.price(name, ranks[name]) if name in ranks else self.whole(name) for name in self.shapes
         )
 
     def ranks(self, shares: Mapping[str, float]) -> dict[str, int]:
@@ -78,7 +92,11 @@ class Budget:
         below the target, and above it only where all that may shrink are at their least.
         """
         kept = self._scaled(shares)
-        exact = {name: kept[name] * self.whole(name) / self._step(name) for name in kept if kept[name] < 1}
+        exact = {
+            name: (share * self.whole(name) - self.fixed(name)) / self._step(name)
+            for name, share in kept.items()
+            if share < 1
+        }
         steps = {name: max(1, math.floor(value + OF_RANKS)) for name, value in exact.items()}
         left = math.floor(self.target * (1 + OF_TARGET)) - self.cost(self.rounded(steps))
         for name in sorted(exact, key=lambda name: steps[name] - exact[name]):
@@ -110,7 +128,7 @@ class Budget:
     def _price(self, name: str, steps: int) -> int:
         """Return what so many multiples cost; a matrix that they do not make smaller is dense."""
         rank = min(steps * self.multiple, *self.shapes[name])
-        return min(rank * self.unit(name), self.whole(name))
+        return min(self.price(name, rank), self.whole(name))
 
     def _scaled(self, shares: Mapping[str, float]) -> dict[str, float]:
         """Return min(1, max(least, c share)) with the c for which the costs of all are the target.
@@ -143,8 +161,7 @@ class Budget:
     def measured(self, ranks: Mapping[str, int]) -> dict[str, float]:
         """Return what is taken away by ranks, as a share of each of the three."""
         by_ranks, by_linears = (
-            Budget(self.shapes, self.parameters, self.reduction, counted, 1)
-            for counted in ("ranks", "linears")
+            replace(self, reduction=0.0, counted=counted) for counted in ("ranks", "linears")
         )
         removed = by_linears.whole_model - by_linears.cost(ranks)
         return {

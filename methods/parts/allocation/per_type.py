@@ -67,7 +67,7 @@ class PerType(Allocator):
         budget = problem.budget
         chosen = {name: row[kind] for name, kind, row in _by_block(problem, rows) if kind in row}
         for name, rank in chosen.items():
-            most = min(min(budget.shapes[name]), (budget.whole(name) - 1) // budget.unit(name))
+            most = min(min(budget.shapes[name]), budget.most(name))
             most -= most % budget.multiple
             if rank > most or rank % budget.multiple:
                 shape = " x ".join(map(str, budget.shapes[name]))

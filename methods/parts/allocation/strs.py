@@ -92,9 +92,10 @@ def at_shares(shares: Mapping[str, float], budget: Budget) -> dict[str, int]:
     found = {}
     for name, share in shares.items():
         if share < 1:
-            steps = int(share * budget.whole(name) / budget.unit(name) / budget.multiple)
+            room = share * budget.whole(name) - budget.fixed(name)
+            steps = int(room / budget.unit(name) / budget.multiple)
             rank = max(1, steps) * budget.multiple
-            if rank * budget.unit(name) < budget.whole(name):
+            if budget.price(name, rank) < budget.whole(name):
                 found[name] = rank
     return found
 

@@ -25,6 +25,8 @@ from methods.parts.factors.method import parameters, reduction_facts, train_fact
 from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
 from methods.parts.targets import LINEAR_KINDS, dense_linears, shapes_of
 
+#: How far below its target a reduction may be before a warning says so.
+MISSED = 1e-3
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -103,7 +105,7 @@ class Compression(Method):
         """Choose ranks, then factor block after block, in place."""
         layers = dense_linears(model, self.config.targets)
         config, before = self.config, parameters(model)
-        budget = Budget(shapes_of(layers), before, config.reduction, config.counted, config.multiple)
+        budget = self._budget(layers, before)
         chosen = self._choose(model, layers, budget, context)
         if context.simulated:
             for name, rank in chosen.items():
@@ -117,16 +119,40 @@ class Compression(Method):
             self._factor(model, layers, chosen, context)
         if config.train == "lrc":
             train_factors_and_norms(model)
+        measured = budget.measured(chosen)
+        self._warn_of(budget, measured, context)
         context.ranks.update(chosen)
         context.facts.update(
             reduction_facts(budget.shapes, chosen),
             target_reduction=config.reduction,
             counted=config.counted,
-            measured_reduction=budget.measured(chosen),
+            measured_reduction=measured,
+            parameter_ratio_targets=1 - measured["linears"],
             parameter_ratio=parameters(model) / before,
             lrc=list(chosen),
         )
         return model
+
+    def _budget(self, layers: Mapping[str, nn.Linear], parameters: int) -> Budget:
+        config = self.config
+        new = [name for name, layer in layers.items() if config.factoriser.centred and layer.bias is None]
+        return Budget(
+            shapes_of(layers), parameters, config.reduction, config.counted, config.multiple, frozenset(new)
+        )
+
+    def _warn_of(self, budget: Budget, measured: Mapping[str, float], context: Context) -> None:
+        """Warn of a target that was not met, and of factors that are larger than what they replace."""
+        reached, target = measured[budget.counted], self.config.reduction
+        if reached < target - MISSED and not any("the target was" in text for text in context.warnings):
+            context.warn(
+                f"{self.name}: {reached:.4f} of {budget.counted} went, and the target was {target:.4f}: "
+                f"ranks cannot be lower than {budget.multiple}; ask for less, or for smaller multiples"
+            )
+        if measured["linears"] < 0:
+            context.warn(
+                f"{self.name}: the factors have more parameters than the matrices that they replace; count "
+                "linears instead of ranks, or ask for more"
+            )
 
     def stepper(self, model: nn.Module, optim: OptimConfig) -> AdamWStepper | None:
         """Return AdamW over factors and norms, or None when `train` is `none`."""

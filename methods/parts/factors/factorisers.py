@@ -134,7 +134,7 @@ def relative_error(weight: Tensor, factors: Factors, inputs: InputStatistics) ->
 
     These hold products of features.
     """
-    dense, moments = weight.double(), inputs.second_moment()
+    dense, moments = weight.detach().double(), inputs.second_moment()
     missed = dense - factors.up.double() @ factors.down.double()
     error = ((missed @ moments) * missed).sum()
     if factors.offset is not None:

@@ -96,7 +96,8 @@ def test_14_the_budget_is_met_after_rounding(
     whole = {"ranks": 28 * 32, "linears": sum(w.numel() for w in targets(dense).values()), "all": parameters}
     assert reduction - 1e-9 <= found[counted] < reduction + multiple * unit / whole[counted]
     assert all(rank % multiple == 0 for rank in context.ranks.values())
-    assert context.warnings == []
+    larger = "the factors have more parameters than the matrices"
+    assert [larger in text for text in context.warnings] == [True] * (found["linears"] < 0)
 
 
 @pytest.mark.parametrize("counted", ["linears", "all"])

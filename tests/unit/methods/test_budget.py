@@ -131,3 +131,16 @@ def test_a_share_of_infinity_stays_dense_and_the_others_keep_their_proportions()
     assert set(ranks) == {"k", "up", "down"}
     assert abs(ranks["up"] - ranks["down"]) <= 1
     assert mine.measured(ranks)["linears"] == pytest.approx(0.4, abs=224 / LINEARS)
+
+
+@pytest.mark.parametrize("counted", ["linears", "all"])
+def test_biases_that_factors_come_with_are_counted(counted: Counted) -> None:
+    mine = Budget(SHAPES, LINEARS + OTHERS, 0.3, counted, biased=frozenset(SHAPES))
+    ranks = mine.ranks(dict.fromkeys(SHAPES, 1.0))
+    weights, _ = removed(ranks)
+    weights -= sum(SHAPES[name][0] for name in ranks)
+    found = mine.measured(ranks)
+    assert found["linears"] == pytest.approx(weights / LINEARS)
+    assert found["all"] == pytest.approx(weights / (LINEARS + OTHERS))
+    assert 0.3 <= found[counted] + 1e-12 < 0.3 + 224 / LINEARS
+    assert mine.most("k") == max(rank for rank in range(20) if rank * 80 + 16 < 16 * 64)

@@ -30,18 +30,17 @@ TABLES = (
     ("Perplexity", "perplexity", "{:.4g}"),
     ("Relative error of the layers' outputs on the calibration text", "error", "{:.4f}"),
     ("Reduction of the parameters of the linears, as measured", "linears", "{:.4f}"),
-    ("Seconds of the compression", "seconds", "{:.1f}"),
 )
 ABOUT = (
     "Every allocator (how much of each matrix is kept) with every factoriser (how), from the records of the "
     "suite `{suite}`: {model}, calibrated on {calibration}, scored on {text}. Cells are means over seeds "
     "({seeds}), which draw the calibration text. The error is that of all outputs of a layer, "
     "|Y - Y'| / |Y|, as the root of its mean square over the layers; the layers see inputs of the whole "
-    "model. The seconds are those of preparing the model on {machine}, with the pass over the text and the "
-    "search of an allocator.",
+    "model.",
     "Without compression the perplexity is {dense:.4g}.",
     "In each layer, `pca` is never worse than `whiten` at equal ranks, nor `whiten` than the others: that is "
-    "a theorem. Between allocators nothing is promised, nor for the perplexity.",
+    "a theorem; the biases of `pca` cost it a few ranks here. Between allocators nothing is promised, nor "
+    "for the perplexity.",
 )
 
 
@@ -52,7 +51,6 @@ class Cell:
     perplexity: float
     error: float
     linears: float
-    seconds: float
     ranks: Mapping[str, int]
     """Those of the first seed."""
 
@@ -144,10 +142,9 @@ def _perplexity(item: Record) -> tuple[str, float] | None:
 
 def _about(item: Record, text: str) -> dict[str, str]:
     assert item.data is not None
-    read, environment = item.data.calibration, item.environment
+    read = item.data.calibration
     counted = "" if read is None else f"{read.counts['sequences']} x {read.length} tokens of {read.name}"
-    machine = "" if environment is None else environment.device
-    found = {"suite": item.suite, "model": f"the model {item.data.model}", "text": text, "machine": machine}
+    found = {"suite": item.suite, "model": f"the model {item.data.model}", "text": text}
     return {**found, **({"calibration": counted} if counted else {})}
 
 
@@ -159,7 +156,6 @@ def _cell(items: Sequence[Record]) -> Cell:
         perplexity=fmean(found[1] for item in items if (found := _perplexity(item)) is not None),
         error=fmean(fmean(error * error for error in each) ** 0.5 if each else 0.0 for each in errors),
         linears=fmean(each["measured_reduction"]["linears"] for each in facts),
-        seconds=fmean(item.time.phase_s["prepare"] for item in items if item.time is not None),
         ranks={} if first is None else first.ranks,
     )
 

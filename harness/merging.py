@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -157,14 +157,14 @@ def _changed(section: Written | None, dotted: str, value: Written, where: str) -
             raise UserError(f"{where}: cannot set {dotted!r}: {path[-1]!r} is a value, not a section")
         name, *deeper = rest
         inner = within(old.value.get(name, Written({}, where)), (*path, name), deeper)
-        return replace(old, value={**old.value, name: inner}, keys={**old.keys, name: where})
+        made = replace(old, value={**old.value, name: inner}, keys={**old.keys, name: where})
+        return _without_other_source(path, old, made) if rest == ["source"] else made
 
     name, *rest = parts = dotted.split(".")
     if not all(part.strip() == part and part for part in parts):
         raise UserError(f"{where}: {shown(dotted)} is no setting; write for example train.steps")
     old = Written({}, where) if section is None else section
-    changed = within(old, (name,), rest)
-    return _without_other_source(name, old, changed) if rest == ["source"] else changed
+    return within(old, (name,), rest)
 
 
 def _merge(old: Written, new: Written, path: tuple[str, ...]) -> Written:
@@ -179,12 +179,20 @@ def _merge(old: Written, new: Written, path: tuple[str, ...]) -> Written:
     for key, item in new.value.items():
         merged[key] = _merge(merged[key], item, (*path, key)) if key in merged else item
     together = Written(merged, new.where, old.keys | new.keys)
-    return _without_other_source(path[0], old, together) if path in (("model",), ("data",)) else together
+    return _without_other_source(path, old, together)
 
 
-def _without_other_source(name: str, old: Written, merged: Written) -> Written:
+#: The sections of which a source says what else they hold.
+_SOURCED: Mapping[tuple[str, ...], Mapping[str, Any]] = {
+    ("model",): config.MODELS,
+    ("data",): config.DATA,
+    ("calibration", "data"): config.DATA,
+}
+
+
+def _without_other_source(path: tuple[str, ...], old: Written, merged: Written) -> Written:
     """Return a section without the old keys that a source of another kind does not have."""
-    kinds = {"model": config.MODELS, "data": config.DATA}.get(name, {})
+    kinds = _SOURCED.get(path, {})
 
     def source(section: Written) -> Any:
         return section.value["source"].value if "source" in section.value else "embedded"

@@ -50,8 +50,8 @@ class Decomposing:
         """
         factoriser = self.factoriser
         if factoriser.need == "nothing" and not products:
-            for name, layer in list(layers.items()):
-                yield name, factoriser.decompose(layer.weight, None, most[name], 0.0, name), None
+            for name in list(layers):
+                yield name, factoriser.decompose(layers[name].weight, None, most[name], 0.0, name), None
             return
         text, second = text_of(context, self.wanted_by), factoriser.need == "products" or products
         blocks = walk(model, layers, text.batches(), second, sequential, self.place, factoriser.pooled)

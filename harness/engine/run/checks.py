@@ -146,7 +146,11 @@ def _check_train_options(run: Run, caps: Caps, names: str) -> None:
     if not train.per_layer:
         return
     if not caps.per_layer:
-        raise UnsupportedError(f"{names} does not update inside the backward pass: leave out train.per_layer")
+        about_stages = caps.stages != Caps().stages  # then the reason is one for these
+        reason = f" ({caps.because})" if caps.because and not about_stages else ""
+        raise UnsupportedError(
+            f"{names} does not update inside the backward pass{reason}: leave out train.per_layer"
+        )
     for setting, reason in (
         (train.grad_accum > 1, f"grad_accum {train.grad_accum} would update once per micro-batch; use 1"),
         (train.clip is not None, "the global norm is known only after the updates; leave out clip"),

@@ -25,6 +25,8 @@ from harness.tables.records import load
 
 SUITE = "compression"
 METHOD = "compress"
+#: Kinds of matrices in the order of their colours.
+KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 #: Title, key of a cell, and how it is printed.
 TABLES = (
     ("Perplexity", "perplexity", "{:.4g}"),
@@ -217,8 +219,8 @@ def draw_errors(matrix: Matrix) -> Any:
     axes[0][0].set_ylabel("relative error of outputs")
     axes[1][0].set_ylabel("perplexity")
     axes[1][0].axhline(matrix.dense, color=charts.INK, linewidth=0.8, linestyle=":")
-    figure.supxlabel("parameters of the linears removed, measured", fontsize=10)
-    figure.legend(loc="outside lower center", ncols=6, frameon=False)
+    axes[1][(len(names) - 1) // 2].set_xlabel("parameters of the linears removed, measured", loc="left")
+    figure.legend(loc="outside upper center", ncols=6, frameon=False)
     return figure
 
 
@@ -231,23 +233,29 @@ def draw_ranks(matrix: Matrix) -> Any:
     figure, axes = pyplot.subplots(
         1, len(names), figsize=(2.3 * len(names), 3.2), layout="constrained", sharey=True, squeeze=False
     )
+    drawn: dict[str, Any] = {}  # a line of each kind, for the legend
     for panel, allocator in zip(axes[0], names, strict=True):
         pair = next(pair for pair in matrix.cells[target] if pair[0] == allocator)
         kinds: dict[str, dict[int, int]] = {}
         for name, rank in matrix.cells[target][pair].ranks.items():
             layer = next((int(part) for part in name.split(".") if part.isdigit()), 0)
             kinds.setdefault(name.rpartition(".")[2], {})[layer] = rank
-        for place, (kind, ranks) in enumerate(kinds.items()):
+        for kind, ranks in kinds.items():
+            place = KINDS.index(kind) if kind in KINDS else len(KINDS)
             style = {"color": charts.LINES[place % 6], "marker": charts.MARKERS[place % 6], "markersize": 4}
             dashed = "--" if place >= len(charts.LINES) else "-"
-            label = kind if panel is axes[0][0] else None
-            panel.plot(list(ranks), list(ranks.values()), dashed, label=label, linewidth=1.2, **style)
+            (drawn[kind],) = panel.plot(list(ranks), list(ranks.values()), dashed, linewidth=1.2, **style)
         panel.set_title(f"{allocator} ({pair[1]})", fontsize=9)
         panel.grid(True, color=charts.FAINT, linewidth=0.6)
         charts.plain(panel)
     axes[0][0].set_ylabel("rank")
-    figure.supxlabel(f"layer, at a target of {target:.0%}; what is missing stays dense", fontsize=10)
-    figure.legend(loc="outside lower center", ncols=7, frameon=False, fontsize=8)
+    said = (
+        f"ranks by layer at a target of {target:.0%}; what is missing stays dense, of equal lines one is seen"
+    )
+    figure.suptitle(said, x=0.01, ha="left", fontsize=9)
+    order = sorted(drawn, key=lambda kind: KINDS.index(kind) if kind in KINDS else len(KINDS))
+    lines = [drawn[kind] for kind in order]
+    figure.legend(lines, order, loc="outside lower center", ncols=7, frameon=False, fontsize=8)
     return figure
 
 

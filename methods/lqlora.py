@@ -108,8 +108,7 @@ class LQLoRA(QLoRA):
         self, model: nn.Module, layers: Mapping[str, nn.Linear], context: Context
     ) -> dict[str, Tensor]:
         """Return the weights of the errors by layer; none for those that weigh all alike."""
-        samples = self.config.fisher
-        if samples is None or context.simulated:
+        if (samples := self.config.fisher) is None or context.simulated:
             return {}
         if context.calibration is None:
             context.warn(f"{self.name}: without text there are no gradients, so all errors weigh alike")

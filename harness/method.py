@@ -138,6 +138,10 @@ class Calibration(Protocol):
     def length(self) -> int:
         """Tokens in a sequence."""
 
+    @property
+    def seed(self) -> int:
+        """What the choice of sequences follows from."""
+
     def batches(self, count: int | None = None) -> Iterator[Batch]:
         """Yield `count` sequences, by default the declared ones; UserError where the text has fewer."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 
 from harness.config import OptimConfig
 from harness.factored import FactoredLinear
-from harness.method import Caps, Context
+from harness.method import Context
 from methods.parts.allocation.bayes import Bayes
 from methods.parts.allocation.catalogue import AnyAllocator
 from methods.parts.factors.compression import Compression, CompressionConfig
@@ -65,11 +64,6 @@ class Bolaco(Compression):
         "any model and reduction on text that is not scored, in post-training that keeps the factors instead "
         "of dense products, and without its dropout."
     )
-
-    @property
-    def caps(self) -> Caps:
-        """Return that scales are trained by this method alone."""
-        return replace(super().caps, own_updates=self.config.train == "scales")
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Factor, then freeze everything and put scales beside the factors where these are to train."""

@@ -76,8 +76,7 @@ class SvdLlm(Compression):
     @property
     def caps(self) -> Caps:
         """Return those of a compression; adapters of stages are added into frozen factors."""
-        staged = self.config.train == "stages"
-        return replace(super().caps, merges=staged, own_updates=staged)
+        return replace(super().caps, merges=self.config.train == "stages")
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Factor as every compression does; for `stages`, put adapters around both factors."""

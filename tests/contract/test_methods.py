@@ -323,10 +323,11 @@ def test_a_bfloat16_model_trains_in_bfloat16(case: Case) -> None:
 @pytest.mark.parametrize(
     ("stack", "said"),
     [
-        ([GALORE, ("full", {})], "full trains this stack, so galore would have no effect"),
-        ([LISA, LORA], "lora trains this stack, so lisa would have no effect"),
+        ([GALORE, ("full", {})], "full trains this stack, so galore would not"),
+        ([LISA, LORA], "lora trains this stack, so lisa would not"),
+        ([("compress", {"train": "lrc"}), LORA], "lora trains this stack, so compress would not"),
         ([("optim", {"type": "SGD"}), VELORA, QGALORE], "qgalore trains this stack, so optim would"),
-        ([FIRA, OWLORE, ("full", {})], "so fira and owlore would have no effect"),
+        ([FIRA, OWLORE, ("full", {})], "so fira and owlore would not"),
     ],
     ids=lambda value: None if isinstance(value, str) else "+".join(name for name, _ in value),
 )

@@ -71,7 +71,7 @@ def logits(model: nn.Module) -> Tensor:
 class TinyText:
     """Calibration text of random tokens; implements `harness.method.Calibration`."""
 
-    source, count, length, validation_count = "random tokens", 8, LENGTH, 8
+    source, count, length, seed, validation_count = "random tokens", 8, LENGTH, 0, 8
 
     def batches(self, count: int | None = None) -> Iterator[Batch]:
         """Yield `count` sequences, two at a time."""

@@ -141,8 +141,9 @@ def find_stepper(run: Run, methods: Sequence[Method], model: nn.Module) -> Stepp
             members.trainable(key, method, model)
             if idle := [other for other, below in stack if below.caps.own_updates]:
                 raise UnsupportedError(
-                    f"{key} trains this stack, so {' and '.join(idle)} would have no effect: a stack has one "
-                    f"optimizer, that of its last method with one; leave out {key}, or {' and '.join(idle)}"
+                    f"{key} trains this stack, so {' and '.join(idle)} would not: a stack has one "
+                    f"optimizer, that of its last method with one; leave out {key}, or the training of "
+                    f"{' and '.join(idle)}"
                 )
             return stepper
     return None

@@ -12,7 +12,6 @@ from torch import nn
 from harness.method import Calibration, Context, MethodConfig
 from methods.parts.allocation.budget import Budget
 from methods.parts.factors.decompositions import Decomposing, text_of
-from methods.parts.factors.factorisers import Factoriser
 from methods.parts.factors.kernel import Decomposition
 from methods.parts.factors.svd_cache import SingularValues, singular_values
 from methods.parts.sampling.schedule import layers_of
@@ -26,17 +25,14 @@ class Problem:
     model: nn.Module
     layers: Mapping[str, nn.Linear]
     budget: Budget
-    factoriser: Factoriser
+    decomposing: Decomposing
     context: Context
-    decomposing: Decomposing | None = None
-    """How the factoriser's statistics are gathered; null gathers them with its defaults."""
 
     def decompositions(self, names: Collection[str]) -> Iterator[tuple[str, Decomposition]]:
         """Yield decompositions of these targets, up to the largest rank that costs less than a dense one."""
         most = {name: self.budget.most(name) for name in names}
         layers = {name: self.layers[name] for name in names}
-        how = self.decomposing or Decomposing(self.factoriser)
-        for name, found, _ in how.each(self.model, layers, most, self.context):
+        for name, found, _ in self.decomposing.each(self.model, layers, most, self.context):
             yield name, found
 
     @property
@@ -75,8 +71,10 @@ class Allocator(MethodConfig):
     value_dependent: ClassVar[bool] = False
     """Whether values of weights or text decide; a simulation then takes equal shares."""
 
-    reads_text: ClassVar[bool] = False
-    """Whether it looks at calibration text."""
+    @property
+    def reads_text(self) -> bool:
+        """Whether it looks at calibration text."""
+        return False
 
     def allocate(self, problem: Problem) -> dict[str, int]:
         """Return the rank of every matrix to factor by name; those that are left out stay dense.

@@ -41,7 +41,6 @@ class Bayes(Allocator):
 
     type: Literal["bayes"] = "bayes"
     value_dependent: ClassVar[bool] = True
-    reads_text: ClassVar[bool] = True
 
     groups: Positive = 1
     """Groups of consecutive blocks with shares of their own: 1 is the paper's 5x1, 4 its 5x4."""
@@ -72,6 +71,11 @@ class Bayes(Allocator):
         if value[0] >= value[1]:
             raise ValueError(f"the least share {value[0]:g} is not below the largest, {value[1]:g}")
         return value
+
+    @property
+    def reads_text(self) -> bool:
+        """Return that it does."""
+        return True
 
     def allocate(self, problem: Problem) -> dict[str, int]:
         """Return the best ranks that the search evaluated, or these scaled up to the budget if not worse.

@@ -26,7 +26,6 @@ class Owl(Allocator):
 
     type: Literal["owl"] = "owl"
     value_dependent: ClassVar[bool] = True
-    reads_text: ClassVar[bool] = True
 
     strength: Annotated[float, Field(ge=0, lt=1)] = 0.08
     """Half of the difference between the largest and the smallest share (lambda); 0 is `uniform`."""
@@ -34,6 +33,11 @@ class Owl(Allocator):
     threshold: Annotated[float, Field(ge=1)] = 5.0
     """How many times the mean of its block an outlier is (M): 5 as in the published commands; the default of
     the code is 3."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Return that it does."""
+        return True
 
     def allocate(self, problem: Problem) -> dict[str, int]:
         """Return ranks by the shares of the blocks; UserError without text.

@@ -14,8 +14,6 @@ from methods.parts.allocation.published import LLAMA_7B, MULTIPLE, PUBLISHED, Pr
 from methods.parts.targets import kind_of
 
 T = TypeVar("T")
-#: How far the reduction of given ranks may be from the one that is asked for, before a warning says so.
-NEAR = 0.01
 
 _as_list = BeforeValidator(lambda value: [value] if isinstance(value, Mapping) else value)
 Kept = Annotated[float, Field(gt=0, le=1, strict=True)]
@@ -78,12 +76,6 @@ class PerType(Allocator):
                 )
                 give = f"give at most {most}, or leave the kind out" if most else "leave the kind out"
                 raise UserError(f"per_type: rank {rank} of {name}{wrong}; {give}")
-        taken = budget.measured(chosen)[budget.counted]
-        if abs(taken - budget.reduction) > NEAR:
-            problem.context.warn(
-                f"per_type: the given ranks take away {taken:.4f} of {budget.counted}; the target was "
-                f"{budget.reduction:.4f}"
-            )
         return chosen
 
     def _published(self, problem: Problem, preset: Preset) -> dict[str, int]:

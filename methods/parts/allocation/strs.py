@@ -13,9 +13,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from math import inf, isfinite
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.errors import UserError
 from methods.parts.allocation.allocator import Allocator, Problem
@@ -35,7 +35,6 @@ class Strs(Allocator):
 
     type: Literal["strs"] = "strs"
     value_dependent: ClassVar[bool] = True
-    reads_text: ClassVar[bool] = True
 
     candidates: Annotated[tuple[Candidate, ...], Field(min_length=1)] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """Shares of a matrix that are tried, as the budget counts them."""
@@ -47,6 +46,19 @@ class Strs(Allocator):
 
     sequences: Annotated[int, Field(gt=0)] | None = None
     """Sequences of calibration text for each perplexity; null is all that the run declares."""
+
+    @model_validator(mode="after")
+    def _options_that_act(self) -> Self:
+        if self.sequences is not None and not self.reads_text:
+            raise ValueError(
+                "`sequences` are of text, which `metric: stable_rank` does not read; leave it out"
+            )
+        return self
+
+    @property
+    def reads_text(self) -> bool:
+        """Return whether perplexities say what does harm."""
+        return self.metric == "perplexity"
 
     def allocate(self, problem: Problem) -> dict[str, int]:
         """Return the ranks that the search ends with, scaled up to the budget.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from harness.config import OptimConfig, Share
@@ -25,8 +25,8 @@ from methods.parts.factors.method import parameters, reduction_facts, train_fact
 from methods.parts.optim.adamw import TRAIN_OPTIONS, AdamWStepper
 from methods.parts.targets import LINEAR_KINDS, dense_linears, shapes_of
 
-#: How far below its target a reduction may be before a warning says so.
-MISSED = 1e-3
+#: How far below and above its target a reduction may be before a warning says so.
+BELOW, ABOVE = 1e-3, 1e-2
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -78,6 +78,21 @@ class CompressionConfig(MethodConfig):
     def _by_name(cls, value: Any) -> Any:
         return {"type": value} if isinstance(value, str) else value
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether factors follow from statistics of the calibration text."""
+        return self.factoriser.need != "nothing" or self.errors
+
+    @model_validator(mode="after")
+    def _options_about_text_act(self) -> Self:
+        kind = self.factoriser.type
+        if self.damping is not None and self.factoriser.need != "products":
+            raise ValueError(f"`damping` is of second moments, which {kind} does not read; leave it out")
+        for name in ("sequential", "place"):
+            if not self.reads_text and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"`{name}` is about text, which {kind} does not read; leave it out")
+        return self
+
 
 class Compression(Method):
     """Factor linear layers at ranks that an allocator chooses."""
@@ -92,12 +107,12 @@ class Compression(Method):
     def caps(self) -> Caps:
         """Return the stages that start from trained weights."""
         because = "random weights have nothing to leave out"
-        allocator, factoriser = self.config.allocator, self.config.factoriser
         return Caps(
             stages=frozenset({"finetune", "compress"}),
             because=because,
-            value_dependent=allocator.value_dependent,
-            reads_text=allocator.reads_text or factoriser.need != "nothing" or self.config.errors,
+            value_dependent=self.config.allocator.value_dependent,
+            own_updates=self.config.train != "none",
+            reads_text=self.config.allocator.reads_text or self.config.reads_text,
             **TRAIN_OPTIONS,
         )
 
@@ -120,7 +135,7 @@ class Compression(Method):
         if config.train == "lrc":
             train_factors_and_norms(model)
         measured = budget.measured(chosen)
-        self._warn_of(budget, measured, context)
+        self._warn_of(budget, chosen, measured, context)
         context.ranks.update(chosen)
         context.facts.update(
             reduction_facts(budget.shapes, chosen),
@@ -140,13 +155,16 @@ class Compression(Method):
             shapes_of(layers), parameters, config.reduction, config.counted, config.multiple, frozenset(new)
         )
 
-    def _warn_of(self, budget: Budget, measured: Mapping[str, float], context: Context) -> None:
-        """Warn of a target that was not met, and of factors that are larger than what they replace."""
+    def _warn_of(
+        self, budget: Budget, chosen: Mapping[str, int], measured: Mapping[str, float], context: Context
+    ) -> None:
+        """Warn of a target that was missed, and of factors that are larger than what they replace."""
         reached, target = measured[budget.counted], self.config.reduction
-        if reached < target - MISSED and not any("the target was" in text for text in context.warnings):
+        if not target - BELOW <= reached <= target + ABOVE:
+            at_least = all(rank <= budget.multiple for rank in chosen.values())
+            least = f"; the lowest rank is {budget.multiple}" if at_least else ""
             context.warn(
-                f"{self.name}: {reached:.4f} of {budget.counted} went, and the target was {target:.4f}: "
-                f"ranks cannot be lower than {budget.multiple}; ask for less, or for smaller multiples"
+                f"{self.name}: {reached:.4f} of {budget.counted} went, and the target was {target:.4f}{least}"
             )
         if measured["linears"] < 0:
             context.warn(
@@ -179,8 +197,7 @@ class Compression(Method):
         allocator = self.config.allocator
         if context.simulated and allocator.value_dependent:
             allocator = Uniform()
-        factoriser = self.config.factoriser
-        return allocator.allocate(Problem(model, layers, budget, factoriser, context, self.decomposing))
+        return allocator.allocate(Problem(model, layers, budget, self.decomposing, context))
 
     def _factor(
         self,

@@ -65,11 +65,6 @@ class Decomposition:
         return float(self.energies[rank:].sum())
 
 
-def factor(weight: Tensor, metric: Metric, rank: int, mean: Tensor | None = None, name: str = "") -> Factors:
-    """Return the best factors of one rank; arguments as of `decompose`."""
-    return decompose(weight, metric, rank, mean, name).factors(rank)
-
-
 @torch.no_grad()
 def decompose(
     weight: Tensor, metric: Metric, most: int | None = None, mean: Tensor | None = None, name: str = ""

@@ -147,9 +147,7 @@ def test_given_ranks_are_taken_as_they_are_and_a_reduction_that_differs_is_said(
     _, context = compressed(uneven_llama(), allocator, reduction=0.5)
     assert set(context.ranks.values()) == {5, 20}
     found = taken(uneven_llama(), context.ranks)["linears"]
-    assert context.warnings == [
-        f"per_type: the given ranks take away {found:.4f} of linears; the target was 0.5000"
-    ]
+    assert context.warnings == [f"compress: {found:.4f} of linears went, and the target was 0.5000"]
     assert compressed(uneven_llama(), allocator, reduction=round(found, 3))[1].warnings == []
 
 

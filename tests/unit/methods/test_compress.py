@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from harness.errors import UserError
 from harness.method import Context
 from harness.plugins import build
 from methods.parts.targets import LINEAR_KINDS, target_linears
@@ -61,7 +62,16 @@ def test_a_target_that_ranks_cannot_meet_is_said(options: dict[str, Any]) -> Non
     reached, target = context.facts["measured_reduction"]["linears"], options.get("reduction", 0.2)
     assert reached < target
     (said,) = context.warnings
-    assert said.startswith(f"compress: {reached:.4f} of linears went, and the target was {target:.4f}")
+    multiple = options.get("multiple", 1)
+    went = f"compress: {reached:.4f} of linears went, and the target was {target:.4f}"
+    assert said == f"{went}; the lowest rank is {multiple}"
+
+
+def test_ranks_that_take_more_than_the_target_are_said_without_a_reason() -> None:
+    allocator = {"type": "per_type", "ranks": dict.fromkeys(LINEAR_KINDS, 2)}
+    _, context = compressed(tiny_llama(), factoriser="svd", allocator=allocator)
+    reached = context.facts["measured_reduction"]["linears"]
+    assert context.warnings == [f"compress: {reached:.4f} of linears went, and the target was 0.2000"]
 
 
 def test_factors_that_are_larger_than_what_they_replace_are_said() -> None:
@@ -71,3 +81,33 @@ def test_factors_that_are_larger_than_what_they_replace_are_said() -> None:
     assert count(model) > before
     (said,) = context.warnings
     assert said.startswith("compress: the factors have more parameters than the matrices that they replace")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"factoriser": "svd", "damping": 0.1}, "`damping` is of second moments, which svd does not read"),
+        ({"factoriser": "asvd", "damping": 0.1}, "`damping` is of second moments, which asvd does not read"),
+        ({"factoriser": "svd", "sequential": True}, "`sequential` is about text, which svd does not read"),
+        ({"factoriser": "svd", "place": "host"}, "`place` is about text, which svd does not read"),
+        (
+            {"allocator": {"type": "strs", "metric": "stable_rank", "sequences": 3}},
+            "`sequences` are of text, which `metric: stable_rank` does not read",
+        ),
+    ],
+    ids=str,
+)
+def test_an_option_that_would_do_nothing_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=f"{said}; leave it out$"):
+        build("compress", options)
+
+
+def test_options_about_text_are_taken_where_text_is_read_for_the_errors_alone() -> None:
+    build("compress", {"factoriser": "svd", "errors": True, "sequential": True, "place": "host"})
+
+
+def test_whether_text_is_read_follows_from_all_options() -> None:
+    by_rank = {"type": "strs", "metric": "stable_rank"}
+    assert not build("compress", {"factoriser": "svd", "allocator": by_rank}).caps.reads_text
+    for options in ({"allocator": by_rank}, {"factoriser": "svd", "allocator": "owl"}, {"errors": True}):
+        assert build("compress", options).caps.reads_text

@@ -417,7 +417,7 @@ def test_a_stack_that_another_method_trains_is_refused(method: str, options: dic
     full = build("full", {})
     model = full.prepare(chosen.prepare(tiny_llama(), Context()), Context())
     run = Run.model_validate({"method": [{method: options}, "full"], "train": {"stage": "pretrain"}})
-    with pytest.raises(UnsupportedError, match=f"full trains this stack, so {method} would have no effect"):
+    with pytest.raises(UnsupportedError, match=f"full trains this stack, so {method} would not"):
         find_stepper(run, [chosen, full], model)
 
 

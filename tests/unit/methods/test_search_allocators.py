@@ -26,6 +26,7 @@ from methods.parts.allocation.optimisation import Band, minimise
 from methods.parts.allocation.strs import Harms, Strs, at_shares, search
 from methods.parts.allocation.trial import Trial
 from methods.parts.allocation.uniform import Uniform
+from methods.parts.factors.decompositions import Decomposing
 from methods.parts.factors.factorisers import Svd
 from methods.parts.factors.method import parameters
 from methods.parts.targets import LINEAR_KINDS, kind_of, shapes_of, target_linears
@@ -48,7 +49,7 @@ def problem(
     layers = target_linears(model, LINEAR_KINDS)
     budget = Budget(shapes_of(layers), parameters(model), reduction, counted, multiple)
     context = Context(seed=seed, calibration=TinyText() if text is None else text)
-    return Problem(model, layers, budget, Svd(), context)
+    return Problem(model, layers, budget, Decomposing(Svd()), context)
 
 
 def cost(ranks: Mapping[str, int], budget: Budget) -> int:
@@ -285,7 +286,7 @@ def test_the_costs_of_variables_are_those_of_the_paper_on_its_shapes() -> None:
     model.layers = torch.nn.ModuleList([block])
     model.config = tiny_llama(layers=1).config  # type: ignore[assignment]
     budget = Budget(shapes_of(layers), 10**9, 0.2)
-    band = Space.of(Problem(model, layers, budget, Svd(), Context()), Bayes()).band
+    band = Space.of(Problem(model, layers, budget, Decomposing(Svd()), Context()), Bayes()).band
     assert (band.costs / 4096**2).tolist() == [2, 1, 2.6875, 2.6875, 2.6875]
     assert band.fixed / 4096**2 == 1
     assert band.most / 4096**2 == pytest.approx(0.8 * 12.0625)

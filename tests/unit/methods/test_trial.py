@@ -34,7 +34,7 @@ def problem(model: Any = None, factoriser: Factoriser | None = None, counted: Co
     layers, chosen = target_linears(model, LINEAR_KINDS), factoriser or Pca()
     budget = Budget(shapes_of(layers), parameters(model), 0.3, counted)
     context = Context(seed=1, calibration=TinyText())
-    return Problem(model, layers, budget, chosen, context, Decomposing(chosen, damping=0))
+    return Problem(model, layers, budget, Decomposing(chosen, damping=0), context)
 
 
 def padded() -> list[Batch]:
@@ -54,7 +54,7 @@ def compressed(task: Problem, ranks: dict[str, int]) -> Any:
     layers = target_linears(model, LINEAR_KINDS)
     for found in walk(task.model, task.layers, TinyText().batches()):
         for name in found.keys() & ranks.keys():
-            made = task.factoriser.decompose(layers[name].weight, found[name], ranks[name])
+            made = task.decomposing.factoriser.decompose(layers[name].weight, found[name], ranks[name])
             factors = made.factors(ranks[name])
             model.set_submodule(name, factor(layers[name], factors.up, factors.down, factors.offset))
     return model

@@ -34,8 +34,8 @@ class CompressionConfig(MethodConfig):
     """Options of all compressions by an allocator and a factoriser."""
 
     allocator: AnyAllocator = Uniform()
-    """How much of each matrix is kept: `uniform`, `welore`, `owl`, or a section with `type` and options, as
-    `{type: per_type, keep: {q_proj: 0.5, o_proj: 0.7}}`."""
+    """How much of each matrix is kept: `uniform`, `welore`, `owl`, `strs`, `bayes`, or a section with `type`
+    and options, as `{type: per_type, keep: {q_proj: 0.5, o_proj: 0.7}}`."""
 
     factoriser: AnyFactoriser = Whiten()
     """How a matrix is factored: `svd`, `asvd`, `awsvd`, `whiten`, `pca`, or a section with `type` and

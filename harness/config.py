@@ -251,6 +251,40 @@ class OptimConfig(Strict):
     per_layer: bool = Field(default=False, exclude_if=lambda on: not on)
 
 
+#: A time as people write it: 90s, 30m, 2h.
+_TIME = re.compile(r"(\d+(?:\.\d+)?)([smh])")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class CheckpointConfig(Strict):
+    """How often the state of a training is saved, so that the same command goes on from there.
+
+    `every` is a number of updates or a time, such as 90s, 30m or 2h. The newest `keep` checkpoints stay until
+    the run has ended.
+    """
+
+    every: Positive | str = "30m"
+    keep: Positive = 2
+
+    @field_validator("every")
+    @classmethod
+    def _a_time(cls, every: int | str) -> int | str:
+        if isinstance(every, str) and not ((found := _TIME.fullmatch(every)) and float(found[1])):
+            raise ValueError(f"{shown(every)}: give a number of updates, or a time such as 90s, 30m or 2h")
+        return every
+
+    @property
+    def updates(self) -> int | None:
+        """Return the updates from one checkpoint to the next, None where they follow the clock."""
+        return self.every if isinstance(self.every, int) else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Return the seconds from one checkpoint to the next, None where they follow the updates."""
+        found = _TIME.fullmatch(str(self.every))
+        return float(found[1]) * _SECONDS[found[2]] if found else None
+
+
 class TrainConfig(OptimConfig):
     """How long, on what batches and on which schedule.
 
@@ -260,7 +294,8 @@ class TrainConfig(OptimConfig):
     `warmup` is in steps; the cosine ends at `min_lr_ratio` of the peak. `batch` is sequences per
     micro-batch, so one update sees `batch * grad_accum * seq_len` tokens. `refresh_at` lists updates
     (counted from 1) in which methods with expensive refreshes make one out of turn, so that a run much
-    shorter than their period still shows what one costs; it changes the training.
+    shorter than their period still shows what one costs; it changes the training. `checkpoint` changes no
+    figure and is no part of a run's identity.
     """
 
     stage: Literal["pretrain", "finetune", "compress"] = "finetune"
@@ -273,6 +308,12 @@ class TrainConfig(OptimConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"
     activation_checkpointing: bool = False
     refresh_at: tuple[Positive, ...] = Field(default=(), exclude_if=lambda updates: not updates)
+    checkpoint: CheckpointConfig | None = Field(default=None, exclude_if=_absent)
+
+    @property
+    def canonical(self) -> dict[str, Any]:
+        """Return the section as ids hash it and as records hold it."""
+        return self.model_dump(mode="json", exclude={"checkpoint"})
 
 
 class PerplexityConfig(Strict):
@@ -478,7 +519,8 @@ class Run(Strict):
     def canonical(self) -> dict[str, Any]:
         """Return the config as records hold it: without what is off or as before, and without the label."""
         methods = [choice.canonical for choice in self.method]
-        return {**self.model_dump(mode="json", exclude={"label"}), "method": methods}
+        parts = {"train": self.train.canonical, "method": methods}
+        return {**self.model_dump(mode="json", exclude={"label"}), **parts}
 
     @property
     def config_id(self) -> str:
@@ -513,7 +555,8 @@ def _text(part: Strict) -> str:
     """Return a part of a config as ids hash it: made once, since the part does not change."""
     known = part.__dict__.get(_TEXT)
     if known is None:
-        content = part.canonical if isinstance(part, MethodChoice) else part.model_dump(mode="json")
+        own = isinstance(part, (MethodChoice, TrainConfig))
+        content = part.canonical if own else part.model_dump(mode="json")
         known = part.__dict__[_TEXT] = identity.text_of(content)
     return known
 

@@ -124,6 +124,16 @@ def _sync(file: int) -> None:
             raise
 
 
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can tell."""
+    with suppress(OSError):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            _sync(file)
+        finally:
+            os.close(file)
+
+
 def replace(path: Path, content: str | bytes) -> None:
     """Write a file atomically, text as UTF-8 with its line ends as given; raises OSError as `replacing`.
 

@@ -253,7 +253,8 @@ class Training(Part):
     which a method chose ranks anew, `refreshes` new subspaces over all matrices, `skipped_gradients` matrices
     left alone in an update because their gradient was not finite; absent from methods that have no such
     thing. `tokens` counts places in the batches, as throughput does; `real_tokens` those that are no padding,
-    absent where none is.
+    absent where none is. `resumed` has the number of updates done each time that another process went on from
+    a checkpoint.
 
     Older records have the series here: one `loss` and `lr` per update, `grad_norm` and `rank_moves`.
     """
@@ -267,6 +268,7 @@ class Training(Part):
     refreshes: Count | None = None
     skipped_gradients: Count | None = None
     rank_updates: Count | None = None
+    resumed: list[Count] = Field(default=[], exclude_if=_empty)
     loss: list[float] = Field(default=[], exclude_if=_empty)
     lr: list[float] = Field(default=[], exclude_if=_empty)
     grad_norm: list[float] = Field(default=[], exclude_if=_empty)

@@ -52,7 +52,7 @@ def ab(
         bool, typer.Option("--quality", help="Also score perplexity and accuracy, and compare them.")
     ] = False,
     device: options.Device = "auto",
-    deadline: options.Deadline = "6h",
+    deadline: options.Deadline = None,
     results: options.Results = Path("runs/ab"),
     repository: Annotated[
         Path | None,
@@ -76,7 +76,7 @@ def ab(
 
     if not 1 <= repeats <= MOST_REPEATS:
         raise UserError(f"--repeats {repeats}: give a number from 1 to {MOST_REPEATS}")
-    options.seconds(deadline, "--deadline")
+    options.deadline_s(deadline)
     to = output.destinations(out, get_args(Format))
     session.check_settings(selection.settings or ())
     changed = replace(selection, settings=_settings(selection.settings or (), quality), only=None)
@@ -86,7 +86,7 @@ def ab(
     # Before a checkout, refuse what cannot be read.
     plan = resolution.resolve(chosen.runs, device, cache=cache_folder())
     sides = session.sides_of(repository, (first, second), (python_a, python_b), chosen.runs)
-    given = [f"--deadline={deadline}", *changed.forwarded(plan.device)]
+    given = [*([f"--deadline={deadline}"] if deadline else []), *changed.forwarded(plan.device)]
     request = session.request_for(selection.suite, chosen, given, results, sides, plan, apart or quality)
     schedule.carry_out(schedule.interleave(chosen.runs, repeats), sides, request, plan)
     publish(session.compare(request, chosen.runs, repeats, control), form, to)

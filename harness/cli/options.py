@@ -104,6 +104,11 @@ def seconds(text: str, option: str) -> float:
     return value
 
 
+def deadline_s(text: str | None) -> float | None:
+    """Read `--deadline`; None where it was not given."""
+    return None if text is None else seconds(text, "--deadline")
+
+
 def check_yaml(path: Path) -> None:
     """Raise UserError for a file of `--out` that is not named as YAML, or that cannot be written."""
     if path.suffix not in strict_yaml.ENDINGS or not files.can_be_replaced(path):
@@ -123,7 +128,12 @@ def method_options(settings: Sequence[str] | None) -> dict[str, Any]:
 Results = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the records.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
 Deadline = Annotated[
-    str, typer.Option(metavar="TIME", help="Timeout per run: 90s, 25m or 6h; a bare number is seconds.")
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Timeout per run: 90s, 25m or 6h; a bare number is seconds. Without it, a run ends that makes no "
+        "progress: 30 minutes without an update, 6 hours in another phase.",
+    ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="Print all tables, settings and notes.")]
 

@@ -35,12 +35,15 @@ def run(
     device: options.Device = "auto",
     results: options.Results = Path("runs"),
     budget: Budget = None,
-    deadline: options.Deadline = "6h",
+    deadline: options.Deadline = None,
     retry: Retry = False,
     keep_old: Annotated[
         bool, typer.Option("--keep-old", help="Keep runs whose weights, text or plug-in changed since.")
     ] = False,
     force: Force = False,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Begin anew where there are checkpoints of a training.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show which runs would start; start and write none.")
     ] = False,
@@ -56,11 +59,12 @@ def run(
         results=results,
         cache=cache_folder(),
         device=device,
-        deadline_s=options.seconds(deadline, "--deadline"),
+        deadline_s=options.deadline_s(deadline),
         budget_s=None if budget is None else options.seconds(budget, "--budget"),
         retry=retry,
         keep_old=keep_old,
         force=force,
+        from_scratch=from_scratch,
     )
     show.doubts(chosen.runs)
     if dry_run:

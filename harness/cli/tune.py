@@ -97,7 +97,7 @@ def tune(
     seed: Seed = None,
     device: options.Device = "auto",
     results: options.Results = Path("runs"),
-    deadline: options.Deadline = "6h",
+    deadline: options.Deadline = None,
     retry: Retry = False,
     force: Force = False,
     dry_run: Annotated[
@@ -118,7 +118,7 @@ def tune(
     chosen = options.use_threads(selection.load())
     trials = tuning.trials(chosen, tuning.seed_for(whole, seed))
     rows = [_Row(run, tuning.conditions(whole, run)) for run in trials.runs]
-    cache, limit = files.cache_folder(), options.seconds(deadline, "--deadline")
+    cache, limit = files.cache_folder(), options.deadline_s(deadline)
     settings = runner.Settings(results, cache, device, limit, retry=retry, force=force)
     show.doubts(trials.runs)
     if dry_run:

@@ -52,18 +52,20 @@ class Settings:
 
     `deadline_s` is per run, `budget_s` for the whole sweep, `grace_s` the time between SIGTERM and SIGKILL.
     `retry` repeats failed runs, `keep_old` keeps runs whose inputs have changed since, `force` starts runs
-    even if predicted not to fit the device. `command` starts a worker.
+    even if predicted not to fit the device, `from_scratch` removes the checkpoints of the runs that are left.
+    `command` starts a worker.
     """
 
     results: Path
     cache: Path
     device: str = "auto"
-    deadline_s: float = 3600.0
+    deadline_s: float | None = None
     budget_s: float | None = None
     retry: bool = False
     keep_old: bool = False
     grace_s: float = 5.0
     force: bool = False
+    from_scratch: bool = False
     command: tuple[str, ...] = WORKER
 
 
@@ -273,6 +275,8 @@ class _Progress:
         started = time.monotonic()
         limits = Limits(self.settings.deadline_s, self.settings.grace_s)
         attempts = (earlier.outcome.attempts or 0) if earlier and not attempt.has_ended(earlier) else 0
+        if self.settings.from_scratch:
+            attempt.remove(job.checkpoints)
         at = attempt.begin(job, earlier)
         try:
             inherited = (*self.descriptors, *claim.inherited)
@@ -283,6 +287,7 @@ class _Progress:
             raise
         try:
             replaced = attempt.end(job, at, earlier)
+            attempt.forget_checkpoints(job, record)
             self.failed_again += record.finished and not replaced
         except (OSError, UserError) as error:
             message = f"the files of the run cannot be moved into place: {error}"

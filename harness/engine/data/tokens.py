@@ -63,14 +63,20 @@ class Tokens:
         """Return whether the windows may hold padding, written as `PAD`."""
         return self.real_tokens is not None
 
-    def batches(self, batch: int, seed: int) -> Iterator[np.ndarray]:
-        """Yield batches (batch, seq_len) without end: each epoch visits every window once in a new order."""
+    def batches(self, batch: int, seed: int, first: int = 0) -> Iterator[np.ndarray]:
+        """Yield batches (batch, seq_len) without end: each epoch visits every window once in a new order.
+
+        `first` is the number of the first batch, from 0.
+        """
         rng = np.random.default_rng(seed)
         order = np.empty(0, dtype=np.int64)
         while True:
             while len(order) < batch:
                 order = np.concatenate([order, rng.permutation(len(self.windows))])
             chosen, order = order[:batch], order[batch:]
+            if first > 0:
+                first -= 1
+                continue
             yield self.windows[chosen]
 
 

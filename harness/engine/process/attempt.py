@@ -42,7 +42,7 @@ def begin(job: Job, earlier: Record | None) -> Job:
     """Return the job with the place to write to: its own unless there is something to keep."""
     if not (has_ended(earlier) or _has_weights(job)):
         return job
-    return replace(job, folder=_hidden(job, "new") / job.folder.name)
+    return replace(job, folder=_hidden(job, "new") / job.folder.name, kept=job.checkpoints)
 
 
 def end(job: Job, attempt: Job, earlier: Record | None) -> bool:
@@ -98,7 +98,7 @@ def leftovers(folder: Path) -> set[str]:
 
 
 def clear(job: Job) -> None:
-    """Remove everything that belongs to a run but its record."""
+    """Remove everything that belongs to a run but its record and its checkpoints."""
     remove(job.folder)
     series.remove(job.record)
 
@@ -137,6 +137,12 @@ def _status(attempt: Job) -> Status:
     with suppress(UserError):
         return records.read(attempt.record).outcome.status
     return "interrupted"
+
+
+def forget_checkpoints(job: Job, record: Record) -> None:
+    """Remove the checkpoints of a run that ended so that nothing can go on from them."""
+    if record.outcome.status in ("ok", "diverged", "unsupported") and not lacks_weights(job, record):
+        remove(job.checkpoints)
 
 
 def lacks_weights(job: Job, record: Record | None) -> bool:

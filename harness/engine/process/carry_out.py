@@ -19,6 +19,7 @@ from harness.engine.process.child import Event, OnEvent, Worker
 from harness.engine.process.forks import Forks
 from harness.engine.process.interrupts import Interrupted, interruptible
 from harness.engine.process.job import Job
+from harness.engine.resume.names import newest_step
 from harness.errors import EXIT_BAD_INPUT, UserError
 from harness.files import out_of_room
 from harness.record import PHASES, Outcome, Phase, Record, Status
@@ -27,15 +28,21 @@ LOG_TAIL_LINES = 20
 LOG_TAIL_BYTES = 16_384
 #: Signals that end a worker and that nothing in a run sends: a person, a scheduler, the kernel for memory.
 FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")
-#: A run that something outside ended so often in a row has an ending, too.
+#: A run that something outside ended so often in a row, without a new checkpoint, has an ending, too.
 MOST_ATTEMPTS = 2
+#: Seconds without an event after which a run hangs: a training reports after each update of 30 s and more,
+#: other phases when they begin.
+QUIET_S = {"train": 30 * 60.0}
+OTHER_QUIET_S = 6 * 3600.0
+#: Seconds that a run with checkpoints has to save one when it is stopped.
+SAVING_S = 120.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds: `deadline_s` until a run is stopped, `grace_s` between SIGTERM and SIGKILL."""
+    """Seconds: `deadline_s` until a run is stopped, None for never, `grace_s` between SIGTERM and SIGKILL."""
 
-    deadline_s: float
+    deadline_s: float | None
     grace_s: float
 
 
@@ -51,8 +58,9 @@ def carry_out(
     """Run a job in a worker and return its record; whatever happens to its files is an `error`.
 
     Its status is `interrupted` if the input was bad, or if something outside ended the worker, unless that
-    happened to `attempts` before it. A signal to this process is recorded as `interrupted` and raised again.
-    The worker inherits `descriptors`, and is one of `forks` where that can be.
+    happened to `attempts` before it. It also is if the worker has saved a checkpoint, whatever ended it. A
+    signal to this process is recorded as `interrupted` and raised again. The worker inherits `descriptors`,
+    and is one of `forks` where that can be.
     """
     phase: Phase = "load"
     said = ""
@@ -71,10 +79,13 @@ def carry_out(
     except OSError as error:
         return _complete(job, Outcome(status=_status(error), phase=phase, message=f"cannot start: {error}"))
     end: tuple[Status, str] | None = None
+    saved_before = newest_step(job.checkpoints)
+    grace_s = max(limits.grace_s, SAVING_S) if job.run.train.checkpoint else limits.grace_s
     try:
         with interruptible():
-            if not worker.follow(limits.deadline_s, follow):
-                end = "timeout", f"stopped at the deadline of {limits.deadline_s:g} s"
+            late = worker.follow(limits.deadline_s, follow, lambda: QUIET_S.get(phase, OTHER_QUIET_S))
+            if late is not None:
+                end = "timeout", late
     except KeyboardInterrupt as interrupt:
         number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
         by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
@@ -83,12 +94,25 @@ def carry_out(
     finally:
         # Read before the worker is stopped: on SIGTERM it may write an outcome of its own.
         final = _final(job)
-        worker.stop(limits.grace_s)
+        worker.stop(grace_s)
+        saved = newest_step(job.checkpoints)
+        went_on = saved if saved > saved_before else None
         if final is None and end is not None:
             outcome = Outcome(status=end[0], phase=phase, message=end[1], attempts=attempts or None)
-            final = _complete(job, outcome)
+            final = _complete(job, _resumable(outcome, went_on))
     final = final or _refused(job, worker, phase, said)
-    return final or _complete(job, _death(worker, phase, attempts + 1, kernel_kills() > killed_before))
+    if final is None:
+        outcome = _death(worker, phase, attempts + 1, kernel_kills() > killed_before)
+        final = _complete(job, _resumable(outcome, went_on))
+    return final
+
+
+def _resumable(outcome: Outcome, saved: int | None) -> Outcome:
+    """Return the outcome of a run that this worker brought to a checkpoint after `saved` updates, if any."""
+    if saved is None:
+        return outcome
+    message = f"{outcome.message}; the same command goes on from update {saved}"
+    return outcome.model_copy(update={"status": "interrupted", "attempts": 1, "message": message})
 
 
 def _status(error: OSError) -> Status:

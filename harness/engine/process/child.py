@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import signal
@@ -76,16 +77,25 @@ class Worker:
             [self.last_words(), *self._log.read_text(errors="replace").strip().splitlines()[-1:]]
         )
 
-    def follow(self, deadline_s: float, on_event: OnEvent) -> bool:
-        """Pass events on until the process has ended (True) or `deadline_s` seconds have passed (False)."""
-        deadline = time.monotonic() + deadline_s
+    def follow(
+        self, deadline_s: float | None, on_event: OnEvent, patience: Callable[[], float] = lambda: LONGEST_S
+    ) -> str | None:
+        """Pass events on until the process has ended, and return None.
+
+        Return why not to wait any longer where `deadline_s` seconds have passed (None: never), or as many
+        as `patience` says without an event.
+        """
+        deadline = math.inf if deadline_s is None else time.monotonic() + deadline_s
         while True:
+            quiet_s, left_s = patience(), max(0.0, deadline - time.monotonic())
             try:
-                event = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
+                event = self._events.get(timeout=min(left_s, quiet_s, threading.TIMEOUT_MAX))
             except queue.Empty:
-                return False
+                if left_s <= quiet_s:
+                    return f"stopped at the deadline of {deadline_s:g} s"
+                return f"it hangs: no progress for {quiet_s / 60:g} minutes"
             if event is None:
-                return True
+                return None
             on_event(event)
 
     def stop(self, grace_s: float) -> None:

@@ -20,7 +20,8 @@ from harness.record import Record
 class Job:
     """One run, its folder for artefacts, the device and caches to use, and the command that repeats it.
 
-    `inputs` are hashes of what it will read, by name; empty where they are not known.
+    `inputs` are hashes of what it will read, by name; empty where they are not known. `kept` is where its
+    checkpoints are, beside its folder where that is None.
     """
 
     run: Run
@@ -30,6 +31,7 @@ class Job:
     cache: Path
     rerun: str
     inputs: dict[str, str] = field(default_factory=dict)
+    kept: Path | None = None
 
     @property
     def run_id(self) -> str:
@@ -47,13 +49,19 @@ class Job:
         return self.folder / "log.txt"
 
     @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints of its training, which outlives an attempt."""
+        return self.kept or self.folder.with_name(f"{self.folder.name}.checkpoints")
+
+    @property
     def file(self) -> Path:
         """The path of the job file itself."""
         return self.folder / "job.json"
 
     def write(self) -> None:
         """Write the job file."""
-        paths = {"folder": str(self.folder), "cache": str(self.cache)}  # may hold bytes that are no UTF-8
+        # may hold bytes that are no UTF-8
+        paths = {"folder": str(self.folder), "cache": str(self.cache), "kept": str(self.checkpoints)}
         content = {"run": self.run.model_dump(mode="json"), "suite": self.suite, "device": self.device}
         content |= {**paths, "rerun": self.rerun, "inputs": self.inputs}
         with open(self.file, "w", encoding="utf-8", opener=private) as file:

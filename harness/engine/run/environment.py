@@ -6,6 +6,8 @@ those of `VARIABLES`.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import platform
 import re
@@ -60,6 +62,16 @@ def describe(device: torch.device | str, state_bits: int | None = None) -> Envir
         driver=driver() if device.type == "cuda" else None,
         flags=flags(),
     )
+
+
+@functools.cache
+def code_sha256() -> str:
+    """Return a hash of the code that decides a result, wherever it was installed from."""
+    digest = hashlib.sha256()
+    for folder in CODE:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def cap(device: torch.device) -> int | None:

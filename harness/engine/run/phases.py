@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from harness import no_effect
 from harness import series as serieses
-from harness.config import CalibrationConfig, RandomData
+from harness.config import CalibrationConfig, CheckpointConfig, RandomData
 from harness.digests import Digests
 from harness.engine.contract import members
 from harness.engine.data.calibration import CalibrationText, repeated, sha256_of
@@ -29,6 +31,7 @@ from harness.engine.quality.tasks import evaluate_tasks
 from harness.engine.run import checks, environment
 from harness.engine.run.inputs import verify
 from harness.engine.run.prepare import assemble, keys, load_stack
+from harness.engine.run.resuming import Resuming
 from harness.engine.run.train import Trainer, TrainResult, Turn
 from harness.errors import DivergedError, UserError, one_line
 from harness.method import Caps, Context
@@ -127,10 +130,9 @@ class RunInProgress:
 
     def prepare(self) -> Trainer | None:
         """Prepare the model by the stack of methods; return its trainer, None if the run only compresses."""
-        batches = self.tokens.batches(self.run.train.batch, self.run.seed)
         with self.meter.window() as window:
             assembly = assemble(
-                self.run, self.methods, self.model, lambda key, method: self._context(), batches, self.meter
+                self.run, self.methods, self.model, lambda key, method: self._context(), self._batches(), self.meter
             )
         self._peak("prepare", window.peak_allocated_bytes)
         self._note_calibration()
@@ -143,11 +145,29 @@ class RunInProgress:
     def train(self, trainer: Trainer) -> None:
         """Run the loop; record memory, time and losses, also of a training that fails."""
         try:
-            trainer.run(lambda event: self.writer.notify(**event, **self._speed(trainer.result)))
+            if self.run.train.checkpoint is None:
+                trainer.run(self._progress(trainer))
+            else:
+                self._train_on(trainer, self.run.train.checkpoint)
         finally:
-            self._note_training(trainer.result)
+            self._note_training(trainer.result, trainer.resumed)
             self._note_device(trainer.turn)
         self.model.config.use_cache = True
+
+    def _train_on(self, trainer: Trainer, config: CheckpointConfig) -> None:
+        """Run the loop from the newest checkpoint, if there is one, and save further ones."""
+        resuming = Resuming(config, self.job, trainer, self.writer)
+        if resuming.restore():
+            trainer.batches = self._batches(trainer.first * self.run.train.grad_accum)
+            self.writer.notify(resumed=trainer.first, step=trainer.first, steps=self.run.train.steps)
+        with resuming.saving_when_stopped():
+            trainer.run(self._progress(trainer), resuming.after)
+
+    def _progress(self, trainer: Trainer) -> Callable[[dict[str, Any]], None]:
+        return lambda event: self.writer.notify(**event, **self._speed(trainer.result))
+
+    def _batches(self, first: int = 0) -> Iterator[np.ndarray]:
+        return self.tokens.batches(self.run.train.batch, self.run.seed, first)
 
     def evaluate(self) -> None:
         """Score every perplexity protocol and every task."""
@@ -291,7 +311,7 @@ class RunInProgress:
                     "therefore no unseen text; calibrate on other text"
                 )
 
-    def _note_training(self, trained: TrainResult) -> None:
+    def _note_training(self, trained: TrainResult, resumed: Sequence[int]) -> None:
         window = trained.memory
         per_step = self._tokens_per_step()
         self.record.training = Training(
@@ -301,6 +321,7 @@ class RunInProgress:
             refreshes=trained.refreshes,
             skipped_gradients=trained.skipped,
             rank_updates=sum(step <= len(trained.loss) for step, _ in trained.rank_moves) or None,
+            resumed=list(resumed),
             **serieses.loss_summary(trained.loss),
         )
         self.writer.keep(trained.series())

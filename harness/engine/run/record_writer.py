@@ -26,6 +26,8 @@ class RecordWriter:
         self.time = self.record.time = Time()
         self._series: Series | None = None
         self._series_s = 0.0
+        #: Seconds that earlier processes trained up to the checkpoint that this one goes on from.
+        self.earlier_s = 0.0
         #: Which input is being read, `model`, `data` or `evaluate`: other runs may have the same.
         self.reading: str | None = None
         write(self.record, self.path)
@@ -36,14 +38,15 @@ class RecordWriter:
 
         A phase begins where the last one ended, so that phases add up to the wall time.
         """
-        begun = self.started + sum(self.time.phase_s.values()) + self._series_s
+        begun = self.started + sum(self.time.phase_s.values()) + self._series_s - self.earlier_s
         self.record.outcome.phase = name
         self.notify(phase=name)
         try:
             yield
         finally:
-            self.time.phase_s[name] = time.perf_counter() - begun
-            self.time.wall_s = time.perf_counter() - self.started - self._series_s
+            earlier_s = self.earlier_s if name == "train" else 0.0
+            self.time.phase_s[name] = earlier_s + time.perf_counter() - begun
+            self.time.wall_s = self.earlier_s + time.perf_counter() - self.started - self._series_s
             self._write_series()
             write(self.record, self.path)
 

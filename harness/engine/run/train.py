@@ -147,16 +147,22 @@ class Trainer:
         self.device, self.meter, self.clock, self.period = device, meter, clock, period
         self.padded, self.turn = padded, Turn()
         self.result = TrainResult()
+        #: Updates done by an earlier process, and what those were each time that one went on.
+        self.first, self.resumed = 0, list[int]()
+        #: Whether the coming update will refresh.
+        self.refresh_next = False
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
-        self._refresh_next = False
         self._now, self._reported_at = now, now()
 
-    def run(self, progress: Progress) -> TrainResult:
-        """Do all updates; raises DivergedError when the loss is no longer finite."""
+    def run(self, progress: Progress, after: Callable[[int], None] = lambda step: None) -> TrainResult:
+        """Do all updates that are left; raises DivergedError when the loss is no longer finite.
+
+        `after` is called after each with the number of updates done.
+        """
         self.model.train()
         every = max(1, self.config.steps // REPORTS)
-        for step in range(self.config.steps):
+        for step in range(self.first, self.config.steps):
             lr = lr_at(step, self.config)
             self.result.lr.append(lr)
             self.stepper.set_lr(lr)
@@ -167,11 +173,12 @@ class Trainer:
             if self._metered(step):
                 info = self._metered_update(step)
             else:
-                info = self._timed_update(step) if step >= WARMUP_STEPS else self._update()
+                info = self._timed_update(step) if step >= self.first + WARMUP_STEPS else self._update()
             self._note(step, info)
             due = (step + 1) % every == 0 or step + 1 == self.config.steps
             if due or self._now() - self._reported_at >= REPORT_S:
                 self._report(step + 1, progress)
+            after(step + 1)
         self.turn.end()
         return self.result
 
@@ -197,7 +204,7 @@ class Trainer:
         """Return whether to meter an update: the first after warm-up, and the first refresh after those."""
         if step < WARMUP_STEPS + METERED_STEPS:
             return step >= WARMUP_STEPS
-        expected = self._refresh_next or (self.period is not None and step % self.period == 0)
+        expected = self.refresh_next or (self.period is not None and step % self.period == 0)
         expected = expected or step + 1 in self.config.refresh_at
         return expected and not self.result.memory.refreshes
 
@@ -260,19 +267,24 @@ class Trainer:
             result.refreshes = (result.refreshes or 0) + info.refreshes
         if info.skipped is not None:
             result.skipped = (result.skipped or 0) + info.skipped
-        self._refresh_next = info.refresh_next
+        self.refresh_next = info.refresh_next
 
     def _report(self, step: int, progress: Progress) -> None:
-        """Read losses and times since the last report from the device; raise DivergedError if not finite."""
-        new = torch.stack(self._losses).double().tolist()
+        self.read()
+        progress({"step": step, "steps": self.config.steps, "loss": self.result.loss[-1]})
+
+    def read(self) -> None:
+        """Read losses and times since the last call from the device; raise DivergedError if not finite."""
+        self.result.step_s, self.result.refresh_step = self.clock.seconds(), self.clock.refreshed
+        self._reported_at = self._now()
+        if not self._losses:
+            return
+        before, new = len(self.result.loss), torch.stack(self._losses).double().tolist()
         self.result.loss += new
         if self._norms:
             self.result.grad_norm += torch.stack(self._norms).double().tolist()
         self._losses, self._norms = [], []
-        broken = [index for index, loss in enumerate(new) if not math.isfinite(loss)]
-        self.result.step_s, self.result.refresh_step = self.clock.seconds(), self.clock.refreshed
-        self._reported_at = self._now()
-        if broken:
-            at = step - len(new) + broken[0] + 1
-            raise DivergedError(f"the loss is {new[broken[0]]} at step {at} of {self.config.steps}")
-        progress({"step": step, "steps": self.config.steps, "loss": new[-1]})
+        for index, loss in enumerate(new):
+            if not math.isfinite(loss):
+                at = before + index + 1
+                raise DivergedError(f"the loss is {loss} at step {at} of {self.config.steps}")

@@ -1,0 +1,118 @@
+"""The checkpoints of one run: when one is due, how many stay, and which one a process goes on from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from harness.config import CheckpointConfig
+from harness.engine.resume import names, stored, tree
+from harness.engine.resume.stored import Stored
+from harness.errors import UserError, one_line
+
+#: Hints for who cannot go on from a checkpoint.
+ANEW = "--from-scratch begins anew"
+
+
+class Checkpoints:
+    """Saves the state of a training where it is due and finds the newest one that is whole.
+
+    A checkpoint that cannot be written is a warning and not the end of a training. That of a GPU is copied to
+    the host and written beside the training; the next one is not due before that has ended.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        about: Mapping[str, Any],
+        warn: Callable[[str], None],
+        saved: Callable[[int], None] = lambda step: None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Keep checkpoints below `folder`; `about` is what a process must have in common to go on.
+
+        `saved` is called with the number of updates of each checkpoint that is on the disk.
+        """
+        self.folder, self.config, self.about = folder, config, dict(about)
+        self._warn, self._saved, self._now = warn, saved, now
+        self._at = now()
+        self._writer: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
+
+    def due(self, step: int) -> bool:
+        """Return whether the state after `step` updates is to be saved."""
+        if self._writing is not None and not self._writing.done():
+            return False
+        every, updates = self.config.seconds, self.config.updates
+        if updates is not None:
+            return step % updates == 0
+        return every is not None and self._now() - self._at >= every
+
+    def save(self, step: int, state: Any) -> None:
+        """Save a nested state after `step` updates, on the disk at return for a CPU."""
+        self.wait()
+        try:
+            plain, tensors = tree.split(state)
+            on_device = [name for name, tensor in tensors.items() if tensor.device.type != "cpu"]
+            if not on_device:
+                self._write(step, plain, tensors)
+                return
+            host = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        except Exception as error:
+            self._failed(step, error)
+            return
+        self._writer = self._writer or ThreadPoolExecutor(1, "checkpoint")
+        self._writing = self._writer.submit(self._write, step, plain, host, on_device)
+
+    def wait(self) -> None:
+        """Return when what is being written is on the disk."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def newest(self) -> Stored | None:
+        """Return the newest checkpoint that is whole, None without any; a broken one is a warning.
+
+        UserError where something else wrote it than would go on from it.
+        """
+        for path in names.below(self.folder):
+            try:
+                found = stored.read(path)
+            except UserError as error:
+                self._warn(f"passed over a broken checkpoint: {error}")
+                continue
+            self._refuse_other(found)
+            return found
+        return None
+
+    def _refuse_other(self, found: Stored) -> None:
+        for what, mine in self.about.items():
+            wrote = found.about.get(what)
+            if wrote != mine:
+                shown = what if isinstance(mine, dict) or len(f"{wrote}{mine}") > 80 else f"{what} {wrote}"
+                here = "" if shown == what else f", this is {mine}"
+                raise UserError(
+                    f"the checkpoint at update {found.step} is of other {shown}{here}: going on would not "
+                    f"continue the same training; {ANEW} ({found.path})"
+                )
+
+    def _write(self, step: int, plain: Any, tensors: Mapping[str, Any], on_device: Sequence[str] = ()) -> None:
+        try:
+            stored.write(self.folder, step, plain, tensors, self.about, on_device)
+        except Exception as error:  # of many kinds: the library's, the disk's
+            self._failed(step, error)
+            return
+        self._at = self._now()
+        for old in names.below(self.folder)[self.config.keep :]:
+            with suppress(OSError):
+                stored.remove(old)
+        self._saved(step)
+
+    def _failed(self, step: int, error: Exception) -> None:
+        self._at = self._now()  # again after the same time, not at each update
+        self._warn(f"the checkpoint at update {step} could not be saved: {one_line(error)}")

@@ -1,0 +1,102 @@
+"""Save a training where it is due, and go on from what an earlier process has saved of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from harness.config import CheckpointConfig
+from harness.engine.resume.checkpoints import Checkpoints
+from harness.engine.run import environment
+from harness.engine.run.state import restore, state_of
+from harness.engine.run.train import METERED_STEPS, WARMUP_STEPS, Trainer
+
+if TYPE_CHECKING:
+    from harness.engine.process.job import Job
+    from harness.engine.run.record_writer import RecordWriter
+
+
+class Resuming:
+    """Checkpoints of the training of a job, by its configuration; the record and the parent are told."""
+
+    def __init__(self, config: CheckpointConfig, job: Job, trainer: Trainer, writer: RecordWriter) -> None:
+        self.trainer, self.writer = trainer, writer
+        self.checkpoints = Checkpoints(
+            job.checkpoints,
+            config,
+            about(job, trainer),
+            warn=writer.record.warnings.append,
+            saved=self._notify,
+        )
+        self._begun, self._stopping = time.perf_counter(), False
+
+    def restore(self) -> bool:
+        """Let the trainer go on from the newest checkpoint; return whether there is one.
+
+        UserError where another torch, code, device or text wrote it.
+        """
+        found = self.checkpoints.newest()
+        if found is None:
+            return False
+        state = restore(self.trainer, found)
+        self.trainer.resumed.append(found.step)
+        self.writer.earlier_s = state["train_s"]
+        self._begun = time.perf_counter()
+        return True
+
+    @contextmanager
+    def saving_when_stopped(self) -> Iterator[None]:
+        """Until the block ends, let SIGTERM save the state before it ends this process."""
+
+        def stop(*_: object) -> None:
+            self._stopping = True
+
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            self.checkpoints.wait()
+        if self._stopping:  # after the last update
+            self._end()
+
+    def after(self, step: int) -> None:
+        """Save the state after `step` updates if it is due, is the last one, or if this process shall end.
+
+        The first updates are metered together, by one process.
+        """
+        last = step == self.trainer.config.steps
+        early = step < WARMUP_STEPS + METERED_STEPS
+        if last or (not early and (self._stopping or self.checkpoints.due(step))):
+            self.checkpoints.save(step, {**state_of(self.trainer), "train_s": self._train_s()})
+        if self._stopping:
+            self.checkpoints.wait()
+            self._end()
+
+    def _train_s(self) -> float:
+        return self.writer.earlier_s + time.perf_counter() - self._begun
+
+    def _notify(self, step: int) -> None:
+        self.writer.notify(checkpoint=step, step=step, steps=self.trainer.config.steps)
+
+    def _end(self) -> None:
+        """End as SIGTERM ends a process, so that the parent sees what it was."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def about(job: Job, trainer: Trainer) -> dict[str, Any]:
+    """Return what two processes must have in common to continue one training to the bit."""
+    found = environment.describe(trainer.device)
+    threads = {"threads": found.cpu_threads} if trainer.device.type == "cpu" else {}
+    return {
+        "device": found.device,
+        **threads,
+        "torch": found.packages["torch"],
+        "code": environment.code_sha256(),
+        "inputs": job.inputs,
+    }

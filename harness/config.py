@@ -5,6 +5,7 @@ Nothing here imports torch; the options of a method are checked by the method's 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -274,15 +275,10 @@ class CheckpointConfig(Strict):
         return every
 
     @property
-    def updates(self) -> int | None:
-        """Return the updates from one checkpoint to the next, None where they follow the clock."""
-        return self.every if isinstance(self.every, int) else None
-
-    @property
-    def seconds(self) -> float | None:
-        """Return the seconds from one checkpoint to the next, None where they follow the updates."""
+    def seconds(self) -> float:
+        """Return the seconds from one checkpoint to the next, infinite where they follow the updates."""
         found = _TIME.fullmatch(str(self.every))
-        return float(found[1]) * _SECONDS[found[2]] if found else None
+        return float(found[1]) * _SECONDS[found[2]] if found else math.inf
 
 
 class TrainConfig(OptimConfig):

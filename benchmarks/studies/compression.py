@@ -32,6 +32,8 @@ TABLES = (
     ("Perplexity", "perplexity", "{:.4g}"),
     ("Relative error of the layers' outputs on the calibration text", "error", "{:.4f}"),
     ("Reduction of the parameters of the linears, as measured", "linears", "{:.4f}"),
+    ("Seconds to compress, statistics and choice of ranks included", "seconds", "{:.2f}"),
+    ("Peak memory while compressing, MiB", "peak_mib", "{:.1f}"),
 )
 ABOUT = (
     "Every allocator (how much of each matrix is kept) with every factoriser (how), from the records of the "
@@ -53,6 +55,8 @@ class Cell:
     perplexity: float
     error: float
     linears: float
+    seconds: float
+    peak_mib: float
     ranks: Mapping[str, int]
     """Those of the first seed."""
 
@@ -154,10 +158,13 @@ def _cell(items: Sequence[Record]) -> Cell:
     facts = [item.parameters.facts[METHOD] for item in items if item.parameters is not None]
     errors = [list(each.get("output_errors", {}).values()) for each in facts]
     first = items[0].parameters
+    peaks = [item.memory.phase_peak_allocated_bytes["prepare"] for item in items if item.memory is not None]
     return Cell(
         perplexity=fmean(found[1] for item in items if (found := _perplexity(item)) is not None),
         error=fmean(fmean(error * error for error in each) ** 0.5 if each else 0.0 for each in errors),
         linears=fmean(each["measured_reduction"]["linears"] for each in facts),
+        seconds=fmean(item.time.phase_s["prepare"] for item in items if item.time is not None),
+        peak_mib=fmean(peaks) / 2**20,
         ranks={} if first is None else first.ranks,
     )
 

@@ -88,6 +88,7 @@ def show_runs(chosen: Suite, settings: Settings) -> None:
     """Print each run in the order of the sweep: its record and whether it would run, and for how long."""
     from harness.engine.process import progress
     from harness.engine.process.job import Job
+    from harness.engine.resume.names import newest_step
     from harness.engine.sweep import resolution
     from harness.engine.sweep.earlier import still_valid, survey
     from harness.engine.sweep.estimates import Estimates
@@ -99,6 +100,7 @@ def show_runs(chosen: Suite, settings: Settings) -> None:
         Job(run, chosen.name, folder / key, plan.device, settings.cache, "", plan.inputs.get(key, {}))
         for key, run in runs.items()
     ]
+    checkpoints = {job.run_id: job.checkpoints for job in jobs}
     estimates = Estimates()
     found = survey(plan.runs, folder, estimates, plan.inputs)
     kept = still_valid(
@@ -111,6 +113,8 @@ def show_runs(chosen: Suite, settings: Settings) -> None:
         would = (
             "stays" if key in kept else "runs" if seconds is None else f"runs, {progress.duration(seconds)}"
         )
+        saved = 0 if settings.from_scratch else newest_step(checkpoints[key])
+        would += f", from update {saved}" if key not in kept and saved else ""
         rows.append((plain(names[run.name, run.config_id]), str(run.seed), key, status, would))
     show.table(("row", "seed", "run", "record", "now"), rows)
     left = [run for key, run in runs.items() if key not in kept]

@@ -326,6 +326,7 @@ def test_a_bfloat16_model_trains_in_bfloat16(case: Case) -> None:
         ([GALORE, ("full", {})], "full trains this stack, so galore would not"),
         ([LISA, LORA], "lora trains this stack, so lisa would not"),
         ([("compress", {"train": "lrc"}), LORA], "lora trains this stack, so compress would not"),
+        ([("welore", {}), LORA], "lora trains this stack, so welore would not"),
         ([("optim", {"type": "SGD"}), VELORA, QGALORE], "qgalore trains this stack, so optim would"),
         ([FIRA, OWLORE, ("full", {})], "so fira and owlore would not"),
     ],

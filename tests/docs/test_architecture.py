@@ -65,6 +65,7 @@ LIGHT = (
     "harness.engine.forecast.cache",
     "harness.engine.forecast.capacity",
     "harness.engine.forecast.client",
+    "harness.engine.resume.names",
     "harness.engine.run.record_writer",
     "harness.engine.sweep",
     "harness.engine.runner",
@@ -102,15 +103,16 @@ SHARED_TABLES = ("records", "format", "layout", "statistics", "aggregate")
 MAY_IMPORT = {
     **dict.fromkeys(VOCABULARY, VOCABULARY),
     **dict.fromkeys(CONTRACTS, BASEMENT),
-    "harness.engine.process": engine("process"),
+    "harness.engine.resume": engine("resume"),
+    "harness.engine.process": engine("process", "resume.names"),
     "harness.engine.models": engine("models"),
     "harness.engine.data": engine("data"),
     "harness.engine.measure": engine("measure"),
     "harness.engine.quality": engine("quality", "data"),
-    "harness.engine.contract": engine("contract", "forecast", "run", "models", "data", "measure"),
+    "harness.engine.contract": engine("contract", "forecast", "run", "resume", "models", "data", "measure"),
     "harness.engine.run": (
         "harness",
-        *engine("run", "contract.members", "process.job", "models", "data", "measure", "quality"),
+        *engine("run", "resume", "contract.members", "process.job", "models", "data", "measure", "quality"),
     ),
     "harness.engine.forecast": engine(
         *("forecast", "contract.members", "contract.tiny", "run", "process", "models", "data", "measure"),

@@ -24,6 +24,7 @@ HOLDERS = {
     "TrainConfig": {"config", "train"},
     "PerplexityConfig": {"config", "item", "protocol"},
     "EvaluateConfig": {"wanted", "evaluate"},
+    "CheckpointConfig": {"config"},
     "CalibrationConfig": {"wanted", "calibration"},
     "TuningConfig": {"tuning"},
     "MethodChoice": {"choice"},
@@ -109,6 +110,7 @@ SOURCES = {
 PLACES = {
     "Run": config.Run,
     "Training": config.TrainConfig,
+    "Checkpoints": config.CheckpointConfig,
     "Calibration": config.CalibrationConfig,
     "Evaluation": config.EvaluateConfig,
     "Protocol options": config.PerplexityConfig,

@@ -18,7 +18,7 @@ from test_faults import NOT_COMPARED, by_label, carry_out, settings_for, tiny, w
 
 from harness import imports, series
 from harness import record as records
-from harness.engine.process.child import OnEvent, Worker
+from harness.engine.process.child import Worker
 from harness.engine.process.forks import Fork, Forks
 from harness.engine.process.job import Job
 from harness.record import Record
@@ -137,7 +137,7 @@ import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)
 time.sleep(600)
 """
     worker, events = started.begin(code), []
-    assert not worker.follow(1.0, events.append)
+    assert worker.follow(1.0, events.append) == "stopped at the deadline of 1 s"
     worker.stop(0.1)
     assert worker.ended_by == "SIGKILL"
     wait_until(lambda: not alive(events[0]["child"]))
@@ -251,9 +251,9 @@ def test_a_sweep_forks_its_runs_and_their_records_are_those_of_processes(
     runs = [tiny(tmp_path), tiny(tmp_path, seed=1, label="another seed")]
     kinds, follow = [], Worker.follow
 
-    def spied(worker: Worker, deadline_s: float, on_event: OnEvent) -> bool:
+    def spied(worker: Worker, *rest: Any) -> str | None:
         kinds.append(type(worker.process))
-        return follow(worker, deadline_s, on_event)
+        return follow(worker, *rest)
 
     monkeypatch.setattr(Worker, "follow", spied)
     found = by_label(carry_out(settings_for(tmp_path), runs))
@@ -266,7 +266,7 @@ def test_a_sweep_forks_its_runs_and_their_records_are_those_of_processes(
     job.folder.mkdir(parents=True)
     job.write()
     worker = Worker([sys.executable, "-P", imports.__file__, WORKER, "run", str(job.file)], job.log)
-    assert worker.follow(120.0, lambda event: None)
+    assert worker.follow(120.0, lambda event: None) is None
     worker.stop(1.0)
     plain = records.read(job.record)
     assert forked.outcome.status == "ok"

@@ -21,6 +21,7 @@ import pytest
 from sweeping import ROOT, Remember, alive, starts, stub_run, suite_of, wait_until, workers
 
 from harness import record as records
+from harness.engine.process import carry_out as carrying
 from harness.engine.process.carry_out import LOG_TAIL_LINES
 from harness.engine.process.job import Job
 from harness.engine.process.lock import Lock
@@ -185,6 +186,17 @@ def test_a_worker_that_hangs_is_a_timeout_in_its_phase(phase: str, carry_out: Go
     assert (outcome.status, outcome.phase) == ("timeout", phase)
     assert outcome.message == f"stopped at the deadline of {DEADLINE_S:g} s"
     assert not alive(workers(settings)[0])
+
+
+@pytest.mark.parametrize(("phase", "quiet_s", "other_s"), [("train", 0.6, 90.0), ("evaluate", 90.0, 0.6)])
+def test_a_worker_without_progress_hangs_without_a_deadline(
+    phase: str, quiet_s: float, other_s: float, carry_out: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carrying, "QUIET_S", {"train": quiet_s})
+    monkeypatch.setattr(carrying, "OTHER_QUIET_S", other_s)
+    outcome = only(carry_out(stub_run("hang", phase=phase), deadline_s=None)).outcome
+    assert (outcome.status, outcome.phase) == ("timeout", phase)
+    assert outcome.message == "it hangs: no progress for 0.01 minutes"
 
 
 def test_a_worker_that_ignores_sigterm_is_killed_after_the_grace(carry_out: Go, settings: Settings) -> None:

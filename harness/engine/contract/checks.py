@@ -7,8 +7,8 @@ A check returns what it saw, raises MethodError with what the contract says and 
 from __future__ import annotations
 
 import gc
-import io
 import itertools
+import json
 import math
 import random
 from collections.abc import Callable, Iterable
@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from harness.engine.contract.subject import LR, Subject, Trial, seed_everything
 from harness.engine.contract.tiny import logits, tiny_batch
 from harness.engine.measure.storages import parts, tensors_alive
 from harness.engine.models import checkpoint
+from harness.engine.resume import tree
 from harness.errors import MethodError
 from harness.plugins import place
 from harness.reachable import tensors_within
@@ -127,7 +129,7 @@ def states(subject: Subject) -> str:
 
 
 def resume(subject: Subject) -> str:
-    """A state saved to disk by torch and loaded safely continues bit for bit."""
+    """A state that went through a checkpoint continues bit for bit."""
     trial = subject.trial()
     trial.train(0, STEPS)
     near = _near(subject, trial.stepper.state_dict)
@@ -409,12 +411,11 @@ def _first_difference(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> str
 
 
 def _saved_and_loaded(content: dict[str, Any], near: str) -> dict[str, Any]:
-    """Return what a checkpoint on disk makes of it, with the safe loader."""
-    file = io.BytesIO()
+    """Return what a checkpoint makes of it: tensors in safetensors, all else in JSON."""
     try:
-        torch.save(content, file)
-        file.seek(0)
-        loaded: dict[str, Any] = torch.load(file, weights_only=True)
+        plain, tensors = tree.split(content)
+        read = safetensors.torch.load(safetensors.torch.save(tensors))
+        loaded: dict[str, Any] = tree.join(json.loads(json.dumps(plain)), read)
     except Exception as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise MethodError(

@@ -60,8 +60,8 @@ class Job:
 
     def write(self) -> None:
         """Write the job file."""
-        # may hold bytes that are no UTF-8
-        paths = {"folder": str(self.folder), "cache": str(self.cache), "kept": str(self.checkpoints)}
+        paths = {"folder": str(self.folder), "cache": str(self.cache)}  # may hold bytes that are no UTF-8
+        paths |= {} if self.kept is None else {"kept": str(self.kept)}
         content = {"run": self.run.model_dump(mode="json"), "suite": self.suite, "device": self.device}
         content |= {**paths, "rerun": self.rerun, "inputs": self.inputs}
         with open(self.file, "w", encoding="utf-8", opener=private) as file:

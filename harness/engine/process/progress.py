@@ -43,7 +43,10 @@ class Display:
         """Start a run; `eta_s` estimates the seconds left for the sweep, None while unknown."""
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """Show the progress of a worker: `phase`, and optionally `step`, `steps`, `loss`, `tokens_per_s`."""
+        """Show the progress of a worker: `phase`, and optionally `step`, `steps`, `loss`, `tokens_per_s`.
+
+        `resumed` is the number of updates of the checkpoint that it goes on from.
+        """
 
     def end(self, run: Run, record: Record, seconds: float) -> None:
         """End a run."""
@@ -83,6 +86,8 @@ class Plain(Display):
         if phase is not None and phase != self._phase:
             self._phase = str(phase)
             self.note(f"[{self._number}/{self._total}] {self._phase}")
+        if "resumed" in event:
+            self.note(f"[{self._number}/{self._total}] goes on from update {event['resumed']}")
 
     def end(self, run: Run, record: Record, seconds: float) -> None:
         """Print the outcome."""

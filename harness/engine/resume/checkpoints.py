@@ -14,9 +14,6 @@ from harness.engine.resume import names, stored, tree
 from harness.engine.resume.stored import Stored
 from harness.errors import UserError, one_line
 
-#: Hints for who cannot go on from a checkpoint.
-ANEW = "--from-scratch begins anew"
-
 
 class Checkpoints:
     """Saves the state of a training where it is due and finds the newest one that is whole.
@@ -48,10 +45,9 @@ class Checkpoints:
         """Return whether the state after `step` updates is to be saved."""
         if self._writing is not None and not self._writing.done():
             return False
-        every, updates = self.config.seconds, self.config.updates
-        if updates is not None:
-            return step % updates == 0
-        return every is not None and self._now() - self._at >= every
+        if isinstance(self.config.every, int):
+            return step % self.config.every == 0
+        return self._now() - self._at >= self.config.seconds
 
     def save(self, step: int, state: Any) -> None:
         """Save a nested state after `step` updates, on the disk at return for a CPU."""
@@ -92,13 +88,10 @@ class Checkpoints:
 
     def _refuse_other(self, found: Stored) -> None:
         for what, mine in self.about.items():
-            wrote = found.about.get(what)
-            if wrote != mine:
-                shown = what if isinstance(mine, dict) or len(f"{wrote}{mine}") > 80 else f"{what} {wrote}"
-                here = "" if shown == what else f", this is {mine}"
+            if (wrote := found.about.get(what)) != mine:
                 raise UserError(
-                    f"the checkpoint at update {found.step} is of other {shown}{here}: going on would not "
-                    f"continue the same training; {ANEW} ({found.path})"
+                    f"the checkpoint at update {found.step} was written {_difference(what, wrote, mine)}; go on "
+                    f"from it with the same, or begin anew with --from-scratch ({found.path})"
                 )
 
     def _write(self, step: int, plain: Any, tensors: Mapping[str, Any], on_device: Sequence[str] = ()) -> None:
@@ -116,3 +109,13 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> None:
         self._at = self._now()  # again after the same time, not at each update
         self._warn(f"the checkpoint at update {step} could not be saved: {one_line(error)}")
+
+
+def _difference(what: str, wrote: Any, mine: Any) -> str:
+    """Return in words how what wrote a checkpoint differs from this process."""
+    if isinstance(wrote, Mapping) and isinstance(mine, Mapping):
+        changed = sorted(name for name in {*wrote, *mine} if wrote.get(name) != mine.get(name))
+        return f"with another content of {', '.join(changed)}"
+    if what == "code":  # of hashes nobody learns anything
+        return "by other code of lorebench"
+    return f"with {what} {wrote}, here is {mine}"

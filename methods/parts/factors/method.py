@@ -43,9 +43,10 @@ class LowRankCompression(Method):
 
     @property
     def caps(self) -> Caps:
-        """Return the stages that start from trained weights."""
+        """Return the stages that start from trained weights, and whether the factors are trained here."""
         because = "random weights have no small singular values to leave out"
-        return Caps(stages=frozenset({"finetune", "compress"}), because=because, **TRAIN_OPTIONS)
+        stages, trains = frozenset({"finetune", "compress"}), self.config.train != "none"
+        return Caps(stages=stages, own_updates=trains, because=because, **TRAIN_OPTIONS)
 
     def choose_ranks(
         self, shapes: Shapes, values: Callable[[], SingularValues], context: Context

@@ -461,7 +461,7 @@ def test_only_seed_and_set_choose_what_is_run(lorebench: Lorebench, swept: Swept
     assert [(run.name, run.seed, run.train.steps) for run in suite.runs] == [("full", 3, 5), ("full", 4, 5)]
     assert (settings.device, settings.deadline_s, settings.budget_s, settings.retry) == (
         "auto",
-        21600,
+        None,
         None,
         False,
     )

@@ -54,7 +54,9 @@ class KilledError(Exception):
 def run_of(case: Case, grad_accum: int = 1) -> Run:
     train = {**case.optim.model_dump(), "steps": STEPS, "batch": BATCH, "grad_accum": grad_accum}
     methods = [{"name": name, "options": options} for name, options in case.stack]
-    return Run.model_validate({"method": methods, "train": train, "data": {"source": "random", "seq_len": 12}})
+    return Run.model_validate(
+        {"method": methods, "train": train, "data": {"source": "random", "seq_len": 12}}
+    )
 
 
 def tokens(padded: bool = False) -> Tokens:

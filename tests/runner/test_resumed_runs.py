@@ -134,9 +134,7 @@ def claim_other_torch(folder: Path) -> None:
     path.rename(path.with_name(names.name(found["step"], digest)))
 
 
-def test_another_torch_is_refused_unless_it_begins_anew(
-    tmp_path: Path, whole: tuple[Sweep, Record]
-) -> None:
+def test_another_torch_is_refused_unless_it_begins_anew(tmp_path: Path, whole: tuple[Sweep, Record]) -> None:
     killed = go(tmp_path, run_of(), Killing("checkpoint", 2 * EVERY))
     (folder,) = killed.folder.glob("*.checkpoints")
     claim_other_torch(folder)

@@ -94,7 +94,9 @@ class Checkpoints:
                     f"from it with the same, or begin anew with --from-scratch ({found.path})"
                 )
 
-    def _write(self, step: int, plain: Any, tensors: Mapping[str, Any], on_device: Sequence[str] = ()) -> None:
+    def _write(
+        self, step: int, plain: Any, tensors: Mapping[str, Any], on_device: Sequence[str] = ()
+    ) -> None:
         try:
             stored.write(self.folder, step, plain, tensors, self.about, on_device)
         except Exception as error:  # of many kinds: the library's, the disk's

@@ -132,7 +132,12 @@ class RunInProgress:
         """Prepare the model by the stack of methods; return its trainer, None if the run only compresses."""
         with self.meter.window() as window:
             assembly = assemble(
-                self.run, self.methods, self.model, lambda key, method: self._context(), self._batches(), self.meter
+                self.run,
+                self.methods,
+                self.model,
+                lambda key, method: self._context(),
+                self._batches(),
+                self.meter,
             )
         self._peak("prepare", window.peak_allocated_bytes)
         self._note_calibration()

@@ -22,6 +22,8 @@ from harness.errors import UserError
 
 #: Float64 matrix (in, in), its diagonal (in,), or None for the identity.
 Metric = Tensor | None
+#: Over the longest column; beside shorter ones, rounding leaves columns that are not orthogonal enough.
+SHORTEST = 1e-3
 #: Parts of a symmetric product.
 PANELS = 8
 
@@ -54,11 +56,12 @@ class Decomposition:
     def factors(self, rank: int) -> Factors:
         """Return factors of a rank up to `most`; along each direction both have the same length."""
         kept = self.directions[:, :rank]
-        down = kept.T @ self.weight.to(kept.dtype)
+        offset = None if self.mean is None else self.mean - kept @ (kept.T @ self.mean)
+        up = kept.to(torch.promote_types(self.weight.dtype, torch.float32))
+        down = up.T @ self.weight.to(up.dtype)
         length = torch.linalg.vector_norm(down, dim=1).sqrt()
         length = torch.where(length > 0, length, torch.ones_like(length))
-        offset = None if self.mean is None else self.mean - kept @ (kept.T @ self.mean)
-        return Factors(kept * length, down / length[:, None], offset)
+        return Factors(up * length, down / length[:, None], offset)
 
     def error(self, rank: int) -> float:
         """Return the mean squared error of factors of a rank, summed over outputs: what is left out."""
@@ -85,10 +88,17 @@ def decompose(
     else:
         rooted = _times_root(exact, metric)
         energies, vectors = torch.linalg.eigh(_lower(rooted.T, rooted))
-        # orthonormal also where an energy is zero, so that no direction is divided by its length
-        directions = torch.linalg.qr(rooted @ vectors.flip(1)[:, :most]).Q
+        directions = _normal(rooted @ vectors.flip(1)[:, :most])
     centre = None if mean is None else exact @ mean.double()
     return Decomposition(weight, directions.contiguous(), energies.flip(0).clamp(min=0), centre)
+
+
+def _normal(columns: Tensor) -> Tensor:
+    """Return orthogonal columns (n, m), the longest first, at length one; orthonormal also where one is zero."""
+    lengths = torch.linalg.vector_norm(columns, dim=0)
+    if lengths.numel() and lengths[-1] > SHORTEST * lengths[0]:
+        return columns / lengths
+    return torch.linalg.qr(columns).Q  # several times as long
 
 
 def _lower(left: Tensor, right: Tensor) -> Tensor:

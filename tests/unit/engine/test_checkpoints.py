@@ -212,7 +212,10 @@ def test_large_states_are_written_to_several_files(make: Make, monkeypatch: pyte
         ({"torch": "2.11.0"}, r"update 2 was written with torch 2.13.0, here is 2.11.0; .*--from-scratch"),
         ({"threads": 2}, "with threads 1, here is 2"),
         ({"code": "ef"}, "by other code of lorebench"),
-        ({"inputs": {"weights": "cd", "text t": "e"}}, "another content of text t, weights; .*--from-scratch"),
+        (
+            {"inputs": {"weights": "cd", "text t": "e"}},
+            "another content of text t, weights; .*--from-scratch",
+        ),
     ],
 )
 def test_what_another_process_wrote_is_refused_in_one_line(

@@ -131,8 +131,8 @@ Deadline = Annotated[
     str | None,
     typer.Option(
         metavar="TIME",
-        help="Timeout per run: 90s, 25m or 6h; a bare number is seconds. Without it, a run ends that makes no "
-        "progress: 30 minutes without an update, 6 hours in another phase.",
+        help="Timeout per run: 90s, 25m or 6h; a bare number is seconds. Without it, a run ends that makes "
+        "no progress: 30 minutes without an update, 6 hours in another phase.",
     ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="Print all tables, settings and notes.")]

@@ -32,8 +32,8 @@ from tests.support.tiny import TinyText, tiny_llama
 
 STEPS, EVERY, BATCH = 20, 3, 2
 DEVICE = torch.device("cpu")
-#: Stacks of each kind of state: moments and dropout, projectors, ranks that change, vectors in layers, drawn layers,
-#: merges, masks, pairs of stages, packed states.
+#: Stacks of each kind of state: moments and dropout, projectors, ranks that change, vectors in layers, drawn
+#: layers, merges, masks, pairs of stages, packed states.
 FAST = (
     "lora",
     "galore, randomized and staggered",

@@ -90,8 +90,8 @@ class Checkpoints:
         for what, mine in self.about.items():
             if (wrote := found.about.get(what)) != mine:
                 raise UserError(
-                    f"the checkpoint at update {found.step} was written {_difference(what, wrote, mine)}; go on "
-                    f"from it with the same, or begin anew with --from-scratch ({found.path})"
+                    f"the checkpoint at update {found.step} was written {_difference(what, wrote, mine)}; "
+                    f"go on from it with the same, or begin anew with --from-scratch ({found.path})"
                 )
 
     def _write(

@@ -6,13 +6,11 @@ The position in the text is not among it: it follows from the seed and the numbe
 from __future__ import annotations
 
 import random
-from array import array
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from harness.engine.measure.components import Components
 from harness.engine.resume import tree

@@ -94,7 +94,7 @@ def decompose(
 
 
 def _normal(columns: Tensor) -> Tensor:
-    """Return orthogonal columns (n, m), the longest first, at length one; orthonormal also where one is zero."""
+    """Return orthogonal columns (n, m), the longest first, at length one, also where some are zero."""
     lengths = torch.linalg.vector_norm(columns, dim=0)
     if lengths.numel() and lengths[-1] > SHORTEST * lengths[0]:
         return columns / lengths

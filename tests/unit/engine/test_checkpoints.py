@@ -164,10 +164,11 @@ def test_a_process_that_dies_while_it_writes_leaves_the_one_before(
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", die)
         patched.setattr(stored, "remove", lambda path: None)
-        found.save(4, state(4))
+        with pytest.raises(KeyboardInterrupt):
+            found.save(4, state(4))
     assert (found.folder / names.half(4)).is_dir()
     assert content(make().newest())["step"] == 2
     again = make()

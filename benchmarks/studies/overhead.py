@@ -1,7 +1,8 @@
 """Does the harness slow a training down or hold more memory than a bare loop? Both on the same model.
 
 `python -m benchmarks.studies.overhead` trains the same shape by the harness and by the loop below,
-interleaved, and prints the ratio of their step times (median and spread over rounds) and both live peaks.
+interleaved, and prints the ratio of their step times (median and spread over rounds). With `--checkpoints DIR` it
+saves the state of such a training there instead, and prints what share of ten minutes that takes.
 """
 
 from __future__ import annotations
@@ -10,19 +11,25 @@ import argparse
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from harness.config import TrainConfig
+from harness.config import CheckpointConfig, TrainConfig
 from harness.engine.measure.peak import meter_for
 from harness.engine.measure.speed import StepClock
 from harness.engine.models.load import shape_config
+from harness.engine.resume import names
+from harness.engine.resume.checkpoints import Checkpoints
+from harness.engine.run.state import state_of
 from harness.engine.run.train import METERED_STEPS, WARMUP_STEPS, Trainer, lr_at
 from harness.plugins import build
 
 CPU = torch.device("cpu")
+#: The interval that the time of a checkpoint is compared with.
+INTERVAL_S = 600.0
 
 
 def new_model(shape: str) -> Any:
@@ -64,21 +71,20 @@ def bare_loop(shape: str, config: TrainConfig, seq_len: int) -> tuple[float, flo
     return seconds / (config.steps - WARMUP_STEPS - METERED_STEPS), loss.item()
 
 
-def harness_loop(shape: str, config: TrainConfig, seq_len: int) -> tuple[float, float]:
-    """The same by the harness; its wall time per timed step includes all that it does between steps."""
+def harness_trainer(shape: str, config: TrainConfig, seq_len: int) -> Trainer:
+    """The same by the harness."""
     model = new_model(shape)
     stepper = build("full", {}).stepper(model, config)
     assert stepper is not None
+    data = batches(model.config.vocab_size, config, seq_len)
     clock = StepClock(CPU)
-    trainer = Trainer(
-        model,
-        stepper,
-        batches(model.config.vocab_size, config, seq_len),
-        config,
-        device=CPU,
-        meter=meter_for(CPU),
-        clock=clock,
-    )
+    return Trainer(model, stepper, data, config, device=CPU, meter=meter_for(CPU), clock=clock)
+
+
+def harness_loop(shape: str, config: TrainConfig, seq_len: int) -> tuple[float, float]:
+    """Train by the harness; its wall time per timed step includes all that it does between steps."""
+    trainer = harness_trainer(shape, config, seq_len)
+    clock = trainer.clock
     begun: list[float] = []
     plain_start = clock.start
 
@@ -91,13 +97,35 @@ def harness_loop(shape: str, config: TrainConfig, seq_len: int) -> tuple[float, 
     return (time.perf_counter() - begun[0]) / len(begun), result.loss[-1]
 
 
+def time_checkpoints(shape: str, config: TrainConfig, seq_len: int, folder: Path, rounds: int) -> None:
+    """Save the state of a training a few times, on the disk and with hashes, and print the seconds."""
+    trainer = harness_trainer(shape, config, seq_len)
+    trainer.run(lambda event: None)
+    checkpoints = Checkpoints(folder, CheckpointConfig(), {}, warn=print)
+    seconds = []
+    for index in range(rounds):
+        started = time.perf_counter()
+        checkpoints.save(index + 1, state_of(trainer))
+        seconds.append(time.perf_counter() - started)
+    newest = names.below(folder)[0]
+    size = sum(path.stat().st_size for path in newest.iterdir())
+    share = statistics.median(seconds) / INTERVAL_S
+    print(f"{shape}, {size:,} bytes: median {statistics.median(seconds):.2f} s of {rounds}, "
+          f"{min(seconds):.2f} to {max(seconds):.2f}; {share:.2%} of {INTERVAL_S:g} s")
+
+
 def main() -> None:
-    """Compare both loops in alternating rounds."""
+    """Compare both loops in alternating rounds, or time checkpoints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", default="9m")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--checkpoints", type=Path, metavar="DIR")
     arguments = parser.parse_args()
+    if arguments.checkpoints:
+        few = TrainConfig(steps=2, batch=2, lr=1e-3)
+        time_checkpoints(arguments.shape, few, 128, arguments.checkpoints, arguments.rounds)
+        return
     config = TrainConfig(steps=arguments.steps, batch=2, lr=1e-3)
     ratios = []
     for index in range(arguments.rounds):

@@ -2,13 +2,14 @@
 
 What a stepper's `state_dict` returns is dicts, lists and tuples of tensors and of plain values. The tensors
 go to safetensors and the rest to JSON, so that reading a checkpoint never executes anything, as unpickling
-would. Types are kept: keys that are whole numbers, tuples, infinite floats, dtypes.
+would. Types are kept: keys that are whole numbers, tuples, infinite floats, dtypes, and tensors of other
+classes that `torch.serialization` holds safe, by the function or the class that it was told.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ def split(state: Any) -> tuple[Any, dict[str, Tensor]]:
         if isinstance(value, Mapping):
             pairs = [[walk(key, place), walk(item, _below(place, key))] for key, item in value.items()]
             return {KIND: "dict", "items": pairs}
+        if isinstance(value, Tensor) and type(value.detach()) is not Tensor:
+            return _made_of(value.detach(), place, walk)
         if isinstance(value, Tensor):
             return {KIND: "tensor", "name": _name(_whole(value, place), place, tensors, names)}
         if isinstance(value, torch.dtype):
@@ -52,11 +55,31 @@ def _below(place: str, key: object) -> str:
     return f"{place}.{key}" if place else str(key)
 
 
+def _safe() -> dict[str, Any]:
+    """Return what torch may call to load a file safely, by module and name."""
+    known = torch.serialization.get_safe_globals()
+    return {f"{each.__module__}:{each.__qualname__}": each for each in known if hasattr(each, "__qualname__")}
+
+
+def _made_of(tensor: Tensor, place: str, walk: Callable[[Any, str], Any]) -> Any:
+    """Return what a tensor of another class is made of: its plain tensors and values, and what makes it."""
+    makers = {maker: name for name, maker in _safe().items()}
+    if type(tensor) in makers and hasattr(tensor, "__tensor_flatten__"):
+        parts, about = tensor.__tensor_flatten__()
+        content = {part: getattr(tensor, part) for part in parts}
+        shape = [list(tensor.size()), list(tensor.stride())]
+        return {KIND: "wrapped", "by": makers[type(tensor)], "items": walk([content, about, *shape], place)}
+    function, arguments, *more = tensor.__reduce_ex__(2)
+    if function in makers and not any(more):
+        return {KIND: "made", "by": makers[function], "items": walk(list(arguments), place)}
+    raise TypeError(f"{place} is a {type(tensor).__name__}, which torch.serialization does not hold safe")
+
+
 def _whole(tensor: Tensor, place: str) -> Tensor:
     """Return a tensor that fills its memory: itself where it does."""
     tensor = tensor.detach()
-    if tensor.layout is not torch.strided or type(tensor) is not Tensor:
-        raise TypeError(f"{place} is a {type(tensor).__name__} of layout {tensor.layout}, not a dense tensor")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{place} is a tensor of layout {tensor.layout}, not a dense one")
     if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
@@ -73,7 +96,7 @@ def _name(tensor: Tensor, place: str, tensors: dict[str, Tensor], names: dict[An
 
 
 def join(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Undo `split`; KeyError where a tensor is missing."""
+    """Undo `split`; KeyError where a tensor is missing, or a class that torch was not told to be safe."""
     if isinstance(plain, list):
         return [join(item, tensors) for item in plain]
     if not isinstance(plain, dict):
@@ -87,4 +110,8 @@ def join(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
         return getattr(torch, str(value))
     if kind == "tuple":
         return tuple(join(plain["items"], tensors))
+    if kind == "made":
+        return _safe()[plain["by"]](*join(plain["items"], tensors))
+    if kind == "wrapped":
+        return _safe()[plain["by"]].__tensor_unflatten__(*join(plain["items"], tensors))
     return {join(key, tensors): join(item, tensors) for key, item in plain["items"]}

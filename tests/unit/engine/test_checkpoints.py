@@ -192,7 +192,8 @@ def test_a_disk_that_refuses_is_a_warning(
         found.save(4, state(4))
     assert content(found.newest())["step"] == 2
     assert len(warnings) == 1
-    assert f"update 4 could not be saved: {os.strerror(number)}" in warnings[0].replace("OSError: ", "")
+    assert warnings[0].startswith("the checkpoint at update 4 could not be saved: ")
+    assert os.strerror(number) in warnings[0]
     found.save(6, state(6))
     assert content(found.newest())["step"] == 6
 

@@ -551,8 +551,10 @@ def _text(part: Strict) -> str:
     """Return a part of a config as ids hash it: made once, since the part does not change."""
     known = part.__dict__.get(_TEXT)
     if known is None:
-        own = isinstance(part, (MethodChoice, TrainConfig))
-        content = part.canonical if own else part.model_dump(mode="json")
+        if isinstance(part, (MethodChoice, TrainConfig)):
+            content = part.canonical
+        else:
+            content = part.model_dump(mode="json")
         known = part.__dict__[_TEXT] = identity.text_of(content)
     return known
 

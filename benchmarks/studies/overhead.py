@@ -1,8 +1,8 @@
 """Does the harness slow a training down or hold more memory than a bare loop? Both on the same model.
 
 `python -m benchmarks.studies.overhead` trains the same shape by the harness and by the loop below,
-interleaved, and prints the ratio of their step times (median and spread over rounds). With `--checkpoints DIR` it
-saves the state of such a training there instead, and prints what share of ten minutes that takes.
+interleaved, and prints the ratio of their step times (median and spread over rounds). With `--checkpoints
+DIR` it saves the state of such a training there instead, and prints what share of ten minutes that takes.
 """
 
 from __future__ import annotations
@@ -110,8 +110,10 @@ def time_checkpoints(shape: str, config: TrainConfig, seq_len: int, folder: Path
     newest = names.below(folder)[0]
     size = sum(path.stat().st_size for path in newest.iterdir())
     share = statistics.median(seconds) / INTERVAL_S
-    print(f"{shape}, {size:,} bytes: median {statistics.median(seconds):.2f} s of {rounds}, "
-          f"{min(seconds):.2f} to {max(seconds):.2f}; {share:.2%} of {INTERVAL_S:g} s")
+    print(
+        f"{shape}, {size:,} bytes: median {statistics.median(seconds):.2f} s of {rounds}, "
+        f"{min(seconds):.2f} to {max(seconds):.2f}; {share:.2%} of {INTERVAL_S:g} s"
+    )
 
 
 def main() -> None:

@@ -102,7 +102,7 @@ def go_on(
 
 
 def course(trainer: Trainer) -> dict[str, Any]:
-    """What a record holds of a training, without times, and without the peak: here other trainers are alive."""
+    """What a record holds of a training, without times, nor the peak: here other trainers are alive."""
     left_out = ("step_s", "refresh_step", "timed_steps", "memory")
     found = {name: value for name, value in vars(trainer.result).items() if name not in left_out}
     memory = {**vars(trainer.result.memory), "peak_bytes": trainer.result.memory.peak_bytes > 0}

@@ -54,7 +54,9 @@ class Stored:
         from torch.distributed import checkpoint
         from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-        known = HuggingFaceStorageReader(str(self.path)).read_metadata().state_dict_metadata
+        known: Mapping[str, Any] = (
+            HuggingFaceStorageReader(str(self.path)).read_metadata().state_dict_metadata
+        )
         for name, tensor in into.items():
             shape = tuple(getattr(known.get(name), "size", ()))
             if name not in known or shape != tuple(tensor.shape):

@@ -57,8 +57,8 @@ def _below(place: str, key: object) -> str:
 
 def _safe() -> dict[str, Any]:
     """Return what torch may call to load a file safely, by module and name."""
-    known = torch.serialization.get_safe_globals()
-    return {f"{each.__module__}:{each.__qualname__}": each for each in known if hasattr(each, "__qualname__")}
+    known = [each for each in torch.serialization.get_safe_globals() if not isinstance(each, tuple)]
+    return {f"{each.__module__}:{getattr(each, '__qualname__', '')}": each for each in known}
 
 
 def _made_of(tensor: Tensor, place: str, walk: Callable[[Any, str], Any]) -> Any:

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 Retry = Annotated[bool, typer.Option("--retry", help="Re-run failed runs, and those without their weights.")]
 Force = Annotated[bool, typer.Option("--force", help="Run even if predicted not to fit.")]
+KeepOld = Annotated[
+    bool, typer.Option("--keep-old", help="Keep runs whose weights, text or plug-in changed since.")
+]
+FromScratch = Annotated[
+    bool, typer.Option("--from-scratch", help="Begin anew where there are checkpoints of a training.")
+]
 Budget = Annotated[
     str | None,
     typer.Option(
@@ -37,13 +43,9 @@ def run(
     budget: Budget = None,
     deadline: options.Deadline = None,
     retry: Retry = False,
-    keep_old: Annotated[
-        bool, typer.Option("--keep-old", help="Keep runs whose weights, text or plug-in changed since.")
-    ] = False,
+    keep_old: KeepOld = False,
     force: Force = False,
-    from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Begin anew where there are checkpoints of a training.")
-    ] = False,
+    from_scratch: FromScratch = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show which runs would start; start and write none.")
     ] = False,

@@ -57,10 +57,9 @@ def carry_out(
 ) -> Record:
     """Run a job in a worker and return its record; whatever happens to its files is an `error`.
 
-    Its status is `interrupted` if the input was bad, or if something outside ended the worker, unless that
-    happened to `attempts` before it. It also is if the worker has saved a checkpoint, whatever ended it. A
-    signal to this process is recorded as `interrupted` and raised again. The worker inherits `descriptors`,
-    and is one of `forks` where that can be.
+    Its status is `interrupted` if the input was bad, if something outside ended the worker, unless that
+    happened to `attempts` before it, or if the worker has saved a checkpoint. So it is after a signal to this
+    process, which is raised again. The worker inherits `descriptors`, and is one of `forks` where it can be.
     """
     phase: Phase = "load"
     said = ""
@@ -80,36 +79,34 @@ def carry_out(
         return _complete(job, Outcome(status=_status(error), phase=phase, message=f"cannot start: {error}"))
     end: tuple[Status, str] | None = None
     saved_before = newest_step(job.checkpoints)
-    grace_s = max(limits.grace_s, SAVING_S) if job.run.train.checkpoint else limits.grace_s
     try:
         with interruptible():
-            late = worker.follow(limits.deadline_s, follow, lambda: QUIET_S.get(phase, OTHER_QUIET_S))
-            if late is not None:
+            if late := worker.follow(limits.deadline_s, follow, lambda: QUIET_S.get(phase, OTHER_QUIET_S)):
                 end = "timeout", late
     except KeyboardInterrupt as interrupt:
-        number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
-        by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        end = "interrupted", f"stopped by {by}"
+        end = "interrupted", f"stopped by {_name(interrupt)}"
         raise
     finally:
         # Read before the worker is stopped: on SIGTERM it may write an outcome of its own.
         final = _final(job)
-        worker.stop(grace_s)
-        saved = newest_step(job.checkpoints)
-        went_on = saved if saved > saved_before else None
+        worker.stop(max(limits.grace_s, SAVING_S) if job.run.train.checkpoint else limits.grace_s)
         if final is None and end is not None:
             outcome = Outcome(status=end[0], phase=phase, message=end[1], attempts=attempts or None)
-            final = _complete(job, _resumable(outcome, went_on))
+            final = _complete(job, _resumable(job, outcome, saved_before))
+    death = _death(worker, phase, attempts + 1, kernel_kills() > killed_before)
     final = final or _refused(job, worker, phase, said)
-    if final is None:
-        outcome = _death(worker, phase, attempts + 1, kernel_kills() > killed_before)
-        final = _complete(job, _resumable(outcome, went_on))
-    return final
+    return final or _complete(job, _resumable(job, death, saved_before))
 
 
-def _resumable(outcome: Outcome, saved: int | None) -> Outcome:
-    """Return the outcome of a run that this worker brought to a checkpoint after `saved` updates, if any."""
-    if saved is None:
+def _name(interrupt: KeyboardInterrupt) -> str:
+    number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def _resumable(job: Job, outcome: Outcome, saved_before: int) -> Outcome:
+    """Return the outcome of a run; it goes on where its worker has brought it to a later checkpoint."""
+    saved = newest_step(job.checkpoints)
+    if saved <= saved_before:
         return outcome
     message = f"{outcome.message}; the same command goes on from update {saved}"
     return outcome.model_copy(update={"status": "interrupted", "attempts": 1, "message": message})

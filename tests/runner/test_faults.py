@@ -179,7 +179,7 @@ def test_a_worker_ends_with_code_2_and_one_line_where_only_loading_shows_bad_inp
     job.write()
     events: list[Mapping[str, Any]] = []
     worker = Worker([*WORKER, "run", str(job.file)], job.log)
-    assert worker.follow(60.0, events.append)
+    assert worker.follow(60.0, events.append) is None
     worker.stop(1.0)
     assert worker.process.returncode == 2
     (said,) = [str(event["error"]) for event in events if "error" in event]

@@ -54,7 +54,7 @@ class Started:
         """Let a fork run some code to its end."""
         worker = self.begin(code, *descriptors)
         events: list[Any] = []
-        assert worker.follow(30.0, events.append)
+        assert worker.follow(30.0, events.append) is None
         worker.stop(1.0)
         return worker, events
 
@@ -149,7 +149,7 @@ def test_a_killed_server_takes_its_fork_along_and_is_replaced(started: Started) 
     worker = started.begin("import time; time.sleep(600)")
     killed = server_of(worker)
     os.kill(killed, signal.SIGKILL)
-    assert worker.follow(30.0, lambda event: None)
+    assert worker.follow(30.0, lambda event: None) is None
     worker.stop(1.0)
     assert worker.ended_by == "SIGKILL"
     assert not alive(worker.process.pid)
@@ -168,7 +168,7 @@ def test_a_server_that_dies_unseen_costs_no_run(started: Started) -> None:
     wait_until(lambda: not alive(server))
     plain = Worker([sys.executable, "-c", "print('{}')"], started.log, (), started.forks)
     assert not isinstance(plain.process, Fork)
-    assert plain.follow(30.0, lambda event: None)
+    assert plain.follow(30.0, lambda event: None) is None
     plain.stop(1.0)
 
 

@@ -345,9 +345,29 @@ class PerplexityConfig(Strict):
         """Return the protocol with its options: one run may have two with different options."""
         return _with_options(self.protocol, self.options)
 
+    def answers_to(self, names: Sequence[str]) -> bool:
+        """Return whether one of some names is that of the protocol, with its options or without."""
+        return self.name in names or self.protocol in names
+
+
+class DuringConfig(Strict):
+    """Perplexity while a model trains, for its curve: after every `every` updates, counted from 1.
+
+    `perplexity` are protocols that the run scores at its end, too, which ends the curve; None takes all of
+    them. The update after each score is not timed, so `every` is at least 2.
+    """
+
+    every: Annotated[int, Field(ge=2, le=MOST)]
+    perplexity: tuple[str, ...] | None = Field(default=None, exclude_if=_absent)
+
+    @field_validator("perplexity")
+    @classmethod
+    def _names_here(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if names is None else tuple(published_protocols().get(name, name) for name in names)
+
 
 class EvaluateConfig(Strict):
-    """What is measured after training.
+    """What is measured after training, and with `during` also in the middle of it.
 
     `tasks` are lm-eval names, found under `task_paths` first (the embedded tasks and those of
     benchmarks/tasks are always there). `task_data` is a folder with the original files of the latter; None
@@ -363,6 +383,15 @@ class EvaluateConfig(Strict):
     limit: Positive | None = None
     shots: Annotated[int, Field(ge=0, le=MOST)] | None = Field(default=None, exclude_if=_absent)
     batch: Positive = 32
+    during: DuringConfig | None = Field(default=None, exclude_if=_absent)
+
+    @property
+    def in_training(self) -> list[str]:
+        """Return the names of the protocols that are scored in the middle of a training."""
+        if self.during is None:
+            return []
+        wanted = self.during.perplexity
+        return [item.name for item in self.perplexity if wanted is None or item.answers_to(wanted)]
 
     @model_validator(mode="after")
     def _known_tasks(self) -> Self:

@@ -83,6 +83,7 @@ def _of_a_row(run: Run) -> Iterator[tuple[str, str]]:
     yield from _twice("evaluate.tasks", run.evaluate.tasks)
     yield from _twice("evaluate.task_paths", run.evaluate.task_paths)
     yield from _twice("evaluate.perplexity", [protocol.name for protocol in run.evaluate.perplexity])
+    yield from _in_training(run)
     label = run.name if run.label is None else run.label
     if UNSEEN.search(label):
         yield "label", "it holds a character that is drawn as nothing; leave it out"
@@ -92,6 +93,32 @@ def _of_a_row(run: Run) -> Iterator[tuple[str, str]]:
         yield (
             "label",
             f"cannot be told from {shown(alone)} in a table: write that (no blanks at the ends, NFC)",
+        )
+
+
+def _in_training(run: Run) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with scores in the middle of a training; an option may leave out all scores."""
+    during, protocols = run.evaluate.during, run.evaluate.perplexity
+    if during is None:
+        return
+    if not protocols:
+        section = run.written.value.get("evaluate") if run.written else None
+        given = section.value.get("perplexity") if section else None
+        if given is None or not given.where.startswith("--"):
+            yield "evaluate.during", "evaluate.perplexity names no protocol; add one, or leave this out"
+        return
+    if during.perplexity == ():
+        yield "evaluate.during.perplexity", "it is empty; leave it out for all of evaluate.perplexity"
+    for name in during.perplexity or ():
+        if not any(item.answers_to([name]) for item in protocols):
+            known = ", ".join(item.name for item in protocols)
+            yield "evaluate.during.perplexity", f"{shown(name)} is none of evaluate.perplexity ({known})"
+    yield from _twice("evaluate.during.perplexity", during.perplexity or ())
+    if run.train.stage != "compress" and during.every >= run.train.steps:
+        yield (
+            "evaluate.during.every",
+            f"{during.every} is not below train.steps {run.train.steps}, and the last update is scored "
+            "anyway",
         )
 
 
@@ -128,6 +155,12 @@ _SHARED = (
             of_tasks=True,
         )
         for name in ("limit", "shots", "task_paths", "task_data")
+    ),
+    _Shared(
+        "evaluate.during",
+        lambda run: run.evaluate.during is not None,
+        lambda run: run.train.stage != "compress",
+        "no row trains; leave it out",
     ),
     _Shared(
         "train.min_lr_ratio",

@@ -191,8 +191,9 @@ COMPONENTS = tuple(
 class Memory(Part):
     """Peaks per phase by one named meter (`cuda` or `live`); the rest is stored and never compared.
 
-    `requested_bytes` is what tensors asked for at most since the last metered update began, without what
-    CUDA's allocator adds to each; `cap_bytes` is what the run was held under on the device.
+    `requested_bytes` is what tensors asked for at most since the last metered update began, or the last score
+    in training, without what CUDA's allocator adds to each; `cap_bytes` is what the run was held under on the
+    device.
     """
 
     meter: Literal["cuda", "live"]
@@ -252,9 +253,10 @@ class Training(Part):
     Losses are nats per token; `lowest_loss` is the lowest finite one. `rank_updates` counts the updates in
     which a method chose ranks anew, `refreshes` new subspaces over all matrices, `skipped_gradients` matrices
     left alone in an update because their gradient was not finite; absent from methods that have no such
-    thing. `tokens` counts places in the batches, as throughput does; `real_tokens` those that are no padding,
-    absent where none is. `resumed` has the number of updates done each time that another process went on from
-    a checkpoint.
+    thing. `scored` counts how often the model was scored in training; absent where it was not. `tokens`
+    counts places in the batches, as throughput does; `real_tokens` those that are no padding, absent where
+    none is. `resumed` has the number of updates done each time that another process went on from a
+    checkpoint.
 
     Older records have the series here: one `loss` and `lr` per update, `grad_norm` and `rank_moves`.
     """
@@ -268,6 +270,7 @@ class Training(Part):
     refreshes: Count | None = None
     skipped_gradients: Count | None = None
     rank_updates: Count | None = None
+    scored: Count | None = None
     resumed: list[Count] = Field(default=[], exclude_if=_empty)
     loss: list[float] = Field(default=[], exclude_if=_empty)
     lr: list[float] = Field(default=[], exclude_if=_empty)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Version of the columns, stored in the file.
 FORMAT = "1"
+#: Columns with several values by name.
+_BY_NAME = ("ranks", "perplexity")
 #: Rows in one group of the file.
 GROUP = 1 << 17
 #: Bytes of a series, also unpacked: ten million updates with all columns have less.
@@ -36,7 +38,9 @@ class Series:
 
     `loss` in nats per token, `lr` the learning rate, `grad_norm` before clipping, `step_s` the seconds of
     timed updates and `refresh_step` whether one of those held a refresh, `ranks` the ranks by matrix that a
-    method chose anew. A column is as long as `loss`, or empty where no update has a value.
+    method chose anew. `perplexity` by protocol is what the model scored in training, and `trained_s` the
+    seconds of training until then, and to the end. A column is as long as `loss`, or empty where no update
+    has a value.
     """
 
     loss: Sequence[float]
@@ -45,6 +49,8 @@ class Series:
     step_s: Sequence[float | None] = ()
     refresh_step: Sequence[bool | None] = ()
     ranks: Sequence[Mapping[str, int] | None] = ()
+    trained_s: Sequence[float | None] = ()
+    perplexity: Sequence[Mapping[str, float] | None] = ()
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -116,7 +122,7 @@ def _encoded(series: Series, run_id: str) -> bytes:
     for name, kind in _kinds().items():
         values = getattr(series, name)
         if len(values):
-            columns[name] = arrow.array(_pairs(values) if name == "ranks" else values, kind)
+            columns[name] = arrow.array(_pairs(values) if name in _BY_NAME else values, kind)
     table = arrow.table(columns).replace_schema_metadata({"lorebench": FORMAT, "run_id": run_id})
     sink = arrow.BufferOutputStream()
     parquet.write_table(
@@ -124,7 +130,7 @@ def _encoded(series: Series, run_id: str) -> bytes:
         sink,
         row_group_size=GROUP,
         compression="zstd",
-        use_dictionary=["lr", "ranks.key_value.key", "ranks.key_value.value"],
+        use_dictionary=["lr", "ranks.key_value.key", "ranks.key_value.value", "perplexity.key_value.key"],
         column_encoding={"step": "DELTA_BINARY_PACKED"},
         write_statistics=False,
         store_schema=False,
@@ -132,8 +138,8 @@ def _encoded(series: Series, run_id: str) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _pairs(ranks: Sequence[Mapping[str, int] | None]) -> list[list[tuple[str, int]] | None]:
-    return [None if each is None else list(each.items()) for each in ranks]
+def _pairs(values: Sequence[Mapping[str, float] | None]) -> list[list[tuple[str, float]] | None]:
+    return [None if each is None else list(each.items()) for each in values]
 
 
 def _kinds() -> dict[str, pyarrow.DataType]:
@@ -148,6 +154,8 @@ def _kinds() -> dict[str, pyarrow.DataType]:
         "step_s": number,
         "refresh_step": arrow.bool_(),
         "ranks": arrow.map_(arrow.string(), arrow.int64()),
+        "trained_s": number,
+        "perplexity": arrow.map_(arrow.string(), number),
     }
 
 
@@ -191,13 +199,38 @@ def rank_moves(record: Record) -> list[RankMove]:
     return [RankMove(step=step, ranks=dict(each)) for step, each in enumerate(ranks, 1) if each is not None]
 
 
+@dataclass(frozen=True)
+class Score:
+    """Perplexity by protocol after so many updates and seconds of training; none where it was not scored."""
+
+    step: int
+    trained_s: float
+    perplexity: Mapping[str, float]
+
+
+def scores(record: Record) -> list[Score]:
+    """Return what the model scored in training, and the end of the training, which was not scored there.
+
+    Empty for a record without; UserError where the series cannot be read.
+    """
+    if record.series is None or not (record.training and record.training.scored):
+        return []
+    seconds, perplexity = _column(record, "trained_s"), _column(record, "perplexity")
+    pairs = zip(seconds, perplexity, strict=False)
+    return [
+        Score(step, trained_s, dict(values or ()))
+        for step, (trained_s, values) in enumerate(pairs, 1)
+        if trained_s is not None
+    ]
+
+
 def read(record: Record) -> Series:
     """Return the whole series that a record names; UserError where it cannot be read, or there is none."""
     if record.series is None:
         raise UserError(f"run {record.run_id} has no series")
     columns = _table(record, None).to_pydict()
-    if "ranks" in columns:
-        columns["ranks"] = [None if each is None else dict(each) for each in columns["ranks"]]
+    for name in columns.keys() & set(_BY_NAME):
+        columns[name] = [None if each is None else dict(each) for each in columns[name]]
     return Series(**{name: columns[name] for name in _kinds() if name in columns})
 
 

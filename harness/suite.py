@@ -6,11 +6,11 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, field_validator
 
@@ -77,7 +77,8 @@ class SuiteFile(Strict):
     """The contents of a YAML file: rows are crossed with the matrix, and values of a row win.
 
     An axis of the matrix is a setting, or several that move together: `data.task + evaluate.tasks`.
-    `threads` are those of the CPU that a run computes on, by default one for each core.
+    `threads` are those of the CPU that a run computes on, by default one for each core. `targets` are
+    perplexities by protocol: a report says when rows reached them in training.
     """
 
     suite: str
@@ -88,6 +89,7 @@ class SuiteFile(Strict):
     rows: list[dict[str, Any]] = Field(default_factory=lambda: [dict[str, Any]()])
     at_scale: AtScale | None = None
     threads: Positive | None = None
+    targets: dict[str, Annotated[float, Field(ge=1)]] = Field(default_factory=dict)
 
     @field_validator("suite")
     @classmethod
@@ -105,7 +107,7 @@ class Suite:
 
     `axes` are the dotted settings that vary from run to run, beside label and seed. `scale` is what the file
     says under `at_scale`, `threads` what it says of the threads of its own model. `other_model` tells that an
-    option gave another one.
+    option gave another one. `targets` are perplexities to reach, by protocol.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Suite:
     scale: Written | None = None
     threads: int | None = None
     other_model: bool = False
+    targets: Mapping[str, float] = field(default_factory=dict)
 
     def at_scale(self, overrides: Sequence[Override] = ()) -> Suite | None:
         """Return the rows on the model of `at_scale`, a run for each with one seed; None without the section.
@@ -269,6 +272,8 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
     if all(override.key != "method" for override in overrides):  # else with labels of their own
         _check_baseline(written, content, runs)
         _check_scaled_labels(content, runs)
+    if not any(each.key.partition(".")[0] in ("data", "evaluate") for each in overrides):
+        _check_targets(content, runs)
     varied = [key for axis in written.matrix for key in settings_of(axis)]
     varied += [key for row in written.rows for key in row]
     # Where a rate comes from is no part of what is run.
@@ -284,6 +289,7 @@ def expand(path: str | Path, overrides: Sequence[Override] = ()) -> Suite:
         scale=_scale_of(content),
         threads=None if other_model else written.threads,
         other_model=other_model,
+        targets=written.targets,
     )
     suite.at_scale()  # refuses what is wrong with it
     return suite
@@ -412,6 +418,18 @@ def _check_baseline(written: SuiteFile, content: Written, runs: Sequence[Run]) -
             f"{content.place(['baseline'])}: baseline {shown(written.baseline)} names no row; "
             f"{_values(runs, 'label')}"
         )
+
+
+def _check_targets(content: Written, runs: Sequence[Run]) -> None:
+    """Raise UserError for a target by a protocol that no row scores in training."""
+    targets = content.value.get("targets")
+    scored = dict.fromkeys(name for run in runs for name in run.evaluate.in_training)
+    for protocol in {} if targets is None else targets.value or {}:
+        if protocol not in scored:
+            known = f"scored are: {', '.join(scored)}" if scored else "set evaluate.during"
+            raise UserError(
+                f"{targets.keys[protocol]}: targets: no row scores {shown(protocol)} in training; {known}"
+            )
 
 
 def _check_rate(run: Run, written: Written) -> None:

@@ -55,6 +55,7 @@ def trials(suite: Suite, seed: int) -> Suite:
         runs=tuple(rows.values()),
         axes=(*(axis for axis in suite.axes if axis != LR), LR),
         scale=None,
+        targets={},
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -12,6 +14,7 @@ import typer
 from harness.cli import options, output
 from harness.cli.plan import forecast_at_scale
 from harness.cli.show import publish, say
+from harness.credentials import shown
 from harness.errors import UserError, counted
 from harness.files import cache_folder, visible
 from harness.inputs import Inputs, by_run
@@ -38,6 +41,14 @@ Earlier = Annotated[
     list[Path] | None,
     typer.Option(metavar="DIR", help="Records of earlier commits for the page; repeatable."),
 ]
+Target = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PROTOCOL=PPL",
+        help="Say after how many tokens and seconds rows reached this perplexity in training; repeatable. "
+        "[default: the targets of the suite]",
+    ),
+]
 
 
 @options.selects
@@ -47,6 +58,7 @@ def report(
     form: Annotated[Format, typer.Option("--format", help="Format of what is printed.")] = "text",
     out: Out = None,
     history: Earlier = None,
+    target: Target = None,
     full: options.Full = False,
 ) -> None:
     """Print and write the tables of a suite from its records, without running anything."""
@@ -60,6 +72,8 @@ def report(
     elif history:
         raise UserError("--history belongs to a page: add --out FILE.html")
     chosen = selection.load()
+    if target:
+        chosen = replace(chosen, targets=_targets(target))
     earlier = _history(chosen, history) if history else None
     # Only the options of methods are needed, and hashes of what is still there.
     plan = resolution.resolve(chosen.runs, text=False, model=False, cache=cache_folder())
@@ -87,6 +101,23 @@ def report(
         there = other_settings(wanted, [record for _, others, _ in found.values() for record in others])
         there = there or f"there are no valid records under {results}"
         raise UserError(f"0 of {counted(len(wanted), 'run')} match; {there}")
+
+
+def _targets(given: Sequence[str]) -> dict[str, float]:
+    """Return perplexities by protocol; UserError for anything else."""
+    found: dict[str, float] = {}
+    for text in given:
+        name, _, number = (part.strip() for part in text.rpartition("="))
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not name or not 1 <= value < math.inf:
+            raise UserError(f"--target {shown(text)}: write PROTOCOL=PERPLEXITY, for example heldout=25")
+        if name in found:
+            raise UserError(f"--target {shown(text)}: {name} has a target already; give each protocol one")
+        found[name] = value
+    return found
 
 
 def _of_machine(to: Mapping[Path, str], machine: str) -> dict[Path, str]:
@@ -149,4 +180,5 @@ def _page(
         history=history,
         today=today,
         scale=scale,
+        targets=suite.targets,
     )

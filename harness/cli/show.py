@@ -61,6 +61,7 @@ def publish(
         today=today,
         scale=scale,
         tune=tune,
+        targets=suite.targets,
     )
     report(built, to, name, form, more, full)
 

@@ -108,6 +108,7 @@ def _reports(raw: Path) -> Iterator[tuple[str, report.Report]]:
             question=defined.question,
             notes=notes,
             order=list(dict.fromkeys(record.config_id for record in records)),
+            targets=defined.targets,
         )
         yield name, built
 

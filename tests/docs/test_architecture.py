@@ -98,7 +98,7 @@ def tables(*names: str) -> tuple[str, ...]:
     return (*BASEMENT, *(f"harness.tables.{name}" for name in names))
 
 
-SHARED_TABLES = ("records", "format", "layout", "statistics", "aggregate")
+SHARED_TABLES = ("records", "format", "layout", "statistics", "aggregate", "curves")
 #: Who may import what within the project, one rule a folder; imports inside functions count, too.
 MAY_IMPORT = {
     **dict.fromkeys(VOCABULARY, VOCABULARY),

@@ -25,6 +25,7 @@ HOLDERS = {
     "PerplexityConfig": {"config", "item", "protocol"},
     "EvaluateConfig": {"wanted", "evaluate"},
     "CheckpointConfig": {"config"},
+    "DuringConfig": {"during"},
     "CalibrationConfig": {"wanted", "calibration"},
     "TuningConfig": {"tuning"},
     "MethodChoice": {"choice"},
@@ -113,6 +114,7 @@ PLACES = {
     "Checkpoints": config.CheckpointConfig,
     "Calibration": config.CalibrationConfig,
     "Evaluation": config.EvaluateConfig,
+    "In the middle of a training": config.DuringConfig,
     "Protocol options": config.PerplexityConfig,
     **SOURCES,
 }

@@ -53,6 +53,32 @@ def run_of(**train: Any) -> Run:
     )
 
 
+def scored_run() -> Run:
+    during = {"perplexity": ["world-b"], "during": {"every": 10}, "batch": 8}
+    return Run.model_validate(
+        run_of(steps=40, checkpoint={"every": 8}).model_dump(mode="json") | {"evaluate": during}
+    )
+
+
+def curve_of(record: Record) -> list[tuple[int, Mapping[str, float]]]:
+    return [(score.step, score.perplexity) for score in series.scores(record)]
+
+
+class KillingInAScore(Remember):
+    """Sends a signal to the worker once it begins to score its model after so many updates."""
+
+    def __init__(self, step: int, number: signal.Signals) -> None:
+        super().__init__()
+        self.step, self.number = step, number
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        super().event(event)
+        if event.get("step") == self.step and "task" in event:
+            for child in psutil.Process().children():
+                if "harness.engine.worker" in child.cmdline():
+                    os.kill(child.pid, self.number)
+
+
 def go(folder: Path, run: Run, display: Remember | None = None, **changes: Any) -> Sweep:
     given = {"device": "cpu", "command": WORKER, **changes}
     settings = Settings(folder / "results", folder / "cache", **given)
@@ -125,6 +151,23 @@ def test_a_deadline_saves_first(tmp_path: Path) -> None:
     assert said == (
         f"stopped at the deadline of 6 s; the same command goes on from update {names.newest_step(folder)}"
     )
+
+
+def test_killed_in_the_middle_of_a_score_a_run_has_the_same_curve(tmp_path: Path) -> None:
+    run = scored_run()
+    (whole,) = go(tmp_path / "whole", run).records.values()
+    folder = tmp_path / "ended"
+    killed = go(folder, run, KillingInAScore(20, signal.SIGKILL))
+    (said,) = killed.killed.values()
+    (record,) = go(folder, run).records.values()
+    assert content(record) == content(whole)
+    assert [score.step for score in series.scores(record)] == [10, 20, 30, 40]
+    assert curve_of(record) == curve_of(whole)
+    assert record.training is not None
+    assert "goes on from update 16" in said
+    assert record.training.resumed == [16]
+    assert record.time is not None
+    assert sum(record.time.phase_s.values()) == pytest.approx(record.time.wall_s, rel=0.01)
 
 
 def claim_other_torch(folder: Path) -> None:

@@ -27,6 +27,7 @@ from harness.engine.contract.tiny import logits, tiny_batch
 from harness.engine.measure.storages import parts, tensors_alive
 from harness.engine.models import checkpoint
 from harness.engine.resume import tree
+from harness.engine.run import during
 from harness.errors import MethodError
 from harness.plugins import place
 from harness.reachable import tensors_within
@@ -149,6 +150,26 @@ def resume(subject: Subject) -> str:
         raise MethodError(
             f"a run resumed after {STEPS} updates goes on differently: {what}; state_dict holds all "
             f"that a bit-exact resume needs{near}"
+        )
+    return f"equal to the bit for {STEPS} updates after it"
+
+
+def scored(subject: Subject) -> str:
+    """A model that is scored in the middle of its training goes on as if it had not been."""
+    courses, ids = [], tiny_batch(STEPS).tolist()
+    for asked in (False, True):
+        trial = subject.trial()
+        losses = trial.train(0, STEPS)
+        if asked:
+            during.score(trial.model, ids, len(ids), torch.device("cpu"))
+        losses += trial.train(STEPS, 2 * STEPS)
+        courses.append((losses, trial.model.state_dict()))
+    (wanted, before), (losses, after) = courses
+    if losses != wanted or (other := _first_difference(before, after)):
+        what = f"losses {wanted} become {losses}" if losses != wanted else f"{other} differs"
+        raise MethodError(
+            f"a training in which the model is scored goes on differently: {what}; a forward pass in "
+            f"evaluation mode, without gradients, leaves all that trains as it is{_prepare(subject)}"
         )
     return f"equal to the bit for {STEPS} updates after it"
 
@@ -370,6 +391,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "randomness": randomness,
     "states": states,
     "resume": resume,
+    "scored": scored,
     "copy": copy,
     "rate": rate,
     "accumulation": accumulation,
@@ -380,7 +402,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "export": exported,
 }
 #: The checks that compare two models, each prepared anew: what differs without reason differs there, too.
-COMPARING = frozenset({"resume", "rate", "accumulation", "clipping", "state bits", "forecast"})
+COMPARING = frozenset({"resume", "scored", "rate", "accumulation", "clipping", "state bits", "forecast"})
 
 
 # -------------------------------------------------------------------------------------------- parts

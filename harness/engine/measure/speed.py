@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,6 +69,42 @@ class StepClock:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
+
+
+class Stopwatch:
+    """Counts the seconds of a training, without what is done in its middle; it may be read at any time."""
+
+    def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:
+        self._device, self._now = device, now
+        self._before = 0.0
+        self._since: float | None = None
+
+    def start(self) -> None:
+        """Go on counting."""
+        self._since = self._now()
+
+    def seconds(self) -> float:
+        """Return the seconds so far; waits for the device."""
+        if self._since is None:
+            return self._before
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return self._before + self._now() - self._since
+
+    def take(self, seconds: float) -> None:
+        """Continue the count of an earlier stopwatch."""
+        self._before = seconds
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Leave out a block; what the device has still to do before it counts."""
+        self._before, running = self.seconds(), self._since is not None
+        self._since = None
+        try:
+            yield
+        finally:
+            if running:
+                self.start()
 
 
 def tokens_per_s(

@@ -81,9 +81,10 @@ class Plain(Display):
         self.note(f"[{self._number}/{self._total}] {self.title(run)}: started{eta}")
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """Print a phase when it changes."""
+        """Print a phase when it begins, but no score in the middle of a training."""
         phase = event.get("phase")
-        if phase is not None and phase != self._phase:
+        in_training = phase == "evaluate" and "step" in event
+        if phase is not None and phase != self._phase and not in_training:
             self._phase = str(phase)
             self.note(f"[{self._number}/{self._total}] {self._phase}")
         if "resumed" in event:

@@ -6,6 +6,7 @@ import itertools
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from harness.engine.quality import perplexity, protocols
 from harness.engine.quality.scored_text import ScoredText, write_sequences
 from harness.engine.quality.tasks import evaluate_tasks
 from harness.engine.run import checks, environment
+from harness.engine.run.during import Scores
 from harness.engine.run.inputs import verify
 from harness.engine.run.prepare import assemble, keys, load_stack
 from harness.engine.run.resuming import Resuming
@@ -151,7 +153,7 @@ class RunInProgress:
         """Run the loop; record memory, time and losses, also of a training that fails."""
         try:
             if self.run.train.checkpoint is None:
-                trainer.run(self._progress(trainer))
+                trainer.run(self._progress(trainer), self._scores(trainer).after)
             else:
                 self._train_on(trainer, self.run.train.checkpoint)
         finally:
@@ -165,8 +167,21 @@ class RunInProgress:
         if resuming.restore():
             trainer.batches = self._batches(trainer.first * self.run.train.grad_accum)
             self.writer.notify(resumed=trainer.first, step=trainer.first, steps=self.run.train.steps)
+        scores = self._scores(trainer, resuming.stopped)
+
+        def after(step: int) -> None:
+            scores.after(step)
+            resuming.after(step)
+
         with resuming.saving_when_stopped():
-            trainer.run(self._progress(trainer), resuming.after)
+            scores.after(trainer.first)  # an earlier process may have been stopped in this one
+            resuming.end_if_stopped()
+            trainer.run(self._progress(trainer), after)
+
+    def _scores(self, trainer: Trainer, stopped: Callable[[], bool] = lambda: False) -> Scores:
+        """Return what scores the model in training, if the run is configured to."""
+        peak = partial(self._peak, "evaluate")
+        return Scores(self.run.evaluate, self.texts, trainer, self.writer, peak, stopped)
 
     def _progress(self, trainer: Trainer) -> Callable[[dict[str, Any]], None]:
         return lambda event: self.writer.notify(**event, **self._speed(trainer.result))
@@ -326,6 +341,7 @@ class RunInProgress:
             refreshes=trained.refreshes,
             skipped_gradients=trained.skipped,
             rank_updates=sum(step <= len(trained.loss) for step, _ in trained.rank_moves) or None,
+            scored=len(trained.curve) or None,
             resumed=list(resumed),
             **serieses.loss_summary(trained.loss),
         )

@@ -26,8 +26,10 @@ class RecordWriter:
         self.time = self.record.time = Time()
         self._series: Series | None = None
         self._series_s = 0.0
-        #: Seconds that earlier processes trained up to the checkpoint that this one goes on from.
+        #: Seconds of this training before the checkpoint that this process goes on from, in earlier ones.
         self.earlier_s = 0.0
+        #: Seconds of the training, also in earlier processes, in which the model was scored.
+        self.scoring_s = 0.0
         #: Which input is being read, `model`, `data` or `evaluate`: other runs may have the same.
         self.reading: str | None = None
         write(self.record, self.path)
@@ -44,11 +46,26 @@ class RecordWriter:
         try:
             yield
         finally:
-            earlier_s = self.earlier_s if name == "train" else 0.0
-            self.time.phase_s[name] = earlier_s + time.perf_counter() - begun
+            seconds = self.time.phase_s.get(name, 0.0) + time.perf_counter() - begun
+            if name == "train":
+                seconds += self.earlier_s - self.scoring_s
+            self.time.phase_s[name] = seconds
+            if name == "train" and self.scoring_s:
+                self.time.phase_s["evaluate"] = self.scoring_s
             self.time.wall_s = self.earlier_s + time.perf_counter() - self.started - self._series_s
             self._write_series()
             write(self.record, self.path)
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Count the time of a block in the middle of the training to the evaluation, and what goes wrong."""
+        begun = time.perf_counter()
+        self.record.outcome.phase = "evaluate"
+        try:
+            yield
+        finally:
+            self.scoring_s += time.perf_counter() - begun
+        self.record.outcome.phase = "train"
 
     def keep(self, series: Series) -> None:
         """Write a series once, at the end of the phase, before the record that names it."""

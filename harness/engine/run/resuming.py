@@ -44,7 +44,7 @@ class Resuming:
             return False
         state = restore(self.trainer, found)
         self.trainer.resumed.append(found.step)
-        self.writer.earlier_s = state["train_s"]
+        self.writer.earlier_s, self.writer.scoring_s = state["train_s"], state["scoring_s"]
         self._begun = time.perf_counter()
         return True
 
@@ -72,7 +72,17 @@ class Resuming:
         last = step == self.trainer.config.steps
         early = step < WARMUP_STEPS + METERED_STEPS
         if last or (not early and (self._stopping or self.checkpoints.due(step))):
-            self.checkpoints.save(step, {**state_of(self.trainer), "train_s": self._train_s()})
+            with self.trainer.stopwatch.stopped():
+                spent = {"train_s": self._train_s(), "scoring_s": self.writer.scoring_s}
+                self.checkpoints.save(step, state_of(self.trainer) | spent)
+        self.end_if_stopped()
+
+    def stopped(self) -> bool:
+        """Return whether this process shall end."""
+        return self._stopping
+
+    def end_if_stopped(self) -> None:
+        """End this process if it shall end, once what is being saved is on the disk."""
         if self._stopping:
             self.checkpoints.wait()
             self._end()

@@ -5,17 +5,16 @@ The position in the text is not among it: it follows from the seed and the numbe
 
 from __future__ import annotations
 
-import random
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
 from harness.engine.measure.components import Components
 from harness.engine.resume import tree
 from harness.engine.resume.stored import Stored
-from harness.engine.run.train import MemoryWindow, Trainer, TrainResult
+from harness.engine.run import randomness
+from harness.engine.run.train import MemoryWindow, Point, Trainer, TrainResult
 
 #: Numbers by update, with the type of their array.
 NUMBERS = {
@@ -34,7 +33,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     return {
         "model": trainer.model.state_dict(),
         "stepper": trainer.stepper.state_dict(),
-        "random": _random(trainer.device),
+        "random": randomness.taken(trainer.device),
         "course": _course(trainer),
     }
 
@@ -50,27 +49,8 @@ def restore(trainer: Trainer, stored: Stored) -> dict[str, Any]:
     trainer.stepper.load_state_dict(state["stepper"])
     _take_course(trainer, state["course"])
     trainer.first = stored.step
-    _take_random(trainer.device, state["random"])
+    randomness.put_back(trainer.device, state["random"])
     return dict(state)
-
-
-def _random(device: torch.device) -> dict[str, Any]:
-    kind, keys, *place = np.random.get_state()
-    found = {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *place),
-        "torch": torch.get_rng_state(),
-    }
-    return found | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
-
-
-def _take_random(device: torch.device, state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    kind, keys, *place = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *place))
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _course(trainer: Trainer) -> dict[str, Any]:
@@ -84,6 +64,8 @@ def _course(trainer: Trainer) -> dict[str, Any]:
         "refreshes": result.refreshes,
         "skipped": result.skipped,
         "memory": {**vars(memory), "parts": None if memory.parts is None else asdict(memory.parts)},
+        "curve": [(point.step, point.trained_s, point.perplexity) for point in result.curve],
+        "trained_s": trainer.stopwatch.seconds(),
         "refresh_next": trainer.refresh_next,
         "resumed": trainer.resumed,
     }
@@ -93,6 +75,7 @@ def _take_course(trainer: Trainer, course: dict[str, Any]) -> None:
     lists = {name: course[name].tolist() for name in NUMBERS}
     memory, parts = course["memory"], course["memory"]["parts"]
     trainer.clock.take(course["step_s"].tolist(), course["refresh_step"].tolist())
+    trainer.stopwatch.take(course["trained_s"])
     trainer.result = TrainResult(
         **lists,
         ranks=course["ranks"],
@@ -102,5 +85,6 @@ def _take_course(trainer: Trainer, course: dict[str, Any]) -> None:
         memory=MemoryWindow(**{**memory, "parts": None if parts is None else Components(**parts)}),
         step_s=trainer.clock.seconds(),
         refresh_step=trainer.clock.refreshed,
+        curve=[Point(*point) for point in course["curve"]],
     )
     trainer.refresh_next, trainer.resumed = course["refresh_next"], course["resumed"]

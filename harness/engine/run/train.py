@@ -1,8 +1,8 @@
 """The training loop that all methods plug into.
 
 An update is: set the learning rate, forward and backward for each micro-batch, step, free the
-gradients. The first updates warm up, the next run under the memory meter, the rest are timed: no update is
-metered and timed at once.
+gradients. The first updates warm up, the next run under the memory meter, the rest are timed, but for one
+just after a score of the model in training: no update is metered and timed at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness.engine.data.tokens import PAD, PAD_TOKEN
 from harness.engine.measure.components import Components, components
 from harness.engine.measure.lockstep import Turn
 from harness.engine.measure.peak import Meter
-from harness.engine.measure.speed import StepClock
+from harness.engine.measure.speed import StepClock, Stopwatch
 from harness.errors import DivergedError
 from harness.method import StepInfo, Stepper
 from harness.record import TrainMemory
@@ -31,6 +31,8 @@ from harness.series import Series
 
 WARMUP_STEPS = 2  # optimizer state is created at the end of the first update
 METERED_STEPS = 3
+#: Updates after a score in training that are not timed: caches and memory have held something else.
+UNSTEADY_STEPS = 1
 REPORTS = 20  # progress reports of a training; each reads the loss, which stalls a GPU
 REPORT_S = 30.0  # at the latest after so many seconds: a loss that is not finite ends a long training soon
 
@@ -82,6 +84,15 @@ class MemoryWindow:
         )
 
 
+@dataclass(frozen=True)
+class Point:
+    """Perplexity of the model by protocol after `step` updates and `trained_s` seconds of training."""
+
+    step: int
+    trained_s: float
+    perplexity: dict[str, float]
+
+
 @dataclass
 class TrainResult:
     """The course of a training, filled as it goes on, so that a failed run keeps what it measured."""
@@ -99,6 +110,8 @@ class TrainResult:
     real_tokens: list[int] = field(default_factory=list)
     norm_steps: list[int] = field(default_factory=list)
     timed_steps: list[int] = field(default_factory=list)
+    curve: list[Point] = field(default_factory=list)
+    trained_s: float | None = None
 
     def series(self) -> Series:
         """Return what was measured by update, as far as there are losses: a failed run has begun another."""
@@ -112,6 +125,10 @@ class TrainResult:
             return placed if values else []
 
         moved = [step for step, _ in self.rank_moves]
+        scored = [point.step for point in self.curve]
+        read = [(point.step, point.trained_s) for point in self.curve]
+        if self.curve and self.trained_s is not None:
+            read.append((updates, self.trained_s))
         return Series(
             loss=self.loss,
             lr=self.lr[:updates],
@@ -119,6 +136,8 @@ class TrainResult:
             step_s=column(self.timed_steps, self.step_s),
             refresh_step=column(self.timed_steps, self.refresh_step),
             ranks=column(moved, [ranks for _, ranks in self.rank_moves]),
+            trained_s=column([step for step, _ in read], [seconds for _, seconds in read]),
+            perplexity=column(scored, [point.perplexity for point in self.curve]),
         )
 
 
@@ -145,7 +164,7 @@ class Trainer:
     ) -> None:
         self.model, self.stepper, self.batches, self.config = model, stepper, batches, config
         self.device, self.meter, self.clock, self.period = device, meter, clock, period
-        self.padded, self.turn = padded, Turn()
+        self.padded, self.turn, self.stopwatch = padded, Turn(), Stopwatch(device)
         self.result = TrainResult()
         #: Updates done by an earlier process, and what those were each time that one went on.
         self.first, self.resumed = 0, list[int]()
@@ -162,6 +181,7 @@ class Trainer:
         """
         self.model.train()
         every = max(1, self.config.steps // REPORTS)
+        self.stopwatch.start()
         for step in range(self.first, self.config.steps):
             lr = lr_at(step, self.config)
             self.result.lr.append(lr)
@@ -173,12 +193,14 @@ class Trainer:
             if self._metered(step):
                 info = self._metered_update(step)
             else:
-                info = self._timed_update(step) if step >= self.first + WARMUP_STEPS else self._update()
+                info = self._timed_update(step) if self._timed(step) else self._update()
             self._note(step, info)
             due = (step + 1) % every == 0 or step + 1 == self.config.steps
             if due or self._now() - self._reported_at >= REPORT_S:
                 self._report(step + 1, progress)
             after(step + 1)
+        if self.result.curve:
+            self.result.trained_s = self.stopwatch.seconds()
         self.turn.end()
         return self.result
 
@@ -204,9 +226,21 @@ class Trainer:
         """Return whether to meter an update: the first after warm-up, and the first refresh after those."""
         if step < WARMUP_STEPS + METERED_STEPS:
             return step >= WARMUP_STEPS
-        expected = self.refresh_next or (self.period is not None and step % self.period == 0)
-        expected = expected or step + 1 in self.config.refresh_at
-        return expected and not self.result.memory.refreshes
+        return self._refreshes(step) and not self.result.memory.refreshes
+
+    def _timed(self, step: int) -> bool:
+        """Return whether to time an update: one after the warm-up, and not just after a score.
+
+        A refresh is timed there, too: each comes after a score where both have one rhythm.
+        """
+        scored = self.result.curve[-1].step if self.result.curve else -UNSTEADY_STEPS
+        steady = step >= scored + UNSTEADY_STEPS
+        return step >= self.first + WARMUP_STEPS and (steady or self._refreshes(step))
+
+    def _refreshes(self, step: int) -> bool:
+        """Return whether an update is expected to refresh."""
+        by_period = self.period is not None and step % self.period == 0
+        return self.refresh_next or by_period or step + 1 in self.config.refresh_at
 
     def _metered_update(self, step: int) -> StepInfo:
         parts: list[Components] = []

@@ -15,6 +15,7 @@ from harness.inputs import Inputs
 from harness.record import Record
 from harness.tables.history.series import History
 from harness.tables.page import compare, papers, provenance, ranks, rates, tradeoffs, training
+from harness.tables.page import curves as page_curves
 from harness.tables.page import history as page_history
 from harness.tables.page import spectra as page_spectra
 from harness.tables.page import tables as page_tables
@@ -39,6 +40,7 @@ def build(
     history: History | None = None,
     today: Mapping[str, Inputs] | None = None,
     scale: AtScale | None = None,
+    targets: Mapping[str, float] | None = None,
 ) -> str:
     """Return the page of a report as HTML; UserError where plotly is not installed.
 
@@ -47,7 +49,7 @@ def build(
     """
     shown, _ = rows_shown(records, list(dict.fromkeys(order)), today)
     cells = papers.section(records, published) if published and records else ""
-    return render(report, View(tuple(shown), baseline), scale, cells, history)
+    return render(report, View(tuple(shown), baseline, targets or {}), scale, cells, history)
 
 
 def render(report: Report, view: View, scale: AtScale | None, published: str, history: History | None) -> str:
@@ -103,6 +105,7 @@ def _sections(
         ("figures", "Results with error bars", [] if over_rates else compare.figures(view), []),
         ("memory", "Where the memory goes", compare.components(best), []),
         ("training", "Training", *training.losses(best)),
+        ("curves", "Perplexity in training", *page_curves.charts(best)),
         ("ranks", "Ranks by layer and kind of matrix", rank_maps, equal_ranks),
         ("moves", "Ranks over time", *ranks.moves(best)),
         ("spectra", "Singular values", spectra, same_weights),

@@ -24,7 +24,7 @@ from harness.tables.page.quantities import (
 from harness.tables.report.view import View
 
 _HEIGHT = 420
-_LINEAR = 3  # where the largest value is more than so many times the smallest, the axis is logarithmic
+LINEAR = 3  # where the largest value is more than so many times the smallest, the axis is logarithmic
 
 
 def charts(view: View) -> list[Chart]:
@@ -46,7 +46,8 @@ def best(view: View) -> View:
             left_out |= set(line) - {_best(view, line, next(iter(quality(view)), None))}
     if not left_out:
         return view
-    return View(tuple(row for place, row in enumerate(view.rows) if place not in left_out), view.baseline)
+    left = tuple(row for place, row in enumerate(view.rows) if place not in left_out)
+    return View(left, view.baseline, view.targets)
 
 
 def _lines(view: View, group: Group) -> list[list[int]]:
@@ -82,13 +83,13 @@ def _chart(view: View, group: Group, lines: Sequence[Sequence[int]], judged: Qua
     for number, line in enumerate(drawn):
         traces.append(_line(view, line, judged, number, labels[number]))
     values = [known.mean for line in drawn for place in line if (known := point(view, place, judged))]
-    wide = min(values) > 0 and max(values) > _LINEAR * min(values)
-    ticks = [digit * 10.0**power for power in range(-3, 9) for digit in (1, 2, 5)]
+    wide = min(values) > 0 and max(values) > LINEAR * min(values)
+    round_values = [digit * 10.0**power for power in range(-3, 9) for digit in (1, 2, 5)]
     tried = sorted({_rate(view.rows[place]) for line in drawn for place in line})
     figure = chart.content(
         traces,
-        xaxis=chart.axis("learning rate") | {"type": "log"} | _ticks(tried),
-        yaxis=chart.axis(judged.name) | ({"type": "log"} | _ticks(ticks) if wide else {}),
+        xaxis=chart.axis("learning rate") | {"type": "log"} | ticks(tried),
+        yaxis=chart.axis(judged.name) | ({"type": "log"} | ticks(round_values) if wide else {}),
         legend=chart.legend_below(),
         height=_HEIGHT,
     )
@@ -96,7 +97,8 @@ def _chart(view: View, group: Group, lines: Sequence[Sequence[int]], judged: Qua
     return Chart(name, title, _caption(view, lines, judged), figure)
 
 
-def _ticks(values: Sequence[float]) -> dict[str, object]:
+def ticks(values: Sequence[float]) -> dict[str, object]:
+    """Return the marks of an axis at some values."""
     return {"tickvals": list(values), "ticktext": [f"{value:,g}" for value in values]}
 
 

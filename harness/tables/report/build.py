@@ -51,6 +51,7 @@ def build(
     today: Mapping[str, Inputs] | None = None,
     scale: AtScale | None = None,
     tune: str = "",
+    targets: Mapping[str, float] | None = None,
 ) -> Report:
     """Build the report of one suite.
 
@@ -58,11 +59,12 @@ def build(
     follow it, those without a record are counted, and other rows come last, by label. `today` are the hashes
     of what each run would read now, by its id: rows that have read something else are named. Where that is
     unknown, a row that ran again after its inputs had changed is shown as it is by then. `scale` are
-    forecasts of the rows on a large model. `tune` is the command that tunes their learning rates.
+    forecasts of the rows on a large model. `tune` is the command that tunes their learning rates. `targets`
+    are perplexities by protocol: when rows reached them in training.
     """
     order = list(dict.fromkeys(order))
     shown, older = rows_shown(records, order, today)
-    view = View(tuple(shown), baseline)
+    view = View(tuple(shown), baseline, targets or {})
     records = view.records
     lines = [plain(note) for note in notes]
     lines += describe.outdated(view, today or {}) + describe.left_out(older)
@@ -71,10 +73,11 @@ def build(
     lines += describe.failures(view) + describe.harmed(view)
     lines += describe.untuned(view, tune or f"lorebench tune {suites}")
     lines += describe.doubts(view) + describe.warned(view)
+    lines += [goal.missing for goal in view.goals if not goal.known]
     lines += [plain(note) for note in scale.notes()] if scale else []
     tables = tuple(sections(view, scale)) if records else ()
     failed = any(item.outcome.status != "ok" for item in records)
-    main = (GLANCE, ENDINGS) if failed else (GLANCE,)
+    main = {GLANCE, *([ENDINGS] if failed else []), *(goal.title for goal in view.goals)}
     return Report(
         title=suites or "no records",
         question=plain(question),
@@ -145,5 +148,7 @@ def _lines(view: View, scale: AtScale | None) -> list[dict[str, object]]:
                 line[f"{key}_ratio"] = stat.mean / reference if stat and reference else None
         line |= verdict.line if view.headline and view.baseline is not None else {}
         line |= scale.line(row) if scale else {}
+        for goal in view.goals:
+            line |= goal.line(len(lines)) if goal.known else {}
         lines.append(line | limits | dict(sorted(traits.items())))
     return lines

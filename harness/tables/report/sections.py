@@ -1,4 +1,4 @@
-"""The tables of a report: an overview, perplexity, accuracy, memory, speed and size."""
+"""The tables of a report: an overview, perplexity, accuracy, memory, speed and size, time to a target."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ def sections(view: View, scale: AtScale | None = None) -> list[Table]:
     seeds = Column("seeds", tuple(str(len(row.seeds)) for row in view.rows))
     ends = Table(ENDINGS, tuple(stub), (*(differs if unique else ()), ended, seeds))
     found = [draft.table(stub) for make in (_perplexity, _accuracy, _memory, _speed) if (draft := make(view))]
+    found += [
+        replace(_Draft(goal.title, goal.columns(view.versus)).table(stub), notes=goal.notes)
+        for goal in view.goals
+        if goal.known
+    ]
     return [_glance(view, scale).table(stub), ends, *found] if found else [ends]
 
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 
 from harness.record import Record
 from harness.tables.aggregate import Row, baseline_of, task_names
 from harness.tables.format import DASH, plain
+from harness.tables.report.targets import Goal, goals
 from harness.tables.report.verdicts import PERPLEXITY, Harm, Verdict, harmed, verdicts
 
 
 @dataclass(frozen=True)
 class View:
-    """Rows with the baseline that each may be compared with."""
+    """Rows with the baseline that each may be compared with, and perplexities to reach, by protocol."""
 
     rows: tuple[Row, ...]
     baseline: str | None
+    targets: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def bases(self) -> list[Row | None]:
@@ -106,6 +108,11 @@ class View:
     def verdicts(self) -> list[Verdict]:
         """Return the verdict on each row."""
         return verdicts(self.rows, self.bases, self.headline or "")
+
+    @cached_property
+    def goals(self) -> list[Goal]:
+        """Return for each target when the rows reached it."""
+        return goals(self.rows, self.bases, self.targets)
 
     @cached_property
     def harmed(self) -> list[Harm | None]:

@@ -54,7 +54,7 @@ class OptimizerStepper(AdamWStepper):
             with self._random_numbers(key):
                 self.optimizers[key] = make(part, optim.lr)
         if follows_mode(next(iter(self.optimizers.values()))):
-            model.register_forward_pre_hook(Mode(self.optimizers.values()))
+            Mode(self.optimizers.values(), self).watch(model)
 
     def set_lr(self, lr: float) -> None:
         """Set the rate of the next update, of every group and of AdamW."""

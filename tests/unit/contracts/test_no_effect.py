@@ -17,6 +17,7 @@ base:
   train: {steps: 20, warmup: 2}
   data: {source: random}
 """
+SCORED = "evaluate.perplexity=[world-a, {protocol: c4-joined, context: 256}]"
 
 
 def load(tmp_path: Path, *overrides: str, text: str = SUITE) -> suite.Suite:
@@ -45,6 +46,30 @@ def load(tmp_path: Path, *overrides: str, text: str = SUITE) -> suite.Suite:
         (
             ["evaluate.perplexity=[world-a, {protocol: world-a}]"],
             "evaluate.perplexity: world-a is given twice",
+        ),
+        (
+            ["evaluate.during.every=5"],
+            "evaluate.during: evaluate.perplexity names no protocol; add one, or leave this out",
+        ),
+        (
+            [SCORED, "evaluate.during={every: 20}"],
+            "evaluate.during.every: 20 is not below train.steps 20, and the last update is scored anyway",
+        ),
+        ([SCORED, "evaluate.during.every=1"], "evaluate.during.every: give a number of at least 2, not 1"),
+        ([SCORED, "evaluate.during={}"], "evaluate.during.every is required and missing"),
+        (
+            [SCORED, "evaluate.during={every: 5, perplexity: [world-b]}"],
+            "evaluate.during.perplexity: 'world-b' is none of evaluate.perplexity "
+            "(world-a, c4-joined(context=256))",
+        ),
+        (
+            [SCORED, "evaluate.during={every: 5, perplexity: [world-a, world-a]}"],
+            "evaluate.during.perplexity: world-a is given twice",
+        ),
+        ([SCORED, "evaluate.during={every: 5, perplexity: []}"], "evaluate.during.perplexity: it is empty"),
+        (
+            [SCORED, "evaluate.during.every=5", "train.stage=compress"],
+            "evaluate.during has no effect: no row trains; leave it out",
         ),
         (
             ["model={source: shape, name: nano, tokenizer: x}"],
@@ -82,6 +107,8 @@ def test_a_setting_without_effect_is_refused(tmp_path: Path, settings: list[str]
         ["model={source: shape, name: nano, tokenizer: x}", "evaluate.tasks=[embedded_b]"],
         [f"seed={2**63 - 1}"],
         ["data.seq_len=2"],
+        [SCORED, "evaluate.during.every=19"],
+        ["evaluate.perplexity=[]", "evaluate.during.every=19"],
     ],
 )
 def test_a_setting_with_an_effect_is_taken(tmp_path: Path, settings: list[str]) -> None:
@@ -93,6 +120,32 @@ def test_a_setting_of_the_base_needs_one_row_that_acts_on_it(tmp_path: Path) -> 
     assert len(load(tmp_path, text=text).runs) == 2
     with pytest.raises(UserError, match=r"some.yaml:6: evaluate.limit has no effect"):
         load(tmp_path, "evaluate.tasks=[]", text=text)
+
+
+@pytest.mark.parametrize(
+    ("named", "scored"),
+    [
+        ("", ["world-a", "c4-joined(context=256)"]),
+        (", perplexity: [world-a]", ["world-a"]),
+        (", perplexity: [c4-welore]", ["c4-joined(context=256)"]),
+        (", perplexity: ['c4-joined(context=256)', world-a]", ["world-a", "c4-joined(context=256)"]),
+    ],
+)
+def test_protocols_to_score_in_training_are_named_with_their_options_or_without(
+    tmp_path: Path, named: str, scored: list[str]
+) -> None:
+    (run,) = load(tmp_path, SCORED, f"evaluate.during={{every: 5{named}}}").runs
+    assert run.evaluate.in_training == scored
+
+
+def test_scores_in_training_are_part_of_an_id_only_where_they_are_on(tmp_path: Path) -> None:
+    ids = [
+        load(tmp_path, SCORED, f"evaluate.during={during}").runs[0].config_id
+        for during in ("null", "{every: 5}", "{every: 6}", "{every: 5, perplexity: null}")
+    ]
+    assert ids[0] == load(tmp_path, SCORED).runs[0].config_id
+    assert len(set(ids)) == 3
+    assert ids[1] == ids[3]
 
 
 @pytest.mark.parametrize(

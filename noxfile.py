@@ -55,6 +55,20 @@ def _fingerprint() -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+#: What the parent's side of lorebench needs, without torch.
+LIGHT = ("pytest", "typer", "pydantic", "pyyaml", "rich", "numpy", "pandas", "psutil", "threadpoolctl")
+
+
+def own_environment(session: nox.Session, name: str, *packages: str) -> str:
+    """Make an environment anew for packages with pins of their own, and return its Python."""
+    place, uv = ROOT / ".nox" / name, shutil.which("uv")
+    session.run(sys.executable, "-m", "venv", "--clear", str(place), external=True)
+    python = str(place / "bin" / "python")
+    install = (uv, "pip", "install", "--python", python) if uv else (python, "-m", "pip", "install")
+    session.run(*install, "--quiet", *packages, external=True)
+    return python
+
+
 def pytest(session: nox.Session, *arguments: str) -> None:
     """Run pytest, each process on one thread; arguments from the command line come last and so win.
 
@@ -193,19 +207,20 @@ def slow(session: nox.Session) -> None:
 @nox.session
 def mlflow(session: nox.Session) -> None:
     """Upload to a real MLflow server; client and server have environments of their own, for their pins."""
-    place = ROOT / ".nox" / "mlflow"
-    needed = (
-        "mlflow-skinny>=3",
-        *("pytest", "typer", "pydantic", "pyyaml", "rich", "numpy", "pandas", "psutil", "threadpoolctl"),
-    )
-    for name, packages in {"server": ("mlflow>=3",), "client": needed}.items():
-        session.run(sys.executable, "-m", "venv", "--clear", str(place / name), external=True)
-        python, uv = str(place / name / "bin" / "python"), shutil.which("uv")
-        install = (uv, "pip", "install", "--python", python) if uv else (python, "-m", "pip", "install")
-        session.run(*install, "--quiet", *packages, external=True)
-    settings = {"LOREBENCH_MLFLOW_SERVER": str(place / "server/bin/python"), "PYTHONPATH": str(ROOT)}
-    command = (str(place / "client/bin/python"), "-m", "pytest", "--noconftest", "tests/mlflow")
+    server = own_environment(session, "mlflow/server", "mlflow>=3")
+    client = own_environment(session, "mlflow/client", "mlflow-skinny>=3", *LIGHT)
+    settings = {"LOREBENCH_MLFLOW_SERVER": server, "PYTHONPATH": str(ROOT)}
+    command = (client, "-m", "pytest", "--noconftest", "tests/mlflow")
     session.run(*command, *session.posargs, env=settings, external=True)
+
+
+@nox.session
+def loggers(session: nox.Session) -> None:
+    """Log with the packages themselves, offline, in an environment of their own, for their pins."""
+    packages = ("tensorboard>=2.18", "wandb>=0.21", "mlflow>=3", "trackio>=0.9")
+    python = own_environment(session, "loggers", *packages, *LIGHT)
+    command = (python, "-m", "pytest", "--noconftest", "-rs", "tests/unit/engine/loggers")
+    session.run(*command, *session.posargs, env={"PYTHONPATH": str(ROOT)}, external=True)
 
 
 @nox.session

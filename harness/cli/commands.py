@@ -26,6 +26,7 @@ from harness.cli import (
     plan,
     report,
     run,
+    status,
     suites,
     tune,
 )
@@ -113,6 +114,7 @@ for _command in (
     methods.methods,
     check.check,
     run.run,
+    status.status,
     plan.plan,
     tune.tune,
     devices.devices,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 Retry = Annotated[bool, typer.Option("--retry", help="Re-run failed runs, and those without their weights.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show which runs would start; start and write none.")]
 Force = Annotated[bool, typer.Option("--force", help="Run even if predicted not to fit.")]
 KeepOld = Annotated[
     bool, typer.Option("--keep-old", help="Keep runs whose weights, text or plug-in changed since.")
@@ -33,6 +34,13 @@ Budget = Annotated[
         "seconds.",
     ),
 ]
+Log = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Show the runs live in tensorboard, wandb, mlflow or trackio; several with commas between.",
+    ),
+]
 
 
 @options.selects
@@ -46,14 +54,14 @@ def run(
     keep_old: KeepOld = False,
     force: Force = False,
     from_scratch: FromScratch = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show which runs would start; start and write none.")
-    ] = False,
+    dry_run: DryRun = False,
+    log: Log = None,
     full: options.Full = False,
 ) -> None:
     """Run a suite, or what is left of it, and print what came out."""
     from harness.cli.plan import forecast_at_scale
     from harness.engine import runner
+    from harness.engine.loggers import registry as loggers
     from harness.engine.process import progress
 
     chosen = options.use_threads(selection.load())
@@ -67,6 +75,7 @@ def run(
         keep_old=keep_old,
         force=force,
         from_scratch=from_scratch,
+        log=() if log is None else loggers.names(log),
     )
     show.doubts(chosen.runs)
     if dry_run:

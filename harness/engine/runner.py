@@ -18,6 +18,7 @@ from pathlib import Path
 from harness import record as records
 from harness.config import Run
 from harness.engine.forecast.admission import refusals
+from harness.engine.loggers.client import Logs
 from harness.engine.process import attempt
 from harness.engine.process.carry_out import Limits, carry_out
 from harness.engine.process.child import WORKER
@@ -27,9 +28,11 @@ from harness.engine.process.job import Job
 from harness.engine.process.lock import Lock
 from harness.engine.process.progress import Display
 from harness.engine.sweep import resolution
+from harness.engine.sweep.announced import Announced
 from harness.engine.sweep.device_lock import device_lock
 from harness.engine.sweep.earlier import labelled, recover, still_valid, survey
 from harness.engine.sweep.estimates import Estimates, TimeLeft
+from harness.engine.sweep.shown import Shown
 from harness.errors import UserError, counted
 from harness.files import private_folder, writable_folder
 from harness.inputs import changed
@@ -53,7 +56,7 @@ class Settings:
     `deadline_s` is per run, `budget_s` for the whole sweep, `grace_s` the time between SIGTERM and SIGKILL.
     `retry` repeats failed runs, `keep_old` keeps runs whose inputs have changed since, `force` starts runs
     even if predicted not to fit the device, `from_scratch` removes the checkpoints of the runs that are left.
-    `command` starts a worker.
+    `log` names loggers that show the runs while they are at work. `command` starts a worker.
     """
 
     results: Path
@@ -66,6 +69,7 @@ class Settings:
     grace_s: float = 5.0
     force: bool = False
     from_scratch: bool = False
+    log: tuple[str, ...] = ()
     command: tuple[str, ...] = WORKER
 
 
@@ -113,8 +117,9 @@ def sweep(suite: Suite, settings: Settings, display: Display, rerun: Callable[[R
             for key, run in runs
         ]
         display.names = suite.names(plan.runs)
-        with display, device_lock(plan.device, settings.cache, display, plan.device_id) as device:
-            result = _carry_out_all(jobs, rerun, settings, display, plan, device)
+        logs = Logs(settings.log, folder / "logs", display.note)
+        with logs, display, device_lock(plan.device, settings.cache, display, plan.device_id) as device:
+            result = _carry_out_all(jobs, rerun, settings, display, plan, device, logs)
         result.run_ids = [run.run_id for run in plan.runs]
         return result
 
@@ -126,6 +131,7 @@ def _carry_out_all(
     display: Display,
     plan: resolution.Plan,
     device: Lock,
+    logs: Logs,
 ) -> Sweep:
     began = time.monotonic()
     folder = jobs[0].folder.parent
@@ -147,12 +153,10 @@ def _carry_out_all(
         display.note(f"refused: {reason}")
     display.begin(total=len(jobs), done=len(result.records))
     # What a fork inherits is for runs that need neither a GPU nor the hub; a single run gains nothing by it.
-    with Forks(
-        settings.command, display.note, plan.local and plan.device == "cpu" and len(todo) > 1
-    ) as forks:
-        progress = _Progress(
-            settings, display, result, found, estimates, todo, device.inherited, forks, began
-        )
+    forkable = plan.local and plan.device == "cpu" and len(todo) > 1
+    with Forks(settings.command, display.note, forkable) as forks, Announced(folder) as announced:
+        shown = Shown(display, logs, announced)
+        progress = _Progress(settings, shown, result, found, estimates, todo, device.inherited, forks, began)
         progress.carry_out()
     if progress.failed_again:
         display.note(
@@ -172,7 +176,7 @@ class _Progress:
     def __init__(
         self,
         settings: Settings,
-        display: Display,
+        shown: Shown,
         result: Sweep,
         found: Mapping[str, Record],
         estimates: Estimates,
@@ -181,7 +185,8 @@ class _Progress:
         forks: Forks,
         began: float,
     ) -> None:
-        self.settings, self.display, self.result, self.found = settings, display, result, found
+        self.settings, self.shown, self.result, self.found = settings, shown, result, found
+        self.display = shown.display
         self.estimates, self.descriptors, self.forks, self.began = estimates, descriptors, forks, began
         self.todo = deque(todo)
         self.time_left = TimeLeft(estimates, [job.run for job in todo])
@@ -192,10 +197,12 @@ class _Progress:
     def carry_out(self) -> None:
         """Carry out what is left; a run that another sweep has claimed is asked for again after the rest."""
         in_vain, told = 0, False
+        self.shown.wait(self.todo)
         while self.todo:
             job = self.todo.popleft()
             if self._skipped(job) or self._claimed(job):
                 self.time_left.remove(job.run)
+                self.shown.gone(job)
                 in_vain = 0
                 continue
             self.todo.append(job)
@@ -268,7 +275,7 @@ class _Progress:
         def on_event(event: Mapping[str, object]) -> None:
             if event.get("input") in DEPENDS_ON:
                 inputs.append(str(event["input"]))
-            self.display.event(event)
+            self.shown.event(event)
 
         self.display.start(run, self.time_left.seconds())
         self.forks.prepare()
@@ -278,10 +285,12 @@ class _Progress:
         if self.settings.from_scratch:
             attempt.remove(job.checkpoints)
         at = attempt.begin(job, earlier)
+        self.shown.begin(job)
         try:
             inherited = (*self.descriptors, *claim.inherited)
             record = carry_out(at, self.settings.command, limits, on_event, attempts, inherited, self.forks)
         except BaseException:
+            self.shown.end(job, None)
             with suppress(OSError, UserError):  # the next sweep looks after what is left
                 attempt.end(job, at, earlier)
             raise
@@ -292,6 +301,7 @@ class _Progress:
         except (OSError, UserError) as error:
             message = f"the files of the run cannot be moved into place: {error}"
             record.outcome = Outcome(status="error", phase=record.outcome.phase, message=message)
+        self.shown.end(job, record)
         seconds = time.monotonic() - started
         self.time_left.learn(run, record, seconds)
         if record.finished:

@@ -12,6 +12,8 @@ from pydantic.dataclasses import dataclass
 
 from harness import strict_json
 from harness.config import Run
+from harness.engine.process import progress_file
+from harness.engine.resume import names
 from harness.files import private
 from harness.record import Record
 
@@ -51,7 +53,12 @@ class Job:
     @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints of its training, which outlives an attempt."""
-        return self.kept or self.folder.with_name(f"{self.folder.name}.checkpoints")
+        return self.kept or self.folder.with_name(f"{self.folder.name}{names.SUFFIX}")
+
+    @property
+    def progress(self) -> Path:
+        """The file that tells how far the run is, beside its checkpoints."""
+        return self.checkpoints.with_name(f"{self.folder.name}{progress_file.SUFFIX}")
 
     @property
     def file(self) -> Path:

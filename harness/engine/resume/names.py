@@ -6,6 +6,8 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+#: What the folder of a run's checkpoints is called after its id.
+SUFFIX = ".checkpoints"
 #: The number of updates, and the start of the hash of what describes the checkpoint.
 NAME = re.compile(r"(\d{8,})\.([0-9a-f]{8})")
 

@@ -184,7 +184,14 @@ class RunInProgress:
         return Scores(self.run.evaluate, self.texts, trainer, self.writer, peak, stopped)
 
     def _progress(self, trainer: Trainer) -> Callable[[dict[str, Any]], None]:
-        return lambda event: self.writer.notify(**event, **self._speed(trainer.result))
+        """Return what is called with what there is to report; speed and memory are added."""
+
+        def report(event: dict[str, Any]) -> None:
+            peak = trainer.result.memory.peak_bytes
+            more = {"peak_bytes": peak} if peak else {}
+            self.writer.notify(**event, **self._speed(trainer.result), **more)
+
+        return report
 
     def _batches(self, first: int = 0) -> Iterator[np.ndarray]:
         return self.tokens.batches(self.run.train.batch, self.run.seed, first)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from harness import series as serieses
+from harness.engine.process import progress_file
 from harness.engine.process.job import Job
 from harness.errors import bounded
 from harness.record import Outcome, Phase, Time, write
@@ -22,6 +23,7 @@ class RecordWriter:
 
     def __init__(self, job: Job, started: float) -> None:
         self.path, self.events, self.started = job.record, take_stdout(), started
+        self.progress = job.progress
         self.record = job.blank()
         self.time = self.record.time = Time()
         self._series: Series | None = None
@@ -84,10 +86,15 @@ class RecordWriter:
         self._series_s += time.perf_counter() - begun
 
     def notify(self, **event: Any) -> None:
-        """Send an event to the parent, long texts bounded; ignore it if the parent is gone."""
+        """Send an event to the parent, long texts bounded; ignore it if the parent is gone.
+
+        It is also written where `lorebench status` reads it.
+        """
         event = {key: bounded(value) if isinstance(value, str) else value for key, value in event.items()}
+        event = {"phase": self.record.outcome.phase, **event}
+        progress_file.note(self.progress, event)
         try:
-            self.events.write(json.dumps({"phase": self.record.outcome.phase, **event}) + "\n")
+            self.events.write(json.dumps(event) + "\n")
             self.events.flush()
         except (BrokenPipeError, ValueError):
             pass

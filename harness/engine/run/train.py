@@ -172,7 +172,8 @@ class Trainer:
         self.refresh_next = False
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
-        self._now, self._reported_at = now, now()
+        #: When progress was last reported, and after how many updates.
+        self._now, self._reported_at, self._reported = now, now(), 0
 
     def run(self, progress: Progress, after: Callable[[int], None] = lambda step: None) -> TrainResult:
         """Do all updates that are left; raises DivergedError when the loss is no longer finite.
@@ -305,12 +306,18 @@ class Trainer:
 
     def _report(self, step: int, progress: Progress) -> None:
         self.read()
-        progress({"step": step, "steps": self.config.steps, "loss": self.result.loss[-1]})
+        new = self.result.loss[max(self._reported, self.first) :]
+        self._reported, self._reported_at = step, self._now()
+        progress(
+            {
+                **{"step": step, "steps": self.config.steps, "lr": self.result.lr[-1]},
+                **{"loss": new[-1], "mean_loss": math.fsum(new) / len(new)},
+            }
+        )
 
     def read(self) -> None:
         """Read losses and times since the last call from the device; raise DivergedError if not finite."""
         self.result.step_s, self.result.refresh_step = self.clock.seconds(), self.clock.refreshed
-        self._reported_at = self._now()
         if not self._losses:
             return
         before, new = len(self.result.loss), torch.stack(self._losses).double().tolist()

@@ -279,7 +279,8 @@ def test_progress_is_told_about_twenty_times_and_at_the_end(steps: int, expected
     events: list[dict[str, Any]] = []
     Watch().trainer(steps).run(events.append)
     assert len(events) == expected <= REPORTS + 3
-    assert events[-1] == {"step": steps, "steps": steps, "loss": 1.0}
+    last = {"step": steps, "steps": steps, "loss": 1.0, "mean_loss": 1.0}
+    assert events[-1] == {**last, "lr": lr_at(steps - 1, TrainConfig(steps=steps))}
     assert [event["step"] for event in events] == sorted({event["step"] for event in events})
 
 
@@ -304,6 +305,24 @@ def test_a_long_training_is_told_about_every_thirty_seconds_between_timed_update
     plain = Watch().train(400)
     assert (result.step_s, result.timed_steps) == (plain.step_s, plain.timed_steps)
     assert result.loss == plain.loss
+
+
+def test_a_report_has_the_mean_loss_since_the_one_before_and_comes_in_time_whatever_is_read_between() -> None:
+    """As a checkpoint reads the losses; here it also gives each update its number as its loss."""
+    watch = Watch()
+    events: list[dict[str, Any]] = []
+    trainer = watch.trainer(400)
+    trainer._now, trainer._reported_at = lambda: 7.0 * watch.updates, 0.0
+
+    def save(step: int) -> None:
+        trainer.read()
+        trainer.result.loss[-1] = float(step)
+
+    trainer.run(events.append, save)
+    assert [event["step"] for event in events] == list(range(5, 401, 5))
+    for event in events:
+        step = event["step"]
+        assert event["mean_loss"] == pytest.approx((sum(range(step - 4, step)) + 1.0) / 5)
 
 
 def test_a_long_training_that_diverges_ends_within_thirty_seconds_and_keeps_its_times() -> None:

@@ -24,7 +24,7 @@ from harness.files import private, replacing
 
 FORMAT = "lorebench shard 1"
 #: Tokens after which a shard ends, with the documents that are tokenised together.
-SHARD_TOKENS = 1 << 24
+SHARD_TOKENS = 1 << 23
 #: What is read of maps before their pages are let go, and what the system maps around a place that is read.
 MAPPED_BYTES, AROUND_BYTES = 64 << 20, 64 << 10
 DTYPES = {"U16": "<u2", "U32": "<u4", "U64": "<u8"}
@@ -47,10 +47,11 @@ class Shard:
     @classmethod
     def of(cls, documents: Sequence[np.ndarray], hashes: Sequence[int] = (), text: str = "") -> Shard:
         """Return documents, each its ids, as a shard in memory: two bytes an id where that is enough."""
-        whole = np.concatenate([*documents, np.empty(0, dtype=np.uint32)]).astype(np.uint32)
-        kind = np.uint16 if int(whole.max(initial=0)) < 1 << 16 else np.uint32
+        largest = max((int(document.max(initial=0)) for document in documents), default=0)
+        kind = np.uint16 if largest < 1 << 16 else np.uint32
+        whole = np.concatenate([*documents, np.empty(0, kind)], dtype=kind, casting="unsafe")  # no copy more
         ends = np.cumsum([len(document) for document in documents], dtype=np.int64).astype(np.uint32)
-        return cls(whole.astype(kind), ends, np.asarray(hashes, dtype=np.uint64), text)
+        return cls(whole, ends, np.asarray(hashes, dtype=np.uint64), text)
 
     def written(self, folder: Path, number: int, key: str) -> Shard:
         """Return the shard as a file of an entry; OSError where it cannot be written."""

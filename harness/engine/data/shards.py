@@ -25,8 +25,8 @@ from harness.files import private, replacing
 FORMAT = "lorebench shard 1"
 #: Tokens after which a shard ends, with the documents that are tokenised together.
 SHARD_TOKENS = 1 << 23
-#: What is read of maps before their pages are let go, and what the system maps around a place that is read.
-MAPPED_BYTES, AROUND_BYTES = 64 << 20, 64 << 10
+#: What is mapped before it is let go, and the most that Linux maps around a place that is read (a huge page).
+MAPPED_BYTES, AROUND_BYTES = 64 << 20, 2 << 20
 DTYPES = {"U16": "<u2", "U32": "<u4", "U64": "<u8"}
 
 
@@ -96,7 +96,8 @@ class Stored:
     letters: int = 0
     lost: int = 0
     folder: Path | None = None
-    _read_bytes: int = field(default=0, repr=False)
+    _mapped_bytes: int = field(default=0, repr=False)
+    _touched: set[int] = field(default_factory=set, repr=False)
 
     @classmethod
     def of(cls, documents: Sequence[np.ndarray]) -> Stored:
@@ -120,15 +121,15 @@ class Stored:
 
     def hashes(self) -> Iterator[np.ndarray]:
         """Yield 64-bit hashes of the documents of each shard."""
-        for shard in self.shards:
+        for number, shard in enumerate(self.shards):
             yield shard.hashes
-            self.note(shard.hashes.nbytes)
+            self.note(number, shard.hashes.nbytes)
 
     def lengths(self) -> Iterator[np.ndarray]:
         """Yield the lengths (documents,) int64 of each shard."""
-        for shard in self.shards:
+        for number, shard in enumerate(self.shards):
             yield np.diff(shard.ends.astype(np.int64), prepend=0)
-            self.note(shard.ends.nbytes)
+            self.note(number, shard.ends.nbytes)
 
     def fill(self, row: np.ndarray, first: int, number: int) -> None:
         """Copy as many tokens as the row has from place `first`, which is in shard `number`."""
@@ -137,17 +138,20 @@ class Stored:
             place = first + done - int(self.starts[number])
             piece = self.shards[number].tokens[place : place + len(row) - done]
             row[done : done + len(piece)] = piece
+            self.note(number, piece.nbytes)
             done, number = done + len(piece), number + 1
 
-    def note(self, size: int) -> None:
-        """Take note that so many bytes were read; let go of the pages of maps where these are many."""
-        self._read_bytes += size + AROUND_BYTES
-        if self._read_bytes < MAPPED_BYTES:
+    def note(self, number: int, size: int) -> None:
+        """Take note that so many bytes of a shard were read; let go of what is mapped where that is much."""
+        self._touched.add(number)
+        self._mapped_bytes += size + AROUND_BYTES
+        if self._mapped_bytes < MAPPED_BYTES:
             return
-        self._read_bytes = 0
-        for shard in self.shards:
-            if shard.mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-                shard.mapped.madvise(mmap.MADV_DONTNEED)
+        for touched in self._touched:
+            content = self.shards[touched].mapped
+            if content is not None and hasattr(mmap, "MADV_DONTNEED"):
+                content.madvise(mmap.MADV_DONTNEED)
+        self._touched, self._mapped_bytes = set(), 0
 
 
 def _before(counts: Sequence[int]) -> np.ndarray:

@@ -67,7 +67,6 @@ class Windows(Sequence[np.ndarray]):
         numbers = np.searchsorted(self.stored.starts, firsts, side="right") - 1
         for row, first, number in zip(rows, firsts.tolist(), numbers.tolist(), strict=True):
             self.stored.fill(row, first, number)
-            self.stored.note(row.nbytes)
 
 
 class Rows(Windows):
@@ -105,7 +104,7 @@ class Rows(Windows):
                 row[: len(ids)] = ids
                 if self._keep_last and end - first > len(row):
                     row[-1] = shard.tokens[end - 1]
-                self.stored.note(row.nbytes)
+                self.stored.note(number, row.nbytes)
 
 
 class PaddedRows(NamedTuple):

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from harness import suite as suites
 from harness.config import FilesData, ShapeModel
-from harness.engine.data import tokens
-from harness.engine.data.documents import documents_of_files
+from harness.engine.data.parts import Documents, documents_of
 from harness.engine.models.shapes import shape_of
 from harness.errors import UserError
 
@@ -26,7 +25,7 @@ MARKS = ("<unk>", "<s>", "</s>")
 SMALLEST, LARGEST = 512, 1 << 17
 
 
-def train(documents: Sequence[str], pieces: int, folder: Path) -> None:
+def train(documents: Sequence[str] | Documents, pieces: int, folder: Path) -> None:
     """Learn `pieces` pieces from the documents and save the tokenizer in `folder`.
 
     UserError for a size out of range and for text too short to yield that many.
@@ -68,7 +67,7 @@ def for_suite(name: str, overrides: Sequence[suites.Override] = ()) -> str:
         )
     if not isinstance(run.data, FilesData):
         raise UserError(f"suite {name!r} has data.source {run.data.source}; a tokenizer is learnt from files")
-    documents = tokens.split_documents(documents_of_files(run.data), run.data.holdout)[0]
+    documents = documents_of(run.data)[0].divided(run.data.holdout)[0]
     pieces = shape_of(run.model).vocab
     train(documents, pieces, Path(run.model.tokenizer).expanduser())
     return f"{run.model.tokenizer}: {pieces} pieces from {len(documents)} documents"

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from harness.config import CalibrationConfig
-from harness.engine.data.tokens import Tokens, token_ids
+from harness.engine.data.tokens import Tokens
+from harness.engine.data.windows import groups, shuffled, token_ids
 from harness.errors import UserError
 from harness.method import Batch
 
@@ -76,7 +77,7 @@ class CalibrationText:
         return {what: self.tokens.windows[chosen] for what, chosen in places.items() if len(chosen)}
 
     def _order(self) -> np.ndarray:
-        return np.random.default_rng(self.seed).permutation(len(self.tokens.windows))
+        return shuffled(len(self.tokens.windows), np.random.default_rng(self.seed))
 
     def _refuse(self, count: int, validation: int) -> None:
         have, beside = len(self.tokens.windows), f" and {validation} for validation" if validation else ""
@@ -110,9 +111,12 @@ def repeated(windows: np.ndarray, texts: Mapping[str, Sequence[np.ndarray]]) -> 
     pieces = np.stack([[_hashes(window[end - size : end], size)[0] for end in ends] for window in windows])
     found = {}
     for name, sequences in texts.items():
-        apart = [part for sequence in sequences for part in (sequence, [BETWEEN])]
-        known = _hashes(np.concatenate([np.empty(0, dtype=np.int64), *apart]), size)
-        known = known[np.isin(known, pieces)]  # far fewer, and this way round without sorting the text
+        known = np.empty(0, dtype=np.uint64)
+        for group in groups(sequences):
+            apart = [part for sequence in group for part in (sequence, [BETWEEN])]
+            some = _hashes(np.concatenate(apart), size)
+            some = some[np.isin(some, pieces)]  # far fewer, and this way round without sorting the text
+            known = np.union1d(known, some)
         if count := int((np.isin(pieces, known).mean(axis=1) > 0.5).sum()):
             found[name] = count
     return found

@@ -1,7 +1,12 @@
-"""Read documents from text files, JSONL and `datasets` ids; each error names file and line."""
+"""Read documents from text files, JSONL and `datasets` ids; each error names file and line.
+
+Documents are yielded one by one, so a text may be larger than memory. What is one piece is held as one: a
+document, a text file without a separator, an array of JSON.
+"""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import math
@@ -9,8 +14,9 @@ import re
 import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from harness import endings, strict_json
 from harness.config import DatasetsData, FilesData
@@ -40,29 +46,62 @@ MOST_JSON = 0.8
 MOST_FAILURES = 1000
 #: Characters of names from a file in a message.
 SHOWN = 200
+#: Bytes that are read at a time.
+BLOCK = 1 << 20
+#: Characters of a text in which JSON is looked for: all of most texts, the beginning of a very long one.
+SEARCHED = 16 << 20
 
 
 def read_text(path: Path) -> str:
     """Read a text file: UTF-8 with or without byte-order mark, line ends LF or CRLF, gzip by its ending."""
+    return "".join(blocks_of(path))
+
+
+def blocks_of(path: Path) -> Iterator[str]:
+    """Yield the text of `read_text` in pieces; UserError where the file is none, once that shows."""
+    held = ""
+    for block in _decoded(path):
+        text = (held + block).replace("\r\n", "\n")
+        held = "\r" if text.endswith("\r") else ""  # its line feed may begin the next block
+        yield text.removesuffix("\r") if held else text
+    yield held
+
+
+def _decoded(path: Path) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    head, seen, mark = b"", 0, 0
+    for raw in chain(_bytes_of(path), [b""]):
+        if not seen:
+            head = raw[: len(LFS_POINTER)]
+            if head == LFS_POINTER:
+                raise UserError(f"{path}: a pointer of Git LFS instead of the file; run `git lfs pull` there")
+            mark = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
+        waiting = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(raw[mark:] if not seen else raw, final=not raw)
+        except UnicodeDecodeError as error:
+            place = (seen - mark if seen else 0) - waiting + error.start
+            raise UserError(
+                f"{path}: not UTF-8 text (byte {place}){_looks_like(head)}; convert it or name a text file"
+            ) from error
+        if (place := raw.find(b"\0")) >= 0:
+            found = _looks_like(head) or " is NUL, as in UTF-16 and in binary files"
+            raise UserError(f"{path}: not UTF-8 text (byte {seen + place}{found}); convert it")
+        seen += len(raw)
+        yield text
+
+
+def _bytes_of(path: Path) -> Iterator[bytes]:
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if endings.compressed(path) else raw
+        with cast(IO[bytes], gzip.open(path) if endings.compressed(path) else path.open("rb")) as file:
+            size = max(BLOCK, len(LFS_POINTER))  # the first block shows what the file is
+            while block := file.read(size):
+                yield block
+                size = BLOCK
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file, though its name says so ({error})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    if raw.startswith(LFS_POINTER):
-        raise UserError(f"{path}: a pointer of Git LFS instead of the file; run `git lfs pull` there")
-    try:
-        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 text (byte {error.start}){_looks_like(raw)}; convert it or name a text file"
-        ) from error
-    if (place := raw.find(b"\0")) >= 0:
-        found = _looks_like(raw) or " is NUL, as in UTF-16 and in binary files"
-        raise UserError(f"{path}: not UTF-8 text (byte {place}{found}); convert it")
-    return text
 
 
 def _looks_like(raw: bytes) -> str:
@@ -70,17 +109,35 @@ def _looks_like(raw: bytes) -> str:
     return next((f": it is {name}" for magic, name in MAGIC.items() if raw.startswith(magic)), "")
 
 
-def parts_of_file(path: Path, config: FilesData) -> list[str]:
-    """Return the texts of a file as they stand there: of its rows, or between separators."""
+def parts_of_file(path: Path, config: FilesData) -> Iterator[str]:
+    """Yield the texts of a file as they stand there: of its rows, or between separators."""
     if kind(path) == "JSON lines":
-        return list(texts_of_json_lines(path, config.field, config.template))
+        yield from texts_of_json_lines(path, config.field, config.template)
+        return
     if config.template is not None:
         raise UserError(
             f"{path}: template {config.template!r} needs the rows of a .jsonl file; leave it out for text"
         )
-    text = plain_text(path)
     separator = (config.separator or "").replace("\r\n", "\n")  # as the line ends of the text
-    return text.split(separator) if separator else [text]
+    if separator:
+        yield from _pieces(plain_text(path), separator)
+    else:
+        yield "".join(plain_text(path))
+
+
+def _pieces(blocks: Iterable[str], separator: str) -> Iterator[str]:
+    """Yield what `str.split` gives of the whole text."""
+    before: list[str] = []
+    rest = ""  # so much of the end of what has come that a separator may begin there
+    for block in blocks:
+        *ended, last = (rest + block).split(separator)
+        for part in ended:
+            yield "".join((*before, part))
+            before = []
+        place = max(0, len(last) - len(separator) + 1)
+        before.append(last[:place])
+        rest = last[place:]
+    yield "".join((*before, rest))
 
 
 def kind(path: Path) -> endings.Kind:
@@ -93,12 +150,19 @@ def kind(path: Path) -> endings.Kind:
     return found
 
 
-def plain_text(path: Path) -> str:
-    """Return a text as it is; UserError for JSON under the name of a text, which is a mistake."""
-    text = read_text(path)
-    if not _ends_with(path, ".raw") and (found := _json_within(text)):
+def plain_text(path: Path) -> Iterator[str]:
+    """Yield a text as it is; UserError for JSON under the name of a text, which is a mistake."""
+    blocks = blocks_of(path)
+    if _ends_with(path, ".raw"):
+        return blocks
+    begin: list[str] = []
+    for block in blocks:
+        begin.append(block)
+        if sum(map(len, begin)) >= SEARCHED:
+            break
+    if found := _json_within("".join(begin)):
         raise UserError(f"{path}: {found}, or .raw to train on its braces and quotes")
-    return text
+    return chain(begin, blocks)
 
 
 def _json_within(text: str) -> str:
@@ -185,12 +249,17 @@ def _without_text(row: Any, field: str) -> str:
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield each row with its place for messages, from a line each, or from one array of all."""
-    text = read_text(path)
-    if text.lstrip().startswith("[") and _ends_with(path, ".json"):
-        for number, row in enumerate(_parsed(text, str(path)), start=1):
-            yield f"{path}: row {number}", row
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
+    blocks = blocks_of(path)
+    if _ends_with(path, ".json"):
+        begin = ""
+        while not begin.strip() and (block := next(blocks, None)) is not None:
+            begin += block
+        blocks = chain([begin], blocks)
+        if begin.lstrip().startswith("["):
+            for number, row in enumerate(_parsed("".join(blocks), str(path)), start=1):
+                yield f"{path}: row {number}", row
+            return
+    for number, line in enumerate(_pieces(blocks, "\n"), start=1):
         if line.strip():
             yield f"{path}:{number}", _parsed(line, f"{path}:{number}")
 
@@ -215,28 +284,30 @@ def _listed(keys: Iterable[str]) -> str:
     return text.encode(errors="replace").decode()[:SHOWN]
 
 
-def documents_of_files(config: FilesData) -> list[str]:
-    """Return all documents of all files in the given order, stripped, without empty ones.
+def documents_of_files(config: FilesData) -> Iterator[str]:
+    """Yield all documents of all files in the given order, stripped, without empty ones.
 
-    UserError for files that cannot be read, hold no text or are given twice, and for idle settings.
+    UserError for files that cannot be read, hold no text or are given twice, and for idle settings, once
+    that shows: what is in the last file, at the end.
     """
     paths = [existing_file(path) for path in config.paths]
     _check_settings(config, paths)
-    found: list[str] = []
     split = False
     for path in paths:
-        parts = parts_of_file(path, config)
-        split = split or (kind(path) == "plain text" and len(parts) > 1)
-        documents = list(filter(None, map(str.strip, parts)))
+        parts = documents = 0
+        for part in parts_of_file(path, config):
+            parts += 1
+            if document := part.strip():
+                documents += 1
+                yield document
+        split = split or (kind(path) == "plain text" and parts > 1)
         if not documents:
             raise UserError(f"no text in {path}: the file is empty; leave it out")
-        found += documents
     if config.separator and not split:
         raise UserError(
             f"data.separator {config.separator!r} occurs nowhere in {', '.join(config.paths)}: "
             "give what stands between documents, or leave it out"
         )
-    return found
 
 
 def _check_settings(config: FilesData, paths: Sequence[Path]) -> None:
@@ -282,25 +353,27 @@ def existing_file(path: str | Path) -> Path:
     return file
 
 
-def documents_of_dataset(config: DatasetsData) -> list[str]:
-    """Return the documents of a `datasets` id; UserError when it cannot be loaded or has no text."""
+def documents_of_dataset(config: DatasetsData) -> Iterator[str]:
+    """Yield the documents of a `datasets` id; UserError when it cannot be loaded or has no text."""
     import datasets
 
+    empty = True
     try:
         loaded = datasets.load_dataset(
             config.id, config.name, split=config.split, revision=config.revision, streaming=True
         )
-        rows = loaded.take(config.limit) if config.limit else loaded
-        texts = [text for row in rows if (text := _text_of(row, config).strip())]
+        for row in loaded.take(config.limit) if config.limit else loaded:
+            if text := _text_of(row, config).strip():
+                empty = False
+                yield text
     except UserError:
         raise
     except Exception as error:  # the library raises many kinds; each is a wrong id, split or no network
         raise UserError(
             f"data set {config.id!r} at {config.revision!r} cannot be loaded: {one_line(error)}"
         ) from error
-    if not texts:
+    if empty:
         raise UserError(f"data set {config.id!r} has no text under {config.field!r}")
-    return texts
 
 
 def _text_of(row: Mapping[str, Any], config: DatasetsData) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from harness.engine.data.windows import counts_of
+
 #: Shares from which a warning is worth its line.
 UNKNOWN, BYTES, ONE_TOKEN, LOST, REPEATED = 0.01, 0.25, 0.5, 0.01, 0.01
 #: A mean over fewer predictions says little: at a standard deviation of 3 nats its error is above 0.1.
@@ -23,7 +25,11 @@ BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 def of_tokens(tokens: np.ndarray, tokenizer: Any, what: str) -> list[str]:
     """Return warnings about token ids (count,) of a text; negative ids are padding."""
-    counts = np.bincount(tokens[tokens >= 0]) if tokens.size else np.zeros(0, dtype=np.int64)
+    return of_counts(counts_of([tokens]), tokenizer, what)
+
+
+def of_counts(counts: np.ndarray, tokenizer: Any, what: str) -> list[str]:
+    """Return warnings about a text in which each token id occurs so often (ids,)."""
     total = int(counts.sum())
     if not total:
         return []
@@ -45,12 +51,16 @@ def of_tokens(tokens: np.ndarray, tokenizer: Any, what: str) -> list[str]:
     return found
 
 
-def of_letters(documents: Sequence[str], tokenizer: Any, what: str) -> list[str]:
-    """Return a warning where letters get no token at all; empty for a tokenizer that cannot tell."""
-    if not getattr(tokenizer, "is_fast", False) or not documents:
-        return []
-    step = max(1, len(documents) // SAMPLED)
-    sample = [document[:CHARACTERS] for document in documents[::step]]
+def step_of(documents: int) -> int:
+    """Return that every so many documents one is in the sample for `lost_letters`."""
+    return max(1, documents // SAMPLED)
+
+
+def lost_letters(sample: Sequence[str], tokenizer: Any) -> tuple[int, int]:
+    """Return the letters in a sample and those of them that get no token; 0 where a tokenizer cannot tell."""
+    if not getattr(tokenizer, "is_fast", False) or not sample:
+        return 0, 0
+    sample = list(sample)
     encoded = tokenizer(sample, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     letters = lost = 0
     for text, spans in zip(sample, encoded["offset_mapping"], strict=True):
@@ -59,6 +69,11 @@ def of_letters(documents: Sequence[str], tokenizer: Any, what: str) -> list[str]
             covered[first:end] = True
         solid = np.array([not letter.isspace() for letter in text], dtype=bool)
         letters, lost = letters + int(solid.sum()), lost + int((solid & ~covered).sum())
+    return letters, lost
+
+
+def of_letters(letters: int, lost: int, what: str) -> list[str]:
+    """Return a warning where so many letters get no token at all."""
     if not letters or lost / letters < LOST:
         return []
     return [f"{what}: the tokenizer drops {_percent(lost / letters)} of the letters, which it lacks"]
@@ -67,15 +82,22 @@ def of_letters(documents: Sequence[str], tokenizer: Any, what: str) -> list[str]
 def of_scored(sequences: Sequence[np.ndarray], tokenizer: Any, what: str) -> list[str]:
     """Return warnings about sequences that are scored, each from its second token."""
     predicted = sum(max(len(sequence) - 1, 0) for sequence in sequences)
-    whole = np.concatenate([*sequences, np.empty(0, dtype=np.int64)]).astype(np.int64)
     few = f"{what}: only {predicted} tokens are predicted, so the perplexity says little"
-    return [*([few] if predicted < FEW_TOKENS else []), *of_tokens(whole, tokenizer, what)]
+    found = of_counts(counts_of(sequences), tokenizer, what)
+    return [*([few] if predicted < FEW_TOKENS else []), *found]
 
 
-def of_repeats(trained: Iterable[str], held: Sequence[str], what: str) -> list[str]:
-    """Return a warning where documents that are held out are trained on, too, word for word."""
-    known = set(trained)
-    again = sum(document in known for document in held)
+def of_repeats(trained: Iterable[np.ndarray], held: np.ndarray, what: str) -> list[str]:
+    """Return a warning where documents that are held out are trained on, too, word for word.
+
+    Documents are given by their hashes, those to train on in several arrays, since they may be very many.
+    """
+    known = np.sort(held)
+    repeated = np.zeros(len(known), dtype=bool)
+    for some in trained:
+        places = np.searchsorted(known, some).clip(max=len(known) - 1)
+        repeated[places[known[places] == some]] = True
+    again = int(np.isin(held, known[repeated]).sum())
     if again / len(held) < REPEATED:
         return []
     return [

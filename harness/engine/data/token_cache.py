@@ -1,9 +1,9 @@
 """Cache tokens on disk under a hash of everything that decides them, so that a text is tokenised once.
 
-An entry is one safetensors file, `<key>.safetensors`, written atomically, so that two processes may write at
-once. It holds its key and the hash of its content: on a mismatch the text is tokenised again, with a warning.
-The key covers text, tokenizer, recipe, code and libraries, so no entry is ever stale; entries may be deleted
-at any time.
+An entry of a published text is one safetensors file, `<key>.safetensors`, written atomically, so that two
+processes may write at once; that of a user's text is a folder of shards (`shards.py`). It holds its key and
+the hash of its content: on a mismatch the text is tokenised again, with a warning. The key covers text,
+tokenizer, recipe, code and libraries, so no entry is ever stale; entries may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from harness.digests import Digests
 from harness.errors import one_line
 from harness.files import installed, private, private_folder, replacing, sha256
 
@@ -82,10 +83,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TokenCache:
-    """The folder of cached tokens; `warn` reports what is wrong with it."""
+    """The folder of cached tokens; `warn` reports what is wrong with it, `report` how far the work is.
+
+    `digests` hashes files of texts and of tokens.
+    """
 
     folder: Path
     warn: Callable[[str], None]
+    digests: Digests = field(default_factory=Digests)
+    report: Callable[[str], None] = lambda text: None
 
     def get(self, recipe: Recipe, make: Callable[[], Blocks]) -> Blocks:
         """Return the entry of a recipe, made and written when missing; a folder not writable only warns."""
@@ -122,14 +128,30 @@ def cached(
     return cache.get(Recipe(tokenizer=identity, code=code_version(code), **recipe), make)
 
 
-def text_sha256(documents: Iterable[str]) -> str:
-    """Return a hash of documents in order, their boundaries included."""
-    digest = hashlib.sha256()
-    for document in documents:
+class TextHash:
+    """A hash of documents in order, their boundaries included, which are added one by one."""
+
+    def __init__(self) -> None:
+        self.documents, self._digest = 0, hashlib.sha256()
+
+    def add(self, document: str) -> None:
+        """Add the next document."""
         content = document.encode()
-        digest.update(f"{len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
+        self._digest.update(f"{len(content)}\n".encode())
+        self._digest.update(content)
+        self.documents += 1
+
+    def hexdigest(self) -> str:
+        """Return the hash of all so far, 64 hex digits."""
+        return self._digest.hexdigest()
+
+
+def text_sha256(documents: Iterable[str]) -> str:
+    """Return the hash of documents in order."""
+    text = TextHash()
+    for document in documents:
+        text.add(document)
+    return text.hexdigest()
 
 
 def tokenizer_sha256(tokenizer: Any) -> str | None:

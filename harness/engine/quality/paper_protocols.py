@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from harness.config import PerplexityConfig
-from harness.engine.data import tokens
 from harness.engine.data.documents import texts_of_json_lines
 from harness.engine.data.token_cache import Blocks, TokenCache, cached, text_sha256
+from harness.engine.data.windows import pack
 from harness.engine.quality import corpora
 from harness.engine.quality.scored_text import ScoredText
 from harness.errors import UserError
@@ -63,7 +63,7 @@ def _windows(stream: np.ndarray, context: int, name: str) -> tuple[np.ndarray, i
             f"{name}: {len(stream)} tokens are fewer than one window of {context}; "
             "give the whole text, or a protocol or context with shorter windows"
         )
-    return tokens.pack(stream, context, name)
+    return pack(stream, context, name)
 
 
 # ------------------------------------------------------------------------------ one document, one sequence

@@ -13,11 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from harness import registry
 from harness.config import DataConfig, DatasetsData, FilesData, PerplexityConfig, TaskData
 from harness.engine.data import doubts
+from harness.engine.data.encoding import encode, stored
+from harness.engine.data.parts import parts_of
 from harness.engine.data.token_cache import TokenCache
-from harness.engine.data.tokens import encode, encode_once, ends_in_mark, pack, parts_of
+from harness.engine.data.tokens import ends_in_mark
+from harness.engine.data.windows import packed
 from harness.engine.quality import corpora, paper_protocols
 from harness.engine.quality.scored_text import ScoredText
 from harness.errors import UserError
@@ -127,16 +132,17 @@ def _set_aside(
     cache: TokenCache | None,
 ) -> ScoredText:
     """Score documents of the user's text that are not trained on: those held out, or the validation share."""
-    parts, what = parts_of(source), config.protocol
-    kept = parts.heldout if what == "heldout" else parts.validation
-    stream = encode_once(kept, tokenizer, ends_in_mark(source), cache).tokens
+    parts, what, end = parts_of(source, cache), config.protocol, ends_in_mark(source)
+    kept = stored(parts.heldout if what == "heldout" else parts.validation, tokenizer, end, cache)
     part = {"heldout": "held-out part", "validation": "validation part"}[what]
-    windows, dropped = pack(stream, source.seq_len, f"the {part} of {parts.name}")
-    found = doubts.of_repeats(parts.trained, kept, what) + doubts.of_letters(kept, tokenizer, what)
+    windows, dropped = packed(kept, source.seq_len, f"the {part} of {parts.name}")
+    trained = stored(parts.trained, tokenizer, end, cache)
+    found = doubts.of_repeats(trained.hashes(), np.concatenate(list(kept.hashes())), what)
+    found += doubts.of_letters(kept.letters, kept.lost, what)
     last = getattr(source, "holdout", 0.0)
     text = f"last {last:.0%} of {parts.name}"
     if what == "validation":
         text = f"last {source.validation:.0%} of {parts.name}" + (
             f" before its last {last:.0%}" if last else ""
         )
-    return ScoredText(text, list(windows), dropped, source.seq_len, warnings=tuple(found))
+    return ScoredText(text, windows, dropped, source.seq_len, warnings=tuple(found))

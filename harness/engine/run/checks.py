@@ -67,7 +67,8 @@ def check_inputs(runs: Sequence[Run], text: bool = True) -> None:
     texts = [*(run.data for run in runs), *(data for data in calibrated if data is not None)]
     for data in _unique(texts) if text else ():
         if isinstance(data, FilesData):
-            documents.documents_of_files(data)
+            for _ in documents.documents_of_files(data):
+                pass  # none is kept: the text may be larger than memory
         if isinstance(data, TaskData):
             training_texts(data)
     for evaluate, data in _unique((run.evaluate, run.data) for run in runs):

@@ -97,7 +97,7 @@ class RunInProgress:
         loaded = self._load_model()
         self.flops_per_token = speeds.flops_per_token(self.model, run.data.seq_len)
         self.writer.reading = "data"
-        cache = TokenCache(self.job.cache / "tokens", self.record.warnings.append)
+        cache = self._token_cache()
         vocabulary = self.model.config.get_text_config().vocab_size
         self.tokens = load_tokens(run.data, self.tokenizer, vocabulary, run.seed, cache)
         self.calibration = self._load_calibration(cache, vocabulary)
@@ -254,6 +254,15 @@ class RunInProgress:
             )
 
     # ------------------------------------------------------------------------------------ parts
+    def _token_cache(self) -> TokenCache:
+        """Return the cache of tokens, whose warnings go into the record and whose progress to the parent."""
+        return TokenCache(
+            self.job.cache / "tokens",
+            self.record.warnings.append,
+            Digests(self.job.cache),
+            lambda text: self.writer.notify(task=text),
+        )
+
     def _load_model(self) -> LoadedModel:
         """Load the model and record the peak; what follows from its values is checked outside of that."""
         run = self.run

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from harness.config import TrainConfig
 from harness.engine.contract import members
-from harness.engine.data.tokens import PAD, PAD_TOKEN
+from harness.engine.data.windows import PAD, PAD_TOKEN
 from harness.engine.measure.components import Components, components
 from harness.engine.measure.lockstep import Turn
 from harness.engine.measure.peak import Meter

@@ -48,7 +48,7 @@ def test_the_share_of_what_the_tokenizer_lacks_is_said(
     texts = [sentence(number) + (" Ж" if number % 200 < foreign else "") for number in range(400)]
     config = rows(tmp_path, texts, holdout=0.5)
     found = load_tokens(config, tokenizer, 64, seed=0)
-    counted = Counter(found.windows.reshape(-1).tolist())
+    counted = Counter(found.windows[:].reshape(-1).tolist())
     share = counted[tokenizer.unk_token_id] / found.count
     expected = [] if share < 0.01 else [f"training text rows.jsonl: {percent(share)} of the tokens are <unk>"]
     assert (share >= 0.01) == (foreign > 1)
@@ -102,7 +102,8 @@ def test_letters_that_a_tokenizer_drops_without_a_token_are_said(tmp_path: Path)
     assert tokenizer("aЖb", add_special_tokens=False)["input_ids"] == [0, 1]
     said = load_tokens(rows(tmp_path, ["ab Ж abЖ"] * 40), tokenizer, 4, seed=0).warnings
     assert "training text rows.jsonl: the tokenizer drops 33% of the letters, which it lacks" in said
-    assert not doubts.of_letters(["ab ab"] * 40, tokenizer, "text")
+    assert doubts.lost_letters(["ab ab"] * 40, tokenizer) == (160, 0)
+    assert not doubts.of_letters(160, 0, "text")
 
 
 # ------------------------------------------------------------------------------------------- few, the same

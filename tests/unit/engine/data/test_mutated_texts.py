@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.config import FilesData
 from harness.engine.data.documents import documents_of_files
-from harness.engine.data.tokens import encode
+from harness.engine.data.encoding import encode
 from harness.errors import UserError
 from harness.files import ROOT
 
@@ -122,7 +122,7 @@ def tried(seed: int, folder: Path) -> bool:
     path = folder / name
     path.write_bytes(raw)
     try:
-        found = documents_of_files(FilesData(source="files", paths=(str(path),)))
+        found = list(documents_of_files(FilesData(source="files", paths=(str(path),))))
     except UserError as error:
         line = str(error)
         assert "\n" not in line and len(line.encode()) < 1000, (seed, line)  # noqa: PT018

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from harness.config import CalibrationConfig, DatasetsData, FilesData, RandomData, Run, TaskData, TrainConfig
 from harness.engine import worker
-from harness.engine.data import tokens
+from harness.engine.data import tokens, windows
 from harness.engine.data.calibration import CalibrationText
+from harness.engine.data.parts import documents_of
+from harness.engine.data.shards import Stored
 from harness.engine.data.tasks import training_texts
-from harness.engine.data.tokens import PAD
+from harness.engine.data.windows import PAD
 from harness.engine.forecast.dry_run import simulate
 from harness.engine.measure.peak import LiveMeter
 from harness.engine.measure.speed import StepClock
@@ -38,34 +40,39 @@ BEGIN, END = 1, 2
 
 
 # ------------------------------------------------------------------------------------------ laying rows
+def laid(documents: list[list[int]], seq_len: int, **settings: bool) -> windows.PaddedRows:
+    return windows.pad(Stored.of([np.asarray(ids) for ids in documents]), seq_len, "text", **settings)
+
+
 def test_a_document_shorter_than_a_row_is_padded_on_the_right_and_a_longer_one_is_cut() -> None:
-    laid = tokens.pad([[1, 5, 6], [1, 7, 8, 9, 10, 11]], 4, "text")
-    assert laid.windows.tolist() == [[1, 5, 6, PAD], [1, 7, 8, 9]]
-    assert (laid.real_tokens, laid.dropped_tokens, laid.dropped_rows) == (7, 2, 0)
-    kept = tokens.pad([[1, 5, 6, 2], [1, 7, 8, 9, 2]], 4, "text", keep_last=True)
-    assert kept.windows.tolist() == [[1, 5, 6, 2], [1, 7, 8, 2]]
+    found = laid([[1, 5, 6], [1, 7, 8, 9, 10, 11]], 4)
+    assert found.windows[:].tolist() == [[1, 5, 6, PAD], [1, 7, 8, 9]]
+    assert (found.real_tokens, found.dropped_tokens, found.dropped_rows) == (7, 2, 0)
+    kept = laid([[1, 5, 6, 2], [1, 7, 8, 9, 2]], 4, keep_last=True)
+    assert kept.windows[:].tolist() == [[1, 5, 6, 2], [1, 7, 8, 2]]
     assert (kept.real_tokens, kept.dropped_tokens) == (8, 1)
 
 
 def test_a_text_that_does_not_end_before_its_row_does_can_be_left_out_instead() -> None:
-    laid = tokens.pad([[1, 5, 6], [1, 7, 8, 9], [1, 7, 8, 9, 10]], 4, "text", drop=True)
-    assert laid.windows.tolist() == [[1, 5, 6, PAD]]
-    assert (laid.real_tokens, laid.dropped_tokens, laid.dropped_rows) == (3, 9, 2)
+    found = laid([[1, 5, 6], [1, 7, 8, 9], [1, 7, 8, 9, 10]], 4, drop=True)
+    assert found.windows[:].tolist() == [[1, 5, 6, PAD]]
+    assert (found.real_tokens, found.dropped_tokens, found.dropped_rows) == (3, 9, 2)
 
 
 def test_a_text_of_one_token_asks_nothing_and_is_left_out() -> None:
-    laid = tokens.pad([[1], [1, 5]], 4, "text")
-    assert (len(laid.windows), laid.dropped_rows, laid.dropped_tokens) == (1, 1, 1)
+    found = laid([[1], [1, 5]], 4)
+    assert (len(found.windows), found.dropped_rows, found.dropped_tokens) == (1, 1, 1)
+    assert found.windows[:].tolist() == [[1, 5, PAD, PAD]]
 
 
 @pytest.mark.parametrize(("encoded", "seq_len"), [([[1, 2, 3]], 3), ([[1]], 8), ([], 8), ([[1, 2]], 1)])
 def test_texts_that_fill_no_row_are_refused(encoded: list[list[int]], seq_len: int) -> None:
     with pytest.raises(UserError, match=r"text: none of [01] texts .* a row of \d"):
-        tokens.pad(encoded, seq_len, "text", drop=True)
+        laid(encoded, seq_len, drop=True)
 
 
 def test_a_model_reads_a_token_where_there_is_padding() -> None:
-    assert tokens.token_ids(np.array([[1, 5, PAD], [1, PAD, PAD]])).tolist() == [[1, 5, 0], [1, 0, 0]]
+    assert windows.token_ids(np.array([[1, 5, PAD], [1, PAD, PAD]])).tolist() == [[1, 5, 0], [1, 0, 0]]
 
 
 # -------------------------------------------------------------------------------------------- loading
@@ -85,13 +92,13 @@ def test_each_document_of_a_file_gets_a_row_of_its_own(lines: Path) -> None:
     tokenizer = tiny_tokenizer()
     config = files(lines, layout="rows", seq_len=24, holdout=0.2)
     found = tokens.load_tokens(config, tokenizer, 64, seed=0)
-    texts = tokens.documents_of(config)[0][:16]
+    texts = list(documents_of(config)[0])[:16]
     expected = [[BEGIN, *tokenizer(text, add_special_tokens=False)["input_ids"], END] for text in texts]
-    for row, ids in zip(found.windows.tolist(), expected, strict=True):
+    for row, ids in zip(found.windows[:].tolist(), expected, strict=True):
         cut = [*ids[:23], END] if len(ids) > 24 else ids  # what is cut keeps its end mark
         assert row == cut + [PAD] * (24 - len(cut))
     unmarked = tokens.load_tokens(config.model_copy(update={"end_token": False}), tokenizer, 64, seed=0)
-    assert not (unmarked.windows == END).any()
+    assert not (unmarked.windows[:] == END).any()
     assert found.count == 16 * 24
     assert found.real_tokens == sum(min(len(ids), 24) for ids in expected) < found.count
     assert found.dropped_tokens == sum(max(len(ids) - 24, 0) for ids in expected) > 0
@@ -100,7 +107,7 @@ def test_each_document_of_a_file_gets_a_row_of_its_own(lines: Path) -> None:
 
 def test_packed_windows_hold_no_padding_and_say_so(lines: Path) -> None:
     found = tokens.load_tokens(files(lines, seq_len=24), tiny_tokenizer(), 64, seed=0)
-    assert (found.windows >= 0).all()
+    assert (found.windows[:] >= 0).all()
     assert (found.padded, found.real_tokens, found.dropped_rows) == (False, None, None)
 
 
@@ -202,7 +209,7 @@ def instructed(path: Path, found: list[dict[str, Any]]) -> FilesData:
 
 
 def test_an_instruction_with_and_without_input_becomes_one_text(tmp_path: Path) -> None:
-    found = tokens.documents_of(instructed(tmp_path / "rows.jsonl", INSTRUCTED))[0]
+    found = list(documents_of(instructed(tmp_path / "rows.jsonl", INSTRUCTED))[0])
     assert found[0] == found[2].replace("a pen", "a hat").replace("Quill", "Bowler")
     assert found[0].endswith(
         "appropriately completes the request.\n\n### Instruction:\nName a hat.\n\n### Response:\nBowler."
@@ -213,7 +220,7 @@ def test_an_instruction_with_and_without_input_becomes_one_text(tmp_path: Path) 
 
 def test_braces_in_an_instruction_are_text(tmp_path: Path) -> None:
     row = {"instruction": "Say {input}.", "output": "{output}"}
-    (found,) = tokens.documents_of(instructed(tmp_path / "rows.jsonl", [row]))[0]
+    (found,) = documents_of(instructed(tmp_path / "rows.jsonl", [row]))[0]
     assert found.endswith("Say {input}.\n\n### Response:\n{output}")
 
 
@@ -221,14 +228,14 @@ def test_braces_in_an_instruction_are_text(tmp_path: Path) -> None:
 def test_a_row_without_its_parts_is_refused_with_its_place(tmp_path: Path, row: dict[str, Any]) -> None:
     path = tmp_path / "rows.jsonl"
     with pytest.raises(UserError, match=r"rows\.jsonl:2: template 'alpaca' needs text under '.*there is: "):
-        tokens.documents_of(instructed(path, [INSTRUCTED[0], row]))
+        documents_of(instructed(path, [INSTRUCTED[0], row]))
 
 
 def test_a_template_for_plain_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("some text")
     with pytest.raises(UserError, match=r"text\.txt: template 'alpaca' needs the rows of a \.jsonl file"):
-        tokens.documents_of(files(path, template="alpaca"))
+        documents_of(files(path, template="alpaca"))
 
 
 def test_a_data_set_of_the_hub_takes_the_template_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +244,7 @@ def test_a_data_set_of_the_hub_takes_the_template_too(monkeypatch: pytest.Monkey
     loaded = datasets.Dataset.from_list(INSTRUCTED[:2]).to_iterable_dataset()
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: loaded)
     config = DatasetsData(source="datasets", id="someone/instructions", template="alpaca")
-    assert tokens.documents_of(config)[0][1].endswith("### Response:\nRed.")
+    assert list(documents_of(config)[0])[1].endswith("### Response:\nRed.")
 
 
 # --------------------------------------------------------------------------------------------- training

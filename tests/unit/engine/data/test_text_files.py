@@ -27,6 +27,10 @@ def files(*paths: Path, **settings: Any) -> FilesData:
     return FilesData(source="files", paths=tuple(map(str, paths)), **settings)
 
 
+def read(config: FilesData) -> list[str]:
+    return list(documents_of_files(config))
+
+
 def written(folder: Path, name: str, content: str | bytes) -> Path:
     path = folder / name
     raw = content.encode() if isinstance(content, str) else content
@@ -36,7 +40,7 @@ def written(folder: Path, name: str, content: str | bytes) -> Path:
 
 def refusal(*paths: Path, **settings: Any) -> str:
     with pytest.raises(UserError) as caught:
-        documents_of_files(files(*paths, **settings))
+        list(documents_of_files(files(*paths, **settings)))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -48,12 +52,12 @@ AS_TEXT = "a.txt a.TXT a.raw a.md a wiki.test.raw a.txt.gz a.MD.GZ a.gz .txt"
 
 @pytest.mark.parametrize("name", AS_LINES.split())
 def test_json_lines_are_read_as_such_however_their_ending_is_written(name: str, tmp_path: Path) -> None:
-    assert documents_of_files(files(written(tmp_path, name, LINES))) == TEXTS
+    assert read(files(written(tmp_path, name, LINES))) == TEXTS
 
 
 @pytest.mark.parametrize("name", AS_TEXT.split())
 def test_text_is_one_document_however_its_ending_is_written(name: str, tmp_path: Path) -> None:
-    assert documents_of_files(files(written(tmp_path, name, "one\ntwo words\n"))) == ["one\ntwo words"]
+    assert read(files(written(tmp_path, name, "one\ntwo words\n"))) == ["one\ntwo words"]
 
 
 UNKNOWN = "csv tsv parquet arrow zst bz2 xz zip tar tgz html xml pdf docx yaml tokens text jsonlines json5 v2"
@@ -101,9 +105,7 @@ def test_the_files_of_a_protocol_are_told_by_their_ending_too(
 # ------------------------------------------------------------------------------------- what a file holds
 def test_one_array_in_a_json_file_is_its_rows(tmp_path: Path) -> None:
     for indent in (None, 2):
-        assert (
-            documents_of_files(files(written(tmp_path, "a.json", json.dumps(ROWS, indent=indent)))) == TEXTS
-        )
+        assert read(files(written(tmp_path, "a.json", json.dumps(ROWS, indent=indent)))) == TEXTS
     assert "a.json: row 2: no text under 'text'" in refusal(written(tmp_path, "a.json", '[{"text": "a"}, 3]'))
     assert "a.json: not valid JSON" in refusal(written(tmp_path, "a.json", '[{"text": "a"}\n{"text": "b"}'))
 
@@ -136,13 +138,13 @@ def test_json_lines_under_the_name_of_a_text_are_refused_unless_it_says_raw(
     name: str, tmp_path: Path
 ) -> None:
     assert "every line is a JSON object; name it .jsonl, or .raw" in refusal(written(tmp_path, name, LINES))
-    assert documents_of_files(files(written(tmp_path, "a.raw", LINES))) == [LINES.strip()]
+    assert read(files(written(tmp_path, "a.raw", LINES))) == [LINES.strip()]
     assert " % of the lines is a JSON object" in refusal(written(tmp_path, name, LINES + '{"text": "cut\n'))
     prose = "and prose\n" * LINES.count("\n")
     mixed = written(tmp_path, name, LINES + prose)
-    assert documents_of_files(files(mixed)) == [(LINES + prose).strip()]
+    assert read(files(mixed)) == [(LINES + prose).strip()]
     deep = written(tmp_path, name, "{" * 100_000)
-    assert documents_of_files(files(deep)) == ["{" * 100_000]
+    assert read(files(deep)) == ["{" * 100_000]
 
 
 STRINGS = [row["text"] for row in ROWS]
@@ -179,7 +181,7 @@ def test_any_json_under_the_name_of_a_text_is_refused(
     content: str, says: str, name: str, tmp_path: Path
 ) -> None:
     assert says in refusal(written(tmp_path, name, content))
-    assert documents_of_files(files(written(tmp_path, "a.raw", content))) == [content.strip()]
+    assert read(files(written(tmp_path, "a.raw", content))) == [content.strip()]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_any_json_under_the_name_of_a_text_is_refused(
     ],
 )
 def test_prose_that_begins_like_json_is_read_as_it_stands(content: str, tmp_path: Path) -> None:
-    assert documents_of_files(files(written(tmp_path, "a.txt", content))) == [content.strip()]
+    assert read(files(written(tmp_path, "a.txt", content))) == [content.strip()]
 
 
 def test_json_lines_separated_by_cr_alone_are_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -314,7 +316,7 @@ def test_a_setting_that_would_do_nothing_is_refused(
 def test_a_separator_need_occur_in_one_text_only(tmp_path: Path) -> None:
     text, other = written(tmp_path, "a.txt", "one--two"), written(tmp_path, "b.txt", "three")
     lines = written(tmp_path, "c.jsonl", LINES)
-    assert documents_of_files(files(text, other, lines, separator="--")) == ["one", "two", "three", *TEXTS]
+    assert read(files(text, other, lines, separator="--")) == ["one", "two", "three", *TEXTS]
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])
@@ -322,7 +324,7 @@ def test_a_separator_need_occur_in_one_text_only(tmp_path: Path) -> None:
 def test_a_separator_is_found_whatever_the_ends_of_lines(tmp_path: Path, ends: str, separator: str) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(f"one{ends}more{ends}{ends}two{ends}".encode())
-    assert documents_of_files(files(path, separator=separator)) == ["one\nmore", "two"]
+    assert read(files(path, separator=separator)) == ["one\nmore", "two"]
 
 
 def test_keys_of_a_row_are_shown_on_one_bounded_line(tmp_path: Path) -> None:

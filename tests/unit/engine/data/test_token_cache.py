@@ -14,7 +14,8 @@ import pytest
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from harness.config import DatasetsData, EmbeddedData, FilesData, PerplexityConfig
-from harness.engine.data import token_cache, tokens
+from harness.engine.data import encoding, parts, token_cache, tokens
+from harness.engine.data.parts import Documents
 from harness.engine.data.token_cache import Blocks, Recipe, TokenCache, text_sha256, tokenizer_sha256
 from harness.engine.quality import corpora, protocols
 from tests.support.tiny import sentence, tiny_tokenizer
@@ -217,14 +218,15 @@ def test_a_tokenizer_that_cannot_be_serialised_is_never_kept(cache: TokenCache) 
             return {"input_ids": [[len(text)] for text in texts]}
 
     assert tokenizer_sha256(Plain()) is None
-    assert listed(tokens.encode_once(["abc"], Plain(), True, cache)) == [[3]]
+    found = encoding.stored(Documents.of(["abc"]), Plain(), True, cache)
+    assert [shard.tokens.tolist() for shard in found.shards] == [[3]]
     assert not cache.folder.exists()
 
 
 def test_other_code_has_another_version() -> None:
-    known = token_cache.code_version([tokens.encode_each])
-    assert token_cache.code_version([tokens.encode_each, tokens.encode]) == known, "one file"
-    assert token_cache.code_version([tokens.encode_each, protocols.build]) != known
+    known = token_cache.code_version([encoding.encode_each])
+    assert token_cache.code_version([encoding.encode_each, encoding.encode]) == known, "one file"
+    assert token_cache.code_version([encoding.encode_each, protocols.build]) != known
 
 
 def test_a_file_of_code_that_changes_has_another_version(
@@ -235,15 +237,15 @@ def test_a_file_of_code_that_changes_has_another_version(
     versions = set()
     for source in ("x = 1", "x = 2"):
         file.write_text(source)
-        versions.add(token_cache.code_version([tokens.encode_each]))
+        versions.add(token_cache.code_version([encoding.encode_each]))
     assert len(versions) == 2
 
 
 @pytest.mark.parametrize("package", ["tokenizers", "transformers", "numpy"])
 def test_another_library_has_another_version(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    known, installed = token_cache.code_version([tokens.encode_each]), token_cache.installed
+    known, installed = token_cache.code_version([encoding.encode_each]), token_cache.installed
     monkeypatch.setattr(token_cache, "installed", lambda name: name if name == package else installed(name))
-    assert token_cache.code_version([tokens.encode_each]) != known
+    assert token_cache.code_version([encoding.encode_each]) != known
 
 
 # ------------------------------------------------------------------------------------------- what is kept
@@ -266,7 +268,7 @@ def test_a_file_is_tokenised_once(
     config = FilesData(source="files", paths=(str(file_of(tmp_path)),), seq_len=16)
     direct, cold = load(config, tokenizer, None), load(config, tokenizer, cache)
     assert len(list(cache.folder.iterdir())) == 1
-    monkeypatch.setattr(Blocks, "of", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(encoding, "encode_some", lambda *_: pytest.fail("made again"))
     kept = load(config, tokenizer, cache)
     assert direct.sha256 == cold.sha256 == kept.sha256
     longer = load(config.model_copy(update={"seq_len": 32}), tokenizer, cache)
@@ -299,7 +301,7 @@ def test_a_data_set_and_a_file_with_the_same_documents_share_an_entry(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     load(FilesData(source="files", paths=(str(file_of(tmp_path)),), seq_len=16), tokenizer, cache)
-    monkeypatch.setattr(tokens, "documents_of_dataset", lambda _: [sentence(number) for number in range(20)])
+    monkeypatch.setattr(parts, "documents_of_dataset", lambda _: [sentence(number) for number in range(20)])
     load(DatasetsData(source="datasets", id="some/text", seq_len=8), tokenizer, cache)
     assert len(list(cache.folder.iterdir())) == 1
 

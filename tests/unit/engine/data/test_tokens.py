@@ -14,9 +14,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from harness.config import DatasetsData, EmbeddedData, FilesData, PerplexityConfig, RandomData
-from harness.engine.data import tokens
+from harness.engine.data import encoding, parts, tokens, windows
 from harness.engine.data.documents import documents_of_files
-from harness.engine.data.tokens import Tokens, _sha256, load_tokens
+from harness.engine.data.parts import Documents
+from harness.engine.data.tokens import Tokens, load_tokens
+from harness.engine.data.windows import sha256_and_counts
 from harness.engine.quality import protocols
 from harness.errors import UserError
 from tests.support.tiny import sentence, tiny_tokenizer
@@ -44,13 +46,13 @@ def lines_file(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> Path:
 
 
 def documents(*paths: Path, **settings: Any) -> list[str]:
-    return documents_of_files(files(*paths, **settings))
+    return list(documents_of_files(files(*paths, **settings)))
 
 
 def refusal(config: FilesData | DatasetsData) -> str:
     """The one line with which the text is refused."""
     with pytest.raises(UserError) as caught:
-        tokens.documents_of(config)
+        parts.documents_of(config)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -67,26 +69,26 @@ def test_documents_are_joined_with_their_marks_and_cut_into_full_windows(
         for token in (BEGIN, *tokenizer(sentence(number), add_special_tokens=False)["input_ids"], END)
     ]
     assert found.windows.shape == (len(expected) // 16, 16)
-    assert found.windows.reshape(-1).tolist() == expected[: found.count]
+    assert found.windows[:].reshape(-1).tolist() == expected[: found.count]
     assert found.dropped_tokens == len(expected) % 16
     assert (found.documents, found.name, found.windows.dtype) == (8, "rows.jsonl", np.int64)
 
 
 def test_packing_drops_only_what_fills_no_window() -> None:
-    windows, dropped = tokens.pack(np.arange(11), 4, "text")
-    assert windows.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    cut, dropped = windows.pack(np.arange(11), 4, "text")
+    assert cut.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert dropped == 3
-    assert tokens.pack(np.arange(8), 4, "text")[1] == 0
+    assert windows.pack(np.arange(8), 4, "text")[1] == 0
 
 
 def test_a_text_shorter_than_one_window_is_refused_with_both_lengths() -> None:
     with pytest.raises(UserError, match=r"novel\.txt: 7 tokens are fewer than one window of 8"):
-        tokens.pack(np.arange(7), 8, "novel.txt")
+        windows.pack(np.arange(7), 8, "novel.txt")
 
 
 def test_an_end_mark_is_left_out_where_it_is_not_wanted(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert tokens.encode(["ada", "ben"], tokenizer)[-1] == END
-    without = tokens.encode(["ada", "ben"], tokenizer, end=False).tolist()
+    assert encoding.encode(["ada", "ben"], tokenizer)[-1] == END
+    without = encoding.encode(["ada", "ben"], tokenizer, end=False).tolist()
     assert END not in without
     assert without.count(BEGIN) == 2
 
@@ -103,17 +105,17 @@ def test_documents_are_tokenised_a_few_at_a_time_and_the_tokens_are_the_same(
             asked.append(len(some))
             return tokenizer(some, **options)
 
-    whole = [ids.tolist() for ids in tokens.encode_each(documents, tokenizer)]
-    monkeypatch.setattr(tokens, "TOKENISED_AT_ONCE", 2)
-    assert [ids.tolist() for ids in tokens.encode_each(documents, Watched())] == whole
+    whole = [ids.tolist() for ids in encoding.encode_each(documents, tokenizer)]
+    monkeypatch.setattr(encoding, "TOKENISED_AT_ONCE", 2)
+    assert [ids.tolist() for ids in encoding.encode_each(documents, Watched())] == whole
     assert asked == [2, 2, 1]
 
 
 def test_a_tokenizer_without_marks_adds_none() -> None:
     bare = tiny_tokenizer()
-    marked = tokens.encode(["ada gives"], bare).tolist()
+    marked = encoding.encode(["ada gives"], bare).tolist()
     bare.bos_token = bare.eos_token = None
-    assert tokens.encode(["ada gives"], bare).tolist() == marked[1:-1]
+    assert encoding.encode(["ada gives"], bare).tolist() == marked[1:-1]
 
 
 def test_the_marks_of_a_tokenizer_that_adds_its_own_are_not_doubled() -> None:
@@ -121,7 +123,7 @@ def test_the_marks_of_a_tokenizer_that_adds_its_own_are_not_doubled() -> None:
 
     own = train_tokenizer(["ada gives ben"], 300, 128)
     assert own("ada")["input_ids"][0] == own.bos_token_id
-    assert tokens.encode(["ada"], own).tolist().count(own.bos_token_id) == 1
+    assert encoding.encode(["ada"], own).tolist().count(own.bos_token_id) == 1
 
 
 def test_text_without_a_tokenizer_is_refused_with_a_way_out(tmp_path: Path) -> None:
@@ -157,7 +159,9 @@ def test_the_hash_changes_with_text_tokenizer_and_window_and_with_nothing_else(
 
 
 def test_the_hash_tells_windows_of_the_same_tokens_in_another_shape_apart() -> None:
-    assert _sha256(np.zeros((2, 8), dtype=np.int64)) != _sha256(np.zeros((4, 4), dtype=np.int64))
+    first, other = (sha256_and_counts(np.zeros(shape, dtype=np.int64)) for shape in ((2, 8), (4, 4)))
+    assert first[0] != other[0]
+    assert first[1].tolist() == other[1].tolist() == [16]
 
 
 def test_random_tokens_depend_on_the_seed_and_fill_the_vocabulary() -> None:
@@ -226,7 +230,7 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path, tokenizer: PreTrai
 )
 def test_of_several_documents_at_least_one_is_on_each_side(count: int, holdout: float, held: int) -> None:
     everything = [sentence(number) for number in range(count)]
-    kept, out = tokens.split_documents(everything, holdout)
+    kept, out = map(list, Documents.of(everything).divided(holdout))
     assert kept + out == everything
     assert len(out) == held
     assert kept
@@ -234,15 +238,21 @@ def test_of_several_documents_at_least_one_is_on_each_side(count: int, holdout: 
 
 def test_a_single_document_is_cut_at_a_line_end_near_the_share() -> None:
     lines = [sentence(number) for number in range(100)]
-    kept, out = tokens.split_documents(["\n".join(lines)], 0.1)
+    kept, out = map(list, Documents.of(["\n".join(lines)]).divided(0.1))
     assert len(kept) == len(out) == 1
     assert kept[0].split("\n") + out[0].split("\n") == lines
     assert 8 <= len(out[0].split("\n")) <= 10
 
 
 def test_a_single_line_is_cut_within() -> None:
-    kept, out = tokens.split_documents(["x" * 90 + "y" * 10], 0.1)
+    kept, out = map(list, Documents.of(["x" * 90 + "y" * 10]).divided(0.1))
     assert (kept, out) == (["x" * 90], ["y" * 10])
+
+
+def texts_of(config: FilesData) -> list[list[str]]:
+    found = parts.parts_of(config)
+    assert [len(part) for part in found[:3]] == [len(list(part)) for part in found[:3]]
+    return [list(found.trained), list(found.validation), list(found.heldout)]
 
 
 def by_hand(everything: list[str], holdout: float, validation: float) -> list[list[str]]:
@@ -269,11 +279,11 @@ def test_trained_validation_and_heldout_have_each_document_once(
     else:
         paths = [text_file(tmp_path, text, f"{number:03}.txt") for number, text in enumerate(everything)]
         config = files(*paths, validation=share)
-    found = tokens.parts_of(config)
-    assert [found.trained, found.validation, found.heldout] == by_hand(everything, 0.1, share)
-    without = tokens.parts_of(config.model_copy(update={"validation": None}))
-    assert without.heldout == found.heldout, "what is reported does not depend on what tunes"
-    assert without.trained == found.trained + found.validation
+    found = texts_of(config)
+    assert found == by_hand(everything, 0.1, share)
+    without = texts_of(config.model_copy(update={"validation": None}))
+    assert without[2] == found[2], "what is reported does not depend on what tunes"
+    assert without[0] == found[0] + found[1]
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -281,12 +291,12 @@ def test_of_one_document_or_two_lines_become_validation(tmp_path: Path, count: i
     """A single document to train on is cut at a line end, as where a single one is held out."""
     lines = [sentence(number) for number in range(200)]
     rows = [{"text": "\n".join(lines)}, {"text": "held out"}][:count]
-    found = tokens.parts_of(files(lines_file(tmp_path, rows), validation=0.1))
-    parts = [found.trained, found.validation, *([found.heldout] if count == 1 else [])]
-    assert all(len(part) == 1 for part in parts)
-    assert [line for (text,) in parts for line in text.split("\n")] == lines
-    assert 10 <= len(found.validation[0].split("\n")) <= 21
-    assert count == 1 or found.heldout == ["held out"]
+    trained, validation, heldout = texts_of(files(lines_file(tmp_path, rows), validation=0.1))
+    apart = [trained, validation, *([heldout] if count == 1 else [])]
+    assert all(len(part) == 1 for part in apart)
+    assert [line for (text,) in apart for line in text.split("\n")] == lines
+    assert 10 <= len(validation[0].split("\n")) <= 21
+    assert count == 1 or heldout == ["held out"]
 
 
 def test_what_tunes_is_neither_trained_on_nor_reported(
@@ -304,7 +314,7 @@ def test_what_tunes_is_neither_trained_on_nor_reported(
         built = protocols.build(PerplexityConfig(protocol=protocol), config, tokenizer)
         return [int(token) for one in built.sequences for token in one]
 
-    trained = load_tokens(config, tokenizer, 64, seed=0).windows.reshape(-1).tolist()
+    trained = load_tokens(config, tokenizer, 64, seed=0).windows[:].reshape(-1).tolist()
     assert trained == ids(everything[:24])[: len(trained)]
     assert scored("validation") == ids(everything[24:30])[: len(scored("validation"))]
     assert scored("heldout") == ids(everything[30:])[: len(scored("heldout"))]
@@ -327,8 +337,8 @@ def test_a_text_file_is_one_document_unless_a_separator_is_given(tmp_path: Path)
 def test_several_files_come_in_the_order_given(tmp_path: Path) -> None:
     first, second = text_file(tmp_path, "b", "b.txt"), lines_file(tmp_path, [{"text": "a"}], "a.jsonl")
     assert documents(first, second) == ["b", "a"]
-    found, name, revision = tokens.documents_of(files(first, second))
-    assert (found, name, revision) == (["b", "a"], "b.txt, a.jsonl", None)
+    found, name, revision = parts.documents_of(files(first, second))
+    assert (list(found), name, revision) == (["b", "a"], "b.txt, a.jsonl", None)
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_text(tmp_path: Path) -> None:
@@ -434,10 +444,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_a_data_set_is_read_at_its_revision(hub: list[dict[str, Any]]) -> None:
-    found, name, revision = tokens.documents_of(data_set(name="en", revision="abc", split="validation"))
-    assert found == [sentence(number) for number in range(3)], "a row without text is no document"
+    found, name, revision = parts.documents_of(data_set(name="en", revision="abc", split="validation"))
+    assert list(found) == [sentence(number) for number in range(3)], "a row without text is no document"
     assert (name, revision) == ("someone/some-text/en/validation", "abc")
-    assert hub == [
+    assert hub[0] == hub[1], "once to count its documents, once for them"
+    assert hub[1:] == [
         {
             "path": "someone/some-text",
             "name": "en",
@@ -449,7 +460,7 @@ def test_a_data_set_is_read_at_its_revision(hub: list[dict[str, Any]]) -> None:
 
 
 def test_a_limit_takes_the_first_rows_of_a_data_set(hub: list[dict[str, Any]]) -> None:
-    assert tokens.documents_of(data_set(limit=2))[0] == [sentence(0), sentence(1)]
+    assert list(parts.documents_of(data_set(limit=2))[0]) == [sentence(0), sentence(1)]
 
 
 def test_an_unknown_field_of_a_data_set_is_refused_with_its_fields(hub: list[dict[str, Any]]) -> None:

@@ -253,7 +253,7 @@ def test_a_file_that_many_runs_share_is_read_once(tmp_path: Path, monkeypatch: p
     path = tmp_path / "text.txt"
     path.write_text("some text")
     reads: list[Any] = []
-    monkeypatch.setattr(checks.documents, "documents_of_files", reads.append)
+    monkeypatch.setattr(checks.documents, "documents_of_files", lambda data: [reads.append(data)])
     data = {"source": "files", "paths": [str(path)]}
     checks.resolve([run(data=data, model={"source": "embedded"}, seed=seed) for seed in range(5)])
     assert len(reads) == 1

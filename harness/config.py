@@ -264,14 +264,18 @@ class CheckpointConfig(Strict):
     the run has ended.
     """
 
-    every: Positive | str = "30m"
+    every: int | str = "30m"
     keep: Positive = 2
 
-    @field_validator("every")
+    @field_validator("every", mode="before")
     @classmethod
-    def _a_time(cls, every: int | str) -> int | str:
-        if isinstance(every, str) and not ((found := _TIME.fullmatch(every)) and float(found[1])):
-            raise ValueError(f"{shown(every)}: give a number of updates, or a time such as 90s, 30m or 2h")
+    def _an_interval(cls, every: object) -> object:
+        found = _TIME.fullmatch(every) if isinstance(every, str) else None
+        updates = type(every) is int and 0 < every <= MOST
+        if not updates and not (found and float(found[1])):
+            raise ValueError(
+                f"{shown(str(every))}: give a number of updates, or a time such as 90s, 30m or 2h"
+            )
         return every
 
     @property

@@ -113,7 +113,9 @@ def _targets(given: Sequence[str]) -> dict[str, float]:
         except ValueError:
             value = math.nan
         if not name or not 1 <= value < math.inf:
-            raise UserError(f"--target {shown(text)}: write PROTOCOL=PERPLEXITY, for example heldout=25")
+            raise UserError(
+                f"--target {shown(text)}: write PROTOCOL=PERPLEXITY, at least 1, for example heldout=25"
+            )
         if name in found:
             raise UserError(f"--target {shown(text)}: {name} has a target already; give each protocol one")
         found[name] = value

@@ -275,6 +275,8 @@ class _Progress:
         def on_event(event: Mapping[str, object]) -> None:
             if event.get("input") in DEPENDS_ON:
                 inputs.append(str(event["input"]))
+            if "warning" in event:
+                self.display.note(f"{self.display.title(run)}: {event['warning']}")
             self.shown.event(event)
 
         self.display.start(run, self.time_left.seconds())

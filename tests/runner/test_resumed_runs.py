@@ -159,13 +159,15 @@ def test_killed_in_the_middle_of_a_score_a_run_has_the_same_curve(tmp_path: Path
     folder = tmp_path / "ended"
     killed = go(folder, run, KillingInAScore(20, signal.SIGKILL))
     (said,) = killed.killed.values()
+    at_its_end = go(folder, run, Killing("checkpoint", 40))  # after which no score in training shows the peak
+    assert at_its_end.killed
     (record,) = go(folder, run).records.values()
     assert content(record) == content(whole)
     assert [score.step for score in series.scores(record)] == [10, 20, 30, 40]
     assert curve_of(record) == curve_of(whole)
     assert record.training is not None
     assert "goes on from update 16" in said
-    assert record.training.resumed == [16]
+    assert record.training.resumed == [16, 40]
     assert record.time is not None
     assert sum(record.time.phase_s.values()) == pytest.approx(record.time.wall_s, rel=0.01)
 

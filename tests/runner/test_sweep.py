@@ -25,6 +25,7 @@ from harness.engine.process import carry_out as carrying
 from harness.engine.process.carry_out import LOG_TAIL_LINES
 from harness.engine.process.job import Job
 from harness.engine.process.lock import Lock
+from harness.engine.resume import names
 from harness.engine.runner import Settings, Sweep, sweep
 from harness.engine.sweep.estimates import Estimates
 from harness.engine.sweep.resolution import resolve
@@ -178,6 +179,17 @@ def test_a_worker_that_is_killed_is_tried_again_and_when_killed_again_an_error_i
     assert (outcome.status, outcome.phase, outcome.attempts) == ("error", phase, 2)
     assert outcome.message.startswith("worker killed by SIGKILL")
     assert outcome.log_tail == ["a line for the log"]
+
+
+def test_a_run_with_a_checkpoint_may_be_killed_once_more(carry_out: Go) -> None:
+    run = stub_run("sigkill")
+    found = []
+    for _ in range(3):
+        result = carry_out(run)
+        kept = result.folder / f"{run_id_of(result)}.checkpoints" / names.name(10, "0" * 8)
+        kept.mkdir(parents=True, exist_ok=True)
+        found.append(records.read(result.folder / f"{run_id_of(result)}.json").outcome.status)
+    assert found == ["interrupted", "interrupted", "error"]
 
 
 @pytest.mark.parametrize("phase", PHASES)

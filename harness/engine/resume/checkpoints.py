@@ -81,6 +81,8 @@ class Checkpoints:
                 found = stored.read(path)
             except UserError as error:
                 self._warn(f"passed over a broken checkpoint: {error}")
+                with suppress(OSError):  # it would count among those that stay
+                    stored.remove(path)
                 continue
             self._refuse_other(found)
             return found

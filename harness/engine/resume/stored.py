@@ -69,7 +69,7 @@ class Stored:
             if name not in into:
                 place = device if name in self.device else torch.device("cpu")
                 found[name] = torch.empty(each.size, dtype=each.properties.dtype, device=place)
-        with _quiet():
+        with _quiet(), _plainly():
             checkpoint.load(dict(found), storage_reader=HuggingFaceStorageReader(str(self.path)))
         return found
 
@@ -93,7 +93,7 @@ def write(
     half = folder / names.half(step)
     remove(half)
     try:
-        with _quiet():
+        with _quiet(), _plainly():
             writer = HuggingFaceStorageWriter(str(half), fqn_to_index_mapping=_in_files(tensors))
             checkpoint.save(dict(tensors), storage_writer=writer)
         content = {
@@ -156,3 +156,15 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="torch.distributed")
         yield
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Raise what went wrong instead of the library's exception, which is no `Exception` but a traceback."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        cause = next((failed[0] for failed in error.failures.values()), error)
+        raise (cause if isinstance(cause, Exception) else OSError(one_line(cause))) from None

@@ -18,6 +18,7 @@ from harness.engine.run.train import METERED_STEPS, WARMUP_STEPS, Trainer
 if TYPE_CHECKING:
     from harness.engine.process.job import Job
     from harness.engine.run.record_writer import RecordWriter
+    from harness.record import Phase
 
 
 class Resuming:
@@ -29,7 +30,7 @@ class Resuming:
             job.checkpoints,
             config,
             about(job, trainer),
-            warn=writer.record.warnings.append,
+            warn=self._warn,
             saved=self._notify,
         )
         self._begun, self._stopping = time.perf_counter(), False
@@ -44,6 +45,8 @@ class Resuming:
             return False
         state = restore(self.trainer, found)
         self.trainer.resumed.append(found.step)
+        if peak := state["scoring_peak_bytes"]:
+            self._peaks()["evaluate"] = max(peak, self._peaks().get("evaluate", 0))
         self.writer.earlier_s, self.writer.scoring_s = state["train_s"], state["scoring_s"]
         self._begun = time.perf_counter()
         return True
@@ -74,7 +77,8 @@ class Resuming:
         if last or (not early and (self._stopping or self.checkpoints.due(step))):
             with self.trainer.stopwatch.stopped():
                 spent = {"train_s": self._train_s(), "scoring_s": self.writer.scoring_s}
-                self.checkpoints.save(step, state_of(self.trainer) | spent)
+                peak = {"scoring_peak_bytes": self._peaks().get("evaluate", 0)}
+                self.checkpoints.save(step, {**state_of(self.trainer), **spent, **peak})
         self.end_if_stopped()
 
     def stopped(self) -> bool:
@@ -86,6 +90,14 @@ class Resuming:
         if self._stopping:
             self.checkpoints.wait()
             self._end()
+
+    def _peaks(self) -> dict[Phase, int]:
+        memory = self.writer.record.memory
+        return {} if memory is None else memory.phase_peak_allocated_bytes
+
+    def _warn(self, text: str) -> None:
+        self.writer.record.warnings.append(text)
+        self.writer.notify(warning=text)
 
     def _train_s(self) -> float:
         return self.writer.earlier_s + time.perf_counter() - self._begun

@@ -141,4 +141,4 @@ def relative_error(weight: Tensor, factors: Factors, inputs: InputStatistics) ->
         offset = factors.offset.double()
         error += offset @ offset - 2 * offset @ (missed @ inputs.mean)
     whole = ((dense @ moments) * dense).sum()
-    return float((error.clamp(min=0) / whole).sqrt()) if whole > 0 else 0.0
+    return 0.0 if whole == 0 else float((error.clamp(min=0) / whole).sqrt())

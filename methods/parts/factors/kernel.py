@@ -53,13 +53,14 @@ class Decomposition:
     mean: Tensor | None = None
     """Mean output W mean(x) (out,) of a decomposition about it, else None."""
 
+    @torch.no_grad()
     def factors(self, rank: int) -> Factors:
         """Return factors of a rank up to `most`; along each direction both have the same length."""
         kept = self.directions[:, :rank]
         offset = None if self.mean is None else self.mean - kept @ (kept.T @ self.mean)
         up = kept.to(torch.promote_types(self.weight.dtype, torch.float32))
         down = up.T @ self.weight.to(up.dtype)
-        length = torch.linalg.vector_norm(down, dim=1).sqrt()
+        length = torch.linalg.vector_norm(down, dim=1, dtype=torch.float64).sqrt().to(up.dtype)
         length = torch.where(length > 0, length, torch.ones_like(length))
         return Factors(up * length, down / length[:, None], offset)
 
@@ -75,10 +76,16 @@ def decompose(
     """Decompose a weight (out, in) up to rank `most` (null: all) by a metric of its inputs.
 
     `mean` (in,) is the mean input that a covariance as metric leaves out: then the bias takes the mean of
-    what a rank drops. UserError for a weight that holds NaN or infinity.
+    what a rank drops. UserError for a weight or a metric that holds NaN or infinity.
     """
+    layer = name or "a layer"
     if not weight.isfinite().all():
-        raise UserError(f"the weight of {name or 'a layer'} holds NaN or infinity, so it has no factors")
+        raise UserError(f"the weight of {layer} holds NaN or infinity, so it has no factors")
+    if metric is not None and not metric.isfinite().all():
+        raise UserError(
+            f"the inputs of {layer} hold NaN or infinity on the calibration text, so it has no factors; look "
+            "at the layers before it, or at its dtype"
+        )
     exact = weight.double()
     out, inputs = exact.shape
     most = min(out, inputs) if most is None else most

@@ -17,6 +17,7 @@ from harness.config import CheckpointConfig
 from harness.engine.resume import names, stored, tree
 from harness.engine.resume.checkpoints import Checkpoints
 from harness.errors import UserError
+from tests.support.small_disk import small_disk
 
 ABOUT = {"torch": "2.13.0", "threads": 1, "inputs": {"weights": "ab"}}
 Make = Callable[..., Checkpoints]
@@ -60,9 +61,9 @@ def test_updates_and_times_are_intervals(every: int | str) -> None:
     CheckpointConfig(every=every)
 
 
-@pytest.mark.parametrize("every", [0, -1, "", "0s", "30", "30 m", "half an hour", "m"])
-def test_what_is_no_interval_is_refused(every: int | str) -> None:
-    with pytest.raises(ValidationError):
+@pytest.mark.parametrize("every", [0, -1, True, 1.5, None, "", "0s", "30", "30 m", "half an hour", "m"])
+def test_what_is_no_interval_is_refused(every: Any) -> None:
+    with pytest.raises(ValidationError, match="give a number of updates, or a time such as 90s, 30m or 2h"):
         CheckpointConfig(every=every)
 
 
@@ -144,6 +145,29 @@ def test_a_broken_one_falls_back_to_the_one_before(
     assert content(found.newest())["step"] == 2
     assert len(warnings) == 1
     assert "passed over a broken checkpoint" in warnings[0]
+
+
+def test_a_broken_one_does_not_count_among_those_that_stay(make: Make) -> None:
+    found = make(keep=1)
+    found.save(8, state(8))
+    truncate(names.below(found.folder)[0] / stored.MANIFEST)
+    assert found.newest() is None
+    for step in (2, 4):
+        found.save(step, state(step))
+    assert content(found.newest())["step"] == 4
+
+
+def test_a_full_disk_is_a_warning_that_says_so(tmp_path: Path, make: Make, warnings: list[str]) -> None:
+    with small_disk(tmp_path / "kept", "size=256k"):
+        found = make()
+        found.save(2, state(2))
+        found.save(4, {"model": torch.zeros(200_000)})
+        assert content(found.newest())["step"] == 2
+        assert not list(found.folder.glob(".*"))
+    (said,) = warnings
+    assert said.startswith("the checkpoint at update 4 could not be saved: ")
+    assert "No space left on device" in said
+    assert "Traceback" not in said
 
 
 def test_a_manifest_that_was_edited_is_broken(make: Make) -> None:

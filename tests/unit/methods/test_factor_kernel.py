@@ -5,6 +5,8 @@ The number in a test's name is that of the invariant in the dossier on compressi
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -237,6 +239,31 @@ def test_a_weight_that_is_not_finite_is_refused() -> None:
     weight[3, 3] = float("nan")
     with pytest.raises(UserError, match=r"^the weight of layers\.0 holds NaN or infinity"):
         Svd().decompose(weight, summed(inputs), name="layers.0")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("factoriser", [Asvd(), Awsvd(), Whiten(), Pca()], ids=lambda each: each.type)
+def test_inputs_that_are_not_finite_are_refused(factoriser: Factoriser, bad: float) -> None:
+    weight, inputs = drawn((12, 20))
+    inputs = inputs.clone()
+    inputs[3, 3] = bad
+    with pytest.raises(UserError, match=r"^the inputs of layers\.0 hold NaN or infinity on the calibration"):
+        factoriser.decompose(weight, summed(inputs), name="layers.0")
+
+
+def test_an_error_that_is_no_number_is_not_none_at_all() -> None:
+    weight, inputs = drawn((12, 20))
+    factors = Svd().decompose(weight, summed(inputs)).factors(6)
+    inputs[3, 3] = float("nan")
+    assert math.isnan(relative_error(weight, factors, summed(inputs)))
+
+
+def test_large_weights_and_weights_that_train_have_plain_finite_factors() -> None:
+    weight = torch.nn.Parameter(1e19 * drawn((12, 20))[0].float())
+    found = Svd().decompose(weight, summed(drawn((12, 20))[1])).factors(6)
+    assert found.up.isfinite().all()
+    assert found.down.isfinite().all()
+    assert not found.down.requires_grad
 
 
 @pytest.mark.parametrize("shape", SHAPES)

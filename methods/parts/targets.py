@@ -50,7 +50,7 @@ def dense_linears(model: nn.Module, kinds: Collection[str]) -> dict[str, nn.Line
 
     UserError where an earlier method has factored, replaced or quantised one, and as of `target_linears`.
     """
-    chosen = [module for name, module in model.named_modules() if kind_of(name) in kinds]
+    chosen = [module for name, module in _might_be_linear(model) if kind_of(name) in kinds]
     if any(type(module) is not nn.Linear or isinstance(module.weight, Quantised) for module in chosen):
         raise UserError(
             "layers are factored already, replaced or quantised; put the compression first in the stack"
@@ -58,9 +58,17 @@ def dense_linears(model: nn.Module, kinds: Collection[str]) -> dict[str, nn.Line
     return target_linears(model, kinds)
 
 
+def _might_be_linear(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield all modules by full name but those that are never targets: the model, its head, embeddings."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    for name, module in model.named_modules():
+        if name and module is not head and not isinstance(module, nn.Embedding):
+            yield name, module
+
+
 def _check_replaced(model: nn.Module, missing: Collection[str]) -> None:
     """Raise UserError where layers of these kinds are no longer linear, because of an earlier method."""
-    for name, layer in model.named_modules():
+    for name, layer in _might_be_linear(model):
         if (kind := kind_of(name)) not in missing:
             continue
         if any(isinstance(getattr(layer, base, None), nn.Linear) for base in ("base_layer", "base")):

@@ -121,7 +121,9 @@ def supported(run: Run, methods: Sequence[Method]) -> Caps:
     names = " + ".join(choice.name for choice in run.method)
     if run.train.stage not in caps.stages:
         allowed = ", ".join(sorted(caps.stages))
-        reason = f": {caps.because}" if caps.because else ""
+        lacking = [method.caps for method in methods if run.train.stage not in method.caps.stages]
+        because = "; ".join(dict.fromkeys(filter(None, (each.because for each in lacking))))
+        reason = f": {because}" if because else ""
         does = f"it does: {allowed}" if allowed else "these methods have no stage in common"
         raise UnsupportedError(f"{names} does not do stage {run.train.stage!r} ({does}){reason}")
     if run.train.grad_accum > 1 and not caps.grad_accum:

@@ -111,3 +111,11 @@ def test_whether_text_is_read_follows_from_all_options() -> None:
     assert not build("compress", {"factoriser": "svd", "allocator": by_rank}).caps.reads_text
     for options in ({"allocator": by_rank}, {"factoriser": "svd", "allocator": "owl"}, {"errors": True}):
         assert build("compress", options).caps.reads_text
+
+
+@pytest.mark.parametrize("kind", ["lm_head", "embed_tokens", ""])
+@pytest.mark.parametrize("tie", [False, True])
+def test_what_is_never_a_target_is_refused_as_such(kind: str, tie: bool) -> None:
+    method = build("compress", {"targets": [kind]})
+    with pytest.raises(UserError, match=f"the model has no linear layer '{kind}'; "):
+        method.prepare(tiny_llama(tie=tie), Context(calibration=TinyText()))

@@ -112,6 +112,14 @@ def test_what_one_method_of_a_stack_cannot_do_is_refused_with_the_reason(
     checks.supported(allowed, checks.stack(allowed))
 
 
+def test_the_reason_is_that_of_the_method_that_lacks_the_stage() -> None:
+    methods = [{"lora": {}}, {"compress": {}}]
+    asked = Run.model_validate({"method": methods, "train": {"stage": "compress"}})
+    with pytest.raises(UnsupportedError, match=r"does not do stage 'compress'") as caught:
+        checks.supported(asked, checks.stack(asked))
+    assert "random weights" not in str(caught.value)  # why `compress` does not do another stage
+
+
 def test_weights_that_a_stack_cannot_export_are_refused_before_it_trains() -> None:
     asked = run("", "export", train={"stage": "finetune"}, save_weights=True)
     with pytest.raises(

@@ -93,9 +93,7 @@ def carry_out(
         if final is None and end is not None:
             outcome = Outcome(status=end[0], phase=phase, message=end[1], attempts=attempts or None)
             final = _complete(job, _resumable(job, outcome, saved_before))
-    # One that has gone on may be killed once more than one that never got so far.
-    most = MOST_ATTEMPTS + (saved_before > 0)
-    death = _death(worker, phase, attempts + 1, most, kernel_kills() > killed_before)
+    death = _death(worker, phase, attempts + 1, saved_before > 0, kernel_kills() > killed_before)
     final = final or _refused(job, worker, phase, said)
     return final or _complete(job, _resumable(job, death, saved_before))
 
@@ -156,10 +154,10 @@ def _refused(job: Job, worker: Worker, phase: Phase, said: str) -> Record | None
     return record
 
 
-def _death(worker: Worker, phase: Phase, attempts: int, most: int, memory: bool) -> Outcome:
-    """Return the outcome of a worker that is gone without one, an ending at `most` attempts.
+def _death(worker: Worker, phase: Phase, attempts: int, resumed: bool, memory: bool) -> Outcome:
+    """Return the outcome of a worker that is gone without one; `memory`: the kernel killed for memory.
 
-    `memory`: the kernel killed for memory.
+    One that went on from a checkpoint may be killed once more than one that never got so far.
     """
     message = worker.last_words()
     if worker.ended_by not in FROM_OUTSIDE:
@@ -167,7 +165,7 @@ def _death(worker: Worker, phase: Phase, attempts: int, most: int, memory: bool)
     memory = memory and worker.ended_by == "SIGKILL"
     if memory:
         message += " and did so while this run was at work"
-    status: Status = "interrupted" if attempts < most else "oom" if memory else "error"
+    status: Status = "interrupted" if attempts < MOST_ATTEMPTS + resumed else "oom" if memory else "error"
     return Outcome(status=status, phase=phase, message=message, attempts=attempts)
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from harness.config import CheckpointConfig, Run
 from harness.engine.contract.subject import seed_everything
-from harness.engine.data.tokens import PAD, Tokens
+from harness.engine.data.tokens import Tokens
+from harness.engine.data.windows import PAD
 from harness.engine.measure.peak import meter_for
 from harness.engine.resume import stored
 from harness.engine.resume.checkpoints import Checkpoints

@@ -221,7 +221,7 @@ def test_a_suite_has_targets_of_protocols_that_are_scored_in_training(tmp_path: 
 
 @pytest.mark.parametrize("text", ["heldout", "heldout=", "=3", "heldout=x", "heldout=0.5", "heldout=inf"])
 def test_a_target_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="write PROTOCOL=PERPLEXITY, for example heldout=25"):
+    with pytest.raises(UserError, match="write PROTOCOL=PERPLEXITY, at least 1, for example heldout=25"):
         _targets([text])
 
 

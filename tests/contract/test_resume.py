@@ -122,7 +122,7 @@ def assert_kills_change_nothing(
     for moment in kills:
 
         def kill(step: int, moment: int = moment) -> None:
-            if step == moment:
+            if step >= moment:  # later where a checkpoint was saved at the moment itself
                 raise KilledError
 
         with pytest.raises(KilledError):

@@ -65,5 +65,5 @@ def test_a_hundred_thousand_updates_take_no_more_memory_than_a_few(tmp_path: Pat
     environment = {**os.environ, "LOREBENCH_CACHE": str(tmp_path / "cache")}
     subprocess.run([*command, "--out", str(page)], cwd=ROOT, env=environment, check=True, timeout=300)
     drawn = page.stat().st_size
-    assert record.run_id in page.read_text()
+    assert '"name":"lora"' in page.read_text()  # the curve of its losses
     assert drawn < 8 * MIB, f"{drawn:,} bytes"

@@ -192,6 +192,18 @@ def test_a_run_with_a_checkpoint_may_be_killed_once_more(carry_out: Go) -> None:
     assert found == ["interrupted", "interrupted", "error"]
 
 
+def test_a_checkpoint_below_a_broken_one_is_progress(tmp_path: Path) -> None:
+    job = Job(stub_run(), "stubs", tmp_path / "id", "cpu", tmp_path / "cache", "")
+    broken, new = (job.checkpoints / names.name(step, "0" * 8) for step in (91, 20))
+    broken.mkdir(parents=True)
+    before, death = names.below(job.checkpoints), Outcome(status="error", message="killed", attempts=2)
+    assert carrying._resumable(job, death, before) == death
+    broken.rename(new)  # as where the first one that is whole takes the place of the broken one
+    found = carrying._resumable(job, death, before)
+    assert (found.status, found.attempts) == ("interrupted", 1)
+    assert found.message == "killed; the same command goes on from update 20"
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_worker_that_hangs_is_a_timeout_in_its_phase(phase: str, carry_out: Go, settings: Settings) -> None:
     outcome = only(carry_out(stub_run("hang", phase=phase), deadline_s=DEADLINE_S)).outcome

@@ -19,7 +19,7 @@ from harness.engine.process.child import Event, OnEvent, Worker
 from harness.engine.process.forks import Forks
 from harness.engine.process.interrupts import Interrupted, interruptible
 from harness.engine.process.job import Job
-from harness.engine.resume.names import newest_step
+from harness.engine.resume import names
 from harness.errors import EXIT_BAD_INPUT, UserError
 from harness.files import out_of_room
 from harness.record import PHASES, Outcome, Phase, Record, Status
@@ -78,7 +78,7 @@ def carry_out(
     except OSError as error:
         return _complete(job, Outcome(status=_status(error), phase=phase, message=f"cannot start: {error}"))
     end: tuple[Status, str] | None = None
-    saved_before = newest_step(job.checkpoints)
+    saved_before = names.below(job.checkpoints)
     try:
         with interruptible():
             if late := worker.follow(limits.deadline_s, follow, lambda: QUIET_S.get(phase, OTHER_QUIET_S)):
@@ -93,7 +93,7 @@ def carry_out(
         if final is None and end is not None:
             outcome = Outcome(status=end[0], phase=phase, message=end[1], attempts=attempts or None)
             final = _complete(job, _resumable(job, outcome, saved_before))
-    death = _death(worker, phase, attempts + 1, saved_before > 0, kernel_kills() > killed_before)
+    death = _death(worker, phase, attempts + 1, bool(saved_before), kernel_kills() > killed_before)
     final = final or _refused(job, worker, phase, said)
     return final or _complete(job, _resumable(job, death, saved_before))
 
@@ -103,12 +103,12 @@ def _name(interrupt: KeyboardInterrupt) -> str:
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
-def _resumable(job: Job, outcome: Outcome, saved_before: int) -> Outcome:
-    """Return the outcome of a run; it goes on where its worker has brought it to a later checkpoint."""
-    saved = newest_step(job.checkpoints)
-    if saved <= saved_before:
+def _resumable(job: Job, outcome: Outcome, saved_before: Sequence[Path]) -> Outcome:
+    """Return the outcome of a run; it goes on where its worker has left a checkpoint that was not there."""
+    saved = names.below(job.checkpoints)
+    if not saved or saved[0] in saved_before:
         return outcome
-    message = f"{outcome.message}; the same command goes on from update {saved}"
+    message = f"{outcome.message}; the same command goes on from update {names.step_of(saved[0])}"
     return outcome.model_copy(update={"status": "interrupted", "attempts": 1, "message": message})
 
 

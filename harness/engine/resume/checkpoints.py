@@ -35,7 +35,8 @@ class Checkpoints:
 
         `saved` is called with the number of updates of each checkpoint that is on the disk.
         """
-        self.folder, self.config, self.about = folder, config, dict(about)
+        self.folder, self.config, self.about = folder, config, {"format": stored.FORMAT, **about}
+        self._broken: set[Path] = set()
         self._warn, self._saved, self._now = warn, saved, now
         self._at = now()
         self._writer: ThreadPoolExecutor | None = None
@@ -81,8 +82,7 @@ class Checkpoints:
                 found = stored.read(path)
             except UserError as error:
                 self._warn(f"passed over a broken checkpoint: {error}")
-                with suppress(OSError):  # it would count among those that stay
-                    stored.remove(path)
+                self._broken.add(path)
                 continue
             self._refuse_other(found)
             return found
@@ -105,7 +105,8 @@ class Checkpoints:
             self._failed(step, error)
             return
         self._at = self._now()
-        for old in names.below(self.folder)[self.config.keep :]:
+        whole = [path for path in names.below(self.folder) if path not in self._broken]
+        for old in (*whole[self.config.keep :], *self._broken):
             with suppress(OSError):
                 stored.remove(old)
         self._saved(step)

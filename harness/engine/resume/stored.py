@@ -26,6 +26,7 @@ from harness import files
 from harness.engine.resume import names
 from harness.errors import UserError, one_line
 
+#: The version of all of this, for `about`.
 FORMAT = 1
 MANIFEST = "checkpoint.json"
 #: The library copies a file's tensors before it writes them, so a file is small beside a model.
@@ -62,7 +63,7 @@ class Stored:
             if name not in known or shape != tuple(tensor.shape):
                 raise UserError(
                     f"{self.path}: holds {name} as {shape if name in known else 'nothing'}, but this run has "
-                    f"{tuple(tensor.shape)} there"
+                    f"{tuple(tensor.shape)} there; begin anew with --from-scratch"
                 )
         found = dict(into)
         for name, each in known.items():
@@ -97,7 +98,6 @@ def write(
             writer = HuggingFaceStorageWriter(str(half), fqn_to_index_mapping=_in_files(tensors))
             checkpoint.save(dict(tensors), storage_writer=writer)
         content = {
-            "format": FORMAT,
             "step": step,
             "about": about,
             "files": {path.name: files.sha256(path) for path in sorted(half.glob("*.safetensors"))},
@@ -123,8 +123,6 @@ def read(path: Path) -> Stored:
         content = json.loads(text)
         if path.name != names.name(content["step"], hashlib.sha256(text).hexdigest()):
             raise UserError(f"{path}: {MANIFEST} is not what was written")
-        if content["format"] != FORMAT:
-            raise UserError(f"{path}: format {content['format']}, this lorebench reads {FORMAT}")
         for name, digest in content["files"].items():
             if files.sha256(path / name) != digest:
                 raise UserError(f"{path}: {name} is not what was written")

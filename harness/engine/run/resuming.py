@@ -18,7 +18,7 @@ from harness.engine.run.train import METERED_STEPS, WARMUP_STEPS, Trainer
 if TYPE_CHECKING:
     from harness.engine.process.job import Job
     from harness.engine.run.record_writer import RecordWriter
-    from harness.record import Phase
+    from harness.record import Environment, Phase
 
 
 class Resuming:
@@ -29,7 +29,7 @@ class Resuming:
         self.checkpoints = Checkpoints(
             job.checkpoints,
             config,
-            about(job, trainer),
+            about(job, trainer, writer.record.environment),
             warn=self._warn,
             saved=self._notify,
         )
@@ -47,6 +47,7 @@ class Resuming:
         self.trainer.resumed.append(found.step)
         if peak := state["scoring_peak_bytes"]:
             self._peaks()["evaluate"] = max(peak, self._peaks().get("evaluate", 0))
+        self.writer.record.warnings += state["warnings"]  # each is written once
         self.writer.earlier_s, self.writer.scoring_s = state["train_s"], state["scoring_s"]
         self._begun = time.perf_counter()
         return True
@@ -78,7 +79,8 @@ class Resuming:
             with self.trainer.stopwatch.stopped():
                 spent = {"train_s": self._train_s(), "scoring_s": self.writer.scoring_s}
                 peak = {"scoring_peak_bytes": self._peaks().get("evaluate", 0)}
-                self.checkpoints.save(step, {**state_of(self.trainer), **spent, **peak})
+                warned = {"warnings": list(self.writer.record.warnings)}
+                self.checkpoints.save(step, {**state_of(self.trainer), **spent, **peak, **warned})
         self.end_if_stopped()
 
     def stopped(self) -> bool:
@@ -111,9 +113,9 @@ class Resuming:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def about(job: Job, trainer: Trainer) -> dict[str, Any]:
+def about(job: Job, trainer: Trainer, found: Environment | None) -> dict[str, Any]:
     """Return what two processes must have in common to continue one training to the bit."""
-    found = environment.describe(trainer.device)
+    assert found is not None  # described before anything else
     threads = {"threads": found.cpu_threads} if trainer.device.type == "cpu" else {}
     return {
         "device": found.device,

@@ -152,9 +152,21 @@ def test_a_broken_one_does_not_count_among_those_that_stay(make: Make) -> None:
     found.save(8, state(8))
     truncate(names.below(found.folder)[0] / stored.MANIFEST)
     assert found.newest() is None
+    assert names.newest_step(found.folder) == 8  # it may be the disk that could not be read
     for step in (2, 4):
         found.save(step, state(step))
     assert content(found.newest())["step"] == 4
+    assert [names.step_of(path) for path in names.below(found.folder)] == [4]
+
+
+def test_a_checkpoint_of_another_format_is_refused_and_stays(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make().save(2, state(2))
+    monkeypatch.setattr(stored, "FORMAT", 2)
+    with pytest.raises(UserError, match="with format 1, here is 2"):
+        make().newest()
+    assert names.newest_step(make().folder) == 2
 
 
 def test_a_full_disk_is_a_warning_that_says_so(tmp_path: Path, make: Make, warnings: list[str]) -> None:

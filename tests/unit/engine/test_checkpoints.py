@@ -155,8 +155,8 @@ def test_a_broken_one_does_not_count_among_those_that_stay(make: Make) -> None:
     assert names.newest_step(found.folder) == 8  # it may be the disk that could not be read
     for step in (2, 4):
         found.save(step, state(step))
-    assert content(found.newest())["step"] == 4
-    assert [names.step_of(path) for path in names.below(found.folder)] == [4]
+        assert [names.step_of(path) for path in names.below(found.folder)] == [step]
+        assert content(found.newest())["step"] == step
 
 
 def test_a_checkpoint_of_another_format_is_refused_and_stays(

@@ -261,11 +261,12 @@ class CheckpointConfig(Strict):
     """How often the state of a training is saved, so that the same command goes on from there.
 
     `every` is a number of updates or a time, such as 90s, 30m or 2h. The newest `keep` checkpoints stay until
-    the run has ended.
+    the run has ended, and with `stay` the newest one after that, too: a longer training can begin there.
     """
 
     every: int | str = "30m"
     keep: Positive = 2
+    stay: bool = False
 
     @field_validator("every", mode="before")
     @classmethod

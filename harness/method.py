@@ -76,6 +76,10 @@ class Caps:
     merges: bool = False
     """Updates change frozen parameters, too, as where adapters are added into them."""
 
+    fixed_length: bool = False
+    """What an update does depends on how many there will be (`context.updates`), so that a training cannot be
+    extended once it has ended."""
+
     because: str = ""
     """Why the stages are restricted, for the message to a user whose run is refused."""
 
@@ -97,6 +101,7 @@ class Caps:
             no_export=self.no_export or other.no_export,
             own_updates=self.own_updates or other.own_updates,
             merges=self.merges or other.merges,
+            fixed_length=self.fixed_length or other.fixed_length,
             because="; ".join(dict.fromkeys(filter(None, (self.because, other.because)))),
         )
 

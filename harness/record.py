@@ -256,7 +256,7 @@ class Training(Part):
     thing. `scored` counts how often the model was scored in training; absent where it was not. `tokens`
     counts places in the batches, as throughput does; `real_tokens` those that are no padding, absent where
     none is. `resumed` has the number of updates done each time that another process went on from a
-    checkpoint.
+    checkpoint; `extends` is the id of the shorter run that did the first updates, absent without one.
 
     Older records have the series here: one `loss` and `lr` per update, `grad_norm` and `rank_moves`.
     """
@@ -272,6 +272,7 @@ class Training(Part):
     rank_updates: Count | None = None
     scored: Count | None = None
     resumed: list[Count] = Field(default=[], exclude_if=_empty)
+    extends: str | None = Field(default=None, exclude_if=lambda run_id: run_id is None)
     loss: list[float] = Field(default=[], exclude_if=_empty)
     lr: list[float] = Field(default=[], exclude_if=_empty)
     grad_norm: list[float] = Field(default=[], exclude_if=_empty)

@@ -93,6 +93,7 @@ class LoRAPrune(LoRA):
         """Return fine-tuning with whole gradients; an update that prunes counts as a refresh."""
         because = "random weights have nothing to prune by"
         changes: dict[str, Any] = {"period": self.config.period, "own_updates": True, "per_layer": False}
+        changes["fixed_length"] = self.config.updates is None
         return replace(super().caps, stages=frozenset({"finetune"}), because=because, **changes)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:

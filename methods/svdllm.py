@@ -75,8 +75,9 @@ class SvdLlm(Compression):
 
     @property
     def caps(self) -> Caps:
-        """Return those of a compression; adapters of stages are added into frozen factors."""
-        return replace(super().caps, merges=self.config.train == "stages")
+        """Return those of a compression; adapters of stages, halves of a training, go into frozen factors."""
+        stages = self.config.train == "stages"
+        return replace(super().caps, merges=stages, fixed_length=stages)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Factor as every compression does; for `stages`, put adapters around both factors."""

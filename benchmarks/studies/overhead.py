@@ -24,8 +24,9 @@ from harness.engine.models.load import shape_config
 from harness.engine.resume import names
 from harness.engine.resume.checkpoints import Checkpoints
 from harness.engine.run.state import state_of
-from harness.engine.run.train import METERED_STEPS, WARMUP_STEPS, Trainer, lr_at
+from harness.engine.run.train import METERED_STEPS, WARMUP_STEPS, Trainer
 from harness.plugins import build
+from harness.schedule import lr_at
 
 CPU = torch.device("cpu")
 #: The interval that the time of a checkpoint is compared with.

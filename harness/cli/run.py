@@ -26,6 +26,9 @@ KeepOld = Annotated[
 FromScratch = Annotated[
     bool, typer.Option("--from-scratch", help="Begin anew where there are checkpoints of a training.")
 ]
+Extend = Annotated[
+    bool, typer.Option("--extend", help="Go on from shorter runs whose checkpoints stayed, for more updates.")
+]
 Budget = Annotated[
     str | None,
     typer.Option(
@@ -54,6 +57,7 @@ def run(
     keep_old: KeepOld = False,
     force: Force = False,
     from_scratch: FromScratch = False,
+    extend: Extend = False,
     dry_run: DryRun = False,
     log: Log = None,
     full: options.Full = False,
@@ -75,6 +79,7 @@ def run(
         keep_old=keep_old,
         force=force,
         from_scratch=from_scratch,
+        extend=extend,
         log=() if log is None else loggers.names(log),
     )
     show.doubts(chosen.runs)
@@ -82,8 +87,7 @@ def run(
         show_runs(chosen, settings)
         return
     outcome = runner.sweep(chosen, settings, progress.choose(), selection.rerun(chosen, device))
-    records = list(outcome.records.values())
-    left = len(outcome.left) + len(outcome.killed)
+    records, left = list(outcome.records.values()), len(outcome.left) + len(outcome.killed)
     notes = [f"{counted(left, 'run')} left: run the same command again"] if left else []
     to = {outcome.folder / "tables": output.FOLDER}
     scale, tune = forecast_at_scale(chosen), selection.tune()
@@ -103,6 +107,7 @@ def show_runs(chosen: Suite, settings: Settings) -> None:
     from harness.engine.sweep import resolution
     from harness.engine.sweep.earlier import still_valid, survey
     from harness.engine.sweep.estimates import Estimates
+    from harness.engine.sweep.extended import extending
 
     plan = resolution.resolve(chosen.runs, settings.device, cache=settings.cache)
     folder = settings.results.absolute() / plan.machine / chosen.name
@@ -117,6 +122,9 @@ def show_runs(chosen: Suite, settings: Settings) -> None:
     kept = still_valid(
         jobs, found, retry=settings.retry, keep_old=settings.keep_old, display=progress.choose()
     )
+    if settings.extend:
+        begun = extending([job for job in jobs if job.run_id not in kept])
+        checkpoints |= {job.run_id: job.extends for job in begun if job.extends is not None}
     names, rows = chosen.names(plan.runs), []
     for key, run in runs.items():
         record, seconds = found.get(key), estimates.known(run)

@@ -1,4 +1,4 @@
-"""The command `lorebench status`: what runs, what is stopped and would go on, and what waits."""
+"""The command `lorebench status`: what runs, what is stopped or failed and can go on, and what waits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ HEAD = (
     *("state", "suite", "row", "seed", "phase", "update", "loss", "tokens/s"),
     *("left", "checkpoint", "last report"),
 )
-STOPPED = "stopped: the same command goes on from the checkpoint, or begins anew where there is none"
+#: What to do about runs that nobody is at work on, by their state.
+GO_ON = {
+    "stopped": "the same command goes on from the checkpoint, or begins anew where there is none",
+    "failed": "the same command with --retry goes on from the checkpoint",
+}
 
 
 def status(
@@ -39,7 +43,8 @@ def status(
 
     for folder in results or ():
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; give folders of records, as run and tune write them")
+            what = "no folder" if folder.exists() else "no such folder"
+            raise UserError(f"{folder}: {what}; give folders of records, as run and tune write them")
     folders = results or [Path("runs")]
     found = survey(folders)
     place = ", ".join(map(str, folders))
@@ -64,8 +69,9 @@ def _show(found: Sequence[Status], place: str) -> None:
     show.table(HEAD, [_row(each, several) for each in shown])
     if (left := len(waiting) - MOST_WAITING) > 0:
         typer.echo(f"and {counted(left, 'more run')} that wait")
-    if any(each.state == "stopped" for each in found):
-        typer.echo(STOPPED)
+    for state, how in GO_ON.items():
+        if any(each.state == state for each in found):
+            typer.echo(f"{state}: {how}")
 
 
 def _row(each: Status, several: bool) -> tuple[str, ...]:

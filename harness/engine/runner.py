@@ -32,6 +32,7 @@ from harness.engine.sweep.announced import Announced
 from harness.engine.sweep.device_lock import device_lock
 from harness.engine.sweep.earlier import labelled, recover, still_valid, survey
 from harness.engine.sweep.estimates import Estimates, TimeLeft
+from harness.engine.sweep.extended import extending
 from harness.engine.sweep.shown import Shown
 from harness.errors import UserError, counted
 from harness.files import private_folder, writable_folder
@@ -55,7 +56,8 @@ class Settings:
 
     `deadline_s` is per run, `budget_s` for the whole sweep, `grace_s` the time between SIGTERM and SIGKILL.
     `retry` repeats failed runs, `keep_old` keeps runs whose inputs have changed since, `force` starts runs
-    even if predicted not to fit the device, `from_scratch` removes the checkpoints of the runs that are left.
+    even if predicted not to fit the device, `from_scratch` removes the checkpoints of the runs that are left,
+    `extend` lets them go on from shorter runs.
     `log` names loggers that show the runs while they are at work. `command` starts a worker.
     """
 
@@ -69,8 +71,14 @@ class Settings:
     grace_s: float = 5.0
     force: bool = False
     from_scratch: bool = False
+    extend: bool = False
     log: tuple[str, ...] = ()
     command: tuple[str, ...] = WORKER
+
+    def __post_init__(self) -> None:
+        """Raise UserError for settings that exclude each other."""
+        if self.extend and self.from_scratch:
+            raise UserError("--extend goes on from checkpoints that --from-scratch removes: give one of them")
 
 
 @dataclass
@@ -142,6 +150,8 @@ def _carry_out_all(
     result = Sweep(folder, kept)
     result.inputs = {job.run_id: job.inputs for job in jobs}
     todo = [replace(job, rerun=rerun(job.run)) for job in jobs if job.run_id not in result.records]
+    if settings.extend:
+        todo = extending(todo)
     if plan.device_bytes is not None and not settings.force:
         # A config that has run here fits, whatever its seed.
         unsure = [job.run for job in todo if estimates.known(job.run) is None]
@@ -286,6 +296,7 @@ class _Progress:
         attempts = (earlier.outcome.attempts or 0) if earlier and not attempt.has_ended(earlier) else 0
         if self.settings.from_scratch:
             attempt.remove(job.checkpoints)
+        attempt.forget_the_end(job, earlier)
         at = attempt.begin(job, earlier)
         self.shown.begin(job)
         try:

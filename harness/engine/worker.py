@@ -19,6 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import gc
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -69,8 +70,6 @@ def run_job(path: Path) -> int:
         writer.finish(Outcome(phase=writer.record.outcome.phase, message=str(error)))
         return EXIT_BAD_INPUT
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
         if out_of_room(error):  # not the run's fault: it is run again
             return _no_room(writer, error)
         from harness.engine.run.outcome import classify
@@ -205,6 +204,9 @@ def main(arguments: list[str]) -> int:
     if arguments == ["fork"]:
         arguments = forks.serve(LIBRARIES, {**OFFLINE, **NO_THREADS})
     if len(arguments) == 2 and arguments[0] == "run":
+        signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # a library may take the exception for an error of its own
         _die_with_the_parent()
         return run_job(Path(arguments[1]))
     if len(arguments) != 1 or arguments[0] not in ("resolve", *REQUESTS):

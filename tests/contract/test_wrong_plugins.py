@@ -236,6 +236,9 @@ BY_CHECK = {
     "state that is not copied": (
         '        for m, saved in zip(self.moments, state["moments"]):\n            m.copy_(saved)\n',
         '        self.moments = state["moments"]\n', "copy", r"shares 21 tensors.*load_state_dict copies"),
+    "updates by how many follow": (
+        PREPARE, PREPARE.replace("return", "model.lm_head.weight.data *= 1 + 1 / context.updates\n        return"),
+        "length", r"the first updates of 60 are others than in a training of 6: the loss of update 1 differs; .*\(PLUGIN:29\)"),
     "clip ignored": ("        if self.optim.clip is not None:\n", "        if False:\n", "clipping", "train.clip is ignored"),
     "update in the backward pass": (
         "        self.moments = [torch",
@@ -407,7 +410,16 @@ def test_models_that_differ_by_chance_are_not_compared(folder: Path, stepper: bo
     found = checked(plugin(folder, PREPARE, drawing) if stepper else without_stepper(folder))
     assert [key for key, (outcome, _) in found.items() if outcome == "failed"] == ["randomness"]
     skipped = {key for key, (_, said) in found.items() if said == "randomness failed"}
-    assert skipped == {"resume", "scored", "rate", "accumulation", "clipping", "state bits", "forecast"}
+    assert skipped == {
+        "resume",
+        "length",
+        "scored",
+        "rate",
+        "accumulation",
+        "clipping",
+        "state bits",
+        "forecast",
+    }
 
 
 def test_what_fails_without_a_stepper_names_a_place_of_the_author(
@@ -466,7 +478,7 @@ def test_the_command_prints_a_line_for_each_check_and_counts_them(folder: Path) 
     lines = said.stdout.splitlines()
     assert lines[0].startswith("ok        model: loss ")
     assert sum(line.startswith("failed    rate: set_lr is ignored") for line in lines) == 1
-    assert lines[-1] == f"{name}: 11 ok, 1 failed, 3 not tried"
+    assert lines[-1] == f"{name}: 12 ok, 1 failed, 3 not tried"
     assert said.stderr == ""
 
 

@@ -54,6 +54,7 @@ LIGHT = (
     "harness.record",
     "harness.record_index",
     "harness.registry",
+    "harness.schedule",
     "harness.series",
     "harness.speed_forecast",
     "harness.suite",
@@ -83,7 +84,7 @@ CONTRACTS = tuple(
     f"harness.{name}"
     for name in (
         *("config", "devices", "forecast", "inputs", "merging", "method", "no_effect", "plugins", "rates"),
-        *("record", "record_index", "registry", "series", "speed_forecast", "suite", "tuning"),
+        *("record", "record_index", "registry", "schedule", "series", "speed_forecast", "suite", "tuning"),
     )
 )
 BASEMENT = (*VOCABULARY, *CONTRACTS)

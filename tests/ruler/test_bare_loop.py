@@ -12,8 +12,9 @@ from torch import nn
 from harness.config import TrainConfig
 from harness.engine.measure.peak import LiveMeter
 from harness.engine.measure.speed import StepClock
-from harness.engine.run.train import Trainer, TrainResult, lr_at
+from harness.engine.run.train import Trainer, TrainResult
 from harness.plugins import build
+from harness.schedule import lr_at
 from tests.support.tiny import tiny_llama
 
 CPU = torch.device("cpu")

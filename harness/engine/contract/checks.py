@@ -154,6 +154,27 @@ def resume(subject: Subject) -> str:
     return f"equal to the bit for {STEPS} updates after it"
 
 
+def length(subject: Subject) -> str:
+    """The first updates are the same however many follow, unless caps.fixed_length says otherwise."""
+    few, many = 2 * STEPS, 20 * STEPS
+    courses = []
+    for updates in (few, many):
+        trial = subject.trial(updates=updates)
+        courses.append((trial.train(0, few), trial.model.state_dict()))
+    (losses, mine), (wanted, theirs) = courses
+    other = _first_difference(mine, theirs)
+    if losses == wanted and not other:
+        return f"equal to the bit for {few} updates, be they all or {few} of {many}"
+    unlike = [step for step, pair in enumerate(zip(losses, wanted, strict=True), 1) if pair[0] != pair[1]]
+    what = f"the loss of update {unlike[0]} differs" if unlike else f"{other} differs"
+    if subject.caps.fixed_length:
+        return f"others in a training of {few} updates than in one of {many}, as caps.fixed_length says"
+    raise MethodError(
+        f"the first updates of {many} are others than in a training of {few}: {what}; let them depend on "
+        f"what has been, or set caps.fixed_length, so that no training is extended{_prepare(subject)}"
+    )
+
+
 def scored(subject: Subject) -> str:
     """A model that is scored in the middle of its training goes on as if it had not been."""
     courses, ids = [], tiny_batch(STEPS).tolist()
@@ -391,6 +412,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "randomness": randomness,
     "states": states,
     "resume": resume,
+    "length": length,
     "scored": scored,
     "copy": copy,
     "rate": rate,
@@ -402,7 +424,9 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "export": exported,
 }
 #: The checks that compare two models, each prepared anew: what differs without reason differs there, too.
-COMPARING = frozenset({"resume", "scored", "rate", "accumulation", "clipping", "state bits", "forecast"})
+COMPARING = frozenset(
+    {"resume", "length", "scored", "rate", "accumulation", "clipping", "state bits", "forecast"}
+)
 
 
 # -------------------------------------------------------------------------------------------- parts

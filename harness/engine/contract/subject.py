@@ -83,11 +83,11 @@ class Subject:
         """The names of the stack."""
         return " + ".join(name for name, _ in self.stack)
 
-    def prepared(self) -> Any:
-        """Return a tiny model as the stack prepares it."""
+    def prepared(self, updates: int = UPDATES) -> Any:
+        """Return a tiny model as the stack prepares it for a training of so many updates."""
         model: nn.Module = tiny_llama(**self.shape)
         for (name, _), method in zip(self.stack, self.methods(), strict=True):
-            context = Context(seed=SEED, updates=UPDATES, calibration=TinyText())
+            context = Context(seed=SEED, updates=updates, calibration=TinyText())
             model = members.prepare(name, method, model, context)
         return model
 
@@ -105,9 +105,9 @@ class Subject:
         """Whether the stack brings a stepper of its own."""
         return not isinstance(self.stepper(self.prepared()), Descent)
 
-    def trial(self, optim: OptimConfig | None = None) -> Trial:
+    def trial(self, optim: OptimConfig | None = None, updates: int = UPDATES) -> Trial:
         """Return a model and stepper ready for the first update; dropout then draws equal numbers."""
-        model = self.prepared()
+        model = self.prepared(updates)
         stepper = self.stepper(model, optim)
         model.train()
         seed_everything(5)

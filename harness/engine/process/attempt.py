@@ -25,6 +25,7 @@ from harness import record as records
 from harness import series
 from harness.engine.process.job import Job
 from harness.engine.process.lock import Lock
+from harness.engine.resume import names
 from harness.errors import UserError
 from harness.record import Record, Status
 
@@ -140,8 +141,23 @@ def _status(attempt: Job) -> Status:
 
 
 def forget_checkpoints(job: Job, record: Record) -> None:
-    """Remove the checkpoints of a run that ended so that nothing can go on from them."""
-    if record.outcome.status in ("ok", "diverged", "unsupported") and not lacks_weights(job, record):
+    """Remove the checkpoints of a run that ended so that it will not go on from them.
+
+    The last one stays where a longer run may.
+    """
+    status, config = record.outcome.status, job.run.train.checkpoint
+    if status not in ("ok", "diverged", "unsupported") or lacks_weights(job, record):
+        return
+    if status == "ok" and config is not None and config.stay:
+        for older in names.below(job.checkpoints)[1:]:
+            remove(older)
+    else:
+        remove(job.checkpoints)
+
+
+def forget_the_end(job: Job, earlier: Record | None) -> None:
+    """Remove what stayed of a run that had ended well and is measured again, not for its weights alone."""
+    if earlier is not None and earlier.outcome.status == "ok" and not lacks_weights(job, earlier):
         remove(job.checkpoints)
 
 

@@ -23,7 +23,8 @@ class Job:
     """One run, its folder for artefacts, the device and caches to use, and the command that repeats it.
 
     `inputs` are hashes of what it will read, by name; empty where they are not known. `kept` is where its
-    checkpoints are, beside its folder where that is None.
+    checkpoints are, beside its folder where that is None. `extends` are the checkpoints of a shorter run that
+    it goes on from where it has none.
     """
 
     run: Run
@@ -34,6 +35,7 @@ class Job:
     rerun: str
     inputs: dict[str, str] = field(default_factory=dict)
     kept: Path | None = None
+    extends: Path | None = None
 
     @property
     def run_id(self) -> str:
@@ -68,7 +70,8 @@ class Job:
     def write(self) -> None:
         """Write the job file."""
         paths = {"folder": str(self.folder), "cache": str(self.cache)}  # may hold bytes that are no UTF-8
-        paths |= {} if self.kept is None else {"kept": str(self.kept)}
+        others = {"kept": self.kept, "extends": self.extends}
+        paths |= {name: str(path) for name, path in others.items() if path is not None}
         content = {"run": self.run.model_dump(mode="json"), "suite": self.suite, "device": self.device}
         content |= {**paths, "rerun": self.rerun, "inputs": self.inputs}
         with open(self.file, "w", encoding="utf-8", opener=private) as file:

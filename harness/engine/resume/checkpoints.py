@@ -72,17 +72,19 @@ class Checkpoints:
             self._writing.result()
             self._writing = None
 
-    def newest(self) -> Stored | None:
+    def newest(self, folder: Path | None = None) -> Stored | None:
         """Return the newest checkpoint that is whole, None without any; a broken one is a warning.
 
-        UserError where something else wrote it than would go on from it.
+        `folder` has those of another run, where it is given. UserError where something else wrote it than
+        would go on from it.
         """
-        for path in names.below(self.folder):
+        for path in names.below(folder or self.folder):
             try:
                 found = stored.read(path)
             except UserError as error:
                 self._warn(f"passed over a broken checkpoint: {error}")
-                self._broken.add(path)
+                if folder is None:
+                    self._broken.add(path)
                 continue
             self._refuse_other(found)
             return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,8 @@ class RunInProgress:
         cap_bytes = environment.cap(self.device)
         self.memory = self.record.memory = Memory(meter=self.meter.name, cap_bytes=cap_bytes)
         self.methods, self.caps = load_stack(run)
+        if self.job.extends is not None:
+            checks.extensible(run, self.caps)
         torch.manual_seed(run.seed)
         self.writer.reading = "model"
         loaded = self._load_model()
@@ -157,7 +159,7 @@ class RunInProgress:
             else:
                 self._train_on(trainer, self.run.train.checkpoint)
         finally:
-            self._note_training(trainer.result, trainer.resumed)
+            self._note_training(trainer)
             self._note_device(trainer.turn)
         self.model.config.use_cache = True
 
@@ -347,8 +349,8 @@ class RunInProgress:
                     "therefore no unseen text; calibrate on other text"
                 )
 
-    def _note_training(self, trained: TrainResult, resumed: Sequence[int]) -> None:
-        window = trained.memory
+    def _note_training(self, trainer: Trainer) -> None:
+        trained, window = trainer.result, trainer.result.memory
         per_step = self._tokens_per_step()
         self.record.training = Training(
             steps=len(trained.loss),
@@ -358,7 +360,8 @@ class RunInProgress:
             skipped_gradients=trained.skipped,
             rank_updates=sum(step <= len(trained.loss) for step, _ in trained.rank_moves) or None,
             scored=len(trained.curve) or None,
-            resumed=list(resumed),
+            resumed=list(trainer.resumed),
+            extends=trainer.extends,
             **serieses.loss_summary(trained.loss),
         )
         self.writer.keep(trained.series())

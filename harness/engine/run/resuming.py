@@ -7,13 +7,17 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import CheckpointConfig
+from harness.engine.resume import names
 from harness.engine.resume.checkpoints import Checkpoints
+from harness.engine.resume.stored import Stored
 from harness.engine.run import environment
 from harness.engine.run.state import restore, state_of
 from harness.engine.run.train import METERED_STEPS, WARMUP_STEPS, Trainer
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.engine.process.job import Job
@@ -33,24 +37,38 @@ class Resuming:
             warn=self._warn,
             saved=self._notify,
         )
+        self._shorter = job.extends
+        #: What was warned of before the training began; each process warns of that anew.
+        self._warned = len(writer.record.warnings)
         self._begun, self._stopping = time.perf_counter(), False
 
     def restore(self) -> bool:
-        """Let the trainer go on from the newest checkpoint; return whether there is one.
+        """Let the trainer go on from the newest checkpoint, else from that of a shorter run; tell if it did.
 
-        UserError where another torch, code, device or text wrote it.
+        UserError where another torch, code, device or text wrote it, or that of the shorter run is broken.
         """
-        found = self.checkpoints.newest()
+        found, extends = self.checkpoints.newest(), None
+        if found is None and self._shorter is not None:
+            found, extends = self._end_of(self._shorter), self._shorter.name.removesuffix(names.SUFFIX)
         if found is None:
             return False
         state = restore(self.trainer, found)
+        self.trainer.extends = extends or self.trainer.extends
         self.trainer.resumed.append(found.step)
         if peak := state["scoring_peak_bytes"]:
             self._peaks()["evaluate"] = max(peak, self._peaks().get("evaluate", 0))
-        self.writer.record.warnings += state["warnings"]  # each is written once
+        self.writer.record.warnings += state["warnings"]
         self.writer.earlier_s, self.writer.scoring_s = state["train_s"], state["scoring_s"]
         self._begun = time.perf_counter()
         return True
+
+    def _end_of(self, shorter: Path) -> Stored:
+        """Return what a shorter run ended with; UserError where nothing of it can be read."""
+        if found := self.checkpoints.newest(shorter):
+            return found
+        raise UserError(
+            f"{shorter}: no checkpoint in it is whole; train that run again, or leave out --extend"
+        )
 
     @contextmanager
     def saving_when_stopped(self) -> Iterator[None]:
@@ -79,7 +97,7 @@ class Resuming:
             with self.trainer.stopwatch.stopped():
                 spent = {"train_s": self._train_s(), "scoring_s": self.writer.scoring_s}
                 peak = {"scoring_peak_bytes": self._peaks().get("evaluate", 0)}
-                warned = {"warnings": list(self.writer.record.warnings)}
+                warned = {"warnings": self.writer.record.warnings[self._warned :]}
                 self.checkpoints.save(step, {**state_of(self.trainer), **spent, **peak, **warned})
         self.end_if_stopped()
 

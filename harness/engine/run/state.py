@@ -68,6 +68,7 @@ def _course(trainer: Trainer) -> dict[str, Any]:
         "trained_s": trainer.stopwatch.seconds(),
         "refresh_next": trainer.refresh_next,
         "resumed": trainer.resumed,
+        "extends": trainer.extends,
     }
 
 
@@ -88,3 +89,4 @@ def _take_course(trainer: Trainer, course: dict[str, Any]) -> None:
         curve=[Point(*point) for point in course["curve"]],
     )
     trainer.refresh_next, trainer.resumed = course["refresh_next"], course["resumed"]
+    trainer.extends = course["extends"]

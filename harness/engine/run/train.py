@@ -27,6 +27,7 @@ from harness.engine.measure.speed import StepClock, Stopwatch
 from harness.errors import DivergedError
 from harness.method import StepInfo, Stepper
 from harness.record import TrainMemory
+from harness.schedule import lr_at
 from harness.series import Series
 
 WARMUP_STEPS = 2  # optimizer state is created at the end of the first update
@@ -38,17 +39,6 @@ REPORT_S = 30.0  # at the latest after so many seconds: a loss that is not finit
 
 Progress = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
-
-
-def lr_at(step: int, config: TrainConfig) -> float:
-    """Return the learning rate of an update (from 0): linear warm-up, then the schedule to its minimum."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / (config.warmup + 1)
-    if config.schedule == "constant":
-        return config.lr
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    shape = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
-    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * shape)
 
 
 @dataclass
@@ -168,6 +158,8 @@ class Trainer:
         self.result = TrainResult()
         #: Updates done by an earlier process, and what those were each time that one went on.
         self.first, self.resumed = 0, list[int]()
+        #: The shorter run that did the first updates, by its id.
+        self.extends: str | None = None
         #: Whether the coming update will refresh.
         self.refresh_next = False
         self._losses: list[Tensor] = []

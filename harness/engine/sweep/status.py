@@ -1,4 +1,4 @@
-"""What runs, what is stopped and would go on, and what waits, read from the folders of results. No torch.
+"""What runs, what is stopped or failed and can go on, and what waits, by the folders of results. No torch.
 
 Nothing is locked, waited for or changed, so it may be asked for while sweeps are at work and killed.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from harness.engine.process import attempt, progress_file
 from harness.engine.process.lock import holder
@@ -20,7 +20,7 @@ from harness.engine.process.progress_file import Line
 from harness.engine.resume import names
 from harness.engine.sweep import announced
 
-State = Literal["running", "stopped", "waiting"]
+State = Literal["running", "stopped", "failed", "waiting"]
 #: The folder of a run, or what is named after one.
 OF_A_RUN = re.compile(r"[0-9a-f]+-s\d+-r\d+\b")
 #: What a suite's folder has beside its runs.
@@ -29,8 +29,9 @@ OTHER = ("tables", "logs")
 DEEPEST = 4
 #: The newest reports that the speed of an attempt follows from, for the time left.
 REPORTS = 20
-#: How an attempt ended that the same command does not go on from.
+#: How an attempt ended that the same command does not go on from, and that `--retry` does from a checkpoint.
 ENDED = ("ok", "oom", "timeout", "diverged", "unsupported", "error")
+RETRIED = ("oom", "timeout", "error")
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,11 @@ class Status:
 
 
 def survey(folders: Sequence[Path], now: float | None = None) -> list[Status]:
-    """Return the runs below folders of results: first what runs, then what is stopped, then what waits."""
+    """Return the runs below folders of results: what runs, what is stopped, what failed, and what waits."""
     now = time.time() if now is None else now
     places = dict.fromkeys(place.resolve() for folder in folders for place in _suites(folder))
     found = [each for place in places for each in _of_suite(place, now)]
-    order = ("running", "stopped", "waiting")
-    return sorted(found, key=lambda each: order.index(each.state))
+    return sorted(found, key=lambda each: get_args(State).index(each.state))
 
 
 def _suites(folder: Path) -> Iterator[Path]:
@@ -87,15 +87,23 @@ def _of_suite(folder: Path, now: float) -> Iterator[Status]:
     for run_id in _begun(folder):
         by = holder(attempt.claim(folder, run_id).path)
         lines = _last_attempt(progress_file.read(folder / f"{run_id}{progress_file.SUFFIX}"))
-        ended = bool(lines) and lines[-1].get("status") in ENDED
-        state: State = "running" if by else "waiting" if run_id in waiting else "stopped"
+        left = _left_as(lines, folder, run_id)
+        state: State | None = "running" if by else "waiting" if run_id in waiting else left
         announcement = waiting.pop(run_id, {})
-        if state != "stopped" or not ended:
+        if state is not None:
             about = {**announcement, **(lines[0] if lines else {})}
             yield _status(state, folder, run_id, about, lines, by, now)
     for run_id, announcement in waiting.items():
         if OF_A_RUN.fullmatch(run_id):
             yield _status("waiting", folder, run_id, announcement, [], None, now)
+
+
+def _left_as(lines: Sequence[Line], folder: Path, run_id: str) -> State | None:
+    """Return what a run is that nobody is at work on; None for one that has ended for good."""
+    status = lines[-1].get("status") if lines else None
+    if status not in ENDED:
+        return "stopped"
+    return "failed" if status in RETRIED and names.below(folder / f"{run_id}{names.SUFFIX}") else None
 
 
 def _begun(folder: Path) -> list[str]:

@@ -147,12 +147,22 @@ def test_a_run_whose_sweep_was_killed_is_stopped_and_says_from_where_it_would_go
     assert found.left_s is None
 
 
-@pytest.mark.parametrize(("status", "shown"), [("interrupted", 1), ("error", 0), ("oom", 0), ("timeout", 0)])
-def test_a_run_with_an_ending_is_not_shown_and_an_interrupted_one_is(
-    tmp_path: Path, status: str, shown: int
+@pytest.mark.parametrize(
+    ("status", "state", "with_checkpoint"),
+    [
+        ("interrupted", "stopped", "stopped"),
+        *((status, None, "failed") for status in ("error", "oom", "timeout")),
+        *((status, None, None) for status in ("ok", "diverged", "unsupported")),
+    ],
+)
+def test_a_run_with_an_ending_is_shown_where_it_can_go_on_from_a_checkpoint(
+    tmp_path: Path, status: str, state: str | None, with_checkpoint: str | None
 ) -> None:
-    told(suite(tmp_path), "0a-s1-r0", report(9, 10), {"at": 10, "status": status})
-    assert len(survey([tmp_path])) == shown
+    place = suite(tmp_path)
+    told(place, "0a-s1-r0", report(9, 10), {"at": 10, "status": status})
+    assert [each.state for each in survey([tmp_path])] == [state] * (state is not None)
+    (place / f"0a-s1-r0{names.SUFFIX}" / names.name(7, "0123456789")).mkdir(parents=True)
+    assert [each.state for each in survey([tmp_path])] == [with_checkpoint] * (with_checkpoint is not None)
 
 
 # ------------------------------------------------------------------------------------------ waiting
@@ -255,6 +265,8 @@ def test_where_nothing_runs_one_line_says_so(
     assert status(tmp_path, "--format", "json")[1] == '{\n "runs": []\n}\n'
     monkeypatch.chdir(tmp_path)
     assert status() == (0, "nothing runs, is stopped or waits in runs\n", "")
+    Path("file").touch()
+    assert status("file")[2].startswith("lorebench: file: no folder; give folders of records")
     code, out, err = status("nowhere")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("lorebench: nowhere: no such folder; give folders of records")
@@ -264,16 +276,29 @@ def test_it_prints_a_row_for_each_run(status: Say, tmp_path: Path) -> None:
     place = suite(tmp_path)
     told(place, "0a-s1-r0", {"at": 0, "phase": "train"}, report(60, 100, loss=3.25, tokens_per_s=2048.0))
     told(place, "0b-s1-r0", row="::error::\x1b[2J")
+    told(place, "0c-s1-r0", {"at": 1, "status": "error"})
+    (place / f"0c-s1-r0{names.SUFFIX}" / names.name(7, "0123456789")).mkdir(parents=True)
     with claimed(place, "0a-s1-r0"):
         code, out, _ = status(tmp_path)
         rows = json.loads(status(tmp_path, "--format", "json")[1])["runs"]
     words = " ".join(out.split())
     assert code == 0
-    for part in ("running", "small", "full", "train", "100/1,000", "3.250", "2,048", "stopped: the same"):
+    for part in (
+        "running",
+        "small",
+        "full",
+        "train",
+        "100/1,000",
+        "3.250",
+        "2,048",
+        "stopped: the same",
+        "with --retry goes",
+    ):
         assert part in words, part
     assert "\x1b" not in out
     assert "::error" not in out
-    assert [(row["state"], row.get("loss")) for row in rows] == [("running", 3.25), ("stopped", None)]
+    assert [row["state"] for row in rows] == ["running", "stopped", "failed"]
+    assert [row.get("loss") for row in rows] == [3.25, None, None]
     assert "checkpoint" not in rows[0]
 
 

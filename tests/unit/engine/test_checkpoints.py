@@ -182,6 +182,27 @@ def test_a_full_disk_is_a_warning_that_says_so(tmp_path: Path, make: Make, warni
     assert "Traceback" not in said
 
 
+def test_a_slow_disk_is_no_warning_and_the_next_interval_begins_when_it_is_done(
+    make: Make, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, write = Clock(), stored.write
+
+    def slowly(*values: Any) -> Path:
+        clock.now += 100
+        return write(*values)
+
+    monkeypatch.setattr(stored, "write", slowly)
+    found = make(every="60s", now=clock)
+    clock.now = 60
+    assert found.due(1)
+    found.save(1, state(1))
+    for now, due in ((160, False), (219, False), (220, True)):
+        clock.now = now
+        assert found.due(2) is due
+    assert content(found.newest())["step"] == 1
+    assert warnings == []
+
+
 def test_a_manifest_that_was_edited_is_broken(make: Make) -> None:
     found = make()
     found.save(2, state(2))

@@ -101,9 +101,8 @@ def run(
 
 def show_runs(chosen: Suite, settings: Settings) -> None:
     """Print each run in the order of the sweep: its record and whether it would run, and for how long."""
-    from harness.engine.process import progress
+    from harness.engine.process import attempt, progress
     from harness.engine.process.job import Job
-    from harness.engine.resume.names import newest_step
     from harness.engine.sweep import resolution
     from harness.engine.sweep.earlier import still_valid, survey
     from harness.engine.sweep.estimates import Estimates
@@ -116,28 +115,30 @@ def show_runs(chosen: Suite, settings: Settings) -> None:
         Job(run, chosen.name, folder / key, plan.device, settings.cache, "", plan.inputs.get(key, {}))
         for key, run in runs.items()
     ]
-    checkpoints = {job.run_id: job.checkpoints for job in jobs}
     estimates = Estimates()
     found = survey(plan.runs, folder, estimates, plan.inputs)
     kept = still_valid(
         jobs, found, retry=settings.retry, keep_old=settings.keep_old, display=progress.choose()
     )
+    left = {job.run_id: job for job in jobs if job.run_id not in kept}
     if settings.extend:
-        begun = extending([job for job in jobs if job.run_id not in kept])
-        checkpoints |= {job.run_id: job.extends for job in begun if job.extends is not None}
-    names, rows = chosen.names(plan.runs), []
+        left = {job.run_id: job for job in extending(list(left.values()), found, plan.fixed_length)}
+    names, rows, total = chosen.names(plan.runs), [], estimates.total([job.run for job in left.values()])
     for key, run in runs.items():
-        record, seconds = found.get(key), estimates.known(run)
+        record, would = found.get(key), "stays"
         status = "none" if record is None else record.outcome.status
-        would = (
-            "stays" if key in kept else "runs" if seconds is None else f"runs, {progress.duration(seconds)}"
-        )
-        saved = 0 if settings.from_scratch else newest_step(checkpoints[key])
-        would += f", from update {saved}" if key not in kept and saved else ""
+        if key in left:
+            done = 0 if settings.from_scratch else attempt.saved(left[key], record)
+            share, seconds = 1 - done / run.train.steps, estimates.known(run)
+            from_there = f", from update {done}" if done else ""
+            would = (
+                f"runs{from_there}"
+                if seconds is None
+                else f"runs{from_there}, {progress.duration(seconds * share)}"
+            )
+            total = None if total is None else total - (estimates.of(run) or 0.0) * (1 - share)
         rows.append((plain(names[run.name, run.config_id]), str(run.seed), key, status, would))
     show.table(("row", "seed", "run", "record", "now"), rows)
-    left = [run for key, run in runs.items() if key not in kept]
-    total = estimates.total(left)
     about = f", about {progress.duration(total)}" if left and total is not None else ""
     typer.echo(
         f"{len(left)} of {counted(len(runs), 'run')} would start on {plan.device}{about}; records: {folder}"

@@ -47,7 +47,7 @@ def publish(
 
     records, skipped = only_valid(records)
     if not records:
-        for note in skipped or ["nothing has run yet, so there is no table"]:
+        for note in skipped or ["no run has ended yet, so there is no table"]:
             typer.echo(plain(note))
         return
     notes = [*notes, *skipped]

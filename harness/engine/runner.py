@@ -151,7 +151,7 @@ def _carry_out_all(
     result.inputs = {job.run_id: job.inputs for job in jobs}
     todo = [replace(job, rerun=rerun(job.run)) for job in jobs if job.run_id not in result.records]
     if settings.extend:
-        todo = extending(todo)
+        todo = extending(todo, found, plan.fixed_length)
     if plan.device_bytes is not None and not settings.force:
         # A config that has run here fits, whatever its seed.
         unsure = [job.run for job in todo if estimates.known(job.run) is None]
@@ -239,7 +239,8 @@ class _Progress:
         if self.settings.budget_s is None:
             return False
         remaining_s = self.settings.budget_s - (time.monotonic() - self.began)
-        if (self.estimates.of(run) or 0.0) < remaining_s:
+        share = attempt.share_left(job, self.found.get(job.run_id))
+        if (self.estimates.of(run) or 0.0) * share < remaining_s:
             return False
         self.result.left.append(run)
         return True
@@ -273,7 +274,7 @@ class _Progress:
         """Return whether another sweep has carried out a run since this one looked."""
         if changed(now, job.inputs) and not self.settings.keep_old:
             return False
-        if not self.settings.retry or (now.outcome.status == "ok" and not attempt.lacks_weights(job, now)):
+        if not self.settings.retry or (now.outcome.status == "ok" and not attempt.lacks_anything(job, now)):
             return now.finished
         seen = self.found.get(job.run_id)  # compared as text: a loss that is NaN does not equal itself
         return now.finished and (seen is None or now.model_dump_json() != seen.model_dump_json())
@@ -289,14 +290,15 @@ class _Progress:
                 self.display.note(f"{self.display.title(run)}: {event['warning']}")
             self.shown.event(event)
 
-        self.display.start(run, self.time_left.seconds())
+        done_s = (self.estimates.of(run) or 0.0) * (1 - attempt.share_left(job, earlier))
+        left_s = self.time_left.seconds()
+        self.display.start(run, None if left_s is None else max(0.0, left_s - done_s))
         self.forks.prepare()
         started = time.monotonic()
         limits = Limits(self.settings.deadline_s, self.settings.grace_s)
         attempts = (earlier.outcome.attempts or 0) if earlier and not attempt.has_ended(earlier) else 0
-        if self.settings.from_scratch:
+        if self.settings.from_scratch or attempt.begins_anew(job, earlier):
             attempt.remove(job.checkpoints)
-        attempt.forget_the_end(job, earlier)
         at = attempt.begin(job, earlier)
         self.shown.begin(job)
         try:

@@ -107,6 +107,7 @@ def resolve(request: dict[str, Any]) -> dict[str, Any]:
     from harness.engine.run import checks
     from harness.engine.run.environment import device_id, machine_slug, total_bytes
     from harness.engine.run.inputs import InputHashes
+    from harness.method import stack_caps
 
     device = checks.device(request["device"])
     reads = request.get("model", True)
@@ -119,6 +120,7 @@ def resolve(request: dict[str, Any]) -> dict[str, Any]:
         "device_bytes": total_bytes(device),
         "device_id": device_id(device),
         "inputs": [_inputs(hashes, run, reads) for run in resolved] if hashes else None,
+        "fixed_length": [stack_caps(checks.stack(run)).fixed_length for run in resolved],
         "local": local,
     }
 

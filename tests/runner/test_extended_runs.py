@@ -16,11 +16,15 @@ SHORT, LONG, EVERY = 40, 100, 20
 
 
 def training(steps: int, **train: Any) -> Run:
-    """A training with refreshes, and with scores at the end of the short one and beyond."""
+    """A training with refreshes, and with scores at the end of the short one and beyond.
+
+    When the meter sees the first refresh, both lengths of training have read another number of losses.
+    """
     settings = {"schedule": "constant", "warmup": 5, "checkpoint": {"every": EVERY, "stay": True}, **train}
     evaluate = {"perplexity": ["world-b"], "during": {"every": EVERY}, "batch": 8}
     run = run_of(**{**settings, "steps": steps}).model_dump(mode="json")
-    return Run.model_validate(run | {"evaluate": evaluate})
+    method = {"galore": {"rank": 8, "period": 14, "scale": 1.0}}
+    return Run.model_validate(run | {"evaluate": evaluate, "method": [method]})
 
 
 def only(result: Sweep) -> Record:

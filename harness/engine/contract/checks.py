@@ -12,6 +12,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,7 @@ from harness.engine.measure.storages import parts, tensors_alive
 from harness.engine.models import checkpoint
 from harness.engine.resume import tree
 from harness.engine.run import during
-from harness.errors import MethodError
+from harness.errors import MethodError, UserError
 from harness.plugins import place
 from harness.reachable import tensors_within
 
@@ -332,7 +333,7 @@ def state_bits(subject: Subject) -> str:
     promised = sorted(subject.caps.state_bits - {32})
     if not promised:
         raise NotTried("caps.state_bits promises none below 32")
-    wide, sizes, largest = replace(subject, shape={**subject.shape, "hidden": 256, "layers": 1}), {}, 0
+    wide, sizes, largest = _wide(subject), {}, 0
     for bits in (None, *promised):
         trial = wide.trial(subject.optim.model_copy(update={"state_bits": bits}))
         trial.train(0, 2)
@@ -349,6 +350,16 @@ def state_bits(subject: Subject) -> str:
                 f"without; caps.state_bits promises {bits} bits{_near(subject, trial.stepper.state_tensors)}"
             )
     return ", ".join(f"{bits or 'its own'}: {size:,} bytes" for bits, size in sizes.items())
+
+
+def _wide(subject: Subject) -> Subject:
+    """Return the stack on a wider model, of one layer where that is enough for its options."""
+    wide = replace(subject, shape={**subject.shape, "hidden": 256})
+    thin = replace(wide, shape={**wide.shape, "layers": 1})
+    with suppress(UserError):
+        thin.prepared()
+        return thin
+    return wide
 
 
 def period(subject: Subject) -> str:

@@ -145,7 +145,7 @@ def forget_checkpoints(job: Job, record: Record) -> None:
 
     The last one stays where a longer run may.
     """
-    status, config = record.outcome.status, job.run.train.checkpoint
+    status, config = record.outcome.status, job.saving
     if status not in ("ok", "diverged", "unsupported") or lacks_weights(job, record):
         return
     if status == "ok" and config is not None and config.stay:
@@ -155,10 +155,36 @@ def forget_checkpoints(job: Job, record: Record) -> None:
         remove(job.checkpoints)
 
 
-def forget_the_end(job: Job, earlier: Record | None) -> None:
-    """Remove what stayed of a run that had ended well and is measured again, not for its weights alone."""
-    if earlier is not None and earlier.outcome.status == "ok" and not lacks_weights(job, earlier):
-        remove(job.checkpoints)
+def begins_anew(job: Job, earlier: Record | None) -> bool:
+    """Return whether a run that ended well is measured again from its first update on, not for weights alone.
+
+    The checkpoint that may have stayed is then for others.
+    """
+    return earlier is not None and earlier.outcome.status == "ok" and not lacks_weights(job, earlier)
+
+
+def saved(job: Job, earlier: Record | None) -> int:
+    """Return how many updates a run need not do, as a checkpoint has them, its own or a shorter run's."""
+    own = 0 if begins_anew(job, earlier) else names.newest_step(job.checkpoints)
+    return own or (names.newest_step(job.extends) if job.extends else 0)
+
+
+def share_left(job: Job, earlier: Record | None) -> float:
+    """Return the share of its updates that a run has to do, from 0 to 1."""
+    return max(0.0, 1 - saved(job, earlier) / job.run.train.steps)
+
+
+def lacks_anything(job: Job, record: Record | None) -> bool:
+    """Return whether a run ended well but has not left all that it is to leave."""
+    return lacks_weights(job, record) or lacks_end(job, record)
+
+
+def lacks_end(job: Job, record: Record | None) -> bool:
+    """Return whether a run ended well but has not the last checkpoint that is to stay."""
+    config, stage = job.run.train.checkpoint, job.run.train.stage
+    wanted = config is not None and config.stay and stage != "compress"
+    ended = record is not None and record.outcome.status == "ok"
+    return wanted and ended and names.newest_step(job.checkpoints) != job.run.train.steps
 
 
 def lacks_weights(job: Job, record: Record | None) -> bool:

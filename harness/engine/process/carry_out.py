@@ -89,11 +89,11 @@ def carry_out(
     finally:
         # Read before the worker is stopped: on SIGTERM it may write an outcome of its own.
         final = _final(job)
-        worker.stop(max(limits.grace_s, SAVING_S) if job.run.train.checkpoint else limits.grace_s)
+        worker.stop(max(limits.grace_s, SAVING_S) if job.saving else limits.grace_s)
         if final is None and end is not None:
             outcome = Outcome(status=end[0], phase=phase, message=end[1], attempts=attempts or None)
             final = _complete(job, _resumable(job, outcome, saved_before))
-    death = _death(worker, phase, attempts + 1, bool(saved_before), kernel_kills() > killed_before)
+    death = _death(worker, phase, attempts + 1, bool(saved_before), killed_since(killed_before))
     final = final or _refused(job, worker, phase, said)
     return final or _complete(job, _resumable(job, death, saved_before))
 
@@ -154,29 +154,43 @@ def _refused(job: Job, worker: Worker, phase: Phase, said: str) -> Record | None
     return record
 
 
-def _death(worker: Worker, phase: Phase, attempts: int, resumed: bool, memory: bool) -> Outcome:
-    """Return the outcome of a worker that is gone without one; `memory`: the kernel killed for memory.
+def _death(worker: Worker, phase: Phase, attempts: int, resumed: bool, memory: bool | None) -> Outcome:
+    """Return the outcome of a worker that is gone without one.
+
+    `memory`: whether the kernel killed for memory meanwhile, None where it does not tell.
 
     One that went on from a checkpoint may be killed once more than one that never got so far.
     """
     message = worker.last_words()
     if worker.ended_by not in FROM_OUTSIDE:
         return Outcome(status="error", phase=phase, message=message)
-    memory = memory and worker.ended_by == "SIGKILL"
-    if memory:
-        message += " and did so while this run was at work"
+    if worker.ended_by != "SIGKILL":
+        memory = False
+    elif memory is None:
+        message += "; the kernel does this when host memory runs out"
+    elif memory:
+        message += "; the kernel did this, as host memory ran out, to a process while this run was at work"
     status: Status = "interrupted" if attempts < MOST_ATTEMPTS + resumed else "oom" if memory else "error"
     return Outcome(status=status, phase=phase, message=message, attempts=attempts)
 
 
-def kernel_kills() -> int:
-    """Return how many processes the kernel has killed for memory, in this control group if it can be told."""
+def killed_since(before: int | None) -> bool | None:
+    """Return whether the kernel has killed for memory since it was counted, None where it does not tell."""
+    now = kernel_kills()
+    return None if before is None or now is None else now > before
+
+
+def kernel_kills() -> int | None:
+    """Return how many processes the kernel has killed for memory, in this control group if it tells that.
+
+    None where it does not tell at all.
+    """
     with suppress(OSError, ValueError, LookupError):
         group = Path("/proc/self/cgroup").read_text().split("0::", 1)[1].splitlines()[0]
         return _counted(Path(f"/sys/fs/cgroup{group}/memory.events"))
     with suppress(OSError, ValueError, LookupError):
         return _counted(Path("/proc/vmstat"))
-    return 0
+    return None
 
 
 def _counted(file: Path) -> int:

@@ -128,9 +128,7 @@ class Worker:
         """Describe the exit of a process that left no result."""
         if self.ended_by is None:
             return f"worker exited with code {self.process.returncode} and left no result"
-        # The kernel frees host memory by SIGKILL: the most likely cause.
-        hint = "; the kernel does this when host memory runs out" if self.ended_by == "SIGKILL" else ""
-        return f"worker killed by {self.ended_by}{hint}"
+        return f"worker killed by {self.ended_by}"
 
     def _read(self) -> None:
         assert self.process.stdout is not None

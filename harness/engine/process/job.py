@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from harness import strict_json
-from harness.config import Run
+from harness.config import CheckpointConfig, Run
 from harness.engine.process import progress_file
 from harness.engine.resume import names
 from harness.files import private
@@ -56,6 +56,11 @@ class Job:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints of its training, which outlives an attempt."""
         return self.kept or self.folder.with_name(f"{self.folder.name}{names.SUFFIX}")
+
+    @property
+    def saving(self) -> CheckpointConfig | None:
+        """How the state of its training is saved, None for never; one that is extended always saves it."""
+        return self.run.train.checkpoint or (CheckpointConfig() if self.extends else None)
 
     @property
     def progress(self) -> Path:

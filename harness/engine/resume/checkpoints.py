@@ -86,16 +86,18 @@ class Checkpoints:
                 if folder is None:
                     self._broken.add(path)
                 continue
-            self._refuse_other(found)
+            self._refuse_other(
+                found, "begin anew with --from-scratch" if folder is None else "leave out --extend"
+            )
             return found
         return None
 
-    def _refuse_other(self, found: Stored) -> None:
+    def _refuse_other(self, found: Stored, instead: str) -> None:
         for what, mine in self.about.items():
             if (wrote := found.about.get(what)) != mine:
                 raise UserError(
                     f"the checkpoint at update {found.step} was written {_difference(what, wrote, mine)}; "
-                    f"go on from it with the same, or begin anew with --from-scratch ({found.path})"
+                    f"go on from it with the same, or {instead} ({found.path})"
                 )
 
     def _write(

@@ -138,16 +138,6 @@ def supported(run: Run, methods: Sequence[Method]) -> Caps:
     return caps
 
 
-def extensible(run: Run, caps: Caps) -> None:
-    """Raise UserError for a stack whose first updates depend on the number of all of them."""
-    if caps.fixed_length:
-        names = " + ".join(choice.name for choice in run.method)
-        raise UserError(
-            f"--extend: {names} plans its updates by how many there are, so a training of fewer is not the "
-            f"beginning of one of {run.train.steps}; leave out --extend"
-        )
-
-
 def _check_train_options(run: Run, caps: Caps, names: str) -> None:
     """Refuse options that the stepper would silently ignore."""
     train = run.train

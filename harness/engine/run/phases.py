@@ -92,8 +92,6 @@ class RunInProgress:
         cap_bytes = environment.cap(self.device)
         self.memory = self.record.memory = Memory(meter=self.meter.name, cap_bytes=cap_bytes)
         self.methods, self.caps = load_stack(run)
-        if self.job.extends is not None:
-            checks.extensible(run, self.caps)
         torch.manual_seed(run.seed)
         self.writer.reading = "model"
         loaded = self._load_model()
@@ -154,10 +152,10 @@ class RunInProgress:
     def train(self, trainer: Trainer) -> None:
         """Run the loop; record memory, time and losses, also of a training that fails."""
         try:
-            if self.run.train.checkpoint is None:
+            if self.job.saving is None:
                 trainer.run(self._progress(trainer), self._scores(trainer).after)
             else:
-                self._train_on(trainer, self.run.train.checkpoint)
+                self._train_on(trainer, self.job.saving)
         finally:
             self._note_training(trainer)
             self._note_device(trainer.turn)

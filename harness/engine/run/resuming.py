@@ -63,12 +63,19 @@ class Resuming:
         return True
 
     def _end_of(self, shorter: Path) -> Stored:
-        """Return what a shorter run ended with; UserError where nothing of it can be read."""
-        if found := self.checkpoints.newest(shorter):
-            return found
-        raise UserError(
-            f"{shorter}: no checkpoint in it is whole; train that run again, or leave out --extend"
-        )
+        """Return what a shorter run ended with; UserError where that cannot be read, or is too short."""
+        found = self.checkpoints.newest(shorter)
+        if found is None:
+            raise UserError(
+                f"{shorter}: no checkpoint there is whole; remove that folder and repeat the shorter run "
+                "with train.checkpoint.stay=true and --retry, or leave out --extend"
+            )
+        if found.step < WARMUP_STEPS + METERED_STEPS:
+            raise UserError(
+                f"{shorter}: a run of {found.step} updates cannot be extended: one process does the first "
+                f"{WARMUP_STEPS + METERED_STEPS}, under the memory meter; leave out --extend"
+            )
+        return found
 
     @contextmanager
     def saving_when_stopped(self) -> Iterator[None]:

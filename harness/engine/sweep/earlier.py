@@ -17,6 +17,9 @@ from harness.errors import UserError, counted
 from harness.inputs import Inputs, as_of, by_run, described, outdated
 from harness.record import Record
 
+#: How a run may have ended that another attempt may mend.
+FAILED = ("error", "oom", "timeout")
+
 
 def survey(
     runs: Sequence[Run], folder: Path, estimates: Estimates, inputs: Mapping[str, Inputs]
@@ -51,9 +54,16 @@ def still_valid(
         since = "this run" if count == 1 else f"these {count} runs"
         display.note(f"changed since {since}: {names}: {what}")
     again = set() if keep_old else set(stale)
-    lacking = {job.run_id for job in jobs if attempt.lacks_weights(job, found.get(job.run_id))} - again
-    if lacking and not retry:
-        display.note(f"{counted(len(lacking), 'finished run')} without saved weights: --retry repeats")
+    lacking = set[str]()
+    for lacks, what in ((attempt.lacks_weights, "saved weights"), (attempt.lacks_end, "the last checkpoint")):
+        those = {job.run_id for job in jobs if lacks(job, done.get(job.run_id))} - again
+        if those and not retry:
+            display.note(f"{counted(len(those), 'finished run')} without {what}: --retry repeats")
+        lacking |= those
+    failed = [record for key, record in done.items() if key not in again and record.outcome.status in FAILED]
+    if failed and not retry:
+        kinds = ", ".join(sorted({record.outcome.status for record in failed}))
+        display.note(f"{counted(len(failed), 'finished run')} failed ({kinds}): --retry repeats")
     if retry:
         again |= lacking | {key for key, record in done.items() if record.outcome.status != "ok"}
     return {key: record for key, record in done.items() if key not in again}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,21 +11,29 @@ from pydantic import ValidationError
 
 from harness.config import Run
 from harness.credentials import shown
+from harness.engine.process import attempt
 from harness.engine.process.job import Job
 from harness.engine.resume import names
 from harness.errors import UserError
+from harness.record import Record
 from harness.schedule import parting
 
+#: Checkpoints of other runs that a refusal names.
+MOST = 3
 
-def extending(jobs: Sequence[Job]) -> list[Job]:
+
+def extending(
+    jobs: Sequence[Job], found: Mapping[str, Record], fixed_length: Collection[str] = ()
+) -> list[Job]:
     """Return the jobs, each to go on from the last checkpoint of the longest run that it continues.
 
-    That is a run in the same folder, else the same, whose updates are the first ones of the job's. A job with
-    a checkpoint of its own goes on from that, and one that only compresses has nothing to go on from.
-    UserError where there is no such run, or the learning rates of its updates are others.
+    That is a run in the same folder, else the same, whose updates are the first ones of the job's. `found`
+    are records of earlier attempts, and `fixed_length` runs whose updates depend on how many there are, by
+    their ids. A job goes on from a checkpoint of its own where it has one, and one that only compresses has
+    nothing to go on from. UserError for any other without such a run.
     """
     kept = {place.name: names.newest_step(place) for place in _kept(jobs)}
-    return [_extended(job, kept) for job in jobs]
+    return [_extended(job, kept, found.get(job.run_id), job.run_id in fixed_length) for job in jobs]
 
 
 def _kept(jobs: Sequence[Job]) -> Iterator[Path]:
@@ -33,30 +41,50 @@ def _kept(jobs: Sequence[Job]) -> Iterator[Path]:
         yield from folder.glob(f"*{names.SUFFIX}")
 
 
-def _extended(job: Job, kept: dict[str, int]) -> Job:
-    run, refused = job.run, ""
-    if run.train.stage == "compress" or kept.get(job.checkpoints.name):
+def _extended(job: Job, kept: Mapping[str, int], earlier: Record | None, fixed: bool) -> Job:
+    if job.run.train.stage == "compress":
         return job
+    shorter = None if fixed else _shorter(job, kept)
+    if shorter is not None:
+        return replace(job, extends=shorter)
+    if attempt.saved(job, earlier):
+        return job
+    stack = " + ".join(choice.name for choice in job.run.method)
+    why = f"{stack} plans by the number of updates; leave out --extend" if fixed else _why_not(job, kept)
+    raise UserError(f"--extend: {shown(job.run.name)} seed {job.run.seed}: {why}")
+
+
+def _shorter(job: Job, kept: Mapping[str, int]) -> Path | None:
+    """Return the checkpoints of the longest run whose updates are the first ones of a job's."""
     for steps in sorted(set(kept.values()), reverse=True):
-        shorter = _with_steps(run, steps) if 0 < steps < run.train.steps else None
-        if shorter is None:
+        shorter = _with_steps(job.run, steps) if 0 < steps < job.run.train.steps else None
+        if shorter is None or parting(shorter.train, job.run.train) is not None:
             continue
         place = job.folder.with_name(f"{shorter.run_id}{names.SUFFIX}")
-        if kept.get(place.name) != steps:
-            continue
-        if (step := parting(shorter.train, run.train)) is None:
-            return replace(job, extends=place)
-        refused = refused or (
-            f"schedule {run.train.schedule} gives update {step + 1} another learning rate here than in the "
-            f"run of {steps} updates; only trainings with train.schedule=constant can be extended"
+        if kept.get(place.name) == steps:
+            return place
+    return None
+
+
+def _why_not(job: Job, kept: Mapping[str, int]) -> str:
+    """Return why a run continues none of the checkpoints that were kept, and what to do."""
+    run = job.run
+    other = run.train.model_copy(update={"steps": run.train.steps - 1})
+    if other.steps and (step := parting(other, run.train)) is not None:
+        return (
+            f"by train.schedule {run.train.schedule}, its learning rates from update {step + 1} on follow "
+            "from its length, so that no shorter run is its beginning; only trainings with "
+            "train.schedule=constant can be extended"
         )
-    raise UserError(
-        f"--extend: {shown(run.name)} seed {run.seed}: "
-        + (
-            refused
-            or f"{job.folder.parent} has no checkpoint of the end of the same training with fewer updates; "
-            "train that with train.checkpoint.stay=true, or leave out --extend"
-        )
+    ends = [
+        f"{name.removesuffix(names.SUFFIX)} after {steps} updates" for name, steps in kept.items() if steps
+    ]
+    more = f", {len(ends) - MOST} more" if len(ends) > MOST else ""
+    others = f" (of other runs there is one of {', '.join(ends[:MOST])}{more})" if ends else ""
+    return (
+        f"no shorter run that is else the same has left the checkpoint of its last update in "
+        f"{job.folder.parent}{others}; train one with train.checkpoint.stay=true, with --retry where it has "
+        "ended without, or leave out --extend"
     )
 
 

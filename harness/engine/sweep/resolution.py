@@ -26,7 +26,7 @@ class Plan:
     `device_bytes` is the total memory of the device, None if unknown. `device_id` names the same piece of
     hardware however it is numbered for a process, None if unknown. `inputs` are the hashes of what a run
     reads, by its id and then by name, where these were asked for. `local`: all that was asked for is on this
-    machine.
+    machine. `fixed_length` are the ids of runs whose first updates depend on the number of all of them.
     """
 
     runs: tuple[Run, ...]
@@ -36,6 +36,7 @@ class Plan:
     device_id: str | None = None
     inputs: Mapping[str, dict[str, str]] = field(default_factory=dict)
     local: bool = False
+    fixed_length: frozenset[str] = frozenset()
 
 
 def resolve(
@@ -77,7 +78,13 @@ def resolve(
         if number in hashes
     }
     _check_tuned(resolved, inputs)
-    return Plan(resolved, *machine, content.get("device_id"), inputs, content.get("local") is True)
+    of_fixed = {
+        number
+        for number, fixed in zip(dict.fromkeys(first), content.get("fixed_length") or (), strict=False)
+        if fixed
+    }
+    fixed = frozenset(run.run_id for number, run in zip(first, resolved, strict=True) if number in of_fixed)
+    return Plan(resolved, *machine, content.get("device_id"), inputs, content.get("local") is True, fixed)
 
 
 def _check_tuned(runs: Sequence[Run], inputs: Mapping[str, dict[str, str]]) -> None:

@@ -149,7 +149,7 @@ def _status(
         repeat=_whole(about.get("repeat")),
         holder=by,
         phase=last("phase", str),
-        step=last("step", int),
+        step=max((step for step in (last("step", int), saved) if step is not None), default=None),
         steps=last("steps", int) or _whole(about.get("steps")),
         loss=last("loss", float),
         mean_loss=last("mean_loss", float),

@@ -32,7 +32,7 @@ def other_settings(wanted: Sequence[Run], found: Sequence[Record]) -> str:
     compared once; of very many configs, as many of the wanted ones as `MOST_PAIRS` allows.
     """
     records = _by_config(item.config for item in found)
-    asked = list(_by_config(run.model_dump(mode="json") for run in wanted).values())
+    asked = list(_by_config(run.canonical for run in wanted).values())
     asked = asked[: max(1, MOST_PAIRS // max(1, len(records)))]
     least: dict[int, tuple[str, ...]] = {}
     for own in records.values():

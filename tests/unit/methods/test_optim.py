@@ -463,7 +463,10 @@ def test_all_tensors_at_once_only_where_asked_for() -> None:
         ({"type": "AdamW", "rest_rate": 0.1}, "rest_rate is that of AdamW for the rest"),
         ({"type": "AdamW", "targets": ["q_proj"]}, "targets has no effect"),
         ({"type": "AdamW", "group": {"rank": 4}}, "it reads no key 'rank' of its groups"),
-        ({"type": "galore_torch:GaLoreAdamW", "group": {"rank": 4}}, "no key 'update_proj_gap' in its groups"),
+        (
+            {"type": "galore_torch:GaLoreAdamW", "group": {"rank": 4}},
+            "no key 'update_proj_gap' in its groups",
+        ),
         ({"type": "strange_optim:CopiesTheRate"}, "an update does not use the rate"),
         ({"type": "strange_optim:MovesAnyway"}, "it moves weights at the rate 0"),
         ({"type": "strange_optim:NeedsAClosure"}, "its step needs `closure`"),

@@ -18,6 +18,7 @@ from harness import plugins
 from harness.config import MethodChoice, Run
 from harness.engine.run import checks
 from harness.engine.run.outcome import requested_bytes
+from harness.engine.sweep.resolution import resolve
 from harness.errors import UnsupportedError, UserError, is_out_of_memory
 from harness.files import ROOT
 from harness.method import Caps, Method, MethodConfig, stack_caps
@@ -338,21 +339,12 @@ def test_a_method_that_would_lose_trained_weights_says_so(name: str) -> None:
     [
         ("full", False),
         ({"loraprune": {"updates": 50}}, False),
-        ("loraprune", True),
-        ({"svdllm": {"train": "none"}}, False),
         ({"svdllm": {"train": "stages"}}, True),
-        ([{"svdllm": {"train": "none"}}, "lora"], False),
         (["int8", "loraprune"], True),
     ],
 )
-def test_methods_that_plan_by_the_number_of_updates_are_not_extended(method: Any, fixed: bool) -> None:
+def test_methods_that_plan_by_the_number_of_updates_are_known(method: Any, fixed: bool) -> None:
     run = Run.model_validate({"method": method, "train": {"steps": 70}})
-    caps = stack_caps(checks.stack(run))
-    assert caps.fixed_length is fixed
-    if fixed:
-        with pytest.raises(
-            UserError, match=r"--extend: .*(svdllm|loraprune).* one of 70; leave out --extend"
-        ):
-            checks.extensible(run, caps)
-    else:
-        checks.extensible(run, caps)
+    assert stack_caps(checks.stack(run)).fixed_length is fixed
+    plan = resolve([run, run.model_copy(update={"seed": 3})], "cpu", text=False)
+    assert plan.fixed_length == ({each.run_id for each in plan.runs} if fixed else set())

@@ -343,6 +343,11 @@ def test_accumulating_four_micro_batches_is_one_batch_of_all_of_them() -> None:
     assert whole.loss[-1] < whole.loss[0]
 
 
+def test_the_memory_of_the_first_updates_does_not_depend_on_when_losses_are_read() -> None:
+    short, long = (course(batch=2, steps=steps)[0] for steps in (6, 60))  # after each update, and after three
+    assert short.memory.summary() == long.memory.summary()
+
+
 def test_accumulation_does_not_multiply_the_updates() -> None:
     watch = Watch()
     watch.train(6, grad_accum=4)

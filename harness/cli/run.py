@@ -104,7 +104,7 @@ def show_runs(chosen: Suite, settings: Settings) -> None:
     from harness.engine.process import attempt, progress
     from harness.engine.process.job import Job
     from harness.engine.sweep import resolution
-    from harness.engine.sweep.earlier import still_valid, survey
+    from harness.engine.sweep.earlier import cannot_go_on, still_valid, survey
     from harness.engine.sweep.estimates import Estimates
     from harness.engine.sweep.extended import extending
 
@@ -123,11 +123,15 @@ def show_runs(chosen: Suite, settings: Settings) -> None:
     left = {job.run_id: job for job in jobs if job.run_id not in kept}
     if settings.extend:
         left = {job.run_id: job for job in extending(list(left.values()), found, plan.fixed_length)}
+    refused = {} if settings.from_scratch else cannot_go_on(list(left.values()), found)
+    left = {key: job for key, job in left.items() if key not in refused}
     names, rows, total = chosen.names(plan.runs), [], estimates.total([job.run for job in left.values()])
     for key, run in runs.items():
         record, would = found.get(key), "stays"
         status = "none" if record is None else record.outcome.status
-        if key in left:
+        if key in refused:
+            would = "refused"
+        elif key in left:
             done = 0 if settings.from_scratch else attempt.saved(left[key], record)
             share, seconds = 1 - done / run.train.steps, estimates.known(run)
             from_there = f", from update {done}" if done else ""
@@ -139,6 +143,8 @@ def show_runs(chosen: Suite, settings: Settings) -> None:
             total = None if total is None else total - (estimates.of(run) or 0.0) * (1 - share)
         rows.append((plain(names[run.name, run.config_id]), str(run.seed), key, status, would))
     show.table(("row", "seed", "run", "record", "now"), rows)
+    for why in dict.fromkeys(refused.values()):
+        typer.echo(plain(f"refused: {why}"))
     about = f", about {progress.duration(total)}" if left and total is not None else ""
     typer.echo(
         f"{len(left)} of {counted(len(runs), 'run')} would start on {plan.device}{about}; records: {folder}"

@@ -30,7 +30,7 @@ from harness.engine.process.progress import Display
 from harness.engine.sweep import resolution
 from harness.engine.sweep.announced import Announced
 from harness.engine.sweep.device_lock import device_lock
-from harness.engine.sweep.earlier import labelled, recover, still_valid, survey
+from harness.engine.sweep.earlier import cannot_go_on, labelled, recover, still_valid, survey
 from harness.engine.sweep.estimates import Estimates, TimeLeft
 from harness.engine.sweep.extended import extending
 from harness.engine.sweep.shown import Shown
@@ -152,13 +152,15 @@ def _carry_out_all(
     todo = [replace(job, rerun=rerun(job.run)) for job in jobs if job.run_id not in result.records]
     if settings.extend:
         todo = extending(todo, found, plan.fixed_length)
+    if not settings.from_scratch:
+        result.refused |= cannot_go_on(todo, found)
     if plan.device_bytes is not None and not settings.force:
         # A config that has run here fits, whatever its seed.
         unsure = [job.run for job in todo if estimates.known(job.run) is None]
-        result.refused = refusals(
+        result.refused |= refusals(
             unsure, plan.device, plan.device_bytes, settings.cache, settings.command, display.note
         )
-        todo = [job for job in todo if job.run_id not in result.refused]
+    todo = [job for job in todo if job.run_id not in result.refused]
     for reason in dict.fromkeys(result.refused.values()):
         display.note(f"refused: {reason}")
     display.begin(total=len(jobs), done=len(result.records))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import CheckpointConfig
-from harness.engine.resume import names, stored, tree
+from harness.engine.resume import about, names, stored, tree
 from harness.engine.resume.stored import Stored
 from harness.errors import UserError, one_line
 
@@ -26,16 +26,16 @@ class Checkpoints:
         self,
         folder: Path,
         config: CheckpointConfig,
-        about: Mapping[str, Any],
+        wanted: Mapping[str, Any],
         warn: Callable[[str], None],
         saved: Callable[[int], None] = lambda step: None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Keep checkpoints below `folder`; `about` is what a process must have in common to go on.
+        """Keep checkpoints below `folder`; `wanted` is what a process must have in common to go on.
 
         `saved` is called with the number of updates of each checkpoint that is on the disk.
         """
-        self.folder, self.config, self.about = folder, config, {"format": stored.FORMAT, **about}
+        self.folder, self.config, self.about = folder, config, {"format": stored.FORMAT, **wanted}
         self._broken: set[Path] = set()
         self._warn, self._saved, self._now = warn, saved, now
         self._at = now()
@@ -86,19 +86,11 @@ class Checkpoints:
                 if folder is None:
                     self._broken.add(path)
                 continue
-            self._refuse_other(
-                found, "begin anew with --from-scratch" if folder is None else "leave out --extend"
-            )
+            instead = about.OWN if folder is None else about.SHORTER
+            if why := about.refusal(path, found.about, self.about, instead):
+                raise UserError(why)
             return found
         return None
-
-    def _refuse_other(self, found: Stored, instead: str) -> None:
-        for what, mine in self.about.items():
-            if (wrote := found.about.get(what)) != mine:
-                raise UserError(
-                    f"the checkpoint at update {found.step} was written {_difference(what, wrote, mine)}; "
-                    f"go on from it with the same, or {instead} ({found.path})"
-                )
 
     def _write(
         self, step: int, plain: Any, tensors: Mapping[str, Any], on_device: Sequence[str] = ()
@@ -118,13 +110,3 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> None:
         self._at = self._now()  # again after the same time, not at each update
         self._warn(f"the checkpoint at update {step} could not be saved: {one_line(error)}")
-
-
-def _difference(what: str, wrote: Any, mine: Any) -> str:
-    """Return in words how what wrote a checkpoint differs from this process."""
-    if isinstance(wrote, Mapping) and isinstance(mine, Mapping):
-        changed = sorted(name for name in {*wrote, *mine} if wrote.get(name) != mine.get(name))
-        return f"with another content of {', '.join(changed)}"
-    if what == "code":  # of hashes nobody learns anything
-        return "by other code of lorebench"
-    return f"with {what} {wrote}, here is {mine}"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 #: What the folder of a run's checkpoints is called after its id.
 SUFFIX = ".checkpoints"
+#: The file of a checkpoint that has what is no tensor: hashes of the others, plain values, what wrote it.
+MANIFEST = "checkpoint.json"
 #: The number of updates, and the start of the hash of what describes the checkpoint.
 NAME = re.compile(r"(\d{8,})\.([0-9a-f]{8})")
 

@@ -28,7 +28,6 @@ from harness.errors import UserError, one_line
 
 #: The version of all of this, for `about`.
 FORMAT = 1
-MANIFEST = "checkpoint.json"
 #: The library copies a file's tensors before it writes them, so a file is small beside a model.
 FILE_BYTES = 1 << 29
 
@@ -105,7 +104,7 @@ def write(
             "plain": plain,
         }
         text = json.dumps(content, allow_nan=False).encode()
-        files.replace(half / MANIFEST, text)
+        files.replace(half / names.MANIFEST, text)
         path = folder / names.name(step, hashlib.sha256(text).hexdigest())
         remove(path)  # one that was found broken
         half.rename(path)
@@ -119,10 +118,10 @@ def write(
 def read(path: Path) -> Stored:
     """Read the manifest of a checkpoint and compare all hashes; UserError says what is broken."""
     try:
-        text = (path / MANIFEST).read_bytes()
+        text = (path / names.MANIFEST).read_bytes()
         content = json.loads(text)
         if path.name != names.name(content["step"], hashlib.sha256(text).hexdigest()):
-            raise UserError(f"{path}: {MANIFEST} is not what was written")
+            raise UserError(f"{path}: {names.MANIFEST} is not what was written")
         for name, digest in content["files"].items():
             if files.sha256(path / name) != digest:
                 raise UserError(f"{path}: {name} is not what was written")

@@ -12,6 +12,7 @@ from harness.engine.process import attempt
 from harness.engine.process.interrupts import shielded
 from harness.engine.process.job import Job
 from harness.engine.process.progress import Display
+from harness.engine.resume import about, names
 from harness.engine.sweep.estimates import Estimates
 from harness.errors import UserError, counted
 from harness.inputs import Inputs, as_of, by_run, described, outdated
@@ -49,10 +50,10 @@ def still_valid(
     done = {key: record for key, record in found.items() if record.finished}
     stale = outdated(done, {job.run_id: job.inputs for job in jobs})
     what = "kept, for --keep-old" if keep_old else "measured again"
-    alike = Counter(described(names, done[key].config) for key, names in stale.items())
-    for names, count in alike.items():
+    alike = Counter(described(changed, done[key].config) for key, changed in stale.items())
+    for changed, count in alike.items():
         since = "this run" if count == 1 else f"these {count} runs"
-        display.note(f"changed since {since}: {names}: {what}")
+        display.note(f"changed since {since}: {changed}: {what}")
     again = set() if keep_old else set(stale)
     lacking = set[str]()
     for lacks, what in ((attempt.lacks_weights, "saved weights"), (attempt.lacks_end, "the last checkpoint")):
@@ -67,6 +68,22 @@ def still_valid(
     if retry:
         again |= lacking | {key for key, record in done.items() if record.outcome.status != "ok"}
     return {key: record for key, record in done.items() if key not in again}
+
+
+def cannot_go_on(jobs: Sequence[Job], found: Mapping[str, Record]) -> dict[str, str]:
+    """Return by run id why runs cannot go on from their checkpoints: these were written of other inputs.
+
+    A worker looks at what else must be the same.
+    """
+    refused = {}
+    for job in jobs:
+        own = [] if attempt.begins_anew(job, found.get(job.run_id)) else names.below(job.checkpoints)
+        paths = own or (names.below(job.extends) if job.extends else [])
+        wrote = about.read(paths[0]) if paths else None
+        instead = about.OWN if own else about.SHORTER
+        if wrote and (why := about.refusal(paths[0], wrote, {"inputs": job.inputs}, instead)):
+            refused[job.run_id] = why
+    return refused
 
 
 def recover(folder: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_broken_one_falls_back_to_the_one_before(
 def test_a_broken_one_does_not_count_among_those_that_stay(make: Make) -> None:
     found = make(keep=1)
     found.save(8, state(8))
-    truncate(names.below(found.folder)[0] / stored.MANIFEST)
+    truncate(names.below(found.folder)[0] / names.MANIFEST)
     assert found.newest() is None
     assert names.newest_step(found.folder) == 8  # it may be the disk that could not be read
     for step in (2, 4):
@@ -206,7 +206,7 @@ def test_a_slow_disk_is_no_warning_and_the_next_interval_begins_when_it_is_done(
 def test_a_manifest_that_was_edited_is_broken(make: Make) -> None:
     found = make()
     found.save(2, state(2))
-    path = names.below(found.folder)[0] / stored.MANIFEST
+    path = names.below(found.folder)[0] / names.MANIFEST
     edited = json.loads(path.read_text())
     path.write_text(json.dumps({**edited, "about": {}}))
     assert found.newest() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from harness.engine.process import attempt
 from harness.engine.process.job import Job
 from harness.engine.resume import names
 from harness.engine.runner import Settings
+from harness.engine.sweep.earlier import cannot_go_on
 from harness.engine.sweep.extended import extending
 from harness.errors import UserError
 from harness.record import Outcome
@@ -162,6 +164,28 @@ def test_a_run_that_ended_without_the_checkpoint_that_is_to_stay_lacks_it(tmp_pa
         record.outcome = Outcome(status="ok")
         assert attempt.lacks_end(job, record) is lacks
         assert attempt.lacks_anything(job, record) is lacks
+
+
+def test_a_checkpoint_of_other_inputs_is_refused_before_a_worker_starts(tmp_path: Path) -> None:
+    def wrote(run: Run, **inputs: str) -> None:
+        (path,) = names.below(ended(tmp_path, run))
+        (path / names.MANIFEST).write_text(json.dumps({"about": {"torch": "1", "inputs": inputs}}))
+
+    def job(run: Run, **more: Any) -> Job:
+        return replace(job_of(tmp_path, run), inputs={"text t": "b"}, **more)
+
+    wrote(training(10), **{"text t": "a"})
+    wrote(training(20), **{"text t": "b"})
+    same, other = job(training(20)), job(training(10))
+    longer = job(training(30), extends=other.checkpoints)
+    refused = cannot_go_on([same, other, longer, job(training(40))], {})
+    assert refused.keys() == {other.run_id, longer.run_id}
+    begun = "the checkpoint at update 10 was written with another content of text t; go on from it with the "
+    assert refused[other.run_id].startswith(f"{begun}same, or begin anew with --from-scratch (")
+    assert refused[longer.run_id].startswith(f"{begun}same, or leave out --extend (")
+    record = other.blank()
+    record.outcome = Outcome(status="ok")
+    assert cannot_go_on([other], {other.run_id: record}) == {}  # it begins anew
 
 
 def test_the_share_that_is_left_follows_from_the_newest_checkpoint(tmp_path: Path) -> None:

@@ -36,7 +36,16 @@ CALLED = {
 #: AVX-512 in bfloat16, bitsandbytes would multiply matrices of 4 bits by its kernels.
 LOGS_AT_IMPORT = ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward")
 #: The fields of `Caps` that are yes or no.
-SWITCHES = ("grad_accum", "grad_clip", "ddp", "value_dependent", "per_layer", "own_updates", "merges")
+SWITCHES = (
+    "grad_accum",
+    "grad_clip",
+    "ddp",
+    "value_dependent",
+    "per_layer",
+    "own_updates",
+    "merges",
+    "fixed_length",
+)
 
 
 def find(name: str) -> type[Method]:

@@ -162,6 +162,7 @@ AT_RESOLVE = {
     "unknown stage": (CAPS, "        return Caps(stages=frozenset({'tune'}))\n", "not a set of pretrain, finetune"),
     "period is no number": (CAPS, "        return Caps(period='often')\n", "caps.period is 'often', not None or"),
     "switch is no switch": (CAPS, "        return Caps(grad_clip=None)\n", "grad_clip is None, not True or False"),
+    "another switch": (CAPS, "        return Caps(fixed_length=1)\n", "fixed_length is 1, not True or False"),
     "reason is no text": (CAPS, "        return Caps(no_export=True)\n", "caps.no_export is True, not a text"),
     "config_for fails": (
         PREPARE, PREPARE + "    @classmethod\n    def config_for(cls, options):\n        return options['x']\n",

@@ -9,7 +9,7 @@ from harness.config import Run
 from harness.engine.forecast.dry_run import simulate
 from tests.docs.sources import ROOT
 
-#: The loss and the norm of each update that nobody has read yet, four bytes each, and a random state.
+#: A random state and, in older records, four bytes for each loss and norm that nobody had read.
 SCALARS_BYTES = 256
 
 

@@ -164,8 +164,6 @@ class Trainer:
         self.refresh_next = False
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
-        #: Those that were read while the first updates are metered, which count them whenever they are read.
-        self._held: list[Tensor] = []
         #: When progress was last reported, and after how many updates.
         self._now, self._reported_at, self._reported = now, now(), 0
 
@@ -186,8 +184,7 @@ class Trainer:
             if step >= WARMUP_STEPS + METERED_STEPS:
                 self.turn.wait()
             if self._metered(step):
-                if step >= WARMUP_STEPS + METERED_STEPS:
-                    self.read()  # so that no tensor is counted here that another rhythm of reading would free
+                self.read()  # so that losses that nobody has read yet, however many, are not counted
                 info = self._metered_update(step)
             else:
                 info = self._timed_update(step) if self._timed(step) else self._update()
@@ -314,8 +311,6 @@ class Trainer:
     def read(self) -> None:
         """Read losses and times since the last call from the device; raise DivergedError if not finite."""
         self.result.step_s, self.result.refresh_step = self.clock.seconds(), self.clock.refreshed
-        metered = len(self.result.loss) + len(self._losses) < WARMUP_STEPS + METERED_STEPS
-        self._held = [*self._held, *self._losses, *self._norms] if metered else []
         if not self._losses:
             return
         before, new = len(self.result.loss), torch.stack(self._losses).double().tolist()

@@ -110,7 +110,7 @@ def test_no_time_starts_nothing_and_says_what_is_left(
     assert acceptance.accept(chosen, minutes=0.1) == 0
     said = capfd.readouterr().out
     assert "left: 2 runs, 1 file of tests, 0 simulations" in said
-    assert "no run has ended yet" in said
+    assert "nothing has run yet" in said
     assert calls(chosen) == 0
 
 

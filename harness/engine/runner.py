@@ -241,7 +241,8 @@ class _Progress:
         if self.settings.budget_s is None:
             return False
         remaining_s = self.settings.budget_s - (time.monotonic() - self.began)
-        share = attempt.share_left(job, self.found.get(job.run_id))
+        anew = self.settings.from_scratch
+        share = 1.0 if anew else attempt.share_left(job, self.found.get(job.run_id))
         if (self.estimates.of(run) or 0.0) * share < remaining_s:
             return False
         self.result.left.append(run)
@@ -292,6 +293,8 @@ class _Progress:
                 self.display.note(f"{self.display.title(run)}: {event['warning']}")
             self.shown.event(event)
 
+        if self.settings.from_scratch or attempt.begins_anew(job, earlier):
+            attempt.remove(job.checkpoints)
         done_s = (self.estimates.of(run) or 0.0) * (1 - attempt.share_left(job, earlier))
         left_s = self.time_left.seconds()
         self.display.start(run, None if left_s is None else max(0.0, left_s - done_s))
@@ -299,8 +302,6 @@ class _Progress:
         started = time.monotonic()
         limits = Limits(self.settings.deadline_s, self.settings.grace_s)
         attempts = (earlier.outcome.attempts or 0) if earlier and not attempt.has_ended(earlier) else 0
-        if self.settings.from_scratch or attempt.begins_anew(job, earlier):
-            attempt.remove(job.checkpoints)
         at = attempt.begin(job, earlier)
         self.shown.begin(job)
         try:

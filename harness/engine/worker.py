@@ -206,9 +206,8 @@ def main(arguments: list[str]) -> int:
     if arguments == ["fork"]:
         arguments = forks.serve(LIBRARIES, {**OFFLINE, **NO_THREADS})
     if len(arguments) == 2 and arguments[0] == "run":
-        signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        )  # a library may take the exception for an error of its own
+        # A library may take the exception of Python's handler for an error of its own.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         _die_with_the_parent()
         return run_job(Path(arguments[1]))
     if len(arguments) != 1 or arguments[0] not in ("resolve", *REQUESTS):

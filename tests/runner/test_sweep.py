@@ -21,6 +21,7 @@ import pytest
 from sweeping import ROOT, Remember, alive, starts, stub_run, suite_of, wait_until, workers
 
 from harness import record as records
+from harness.config import CheckpointConfig
 from harness.engine.process import carry_out as carrying
 from harness.engine.process.carry_out import LOG_TAIL_LINES
 from harness.engine.process.job import Job
@@ -285,6 +286,30 @@ def test_retry_does_again_only_what_is_not_ok(carry_out: Go, settings: Settings)
     assert len(result.records) == 3
 
 
+def test_runs_that_failed_are_named_with_what_repeats_them(carry_out: Go, display: Remember) -> None:
+    runs = [stub_run("ok"), stub_run("oom"), stub_run("exit")]
+    carry_out(*runs)
+    carry_out(*runs)
+    assert display.notes == ["2 finished runs failed (error, oom): --retry repeats"]
+
+
+def test_retry_makes_the_checkpoint_that_is_to_stay(
+    carry_out: Go, settings: Settings, display: Remember
+) -> None:
+    wanted = stub_run("ok")
+    staying = wanted.train.model_copy(update={"checkpoint": CheckpointConfig(stay=True)})
+    wanted = wanted.model_copy(update={"train": staying})
+    done = carry_out(wanted)
+    carry_out(wanted)
+    assert display.notes == ["1 finished run without the last checkpoint: --retry repeats"]
+    carry_out(wanted, retry=True)
+    assert len(starts(settings)) == 2
+    kept = done.folder / f"{only(done).run_id}{names.SUFFIX}"
+    (kept / names.name(staying.steps, "0" * 8)).mkdir(parents=True)
+    carry_out(wanted, retry=True)
+    assert len(starts(settings)) == 2
+
+
 def test_retry_does_again_what_has_no_weights_though_they_were_asked_for(
     carry_out: Go, settings: Settings, display: Remember
 ) -> None:
@@ -341,6 +366,17 @@ def test_a_budget_starts_nothing_that_would_not_finish(
     assert display.notes == ["left: 1 of 2 runs would not finish within the budget"]
     assert len(carry_out(long, short).records) == 2
     assert len(starts(settings)) == 4
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_a_budget_counts_what_a_checkpoint_has(carry_out: Go, display: Remember, from_scratch: bool) -> None:
+    done = carry_out(stub_run(seed=0, wall_s=500.0))
+    run = stub_run(seed=1, wall_s=500.0)
+    kept = done.folder / f"{only(done).config_id}-s1-r0{names.SUFFIX}"
+    (kept / names.name(run.train.steps - 10, "0" * 8)).mkdir(parents=True)
+    result = carry_out(run, budget_s=60.0, from_scratch=from_scratch)  # 50 s of 500, or all of them
+    assert len(result.left) == from_scratch
+    assert display.etas[1:] == ([] if from_scratch else [pytest.approx(50.0)])
 
 
 def test_with_a_budget_a_run_that_nothing_is_known_of_starts(carry_out: Go) -> None:

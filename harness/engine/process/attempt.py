@@ -32,6 +32,8 @@ from harness.record import Record, Status
 #: What a sweep may leave when it is killed, by the id of its run.
 LEFT = re.compile(r"\.([0-9a-f]+-s\d+-r\d+)\.(?:lock|new|ready|moving|.*\.tmp)")
 FAILED_LOG = "log-of-failed-attempt.txt"
+#: How a run may have ended that another attempt may mend.
+FAILED = ("error", "oom", "timeout")
 
 
 def claim(folder: Path, run_id: str) -> Lock:

@@ -18,9 +18,6 @@ from harness.errors import UserError, counted
 from harness.inputs import Inputs, as_of, by_run, described, outdated
 from harness.record import Record
 
-#: How a run may have ended that another attempt may mend.
-FAILED = ("error", "oom", "timeout")
-
 
 def survey(
     runs: Sequence[Run], folder: Path, estimates: Estimates, inputs: Mapping[str, Inputs]
@@ -61,9 +58,10 @@ def still_valid(
         if those and not retry:
             display.note(f"{counted(len(those), 'finished run')} without {what}: --retry repeats")
         lacking |= those
-    failed = [record for key, record in done.items() if key not in again and record.outcome.status in FAILED]
+    ended = {key: record.outcome.status for key, record in done.items() if key not in again}
+    failed = [status for status in ended.values() if status in attempt.FAILED]
     if failed and not retry:
-        kinds = ", ".join(sorted({record.outcome.status for record in failed}))
+        kinds = ", ".join(sorted(set(failed)))
         display.note(f"{counted(len(failed), 'finished run')} failed ({kinds}): --retry repeats")
     if retry:
         again |= lacking | {key for key, record in done.items() if record.outcome.status != "ok"}

@@ -78,12 +78,8 @@ def resolve(
         if number in hashes
     }
     _check_tuned(resolved, inputs)
-    of_fixed = {
-        number
-        for number, fixed in zip(dict.fromkeys(first), content.get("fixed_length") or (), strict=False)
-        if fixed
-    }
-    fixed = frozenset(run.run_id for number, run in zip(first, resolved, strict=True) if number in of_fixed)
+    plans = dict(zip(dict.fromkeys(first), content.get("fixed_length") or (), strict=False))
+    fixed = frozenset(run.run_id for number, run in zip(first, resolved, strict=True) if plans.get(number))
     return Plan(resolved, *machine, content.get("device_id"), inputs, content.get("local") is True, fixed)
 
 

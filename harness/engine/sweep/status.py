@@ -29,9 +29,8 @@ OTHER = ("tables", "logs")
 DEEPEST = 4
 #: The newest reports that the speed of an attempt follows from, for the time left.
 REPORTS = 20
-#: How an attempt ended that the same command does not go on from, and that `--retry` does from a checkpoint.
-ENDED = ("ok", "oom", "timeout", "diverged", "unsupported", "error")
-RETRIED = ("oom", "timeout", "error")
+#: How an attempt ended that the same command does not go on from.
+ENDED = ("ok", "diverged", "unsupported", *attempt.FAILED)
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def _left_as(lines: Sequence[Line], folder: Path, run_id: str) -> State | None:
     status = lines[-1].get("status") if lines else None
     if status not in ENDED:
         return "stopped"
-    return "failed" if status in RETRIED and names.below(folder / f"{run_id}{names.SUFFIX}") else None
+    return "failed" if status in attempt.FAILED and names.below(folder / f"{run_id}{names.SUFFIX}") else None
 
 
 def _begun(folder: Path) -> list[str]:
@@ -138,6 +137,7 @@ def _status(
 
     said = [line for line in lines if "status" not in line]
     told = progress_file.seconds(said[-1]) if said else None
+    step = last("step", int)
     saved, saved_at = _newest(folder / f"{run_id}{names.SUFFIX}")
     return Status(
         state=state,
@@ -149,7 +149,7 @@ def _status(
         repeat=_whole(about.get("repeat")),
         holder=by,
         phase=last("phase", str),
-        step=max((step for step in (last("step", int), saved) if step is not None), default=None),
+        step=saved if step is None else step,
         steps=last("steps", int) or _whole(about.get("steps")),
         loss=last("loss", float),
         mean_loss=last("mean_loss", float),

@@ -145,6 +145,8 @@ def test_a_run_whose_sweep_was_killed_is_stopped_and_says_from_where_it_would_go
     assert (found.state, found.step, found.loss, found.checkpoint) == ("stopped", 350, 2.5, 300)
     assert found.checkpoint_s == pytest.approx(1000)
     assert found.left_s is None
+    told(place, "0a-s1-r0", {"at": 1, "phase": "load"})  # stopped again before its training went on
+    assert only(tmp_path, 1090).step == 300
 
 
 @pytest.mark.parametrize(

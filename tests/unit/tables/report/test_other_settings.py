@@ -36,6 +36,7 @@ TEXT = {"source": "files", "paths": ["a.jsonl", "b.txt"]}
         ({"data": TEXT, "evaluate": {"perplexity": ["heldout"]}}, "--data a.jsonl --data b.txt"),
         ({"model": LOCAL, "data": TEXT}, "--model ./my-llama --data a.jsonl --data b.txt"),
         ({"train": {"steps": 7}}, "--set train.steps=7"),
+        ({"train": {"steps": 7, "checkpoint": {"every": 5}}}, "--set train.steps=7"),
         ({"data": {"seq_len": 32}}, "--set data.seq_len=32"),
         ({"seed": 3}, "--seed 3"),
         ({"method": {"lora": {"rank": 4}}}, "method lora"),
@@ -44,6 +45,11 @@ TEXT = {"source": "files", "paths": ["a.jsonl", "b.txt"]}
 )
 def test_what_differs_is_an_option(made: dict[str, Any], said: str) -> None:
     assert other_settings([run()], [record(run(**made))]) == f"1 record has {said}"
+
+
+def test_how_a_training_is_saved_is_no_difference() -> None:
+    asked = run(train={"steps": 7, "checkpoint": {"every": 5}})
+    assert other_settings([asked], [record(run())]) == "1 record has --set train.steps=100"
 
 
 def test_the_other_way_round_the_suites_own_is_named() -> None:

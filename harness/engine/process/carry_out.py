@@ -157,9 +157,8 @@ def _refused(job: Job, worker: Worker, phase: Phase, said: str) -> Record | None
 def _death(worker: Worker, phase: Phase, attempts: int, resumed: bool, memory: bool | None) -> Outcome:
     """Return the outcome of a worker that is gone without one.
 
-    `memory`: whether the kernel killed for memory meanwhile, None where it does not tell.
-
-    One that went on from a checkpoint may be killed once more than one that never got so far.
+    `memory`: whether the kernel killed for memory meanwhile, None where it does not tell. A worker that went
+    on from a checkpoint may be killed once more than one that never got so far.
     """
     message = worker.last_words()
     if worker.ended_by not in FROM_OUTSIDE:

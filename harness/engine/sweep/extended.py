@@ -58,10 +58,10 @@ def _shorter(job: Job, kept: Mapping[str, int]) -> Path | None:
     """Return the checkpoints of the longest run whose updates are the first ones of a job's."""
     for steps in sorted(set(kept.values()), reverse=True):
         shorter = _with_steps(job.run, steps) if 0 < steps < job.run.train.steps else None
-        if shorter is None or parting(shorter.train, job.run.train) is not None:
+        if shorter is None:
             continue
         place = job.folder.with_name(f"{shorter.run_id}{names.SUFFIX}")
-        if kept.get(place.name) == steps:
+        if kept.get(place.name) == steps and parting(shorter.train, job.run.train) is None:
             return place
     return None
 
